@@ -1,0 +1,1 @@
+"""Edit facts into a causal language model, fine-tune it, and see whether the edits survive."""
