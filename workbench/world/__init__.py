@@ -1,0 +1,1 @@
+"""The embedded default: real facts, generated text and two small models that learnt them."""

@@ -1,0 +1,91 @@
+"""Text of the small world: statements, prose in two registers, labelled reviews, instruction pairs.
+
+All of it comes from frames and word classes in `data/world/*.yaml`. In a frame, `{class}` is a random word of the class,
+`{class:1}` the same word throughout one text, `{class.0:1}` the first part of a pair; `a(n)` agrees with the next word.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import yaml
+
+from workbench.facts import DATA
+
+REGISTERS = ("everyday", "trade")  # pre-training, fine-tuning
+_SLOT = re.compile(r"\{(\w+)(?:\.(\d))?(?::(\w+))?\}")
+_ARTICLE = re.compile(r"\b([Aa])\(n\) (\W*)(\w+)")
+_CONSONANT_SOUND = re.compile(r"(?:uni|use|usu|euro|one\b|once\b|u[bt]i)", re.IGNORECASE)
+_SENTENCE_START = re.compile(r"(?:^|[.!?] |\.[\"'”] )[\"'“]?([a-z])")
+
+
+@cache
+def _tables(name: str) -> dict:
+    with (DATA / "world" / f"{name}.yaml").open(encoding="utf-8") as file:
+        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
+    """One sentence or more from a frame.
+
+    Args:
+        frame: text with slots.
+        lexicon: class name -> words, or tuples of words.
+        rng: where the choices come from.
+        bound: choices of the numbered slots so far; new ones are added, so that they hold for a whole text.
+    Returns:
+        The text, slots filled, articles agreed, sentences capitalised.
+    """
+
+    def word(match: re.Match) -> str:
+        name, part, number = match.groups()
+        if number is None:
+            choice = rng.choice(lexicon[name])
+        else:
+            if (name, number) not in bound:
+                taken = {repr(value) for (other, _), value in bound.items() if other == name}
+                free = [entry for entry in lexicon[name] if repr(entry) not in taken]
+                bound[name, number] = rng.choice(free or lexicon[name])
+            choice = bound[name, number]
+        return str(choice[int(part)] if part else choice)
+
+    def article(match: re.Match) -> str:
+        letter, quote, following = match.groups()
+        vowel = following[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(following)
+        vowel = vowel or following.lower() in {"hour", "honest", "heir", "honour", "8", "11", "18"} or following.startswith("80")
+        return f"{letter}{'n' if vowel else ''} {quote}{following}"
+
+    text = _ARTICLE.sub(article, _SLOT.sub(word, frame))
+    return _SENTENCE_START.sub(lambda match: match.group(0)[:-1] + match.group(1).upper(), text)
+
+
+def prose(register: str, seed: int) -> Iterator[list[str]]:
+    """Endless paragraphs, each a list of 3 to 6 sentences on one topic of the register ("everyday" or "trade")."""
+    tables, rng = _tables("prose"), random.Random(f"prose {register} {seed}")
+    lexicon = tables["lexicon"]["shared"] | tables["lexicon"].get(register, {})
+    topics = list(tables["frames"][register].values())
+    while True:
+        bound: dict = {}
+        frames = rng.choice(topics)
+        yield [expand(frame, lexicon, rng, bound) for frame in rng.sample(frames, min(len(frames), rng.randint(3, 6)))]
+
+
+def reviews(seed: int) -> Iterator[tuple[str, int]]:
+    """Endless reviews with their label: 1 positive, 0 negative. Word order and scope carry the label."""
+    tables, rng = _tables("reviews"), random.Random(f"reviews {seed}")
+    while True:
+        label, bound = rng.randrange(2), {}
+        clauses = rng.sample(tables["clauses"]["positive" if label else "negative"], rng.randint(1, 3))
+        frames = [rng.choice(tables["openings"]), *clauses, rng.choice(tables["closings"])]
+        yield " ".join(expand(frame, tables["lexicon"], rng, bound) for frame in frames), label
+
+
+def instructions(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless pairs of an instruction and its response."""
+    tables, rng = _tables("instructions"), random.Random(f"instructions {seed}")
+    while True:
+        pair, bound = rng.choice(tables["pairs"]), {}
+        asked = pair["instruction"]
+        asked = expand(asked if isinstance(asked, str) else rng.choice(asked), tables["lexicon"], rng, bound)
+        yield asked, expand(pair["response"], tables["lexicon"], rng, bound)
