@@ -1,0 +1,116 @@
+"""Tiny random models for every test; the models of the small world for the tests that need a trained one."""
+
+import itertools
+
+import huggingface_hub
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from workbench import facts, models
+from workbench.world import pretrain
+
+END = "<|endoftext|>"
+TINY = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "n_inner": 48,  # what GPT-2 calls intermediate_size
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def apart_from_the_world(tmp_path_factory):
+    """Own cache, no Hub, no progress bars."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TQDM_DISABLE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read from the environment at import only
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_line():
+    """Text of an exception (or of pytest's excinfo), after a look that it is one line."""
+
+    def text(error) -> str:
+        message = str(getattr(error, "value", error))
+        assert message.strip(), "the message is empty"
+        assert len(message.splitlines()) == 1, f"more than one line: {message}"
+        return message
+
+    return text
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Byte-level BPE of about 1,000 tokens, built like the world's."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=1000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(itertools.islice(pretrain.statements(1), 400), trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, model_max_length=128)
+
+
+@pytest.fixture(scope="session")
+def new_tiny(tiny_tokenizer):
+    """new_tiny(model_type, **config) -> Model: random weights and biases, `TINY` but for what is named."""
+
+    def new(model_type: str, **config) -> models.Model:
+        named = transformers.AutoConfig.for_model(model_type, **(TINY | {"vocab_size": len(tiny_tokenizer)} | config))
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            network = transformers.AutoModelForCausalLM.from_config(named).eval().requires_grad_(False)
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))  # biases too are to count
+        return models.Model(network=network, tokenizer=tiny_tokenizer, architecture=models.architecture_of(network.config), name=f"tiny {model_type}")
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory, new_tiny):
+    """Architecture -> folder of a tiny random model with its tokenizer. To be read only; copy one to change it."""
+    folders = {}
+    for model_type in ("gpt2", "llama"):
+        folders[model_type] = tmp_path_factory.mktemp(model_type)
+        model = new_tiny(model_type)
+        model.network.save_pretrained(folders[model_type])
+        model.tokenizer.save_pretrained(folders[model_type])
+    return folders
+
+
+@pytest.fixture
+def tiny_gpt2(tiny_folders):
+    return models.load(tiny_folders["gpt2"], device="cpu")
+
+
+@pytest.fixture
+def tiny_llama(tiny_folders):
+    return models.load(tiny_folders["llama"], device="cpu")
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request, tiny_folders):
+    """A tiny model of each architecture, newly loaded for each test."""
+    return models.load(tiny_folders[request.param], device="cpu")
+
+
+@pytest.fixture(scope="session", params=models.WORLD_MODELS)
+def world(request):
+    """A model of the small world; shared, so leave it as it was."""
+    folder = facts.DATA / "world" / "models" / request.param
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"{folder} holds no model: run `make pretrain`")
+    return models.load(request.param, device="cpu")

@@ -1,0 +1,234 @@
+"""C = E[k k'] is what a plain loop over the same tokens finds; it is collected once and kept under a fingerprint of all that it depends on."""
+
+import itertools
+
+import pytest
+import safetensors.torch
+import torch
+
+from workbench import closed_form, moments
+from workbench.activations import recorded
+from workbench.facts import BadInput
+from workbench.moments import second_moments
+from workbench.world import text
+
+TOKENS = 2500  # 20 rows, more than one batch, the last row not full
+WIDTH = 127  # tokens of a row without BOS
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "moments"
+
+
+def everyday(count: int) -> list[str]:
+    return [" ".join(sentences) for sentences in itertools.islice(text.prose("everyday", seed=1), count)]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A file of paragraphs."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(everyday(120)), encoding="utf-8")
+    return str(path)
+
+
+def plain_loop(model, layer: int, tokens: int = TOKENS, first: int = 1) -> torch.Tensor:
+    """Token by token in float64, over rows of BOS and running text; `first` = 0 counts BOS too."""
+    stream = [token for paragraph in everyday(120) for token in model.tokenizer(paragraph)["input_ids"]]
+    total, seen = torch.zeros(48, 48, dtype=torch.float64), 0
+    for start in range(0, tokens, WIDTH):
+        row = torch.tensor([[model.tokenizer.bos_token_id, *stream[start : start + WIDTH]]])
+        with recorded({"key": model.down_projection(layer)}, inputs=True) as record:
+            model.network(input_ids=row)
+        for key in record["key"][0, first:].double():
+            if seen < tokens:
+                total += torch.outer(key, key)
+                seen += 1
+    return total / tokens
+
+
+def off(found, expected) -> float:
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_matrix_equals_a_plain_loop_over_the_same_tokens(tiny, corpus, layer):
+    found = second_moments(tiny, [0, 2], corpus, TOKENS)[layer]
+    assert (found.layer, found.tokens, found.matrix.shape, found.matrix.dtype) == (layer, TOKENS, (48, 48), torch.float32)
+    assert off(found.matrix, plain_loop(tiny, layer)) < 1e-5
+    assert off(found.matrix, plain_loop(tiny, 2 - layer)) > 1e-2
+
+
+def test_bos_is_not_counted(tiny, corpus):
+    found = second_moments(tiny, [1], corpus, TOKENS)[1].matrix
+    assert off(found, plain_loop(tiny, 1)) < 1e-5
+    assert off(found, plain_loop(tiny, 1, first=0)) > 1e-4
+
+
+def test_exactly_so_many_tokens_are_counted(tiny, corpus):
+    found = second_moments(tiny, [1], corpus, 130)[1].matrix
+    assert off(found, plain_loop(tiny, 1, 130)) < 1e-5
+    assert off(found, plain_loop(tiny, 1, 127)) > 1e-4
+    assert off(found, plain_loop(tiny, 1, 131)) > 1e-4
+
+
+def test_without_a_number_there_are_ten_tokens_a_dimension(tiny):
+    assert second_moments(tiny, [0])[0].tokens == 480
+
+
+def test_the_world_is_its_everyday_prose(tiny, corpus):
+    assert torch.equal(second_moments(tiny, [1], "world", 500)[1].matrix, second_moments(tiny, [1], corpus, 500)[1].matrix)
+
+
+def test_the_matrix_is_symmetric_and_positive_semidefinite(tiny, corpus):
+    for moment in second_moments(tiny, range(3), corpus, TOKENS).values():
+        matrix = moment.matrix.double()
+        torch.testing.assert_close(matrix, matrix.T, rtol=1e-5, atol=1e-7)
+        values = torch.linalg.eigvalsh(matrix)
+        assert values.min() > -1e-6 * values.max()
+        assert torch.isfinite(closed_form.factorised(moment.matrix)).all()
+
+
+def test_fewer_tokens_than_dimensions_leave_it_singular(tiny, corpus):
+    with pytest.raises(closed_form.Singular):
+        closed_form.factorised(second_moments(tiny, [1], corpus, 20)[1].matrix)
+
+
+def test_collecting_leaves_model_and_hooks_alone(tiny, corpus):
+    before = {name: tensor.clone() for name, tensor in tiny.network.state_dict().items()}
+    second_moments(tiny, [1], corpus, 300)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items())
+    assert not tiny.down_projection(1)._forward_hooks
+
+
+# cache
+
+
+def test_a_second_call_reads(tiny, corpus, cache):
+    first = second_moments(tiny, [1], corpus, 300)[1]
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    second = second_moments(tiny, [1], corpus, 300)[1]
+    assert file.stat().st_mtime_ns == written
+    assert torch.equal(second.matrix, first.matrix)
+    assert second.fingerprint == first.fingerprint
+    safetensors.torch.save_file({"matrix": 7 * torch.eye(48)}, file)
+    assert torch.equal(second_moments(tiny, [1], corpus, 300)[1].matrix, 7 * torch.eye(48))
+
+
+def test_only_missing_layers_are_collected(tiny, corpus, cache):
+    second_moments(tiny, [1], corpus, 300)
+    (file,) = cache.iterdir()
+    safetensors.torch.save_file({"matrix": 7 * torch.eye(48)}, file)
+    found = second_moments(tiny, [0, 1], corpus, 300)
+    assert torch.equal(found[1].matrix, 7 * torch.eye(48))
+    assert off(found[0].matrix, plain_loop(tiny, 0, 300)) < 1e-5
+    assert len(list(cache.iterdir())) == 2
+    assert not list(cache.glob("*.partial"))
+
+
+def test_the_layers_are_collected_alike_together_and_alone(tiny, corpus, monkeypatch, tmp_path):
+    together = second_moments(tiny, [2, 0, 1], corpus, 300)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "other"))
+    assert list(together) == [0, 1, 2]
+    assert torch.equal(second_moments(tiny, [1], corpus, 300)[1].matrix, together[1].matrix)
+
+
+def changed_weights(model, corpus):
+    with torch.no_grad():
+        model.weight(2).mul_(1.001)
+    model.__dict__.pop("fingerprint", None)
+    return second_moments(model, [1], corpus, 300)
+
+
+def other_tokens(model, corpus):
+    return second_moments(model, [1], corpus, 299)
+
+
+def other_corpus(model, corpus):
+    with open(corpus, "r+", encoding="utf-8") as file:
+        file.write("Quite another beginning")
+    return second_moments(model, [1], corpus, 300)
+
+
+def other_dtype(model, corpus):
+    model.network.to(torch.bfloat16)
+    return second_moments(model, [1], corpus, 300)
+
+
+@pytest.mark.parametrize("change", [changed_weights, other_tokens, other_corpus, other_dtype])
+def test_the_fingerprint_changes_with_whatever_the_matrix_depends_on(tiny, corpus, cache, change):
+    before = second_moments(tiny, [1], corpus, 300)[1]
+    after = change(tiny, corpus)[1]
+    assert after.fingerprint != before.fingerprint
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_the_fingerprint_does_not_change_with_the_name_of_the_corpus(tiny, corpus, tmp_path, cache):
+    (tmp_path / "same.txt").write_text((tmp_path / "corpus.txt").read_text())
+    before = second_moments(tiny, [1], corpus, 300)[1]
+    assert second_moments(tiny, [1], str(tmp_path / "same.txt"), 300)[1].fingerprint == before.fingerprint
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    assert moments.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("WORKBENCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert moments.cache_folder() == tmp_path / "xdg" / "workbench"
+
+
+# what is refused
+
+
+def refusal(one_line, *args) -> str:
+    with pytest.raises(BadInput) as error:
+        second_moments(*args)
+    return one_line(error)
+
+
+def test_a_corpus_that_is_too_short_says_how_much_it_holds(tiny, tmp_path, one_line, cache):
+    path = tmp_path / "short.txt"
+    path.write_text("Moby Dick is a book.")
+    held = len(tiny.tokenizer("Moby Dick is a book.")["input_ids"])
+    message = refusal(one_line, tiny, [1], str(path), 300)
+    assert f"{str(path)!r} holds {held} tokens" in message
+    assert not cache.exists()
+
+
+def latin(path):
+    path.write_bytes("Café\n\n".encode("latin-1") * 100)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), latin], ids=["missing", "a folder", "not UTF-8"])
+def test_a_corpus_that_is_no_text_file_is_named(tiny, tmp_path, one_line, make):
+    path = tmp_path / "no-corpus"
+    make(path)
+    assert f"corpus {str(path)!r}" in refusal(one_line, tiny, [1], str(path), 300)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_keys_that_are_not_finite_name_the_layer(tiny, corpus, one_line, cache, value):
+    with torch.no_grad():
+        tiny.weight(1)[0, 0] = value
+    assert second_moments(tiny, [0, 1], corpus, 300)  # they go in before the weight
+    assert refusal(one_line, tiny, [0, 2], corpus, 300).startswith("layer 2: keys are NaN or infinite")
+
+
+def test_nothing_is_kept_of_keys_that_are_not_finite(tiny, corpus, one_line, cache):
+    with torch.no_grad():
+        tiny.weight(1)[0, 0] = float("nan")
+    refusal(one_line, tiny, [0, 2], corpus, 300)
+    assert not cache.exists()
+
+
+def test_a_layer_that_is_no_block_is_named(tiny, corpus, one_line):
+    assert "layer 3" in refusal(one_line, tiny, [0, 3], corpus, 300)
+
+
+def test_a_matrix_that_is_not_square_is_refused(one_line):
+    with pytest.raises(ValueError, match="not square") as error:
+        moments.SecondMoment(layer=0, matrix=torch.ones(3, 4), tokens=10, fingerprint="")
+    assert "(3, 4)" in one_line(error)

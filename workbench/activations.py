@@ -1,0 +1,67 @@
+"""Record or replace what modules put out (or take in), for the length of a `with`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+
+def hidden(output) -> torch.Tensor:
+    """A block's hidden states (n, length, d); some architectures put them first in a tuple."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@contextmanager
+def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
+    """A dict that holds, under each module's key, the tensor of its last call: the output, or the first input.
+
+    Args:
+        modules: key -> module.
+        inputs: record what goes in, not what comes out.
+    """
+    record: dict = {}
+
+    def keep(key):
+        def hook(module, args, output):
+            record[key] = args[0] if inputs else hidden(output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_hook(keep(key)).remove)
+        yield record
+
+
+@contextmanager
+def calls(modules: Mapping) -> Iterator[dict]:
+    """A dict that holds, under each module's key, the (args, kwargs) of its last call, so that it can be called again."""
+    record: dict = {}
+
+    def keep(key):
+        def hook(module, args, kwargs):
+            record[key] = (args, kwargs)
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(keep(key), with_kwargs=True).remove)
+        yield record
+
+
+@contextmanager
+def replaced(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not write into its arguments."""
+
+    def hook(module, args, output):
+        if isinstance(output, torch.Tensor):
+            return change(output, args[0])
+        return (change(output[0], args[0]), *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

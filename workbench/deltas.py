@@ -1,0 +1,213 @@
+"""A change of weights as a value: low-rank factors or a dense matrix per weight; apply it for a `with`, save it, load it, export it."""
+
+import copy
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from workbench.facts import BadInput
+from workbench.models import Model
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What is added to one weight W (d_out, d_in): `left @ right.T` of left (d_out, r) and right (d_in, r), or `dense` (d_out, d_in)."""
+
+    left: torch.Tensor | None = None
+    right: torch.Tensor | None = None
+    dense: torch.Tensor | None = None
+
+    def __post_init__(self):
+        low_rank = self.left is not None and self.right is not None
+        if low_rank == (self.dense is not None):
+            raise ValueError("a change is either left and right, or dense")
+        if low_rank and (self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[1]):
+            raise ValueError(f"left {tuple(self.left.shape)} and right {tuple(self.right.shape)} do not share a rank")
+        for name, tensor in self.tensors().items():
+            if not torch.isfinite(tensor).all():
+                raise BadInput(f"the change holds NaN or infinite numbers ({name}); lower the learning rate or edit in float32")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name in ("left", "right", "dense") if (value := getattr(self, name)) is not None}
+
+    def matrix(self) -> torch.Tensor:
+        """D (d_out, d_in), in the factors' dtype."""
+        return self.dense if self.dense is not None else self.left @ self.right.T
+
+    def __add__(self, other: "Change") -> "Change":
+        if self.dense is None and other.dense is None:
+            return Change(left=torch.cat([self.left, other.left], 1), right=torch.cat([self.right, other.right], 1))
+        return Change(dense=self.matrix() + other.matrix())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightDelta:
+    """The change that an edit makes.
+
+    Attributes:
+        changes: module name (a down-projection) -> Change.
+        model: name of the model it was made for; revision and fingerprint with it.
+        record: everything needed to make it again: editor, hparams, requests, prefixes, seed, fingerprint of the moments.
+    """
+
+    changes: Mapping[str, Change]
+    model: str
+    revision: str
+    fingerprint: str
+    record: Mapping = field(default_factory=dict)
+
+    def __add__(self, other: "WeightDelta") -> "WeightDelta":
+        """Both changes at once. They must be of one model."""
+        if self.fingerprint != other.fingerprint:
+            raise BadInput(f"deltas of two models cannot be added ({self.model} {self.fingerprint}, {other.model} {other.fingerprint})")
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = changes[name] + change if name in changes else change
+        parts = [part for delta in (self, other) for part in delta.record.get("parts", [delta.record])]
+        return WeightDelta(changes=changes, model=self.model, revision=self.revision, fingerprint=self.fingerprint, record={"parts": parts})
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norm of the change of each weight."""
+        return {name: change.matrix().double().norm().item() for name, change in self.changes.items()}
+
+
+def _random_state() -> list:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda]
+
+
+def _restore_random(state: list) -> None:
+    random.setstate(state[0])
+    numpy.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+@contextmanager
+def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> Iterator[None]:
+    """Whatever happens inside, afterwards the network is bit for bit as before.
+
+    Weights are copied before and copied back, never subtracted; hooks, requires_grad, train/eval mode, gradients and random state
+    are put back too. Costs the memory of one copy of the named parameters.
+
+    Args:
+        parameters: names of those that may change inside; None = all parameters and buffers.
+    """
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    copies = {name: tensors[name].detach().clone() for name in (tensors if parameters is None else parameters)}
+    flags = {name: (parameter.requires_grad, parameter.grad) for name, parameter in network.named_parameters()}
+    modules = [(module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS}) for module in network.modules()]
+    state = _random_state()
+    for parameter in network.parameters():
+        parameter.grad = None  # set aside, so that nothing inside can write into it
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, saved in copies.items():
+                tensors[name].copy_(saved)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(flags[name][0])
+            parameter.grad = flags[name][1]
+        for module, training, hooks in modules:
+            module.training = training
+            for name, saved in hooks.items():
+                getattr(module, name).clear()
+                getattr(module, name).update(saved)
+        _restore_random(state)
+
+
+@contextmanager
+def applied(model: Model, delta: WeightDelta) -> Iterator[Model]:
+    """The edited model, for the length of the `with`; afterwards bit for bit the model from before, also after an exception.
+
+    Raises:
+        BadInput: the delta was made for other weights, or does not fit in the model's dtype.
+    """
+    if delta.fingerprint != model.fingerprint:
+        raise BadInput(f"this delta was made for {delta.model} ({delta.fingerprint}), not for {model.name} ({model.fingerprint}); make it again")
+    with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
+        write(model, delta)
+        yield model
+
+
+@torch.no_grad()
+def write(model: Model, delta: WeightDelta) -> None:
+    """Add the change to the weights for good: computed in float32 or wider, rounded once to the model's dtype."""
+    for name, change in delta.changes.items():
+        weight = model.network.get_submodule(name).weight
+        matrix = change.matrix().to(weight.device)
+        matrix = matrix.T if model.architecture.transposed else matrix
+        if matrix.shape != weight.shape:
+            raise BadInput(f"the delta of {name} is {tuple(matrix.shape)}, the weight {tuple(weight.shape)}; it is of another model")
+        changed = (weight.to(torch.promote_types(matrix.dtype, torch.float32)) + matrix).to(weight.dtype)
+        if not torch.isfinite(changed).all():
+            raise BadInput(f"{name}: the edited weight overflows {weight.dtype}; load the model with dtype='float32'")
+        weight.copy_(changed)
+
+
+def save(delta: WeightDelta, path: str | Path) -> Path:
+    """One safetensors file: the factors, and the record in its header. Written under a temporary name, then renamed."""
+    path = Path(path)
+    tensors = {
+        f"{name}|{part}": tensor.detach().cpu().contiguous().clone()
+        for name, change in delta.changes.items()
+        for part, tensor in change.tensors().items()
+    }
+    about = {"model": delta.model, "revision": delta.revision, "fingerprint": delta.fingerprint, "record": dict(delta.record)}
+    partial = path.with_name(path.name + ".partial")
+    safetensors.torch.save_file(tensors, partial, metadata={"workbench": json.dumps(about)})
+    os.replace(partial, path)
+    return path
+
+
+def load(path: str | Path) -> WeightDelta:
+    """A delta that `save` wrote."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["workbench"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]})") from None
+    parts: dict[str, dict] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("|")
+        parts.setdefault(name, {})[part] = tensor
+    return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, **about)
+
+
+def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
+    """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model itself stays as it was."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
+    partial = folder.with_name(folder.name + ".partial")
+    with applied(model, delta):
+        model.network.save_pretrained(partial)
+    model.tokenizer.save_pretrained(partial)
+    save(delta, partial / "delta.safetensors")
+    (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    os.replace(partial, folder)
+    return folder

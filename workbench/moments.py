@@ -1,0 +1,128 @@
+"""Second moments of the keys: C = E[k k'] of every down-projection's input, all layers in one pass, cached under a fingerprint."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from tqdm.auto import tqdm
+
+from workbench.activations import recorded
+from workbench.facts import BadInput
+from workbench.models import Model
+from workbench.positions import bos_id
+from workbench.world import text
+
+TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
+ROW = 128  # tokens of a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondMoment:
+    """C = E[k k'] of one layer's keys.
+
+    Attributes:
+        layer: block index.
+        matrix: C (d_in, d_in), float32, uncentred, divided by the number of tokens.
+        tokens: how many tokens were seen; BOS is not counted.
+        fingerprint: of weights, dtype, corpus and tokens.
+    """
+
+    layer: int
+    matrix: torch.Tensor
+    tokens: int
+    fingerprint: str
+
+    def __post_init__(self):
+        if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
+            raise ValueError(f"second moment {tuple(self.matrix.shape)} is not square")
+
+
+def cache_folder() -> Path:
+    """Where slow results are kept: WORKBENCH_CACHE, or workbench/ in the user's cache folder."""
+    if named := os.environ.get("WORKBENCH_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "workbench"
+
+
+def corpus_texts(corpus: str) -> Iterable[str]:
+    """Running text: "world" (the everyday register of the embedded world; not Wikipedia) or a UTF-8 file, one text a paragraph."""
+    if corpus == "world":
+        return (" ".join(sentences) for sentences in text.prose("everyday", seed=1))
+    path = Path(corpus)
+    if not path.is_file():
+        raise BadInput(f"corpus {corpus!r}: choose 'world' or a UTF-8 text file")
+    return (part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip())
+
+
+def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0) -> dict[int, SecondMoment]:
+    """Second moments of the keys of some layers, from the cache or from one pass over the corpus.
+
+    Args:
+        layers: block indices.
+        corpus: see `corpus_texts`.
+        tokens: how many to see; 0 = 10 a key dimension. Fewer than d_in leave the matrix singular.
+    Raises:
+        BadInput: the corpus is too short, or activations are NaN or infinite (which layer).
+    """
+    layers = model.check_layers(layers)
+    tokens = tokens or TOKENS_PER_WIDTH * max(model.weight(layer).shape[1] for layer in layers)
+    rows = _rows(model, corpus, tokens)
+    digest = hashlib.sha256(f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()).hexdigest()[:16]
+    folder = cache_folder() / "moments"
+    paths = {layer: folder / f"{digest}-{layer}.safetensors" for layer in layers}
+    missing = [layer for layer in layers if not paths[layer].exists()]
+    for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = paths[layer].with_suffix(f".{os.getpid()}.partial")
+        safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
+        os.replace(partial, paths[layer])
+    return {
+        layer: SecondMoment(layer=layer, matrix=safetensors.torch.load_file(paths[layer])["matrix"], tokens=tokens, fingerprint=digest)
+        for layer in layers
+    }
+
+
+def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
+    """Token ids (rows, ROW), each row BOS and running text; together at least so many tokens."""
+    length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - 1
+    count = -(-tokens // length)
+    stream: list[int] = []
+    for paragraphs in _batched(corpus_texts(corpus), 256):
+        for ids in model.tokenizer(list(paragraphs), add_special_tokens=False, verbose=False)["input_ids"]:
+            stream += ids
+        if len(stream) >= count * length:
+            break
+    if len(stream) < count * length:
+        raise BadInput(f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens")
+    rows = torch.tensor(stream[: count * length]).view(count, length)
+    return torch.cat([torch.full((count, 1), bos_id(model.tokenizer)), rows], dim=1)
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, size)):
+        yield batch
+
+
+@torch.no_grad()
+def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: int) -> dict[int, torch.Tensor]:
+    widths = {layer: model.weight(layer).shape[1] for layer in layers}
+    sums = {layer: torch.zeros(width, width, device=model.device) for layer, width in widths.items()}
+    left = tokens
+    with recorded({layer: model.down_projection(layer) for layer in layers}, inputs=True) as keys:
+        for batch in tqdm(rows.split(16), desc="second moments", unit="batch", disable=None):
+            batch = batch.to(model.device)
+            model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
+            for layer, total in sums.items():
+                seen = keys[layer][:, 1:].flatten(0, 1)[:left].float()  # (tokens, d_in), without BOS
+                total.addmm_(seen.T, seen)
+            left -= min(left, batch[:, 1:].numel())
+    for layer, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise BadInput(f"layer {layer}: keys are NaN or infinite; load the model in float32")
+    return {layer: total / tokens for layer, total in sums.items()}
