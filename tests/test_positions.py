@@ -236,6 +236,11 @@ def test_end_of_text_stands_in_for_a_missing_bos():
     assert encode(tokenizer, ["so it is"]).input_ids[0, 0] == tokenizer.eos_token_id
 
 
+def test_bos_goes_before_end_of_text():
+    tokenizer = new_tokenizer("sentencepiece", bos=BOS, eos="<unk>")
+    assert encode(tokenizer, ["so it is"]).input_ids[0, 0] == tokenizer.bos_token_id != tokenizer.eos_token_id
+
+
 def test_a_tokenizer_without_bos_and_eos_is_one_clear_line():
     assert "BOS" in complaint(new_tokenizer("gpt2", bos=None))
 
@@ -320,8 +325,8 @@ def test_moving_keeps_everything(kind):
 
 def test_a_character_that_no_token_covers_is_one_clear_line():
     with pytest.raises(BadInput) as caught:
-        encode(tokenizer_of("world"), ["so it is"]).token_at(0, 99)
-    assert "99" in str(caught.value)
+        encode(tokenizer_of("world"), ["so", ""]).token_at(1, 0)
+    assert "character 0 of text 1" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

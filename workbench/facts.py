@@ -26,6 +26,9 @@ NEIGHBOURS = 5
 class BadInput(ValueError):
     """What a person gave cannot be used. The message is one line: what, where, and what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
 
 class Record(pydantic.BaseModel):
     """A frozen keyword-only record; whatever is wrong with its fields becomes one BadInput line."""
@@ -160,7 +163,7 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
     if source not in ("templates", "file"):
         raise BadInput(f"paraphrase_source {source!r}: choose templates or file")
     pool = request.paraphrases
-    if source == "templates" and k > 1:
+    if source == "templates" and k != 1:
         pool = _world_paraphrases().get(request.fact.id, ())
     if k < 1 or k - 1 > len(pool):
         raise BadInput(f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has 1 to {len(pool) + 1} statements")
@@ -248,22 +251,31 @@ def _records(source: str | Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            records = [_csv_record(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+            records = [_csv_record(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
         elif path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [_json(source, line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         elif path.suffix == ".json":
-            records = json.loads(text) if text.strip() else []
+            records = _json(source, text) if text.strip() else []
         else:
             raise BadInput(f"{source}: the ending {path.suffix!r} is not known; use .json, .jsonl or .csv")
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{source}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}; mend the file there") from None
+    except csv.Error as error:
+        raise BadInput(f"{source}: broken CSV: {error}; look for a quote that is left open") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    if isinstance(records, dict):
+    if not isinstance(records, list):
         records = [records]
     if not records:
         raise BadInput(f"{source}: is empty; give at least one record")
     return records
+
+
+def _json(source: str | Path, text: str, line: int = 1):
+    """The value of a JSON text that begins at this line of the source."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise BadInput(f"{source}: broken JSON at {where}: {error.msg}; mend the file there") from None
 
 
 def _csv_record(row: dict) -> dict:
@@ -290,7 +302,7 @@ def _request(record: dict, number: int) -> EditRequest:
         raise BadInput(f"is a {type(record).__name__}, not an object with named fields")
     for marker, reader in _LAYOUTS.items():
         if marker in record:
-            return reader(record, number)
+            return reader({name: value for name, value in record.items() if value is not None}, number)
     raise BadInput(f"no known layout; it has {sorted(record)!r:.120}, ours needs subject, prompt, object, target")
 
 
@@ -300,21 +312,28 @@ def _field(record: dict, name: str) -> str:
         value = value.get(part) if isinstance(value, dict) else None
     if value is None:
         raise BadInput(f"the field {name!r} is missing")
+    if isinstance(value, list | dict):
+        raise BadInput(f"the field {name!r} must be a text, got {value!r:.80}")
     return str(value).strip()
 
 
-def _texts(value) -> tuple[str, ...]:
-    """Strings of an optional field that may be null, one string or a list."""
+def _column(value) -> list[str]:
+    """Strings of an optional field that may be null, one string or a list; "" for a null."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return tuple(str(text).strip() for text in values if text)
+    return [str(text).strip() if text else "" for text in values]
+
+
+def _texts(value) -> tuple[str, ...]:
+    """The strings of an optional field that hold something."""
+    return tuple(filter(None, _column(value)))
 
 
 def _template(text: str, subject: str) -> str:
     """The text with its last mention of the subject made `{}`."""
-    head, found, tail = text.rpartition(subject)
-    if not found or not subject:
-        raise BadInput(f"the subject {subject!r} does not stand in the prompt {text!r:.120}")
-    return f"{head}{{}}{tail}"
+    start = text.rfind(subject)
+    if start < 0 or not subject:
+        raise BadInput(f"the subject {subject!r} does not stand in the prompt {text!r:.120}; write it there")
+    return f"{text[:start]}{{}}{text[start + len(subject) :]}"
 
 
 def _counterfact(record: dict, number: int) -> EditRequest:
@@ -345,7 +364,7 @@ def _question_layout(prompt: str, target: str, object: str, rephrase: str, near:
             prompt=_template(_field(record, prompt), subject),
             object=objects[0],
         )
-        pairs = tuple(zip(_texts(record.get(near)), _texts(record.get(answer)), strict=False))
+        pairs = tuple(pair for pair in zip(_column(record.get(near)), _column(record.get(answer)), strict=False) if all(pair))
         return EditRequest(fact=fact, target=_field(record, target), held_out=_texts(record.get(rephrase)), neighbourhood=pairs)
 
     return reader
@@ -366,15 +385,20 @@ def _own(record: dict, number: int) -> EditRequest:
         target=_field(record, "target"),
         paraphrases=tuple(text if "{}" in text else _template(text, subject) for text in _texts(record.get("paraphrases"))),
         held_out=tuple(fill(text, subject) for text in _texts(record.get("held_out"))),
-        neighbourhood=tuple(tuple(pair) for pair in record.get("neighbourhood") or ()),
+        neighbourhood=record.get("neighbourhood", ()),
     )
 
 
-_LAYOUTS = {  # a field that only this layout has -> its reader
+_flat = _question_layout("prompt", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth")
+_zsre = _question_layout("src", "alt", "answers", "rephrase", "loc", "loc_ans")
+_LAYOUTS = {  # a field that only this layout has -> its reader; the first found decides
     "requested_rewrite": _counterfact,
-    "target_new": _question_layout("prompt", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
-    "alt": _question_layout("src", "alt", "answers", "rephrase", "loc", "loc_ans"),
+    "target_new": _flat,
+    "alt": _zsre,
     "object": _own,
     "target": _own,
+    "ground_truth": _flat,
+    "answers": _zsre,
+    "src": _zsre,
     "subject": _own,
 }

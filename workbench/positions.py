@@ -53,10 +53,10 @@ class Encoded:
         return Encoded(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device), offsets=self.offsets)
 
     def token_at(self, row: int, character: int) -> int:
-        """The last token that covers the character of the row's text (a byte-level token may share it with others)."""
+        """The last token that covers the character of the row's text or, if a normalizer took the character away, what stands before it."""
         for token in reversed(range(len(self.offsets[row]))):
             start, end = self.offsets[row][token]
-            if start <= character < end:
+            if start <= character and start < end:
                 return token
         raise BadInput(f"no token covers character {character} of text {row}; the tokenizer drops it")
 
@@ -77,7 +77,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bos: bool =
     """Token ids and character offsets of whole texts."""
     if not tokenizer.is_fast:
         raise BadInput(f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer")
-    plain = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    plain = {"input_ids": [], "offset_mapping": []}
+    if texts:  # a tokenizer fails on none
+        plain = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
     first = [bos_id(tokenizer)] if bos else []
     rows = [first + ids for ids in plain["input_ids"]]
     offsets = tuple(tuple([(0, 0)] * len(first) + [tuple(pair) for pair in pairs]) for pairs in plain["offset_mapping"])
