@@ -244,8 +244,8 @@ def register_all(module, log, name):
     return [
         module.register_forward_hook(lambda *given: log.append(f"{name} forward")),
         module.register_forward_pre_hook(lambda *given: log.append(f"{name} forward pre")),
-        module.register_forward_hook(lambda *given: log.append(f"{name} forward kwargs"), with_kwargs=True),
-        module.register_forward_pre_hook(lambda *given: log.append(f"{name} forward pre kwargs"), with_kwargs=True),
+        module.register_forward_hook(lambda *given: log.append(f"{name} forward kwargs {len(given)}"), with_kwargs=True),
+        module.register_forward_pre_hook(lambda *given: log.append(f"{name} forward pre kwargs {len(given)}"), with_kwargs=True),
         module.register_full_backward_hook(lambda *given: log.append(f"{name} backward")),
         module.register_full_backward_pre_hook(lambda *given: log.append(f"{name} backward pre")),
     ]
@@ -266,8 +266,8 @@ def test_hooks_added_inside_are_gone_and_earlier_ones_still_there(tiny, body):
     assert len(expected) == 6
     with suppress(Stop), deltas.applied(tiny, delta_of(tiny)):
         register_all(tiny.mlp(1), log, "late")
-        early[0].remove()
-        early[3].remove()
+        for handle in early[::2] + early[3:]:
+            handle.remove()
         assert called(tiny, log) != expected
         body(tiny)
     assert called(tiny, log) == expected
@@ -387,12 +387,6 @@ def test_a_change_of_another_shape_is_refused(tiny, one_line, change):
     assert tiny.down_projection_name(1) in message
     assert "48" in message
     assert differing(tiny, before) == set()
-
-
-def test_a_change_of_a_module_that_is_not_there_is_refused(tiny, one_line):
-    with pytest.raises(BadInput) as error, deltas.applied(tiny, delta_of(tiny, {7: dense(tiny)})):
-        raise AssertionError("the body must not run")
-    assert tiny.down_projection_name(7) in one_line(error)
 
 
 def test_a_write_that_is_refused_has_written_nothing(tiny, one_line):

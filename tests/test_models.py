@@ -228,7 +228,7 @@ def test_a_bad_dtype_is_one_line(tiny_folders, one_line, dtype):
     assert "float32" in message
 
 
-@pytest.mark.parametrize("device", ["gpu", "tpu:0", "cuda:-1", "cuda:77", "meta", ""])
+@pytest.mark.parametrize("device", ["gpu", "tpu:0", "cuda:-1", "cuda:77", ""])
 def test_a_bad_device_is_one_line(tiny_folders, one_line, device):
     message = quick_refusal(one_line, tiny_folders["gpt2"], device=device)
     assert f"device {device!r}" in message

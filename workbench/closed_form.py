@@ -16,7 +16,7 @@ def factorised(matrix: torch.Tensor, what: str = "the second moment of the keys"
     if not torch.isfinite(matrix).all():
         raise Singular(f"{what} holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)")
     factor, failed = torch.linalg.cholesky_ex(matrix.double())
-    if failed:
+    if failed or (factor.diagonal() ** 2 <= 1e-11 * matrix.diagonal()).any():  # a pivot this small is nothing but rounding
         raise Singular(f"{what} is singular (rank below {len(matrix)}); collect it from more tokens, at least its width")
     return factor
 

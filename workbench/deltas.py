@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from workbench import runs
 from workbench.facts import BadInput
 from workbench.models import Model
 
@@ -37,11 +38,11 @@ class Change:
     dense: torch.Tensor | None = None
 
     def __post_init__(self):
-        low_rank = self.left is not None and self.right is not None
-        if low_rank == (self.dense is not None):
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        if set(shapes) not in ({"left", "right"}, {"dense"}):
             raise ValueError("a change is either left and right, or dense")
-        if low_rank and (self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[1]):
-            raise ValueError(f"left {tuple(self.left.shape)} and right {tuple(self.right.shape)} do not share a rank")
+        if any(len(shape) != 2 for shape in shapes.values()) or ("left" in shapes and shapes["left"][1] != shapes["right"][1]):
+            raise ValueError(f"{shapes}: not matrices, or not of one rank")
         for name, tensor in self.tensors().items():
             if not torch.isfinite(tensor).all():
                 raise BadInput(f"the change holds NaN or infinite numbers ({name}); lower the learning rate or edit in float32")
@@ -50,8 +51,9 @@ class Change:
         return {name: value for name in ("left", "right", "dense") if (value := getattr(self, name)) is not None}
 
     def matrix(self) -> torch.Tensor:
-        """D (d_out, d_in), in the factors' dtype."""
-        return self.dense if self.dense is not None else self.left @ self.right.T
+        """D (d_out, d_in), float32 or wider."""
+        wide = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in self.tensors().items()}
+        return wide["dense"] if "dense" in wide else wide["left"] @ wide["right"].T
 
     def __add__(self, other: "Change") -> "Change":
         if self.dense is None and other.dense is None:
@@ -115,7 +117,7 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
     """
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
     copies = {name: tensors[name].detach().clone() for name in (tensors if parameters is None else parameters)}
-    flags = {name: (parameter.requires_grad, parameter.grad) for name, parameter in network.named_parameters()}
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
     modules = [(module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS}) for module in network.modules()]
     state = _random_state()
     for parameter in network.parameters():
@@ -126,9 +128,9 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
         with torch.no_grad():
             for name, saved in copies.items():
                 tensors[name].copy_(saved)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(flags[name][0])
-            parameter.grad = flags[name][1]
+        for parameter, requires_grad, grad in flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
         for module, training, hooks in modules:
             module.training = training
             for name, saved in hooks.items():
@@ -153,16 +155,19 @@ def applied(model: Model, delta: WeightDelta) -> Iterator[Model]:
 
 @torch.no_grad()
 def write(model: Model, delta: WeightDelta) -> None:
-    """Add the change to the weights for good: computed in float32 or wider, rounded once to the model's dtype."""
+    """Add the change to the weights for good: computed in float32 or wider, rounded once to the model's dtype; all weights or none."""
+    edited = []
     for name, change in delta.changes.items():
         weight = model.network.get_submodule(name).weight
         matrix = change.matrix().to(weight.device)
         matrix = matrix.T if model.architecture.transposed else matrix
         if matrix.shape != weight.shape:
             raise BadInput(f"the delta of {name} is {tuple(matrix.shape)}, the weight {tuple(weight.shape)}; it is of another model")
-        changed = (weight.to(torch.promote_types(matrix.dtype, torch.float32)) + matrix).to(weight.dtype)
+        changed = (weight.to(matrix.dtype) + matrix).to(weight.dtype)
         if not torch.isfinite(changed).all():
             raise BadInput(f"{name}: the edited weight overflows {weight.dtype}; load the model with dtype='float32'")
+        edited.append((weight, changed))
+    for weight, changed in edited:
         weight.copy_(changed)
 
 
@@ -187,27 +192,24 @@ def load(path: str | Path) -> WeightDelta:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["workbench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]})") from None
-    parts: dict[str, dict] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition("|")
-        parts.setdefault(name, {})[part] = tensor
-    return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, **about)
+        parts: dict[str, dict] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("|")
+            parts.setdefault(name, {})[part] = tensor
+        return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, **about)
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]}); make it again") from None
 
 
 def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
     """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model itself stays as it was."""
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
-    partial = folder.with_name(folder.name + ".partial")
-    with applied(model, delta):
-        model.network.save_pretrained(partial)
-    model.tokenizer.save_pretrained(partial)
-    save(delta, partial / "delta.safetensors")
-    (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    os.replace(partial, folder)
+    with runs.new_folder(folder.parent, folder.name) as partial:
+        with applied(model, delta):
+            model.network.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        save(delta, partial / "delta.safetensors")
+        (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
     return folder

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,12 +158,18 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         config = transformers.AutoConfig.from_pretrained(folder, revision=hub_revision)
         architecture = architecture_of(config)
         wanted = dtype if dtype != "auto" or device.type == "cuda" else "float32"
-        network = transformers.AutoModelForCausalLM.from_pretrained(folder, revision=hub_revision, dtype=wanted, use_safetensors=True)
+        network, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, revision=hub_revision, dtype=wanted, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, revision=hub_revision)
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(_explain(str(name), revision, error)) from None
+        if report["missing_keys"]:  # transformers would leave them random
+            raise ValueError(f"no weights for {min(report['missing_keys'])}")
+        if not tokenizer.vocab_size:  # transformers makes an empty one where there is none
+            raise ValueError("no tokenizer")
+    except BadInput:
+        raise
+    except Exception as error:  # a broken folder fails in many libraries, each with its own exception
+        raise BadInput(_explain(str(name), folder, revision, error)) from None
     network.to(device).eval().requires_grad_(False)
     return Model(network=network, tokenizer=tokenizer, architecture=architecture, name=str(name), revision=revision)
 
@@ -196,33 +203,41 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"device {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu, cuda, cuda:N or mps") from None
 
 
 def _locate(name: str, revision: str) -> tuple[str, str]:
     if name in WORLD_MODELS:
         if revision not in ("", "early"):
             raise BadInput(f"{name}: revision {revision!r} does not exist; choose '' (finished) or 'early'")
-        return str(DATA / "world" / "models" / name / revision).rstrip("/"), "main"
-    if name.startswith((".", "/", "~")) or Path(name).exists():
-        folder = Path(name).expanduser()
+        folder = DATA / "world" / "models" / name / revision
         if not (folder / "config.json").is_file():
+            raise BadInput(f"model {name!r}: no config.json in {folder}; `workbench pretrain {name}` makes it")
+        return str(folder), "main"
+    folder = os.path.expanduser(name)
+    if name.startswith((".", "/", "~")) or os.path.exists(folder):
+        if revision:
+            raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
+        if not os.path.isfile(os.path.join(folder, "config.json")):
             raise BadInput(
                 f"model {name!r}: no config.json there; give a folder that save_pretrained wrote, a Hub id, or one of {', '.join(WORLD_MODELS)}"
             )
-        return str(folder), "main"
-    if name.count("/") > 1 or not name.strip():
+        return folder, "main"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise BadInput(f"model {name!r}: no such folder, and not a Hub id (owner/name); the embedded ones are {', '.join(WORLD_MODELS)}")
     return name, revision or "main"
 
 
-def _explain(name: str, revision: str, error: Exception) -> str:
+def _explain(name: str, folder: str, revision: str, error: Exception) -> str:
     text = str(error)
+    what = " ".join(f"{type(error).__name__}: {text}".split())[:200]
+    if os.path.isdir(folder):
+        return f"model {name!r}: {folder} cannot be loaded ({what}); save it again with save_pretrained, tokenizer included"
     at = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
     if "gated" in text or "401" in text or "403" in text:
         return f"{at}: the Hub refuses it; accept the licence on the model's page and log in with `hf auth login`"
     if os.environ.get("HF_HUB_OFFLINE") == "1" or "connect" in text or "offline" in text:
         return f"{at}: not on this machine, and the Hub is out of reach; fetch it once with `hf download {name}`, or use {' or '.join(WORLD_MODELS)}"
-    return f"{at}: cannot be loaded: {' '.join(text.split())[:200]}"
+    return f"{at}: cannot be loaded ({what}); check the name and revision"

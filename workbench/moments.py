@@ -53,10 +53,11 @@ def corpus_texts(corpus: str) -> Iterable[str]:
     """Running text: "world" (the everyday register of the embedded world; not Wikipedia) or a UTF-8 file, one text a paragraph."""
     if corpus == "world":
         return (" ".join(sentences) for sentences in text.prose("everyday", seed=1))
-    path = Path(corpus)
-    if not path.is_file():
-        raise BadInput(f"corpus {corpus!r}: choose 'world' or a UTF-8 text file")
-    return (part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip())
+    try:
+        content = Path(corpus).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(f"corpus {corpus!r}: choose 'world' or a UTF-8 text file") from None
+    return (part for part in content.split("\n\n") if part.strip())
 
 
 def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0) -> dict[int, SecondMoment]:

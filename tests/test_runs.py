@@ -1,0 +1,251 @@
+"""A run is there as a whole or not at all, and reading it needs no torch."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from workbench import runs
+from workbench.facts import BadInput
+
+ABOUT = {"spec": {"editor": "rome", "plan": "after:3", "seed": 0}, "hparams": [{"clamp": 4.0}], "commit": "Þ"}
+TABLES = {
+    "probes": pd.DataFrame({"edited_model": [0, 0], "step": [-1, 0], "prompt": ["Moby Dick is by", "Þ"], "p_true": [0.25, 1e-12]}),
+    "lens": pd.DataFrame({"edited_model": [0], "step": [0], "fact_id": ["author:moby-dick"], "layer": [3], "probability": [0.5]}),
+    "tokens": pd.DataFrame({"edited_model": [0], "step": [0], "token": [" Herman"], "rank": [1]}),
+    "training": pd.DataFrame({"edited_model": [0, 0], "step": [0, 10], "loss": [3.5, float("nan")]}),
+}
+
+
+def make(out, run_id="rome-1", about=ABOUT, tables=TABLES):
+    with runs.new_folder(out, run_id) as folder:
+        runs.write(folder, about, tables)
+    return runs.read(out / run_id)
+
+
+def refusal(one_line, action, *args) -> str:
+    with pytest.raises(BadInput) as error:
+        action(*args)
+    return one_line(error)
+
+
+class Crash(Exception):
+    pass
+
+
+class Unwritable(pd.DataFrame):
+    """A table that fails while it is written."""
+
+    def to_parquet(self, path, **options):
+        path.write_bytes(b"PAR1")
+        raise Crash
+
+
+# round trip
+
+
+def test_a_run_comes_back_as_it_was_written(tmp_path):
+    run = make(tmp_path)
+    for name, table in TABLES.items():
+        pd.testing.assert_frame_equal(getattr(run, name), table)
+    assert run.spec == ABOUT["spec"]
+    assert run.about == {"schema": runs.SCHEMA, "status": "finished"} | ABOUT
+    assert run.folder == tmp_path / "rome-1"
+
+
+def test_another_table_would_not_do(tmp_path):
+    run = make(tmp_path, tables=TABLES | {"lens": TABLES["lens"].assign(probability=0.51)})
+    with pytest.raises(AssertionError):
+        pd.testing.assert_frame_equal(run.lens, TABLES["lens"])
+
+
+def test_write_returns_the_run_it_wrote(tmp_path):
+    run = runs.write(tmp_path, ABOUT, TABLES)
+    assert run.folder == tmp_path
+    pd.testing.assert_frame_equal(run.training, TABLES["training"])
+
+
+def test_a_folder_holds_the_files_of_a_run_and_no_partial_ones(tmp_path):
+    make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["rome-1"]
+    assert {path.name for path in (tmp_path / "rome-1").iterdir()} == {"run.json", *(f"{name}.parquet" for name in TABLES)}
+
+
+def test_deltas_are_in_order_of_the_edited_models(tmp_path):
+    run = make(tmp_path)
+    assert run.deltas == []
+    (run.folder / "deltas").mkdir()
+    for number in (10, 2, 0):
+        (run.folder / "deltas" / f"{number}.safetensors").touch()
+    assert [path.stem for path in run.deltas] == ["0", "2", "10"]
+
+
+def test_reading_needs_no_torch(tmp_path):
+    make(tmp_path)
+    code = "import sys; from workbench import runs; print(len(runs.listed(sys.argv[1])[0].probes), {'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["2", "set()"]
+
+
+# run.json last
+
+
+@pytest.mark.parametrize("broken", runs.TABLES)
+def test_a_run_whose_tables_are_not_all_written_is_no_run(tmp_path, one_line, broken):
+    with pytest.raises(Crash):
+        runs.write(tmp_path, ABOUT, TABLES | {broken: Unwritable(TABLES[broken])})
+    assert not list(tmp_path.glob(".*"))
+    assert "no finished run" in refusal(one_line, runs.read, tmp_path)
+
+
+def test_run_json_is_the_last_to_be_written(tmp_path):
+    folder = make(tmp_path).folder
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(written) == 5
+    assert max(written.values()) == written["run.json"]
+
+
+def write_and_raise(folder, written, error):
+    (folder / "deltas").mkdir()
+    if written:
+        runs.write(folder, ABOUT, TABLES)
+    raise error
+
+
+@pytest.mark.parametrize("error", [Crash, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [False, True], ids=["before the run is written", "after it"])
+def test_a_crash_inside_new_folder_leaves_nothing(tmp_path, error, written):
+    with pytest.raises(error), runs.new_folder(tmp_path, "rome-1") as folder:
+        write_and_raise(folder, written, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_leaves_an_earlier_run_of_the_same_id(tmp_path):
+    make(tmp_path)
+    with pytest.raises(Crash):
+        make(tmp_path, tables=TABLES | {"tokens": Unwritable(TABLES["tokens"])})
+    assert [path.name for path in tmp_path.iterdir()] == ["rome-1"]
+    pd.testing.assert_frame_equal(runs.read(tmp_path / "rome-1").tokens, TABLES["tokens"])
+
+
+def test_a_later_run_of_the_same_id_takes_the_place_of_the_earlier(tmp_path):
+    (make(tmp_path).folder / "notes.txt").write_text("of the first")
+    second = make(tmp_path, about=ABOUT | {"spec": {"editor": "ft"}})
+    assert second.spec == {"editor": "ft"}
+    assert not (second.folder / "notes.txt").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_out_folder_is_made(tmp_path):
+    assert make(tmp_path / "deep" / "runs").spec == ABOUT["spec"]
+
+
+# a full disk
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """From the third table on there is no space left."""
+    written, to_parquet = [], pd.DataFrame.to_parquet
+
+    def write(table, path, **options):
+        written.append(path)
+        if len(written) > 2:
+            path.write_bytes(b"PAR1")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return to_parquet(table, path, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", write)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line_and_leaves_no_run(tmp_path, one_line):
+    message = refusal(one_line, make, tmp_path)
+    assert "No space left on device" in message
+    assert str(tmp_path) in message
+    assert list(tmp_path.iterdir()) == []
+    assert runs.listed(tmp_path) == []
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_no_partial_file_in_a_folder_that_was_there(tmp_path, one_line):
+    assert "No space left on device" in refusal(one_line, runs.write, tmp_path, ABOUT, TABLES)
+    assert {path.name for path in tmp_path.iterdir()} == {"probes.parquet", "lens.parquet"}
+    assert "no finished run" in refusal(one_line, runs.read, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, one_line):
+    (tmp_path / "file").write_text("no folder")
+    assert str(tmp_path / "file") in refusal(one_line, make, tmp_path / "file")
+    assert "nowhere" in refusal(one_line, runs.write, tmp_path / "nowhere", ABOUT, TABLES)
+
+
+def test_a_file_in_the_place_of_the_run_is_one_line(tmp_path, one_line):
+    (tmp_path / "rome-1").write_text("no run")
+    assert str(tmp_path / "rome-1") in refusal(one_line, make, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["rome-1"]
+
+
+# reading what is no run
+
+
+@pytest.mark.parametrize("schema", [runs.SCHEMA + 1, runs.SCHEMA - 1, None])
+def test_an_unknown_schema_names_both(tmp_path, one_line, schema):
+    folder = make(tmp_path).folder
+    (folder / "run.json").write_text(json.dumps(ABOUT | {"schema": schema}))
+    message = refusal(one_line, runs.read, folder)
+    assert f"has schema {schema}, this version reads {runs.SCHEMA}" in message
+    assert str(folder) in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1,\n"spec": ', b"[]", b"null", b"3", b"\xff\xfe"], ids=repr)
+def test_a_broken_run_json_is_named(tmp_path, one_line, content):
+    folder = make(tmp_path).folder
+    (folder / "run.json").write_bytes(content)
+    message = refusal(one_line, runs.read, folder)
+    assert str(folder) in message
+    assert "run.json" in message
+
+
+def test_the_line_that_is_broken_is_named(tmp_path, one_line):
+    (tmp_path / "run.json").write_text('{"schema": 1,\n"spec": {},\n"deep": [1, }')
+    assert "line 3" in refusal(one_line, runs.read, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "folder", "file"])
+def test_a_place_without_a_run_is_named(tmp_path, one_line, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    message = refusal(one_line, runs.read, tmp_path / name)
+    assert str(tmp_path / name) in message
+    assert "no finished run" in message
+
+
+# listing
+
+
+def test_finished_runs_are_listed_oldest_first(tmp_path):
+    now = time.time()
+    for age, run_id in enumerate(("c-newest", "a", "b-oldest")):
+        os.utime(make(tmp_path, run_id).folder / "run.json", (now - age, now - age))
+    assert [run.folder.name for run in runs.listed(tmp_path)] == ["b-oldest", "a", "c-newest"]
+
+
+def test_unfinished_and_partial_folders_are_not_listed(tmp_path):
+    make(tmp_path)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with runs.new_folder(tmp_path, "rome-2") as partial:
+        runs.write(partial, ABOUT, TABLES)  # whole but for its name, as after a kill
+        assert [run.folder.name for run in runs.listed(tmp_path)] == ["rome-1"]
+    assert len(runs.listed(tmp_path)) == 2
+
+
+def test_without_an_out_folder_the_list_is_empty(tmp_path):
+    assert runs.listed(tmp_path / "nowhere") == []
+    assert runs.listed(str(tmp_path)) == []
