@@ -1,0 +1,1 @@
+"""What a model believes: retention of facts, the logit lens, mass by category of token."""
