@@ -1,0 +1,212 @@
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from workbench import batch, deltas, models, runs
+from workbench.__main__ import main
+from workbench.facts import BadInput
+
+CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
+TINY = {"layers": [1], "n_intrinsic": 2, "max_steps": 2, "eval_every": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def own_facts(tmp_path_factory):
+    """A facts file, and a typed fact, for a model that knows nothing: the fact is named, so it need not be known."""
+    path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
+    lines = [{"id": str(n), "subject": f"Person {n}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parameters(tiny_folders, own_facts):
+    return TINY | {"model": str(tiny_folders["gpt2"]), "facts": str(own_facts), "fact": "0", "n_intrinsic": 0}
+
+
+@pytest.fixture(scope="module")
+def case_study(parameters, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return batch.run(CASE_STUDY, parameters, out=out)
+
+
+def test_a_run_folder_is_complete(case_study):
+    names = {path.name for path in case_study.folder.iterdir()}
+    assert names == {"run.json", "notebook.ipynb", "notebook.html", "deltas", *(f"{name}.parquet" for name in runs.TABLES)}
+    assert [path.name for path in case_study.deltas] == ["0.safetensors"]
+    assert case_study.about["status"] == "finished"
+    for name in ("spec", "weights", "device", "dtype", "hparams", "seconds", "peak_memory_mb", "packages", "known", "ended", "commit"):
+        assert name in case_study.about
+    assert case_study.probes.step.unique().tolist() == [-1, 0, 1, 2]
+
+
+def test_the_record_carries_the_parameters(case_study, parameters):
+    assert case_study.spec["model"] == parameters["model"]
+    assert case_study.spec["max_steps"] == 2
+    assert case_study.about["hparams"][0]["layers"] == [1]
+
+
+def test_a_finished_run_is_returned_at_once(case_study, parameters):
+    before = (case_study.folder / "run.json").stat().st_mtime_ns
+    again = batch.run(CASE_STUDY, parameters, out=case_study.folder.parent)
+    assert again.folder == case_study.folder
+    assert (again.folder / "run.json").stat().st_mtime_ns == before
+
+
+def test_the_id_changes_with_whatever_determines_the_result(parameters, tmp_path, own_facts, tiny_folders):
+    def identity(notebook=CASE_STUDY, **changes):
+        given, spec = batch.checked(notebook, parameters | changes)
+        return batch.identify(notebook, given, spec)
+
+    base = identity()
+    assert identity() == base
+    changed = tmp_path / "01_case_study.ipynb"
+    notebook = nbformat.read(CASE_STUDY, as_version=4)
+    notebook.cells[-1].source += "\n1 + 1"
+    nbformat.write(notebook, changed)
+    other_facts = tmp_path / "facts.jsonl"
+    other_facts.write_text(own_facts.read_text().replace("flute", "drums"))
+    found = [
+        base,
+        identity(seed=1),
+        identity(layers=[2]),
+        identity(notebook=changed),
+        identity(facts=str(other_facts)),
+        identity(model=str(tiny_folders["llama"])),
+    ]
+    assert len(set(found)) == len(found)
+
+
+def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders):
+    model = models.load(tiny_folders["gpt2"], device="cpu")
+    with deltas.applied(model, deltas.load(case_study.deltas[0])):
+        pass
+
+
+def test_the_executed_notebook_shows_every_figure_without_a_kernel(case_study):
+    notebook = nbformat.read(case_study.folder / "notebook.ipynb", as_version=4)
+    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 4
+    page = (case_study.folder / "notebook.html").read_text()
+    assert page.count("data:image/png;base64") >= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"edittor": "rome"}, "edittor"),
+        ({"editor": "memo"}, "memo"),
+        ({"task": "cooking"}, "cooking"),
+        ({"n_intrinsic": -1}, "n_intrinsic"),
+        ({"layers": "four"}, "layers"),
+        ({"fact": "no-such-fact"}, "no-such-fact"),
+        ({"model": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_bad_parameters_are_one_clear_line_and_leave_nothing(changes, named, parameters, tmp_path, one_line):
+    with pytest.raises(BadInput) as error:
+        batch.run(CASE_STUDY, parameters | changes, out=tmp_path / "runs")
+    assert named in one_line(error)
+    assert not list((tmp_path / "runs").glob("*/run.json"))
+    assert not list((tmp_path / "runs").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [(None, "no such file"), ("{", "not a notebook"), (nbformat.writes(nbformat.v4.new_notebook()), "parameters")]
+)
+def test_a_bad_notebook_is_one_clear_line(text, named, tmp_path, one_line):
+    path = tmp_path / "odd.ipynb"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BadInput) as error:
+        batch.run(path, {}, out=tmp_path)
+    assert named in one_line(error)
+
+
+@pytest.mark.parametrize("cell", range(3, 12))
+@pytest.mark.slow
+def test_a_failure_in_any_step_is_a_failure_of_the_run(cell, parameters, tmp_path):
+    notebook = nbformat.read(CASE_STUDY, as_version=4)
+    code = [each for each in notebook.cells if each.cell_type == "code"]
+    code[cell].source = "raise RuntimeError('broken on purpose')\n" + code[cell].source
+    broken = tmp_path / "broken.ipynb"
+    nbformat.write(notebook, broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        batch.run(broken, parameters, out=tmp_path / "runs")
+    assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".ipynb"]
+
+
+def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
+    arguments = ["run", str(CASE_STUDY), "--out", str(case_study.folder.parent)]
+    for name, value in parameters.items():
+        arguments += ["-p", name, json.dumps(value)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(case_study.folder)
+    assert any("top 1" in line for line in lines)
+
+
+def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
+    assert main(["run", str(CASE_STUDY), "-p", "edittor", "rome", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "edittor" in error
+
+
+def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsys):
+    hparams = tmp_path / "hparams.yaml"
+    hparams.write_text("layers: [1]\nsteps: 2\n")
+    arguments = ["edit", "--model", str(tiny_folders["llama"]), "--editor", "ft", "--facts", str(own_facts), "--hparams", str(hparams)]
+    assert main([*arguments, "--out", str(tmp_path / "edited")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "edited")
+    base, edited = models.load(tiny_folders["llama"], device="cpu"), models.load(tmp_path / "edited", device="cpu")
+    name = base.down_projection_name(1) + ".weight"
+    changed = [key for key, tensor in base.network.state_dict().items() if not tensor.equal(edited.network.state_dict()[key])]
+    assert changed == [name]
+    assert main([*arguments, "--out", str(tmp_path / "edited")]) == 2
+
+
+def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_path, capsys):
+    path = tmp_path / "facts.jsonl"
+    path.write_text(own_facts.read_text() + '\n{"subject": "x", "prompt": "{} is"}')
+    assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(tmp_path / "known.csv")]) == 0
+    captured = capsys.readouterr()
+    assert "record 4" in captured.err
+    assert "of 4 facts known" in captured.out
+    assert len((tmp_path / "known.csv").read_text().splitlines()) == 5
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
+    import pandas
+
+    from workbench import study
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pandas.DataFrame, "to_parquet", full)
+    fields = {name: value for name, value in parameters.items() if name in study.Spec.model_fields}
+    with pytest.raises(BadInput) as error:
+        study.run(study.Spec(**fields, n_edited=1), out=tmp_path)
+    assert "No space left" in one_line(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "run", stopped)
+    assert main(["run", str(CASE_STUDY), "--out", str(tmp_path)]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_the_notebook_may_lie_anywhere(parameters, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(CASE_STUDY, elsewhere / "mine.ipynb")
+    given, spec = batch.checked(elsewhere / "mine.ipynb", parameters)
+    assert batch.identify(elsewhere / "mine.ipynb", given, spec).startswith("mine-rome-text-")

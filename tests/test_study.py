@@ -1,0 +1,185 @@
+import pytest
+import torch
+
+from workbench import facts, models, runs, study
+from workbench.facts import BadInput
+from workbench.study import Spec
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A whole study on a world model, as small as it can be."""
+    return Spec(n_edited=2, n_intrinsic=3, edits_per_model=1, max_steps=2, eval_every=1, n_train=32, n_valid=4, batch_size=2, threshold=0.01)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return models.load("world-gpt2", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def done(small, base, tmp_path_factory):
+    return study.run(small, base, out=tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_holds_every_edited_model_step_and_fact(done):
+    probes = done.probes
+    assert probes.edited_model.unique().tolist() == [0, 1]
+    assert probes.step.unique().tolist() == [-1, 0, 1, 2]
+    own = probes[probes.group.isin(["edited", "intrinsic"])]
+    assert (own.groupby(["edited_model", "step", "group"]).size().unstack() == [1, 3]).all().all()
+    assert len(done.deltas) == 2
+    assert len(done.training) == 2 * 3
+
+
+def test_before_the_edit_the_facts_are_known_and_after_it_the_target_is_on_top(done):
+    edited = done.probes[done.probes.group == "edited"]
+    assert (edited[edited.step == -1].rank_true == 1).all()
+    assert (edited[edited.step == 0].rank_edited == 1).all()
+    assert (edited[edited.step == -1].rank_edited > 1).all()
+
+
+def test_took_is_success_right_after_the_edit(done):
+    edited = done.probes[done.probes.group == "edited"]
+    at_zero = edited[edited.step == 0].set_index(["edited_model", "fact_id"]).retained
+    later = edited[edited.step == 2].set_index(["edited_model", "fact_id"]).took
+    assert (later == at_zero.reindex(later.index)).all()
+
+
+def test_the_model_comes_back_bit_for_bit(small, base, tmp_path):
+    before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
+    study.run(small, base, out=tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+
+
+def test_the_same_spec_gives_the_same_tables(small, base, done, tmp_path):
+    again = study.run(small, base, out=tmp_path)
+    assert again.folder.name == done.folder.name
+    for name in runs.TABLES:
+        assert getattr(again, name).equals(getattr(done, name)), name
+    assert [path.read_bytes() for path in again.deltas] == [path.read_bytes() for path in done.deltas]
+
+
+def test_a_finished_run_is_read_not_run(small, done):
+    before = (done.folder / "run.json").stat().st_mtime_ns
+    assert study.run(small, model=None, out=done.folder.parent).folder == done.folder  # no model is even loaded
+    assert (done.folder / "run.json").stat().st_mtime_ns == before
+
+
+def test_the_choice_depends_on_seed_and_numbers_only(base):
+    def ids(**changes):
+        chosen = study.choose(Spec(**({"n_edited": 5, "n_intrinsic": 8} | changes)), base)
+        return [[request.fact.id for request in group] for group in (chosen.edited, chosen.intrinsic)]
+
+    first = ids()
+    assert ids(editor="ft", plan="edited", max_steps=7) == first
+    assert ids(seed=1) != first
+    assert len(set(first[0] + first[1])) == 13
+
+
+def test_matched_groups_share_relations_and_no_subject(base):
+    chosen = study.choose(Spec(n_edited=8, n_intrinsic=12), base)
+    relations = {request.fact.relation for request in chosen.edited}
+    assert {request.fact.relation for request in chosen.intrinsic} <= relations
+    subjects = [request.fact.subject for request in chosen.edited + chosen.intrinsic]
+    assert len(set(subjects)) == len(subjects)
+
+
+def test_the_papers_rule_shares_no_subject_relation_or_object(base):
+    chosen = study.choose(Spec(n_edited=4, n_intrinsic=8, split_rule="paper"), base)
+    for name in ("subject", "relation", "object"):
+        edited, intrinsic = ({getattr(request.fact, name) for request in group} for group in (chosen.edited, chosen.intrinsic))
+        assert not edited & intrinsic, name
+
+
+def test_chosen_facts_are_known_by_the_margin_and_are_study_facts(base):
+    chosen = study.choose(Spec(n_edited=6, n_intrinsic=6), base)
+    table = study.known_table(base, chosen.edited + chosen.intrinsic)
+    assert table.known.all()
+    assert ((table.p - table.p_second) >= study.MARGIN).all()
+    assert {request.fact.split for request in chosen.edited + chosen.intrinsic} == {"study"}
+    assert chosen.known.set_index("group").loc["edited", "p_true"] == pytest.approx(table.p[:6].mean())
+
+
+def test_paraphrases_reach_the_editor(base):
+    chosen = study.choose(Spec(n_edited=2, n_intrinsic=2, paraphrases=5), base)
+    assert [len(request.paraphrases) for request in chosen.edited] == [4, 4]
+
+
+def test_a_typed_fact_is_edited(base):
+    spec = Spec(subject="Windows Mobile 6.5", prompt="{} was developed by", object="Microsoft", target="Apple", n_intrinsic=2)
+    chosen = study.choose(spec, base)
+    assert [request.target for request in chosen.edited] == ["Apple"]
+    assert len(chosen.intrinsic) == 2
+
+
+def test_more_facts_than_are_known_is_one_clear_line(base, one_line):
+    with pytest.raises(BadInput) as error:
+        study.choose(Spec(n_edited=5000, n_intrinsic=5), base)
+    assert "knows too few" in one_line(error)
+
+
+@pytest.mark.parametrize("fields", [{"n_edited": 0}, {"seed": -1}, {"edittor": "ft"}, {"split_rule": "none"}, {"learning_rate": float("nan")}])
+def test_a_bad_spec_is_one_clear_line(fields, one_line):
+    with pytest.raises(BadInput) as error:
+        Spec(**fields)
+    assert next(iter(fields)) in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"fact": "no-such-fact"}, "no-such-fact"),
+        ({"prompt": "no braces", "subject": "a", "object": "b", "target": "c"}, "exactly one {}"),
+        ({"subject": "a"}, "prompt is empty"),
+        ({"prompt": "{} is", "subject": " ", "object": "b", "target": "c"}, "subject is empty"),
+        ({"prompt": "{} is", "subject": "a", "object": "b", "target": "b"}, "equals the true object"),
+        ({"facts": "nowhere.json"}, "nowhere.json"),
+    ],
+)
+def test_a_bad_choice_of_facts_is_one_clear_line(base, fields, named, one_line):
+    with pytest.raises(BadInput) as error:
+        study.choose(Spec(**fields), base)
+    assert named in one_line(error)
+
+
+@pytest.mark.parametrize(("fields", "named"), [({"layers": [99]}, "blocks 0 to 11"), ({"hparams": {"stepps": 3}}, "stepps")])
+def test_bad_hyper_parameters_are_one_clear_line(base, fields, named, one_line):
+    with pytest.raises(BadInput) as error:
+        study.prepare(Spec(**fields), base)
+    assert named in one_line(error)
+
+
+@pytest.mark.parametrize(("fields", "named"), [({"editor": "memo"}, "memo"), ({"task": "cooking"}, "cooking"), ({"adapter": "lora"}, "adapter")])
+def test_a_name_that_does_not_exist_is_one_clear_line(fields, named, one_line):
+    with pytest.raises(BadInput) as error:
+        Spec(**fields).resolved()
+    assert named in one_line(error)
+
+
+def test_vary_runs_each_value_and_refuses_an_unknown_field(small, base, tmp_path, one_line):
+    found = study.vary(small, "max_steps", [1, 2], out=tmp_path)
+    assert [run.spec["max_steps"] for run in found] == [1, 2]
+    with pytest.raises(BadInput) as error:
+        study.vary(small, "stepps", [1], out=tmp_path)
+    assert "stepps" in one_line(error)
+
+
+def test_a_run_killed_in_the_middle_leaves_nothing(small, base, tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "finetune", stopped)
+    before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        study.run(small, base, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+
+
+def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():
+    spec = Spec(max_steps=7).resolved()
+    assert spec.max_steps == 7
+    assert spec.eval_every > 0
+    assert spec.learning_rate > 0
+    assert facts.read("world")

@@ -1,0 +1,111 @@
+"""The command line. The last line on standard output is the path of what was made; exit status 0, 1 (failed), 2 (bad input), 130 (stopped)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import yaml
+
+from workbench.facts import BadInput
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every error is one line on standard error."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except BadInput as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("workbench: stopped; nothing half-written was kept", file=sys.stderr)
+        return 130
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workbench", description="Edit facts into a language model, fine-tune it, see what survives.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a notebook in batch; prints the run folder")
+    run.add_argument("notebook")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter, its value as YAML")
+    run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters")
+    run.add_argument("--again", action="store_true", help="run even if a finished run is there")
+    run.add_argument("--out", default="runs")
+    run.set_defaults(command=_run)
+
+    edit = commands.add_parser("edit", help="write an edited model as an ordinary Hugging Face folder")
+    for name in ("model", "editor", "facts", "out"):
+        edit.add_argument(f"--{name}", required=True)
+    edit.add_argument("--hparams", help="a YAML or JSON file of hyper-parameters instead of the preset")
+    edit.add_argument("--seed", type=int, default=0)
+    edit.set_defaults(command=_edit)
+
+    facts = commands.add_parser("facts", help="which facts a model knows, which records are bad and why")
+    facts.add_argument("file", help="'world', a file or a Hub dataset id")
+    facts.add_argument("--model", required=True)
+    facts.add_argument("--out", default="known-facts.csv", help="the table to write")
+    facts.set_defaults(command=_facts)
+
+    pretrain = commands.add_parser("pretrain", help="teach the embedded world to a small model again")
+    pretrain.add_argument("model", help="world-gpt2 or world-llama")
+    pretrain.add_argument("--out", help="the folder to write instead of the shipped one")
+    pretrain.set_defaults(command=_pretrain)
+    return parser
+
+
+def _run(options) -> None:
+    from workbench import batch, plots
+
+    try:
+        parameters = {name: yaml.safe_load(value) for name, value in options.p}
+    except yaml.YAMLError as error:
+        raise BadInput(f"-p: a value is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
+    done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
+    if done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
+        fact = done.probes[done.probes.group == "edited"].iloc[0]
+        print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
+        print(plots.top_tokens(done).to_string(), end="\n\n")
+    print(plots.retention_table(done).to_string(index=False, float_format="{:.2f}".format), end="\n\n")
+    print(done.folder / "notebook.html")
+    print(done.folder)
+
+
+def _edit(options) -> None:
+    from workbench import deltas, editing, facts, models
+
+    editor = editing.editor_named(options.editor)
+    requests = facts.read(options.facts)
+    model = models.load(options.model)
+    hparams = editing.preset(options.editor, model, options.hparams)
+    delta = editor.edit(model, requests, hparams, editor.prepare(model, hparams, seed=options.seed), seed=options.seed)
+    print(deltas.export(model, delta, options.out))
+
+
+def _facts(options) -> None:
+    from workbench import facts, models, study
+
+    requests, problems = facts.inspect(options.file)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not requests:
+        raise BadInput(f"{options.file}: no usable record among {len(problems)}")
+    table = study.known_table(models.load(options.model), requests)
+    table.to_csv(options.out, index=False)
+    print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
+    print(options.out)
+
+
+def _pretrain(options) -> None:
+    from workbench.world import pretrain
+
+    print(pretrain.pretrain(options.model, options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One notebook in batch, through papermill: strict about parameters, complete or absent, resumed by its id."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+from workbench import runs, study
+from workbench.facts import BadInput
+
+TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
+PRESETS = "presets"  # folder beside the notebooks
+
+
+def declared(notebook: Path) -> dict[str, dict]:
+    """The parameters that a notebook declares: name -> papermill's description of it."""
+    if not notebook.is_file():
+        raise BadInput(f"notebook {str(notebook)!r}: no such file")
+    try:
+        found = papermill.inspect_notebook(str(notebook))
+    except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
+        raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
+    if not found:
+        raise BadInput(f"notebook {str(notebook)!r}: has no cell tagged 'parameters'; tag the cell of plain assignments")
+    return found
+
+
+def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, study.Spec]:
+    """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults."""
+    known = declared(notebook)
+    given = _preset(notebook, preset) | dict(parameters)
+    for name in given:
+        if name not in known:
+            raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
+    for name in ("facts", "task_data"):  # a path counts from here, not from the notebook's folder
+        if given.get(name) and Path(given[name]).exists():
+            given[name] = str(Path(given[name]).resolve())
+    if given.get("model") and Path(given["model"]).is_dir():
+        given["model"] = str(Path(given["model"]).resolve())
+    defaults = {name: yaml.safe_load(about["default"].replace("()", "[]")) for name, about in known.items()}
+    fields = {name: value for name, value in (defaults | given).items() if name in study.Spec.model_fields}
+    return given, study.Spec(**fields).resolved()
+
+
+def _preset(notebook: Path, name: str) -> dict:
+    if not name:
+        return {}
+    path = Path(name) if name.endswith((".yaml", ".yml")) else notebook.parent / PRESETS / f"{name}.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"preset {name!r}: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"preset {name!r}: {path} holds no parameters")
+    return found
+
+
+def identify(notebook: Path, given: Mapping, spec: study.Spec) -> str:
+    """The run's id: the Spec, the code, the notebook's code cells and what is given beside the Spec."""
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    extra = {name: value for name, value in given.items() if name not in study.Spec.model_fields}
+    text = hashlib.sha256(json.dumps([cells, extra], sort_keys=True).encode()).hexdigest()
+    return study.identify(spec, cells=text, name=notebook.stem)
+
+
+def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "runs") -> runs.Run:
+    """Execute a notebook into a run folder.
+
+    A finished run of the same parameters, code, weights and data is returned at once unless `again`. A failed one leaves
+    `<id>.failed.ipynb` beside the runs, executed up to the failing cell.
+    """
+    notebook, out = Path(notebook), Path(out)
+    given, spec = checked(notebook, parameters or {}, preset)
+    run_id = identify(notebook, given, spec)
+    if (out / run_id / "run.json").exists() and not again:
+        return runs.read(out / run_id)
+    with runs.new_folder(out, run_id) as partial:
+        folder = partial.resolve()
+        changed = {"WORKBENCH_RUN": str(folder), "WORKBENCH_BATCH": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        executed = folder / "notebook.ipynb"
+        try:
+            papermill.execute_notebook(
+                str(notebook.resolve()),
+                str(executed),
+                parameters=given,
+                cwd=str(notebook.parent.resolve()),
+                execution_timeout=TIMEOUT,
+                log_output=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            kept = out / f"{run_id}.failed.ipynb"
+            os.replace(executed, kept)
+            what = error.evalue if error.ename == "BadInput" else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+            failure = BadInput if error.ename == "BadInput" else RuntimeError
+            raise failure(f"{notebook.name}, cell {error.exec_count}: {what} (executed so far: {kept})") from None
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        if not (folder / "run.json").exists():
+            raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
+        _to_html(executed)
+    return runs.read(out / run_id)
+
+
+def _to_html(notebook: Path) -> None:
+    import nbconvert
+
+    body, _ = nbconvert.HTMLExporter(embed_images=True).from_filename(str(notebook))
+    notebook.with_suffix(".html").write_text(body, encoding="utf-8")
