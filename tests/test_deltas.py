@@ -1,5 +1,6 @@
 """A delta changes exactly what it says, for exactly as long as the `with` lasts, and survives the way to disk."""
 
+import os
 import random
 import resource
 from contextlib import contextmanager, suppress
@@ -604,11 +605,12 @@ def test_an_export_that_fails_leaves_no_folder(tiny, tiny_folders, tmp_path):
     assert differing(tiny, before) == set()
 
 
-def test_what_an_interrupted_export_left_is_not_taken_over(tiny, tmp_path):
-    left = tmp_path / "edited.partial"
-    left.mkdir()
-    (left / "adapter_config.json").write_text("{}")
+@pytest.mark.parametrize("left", ["edited.partial", f".edited.{os.getpid()}.partial"])
+def test_what_an_interrupted_export_left_is_not_taken_over(tiny, tmp_path, left):
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "adapter_config.json").write_text("{}")
     folder = deltas.export(tiny, delta_of(tiny), tmp_path / "edited")
+    assert (folder / "config.json").is_file()
     assert not (folder / "adapter_config.json").exists()
 
 

@@ -40,8 +40,9 @@ def constrained_update(keys: torch.Tensor, residuals: torch.Tensor, factor: torc
     """
     whitened = torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
     gram = keys.T @ whitened  # (n, n)
+    scale = gram.diagonal().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
-    if failed or torch.linalg.cond(gram) > 1e14:
+    if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e14:  # cosines: the lengths of the keys do not matter
         raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
     return solved.T, whitened
 

@@ -181,8 +181,11 @@ def save(delta: WeightDelta, path: str | Path) -> Path:
     }
     about = {"model": delta.model, "revision": delta.revision, "fingerprint": delta.fingerprint, "record": dict(delta.record)}
     partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(tensors, partial, metadata={"workbench": json.dumps(about)})
-    os.replace(partial, path)
+    try:
+        safetensors.torch.save_file(tensors, partial, metadata={"workbench": json.dumps(about)})
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"{path}: the delta cannot be written ({' '.join(str(error).split())[:120]}); free some space") from None
     return path
 
 

@@ -264,14 +264,14 @@ class Recorder:
             return self._write(Path(folder), about, tables)
         run_id = identify(spec)
         with runs.new_folder(out, run_id) as partial:
-            self._write(partial, about | {"id": run_id}, tables)
+            self._write(partial, about, tables)
         return runs.read(Path(out) / run_id)
 
     def _write(self, folder: Path, about: dict, tables: dict) -> runs.Run:
         (folder / "deltas").mkdir(exist_ok=True)
         for number, delta in enumerate(self.deltas):
             deltas.save(delta, folder / "deltas" / f"{number}.safetensors")
-        return runs.write(folder, {"id": folder.name} | about, tables)
+        return runs.write(folder, about, tables)
 
 
 def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, probe: Probe, recorder: Recorder, edited_model: int = 0) -> History:

@@ -62,8 +62,11 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     )
     keys, outputs, bare_outputs = keys_and_outputs(model, requests, layer, resources.prefixes)
     residuals = bare_outputs + solution.shift.cpu().double() - outputs  # (n, d_out): v* - W k (- bias)
-    factor = closed_form.factorised(resources.moments[layer].matrix, f"the second moment of layer {layer}")
+    moment = resources.moments[layer]
+    if moment.tokens < len(moment.matrix):  # float32 rounding would hide it from the factorisation
+        raise BadInput(f"layer {layer}: {moment.tokens} tokens leave the second moment singular; collect at least {len(moment.matrix)}")
     try:
+        factor = closed_form.factorised(moment.matrix, f"the second moment of layer {layer}")
         left, right = closed_form.constrained_update(keys.T, residuals.T, factor)
     except closed_form.Singular as error:
         raise BadInput(f"layer {layer}: {error}") from None
@@ -75,7 +78,7 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
         record=record_of("rome", hparams, requests, seed)
         | {
             "prefixes": list(resources.prefixes),
-            "moments": resources.moments[layer].fingerprint,
+            "moments": moment.fingerprint,
             "p_target": solution.p_target.tolist(),
             "steps": solution.steps.tolist(),
         },
