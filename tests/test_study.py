@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -183,3 +186,13 @@ def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():
     assert spec.eval_every > 0
     assert spec.learning_rate > 0
     assert facts.read("world")
+
+
+def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
+    package = tmp_path / "workbench"
+    shutil.copytree(Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(study, "__file__", str(package / "study.py"))
+    before = study.code_fingerprint.__wrapped__()
+    presets = package / "editing" / "presets.yaml"
+    presets.write_text(presets.read_text().replace("steps: 50", "steps: 49"))
+    assert study.code_fingerprint.__wrapped__() != before

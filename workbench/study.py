@@ -342,10 +342,10 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs") -> l
 
 @cache
 def code_fingerprint() -> str:
-    """Of every Python file of the package."""
+    """Of every Python file of the package, and of the presets, which determine results as much."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.glob("editing/*.yaml")]):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
 
