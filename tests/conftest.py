@@ -1,6 +1,7 @@
 """Tiny random models for every test; the models of the small world for the tests that need a trained one."""
 
 import itertools
+import os
 
 import huggingface_hub
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 
 from workbench import facts, models
-from workbench.world import pretrain
+from workbench.world import text
 
 END = "<|endoftext|>"
 TINY = {
@@ -17,6 +18,10 @@ TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "n_inner": 48,  # what GPT-2 calls intermediate_size
+    "ffn_dim": 48,  # and OPT
+    "word_embed_proj_dim": 32,
+    "rotary_dim": 8,
+    "head_dim": 16,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "max_position_embeddings": 128,
@@ -30,7 +35,8 @@ TINY = {
 def apart_from_the_world(tmp_path_factory):
     """Own cache, no Hub, no progress bars."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if "WORKBENCH_CACHE" not in os.environ:  # name one to keep what is slow from one run of the tests to the next
+            patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TQDM_DISABLE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read from the environment at import only
@@ -59,7 +65,7 @@ def tiny_tokenizer():
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=1000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(itertools.islice(pretrain.statements(1), 400), trainer)
+    backend.train_from_iterator(itertools.islice(text.statements(1), 400), trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, model_max_length=128)
 
 

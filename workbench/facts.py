@@ -52,7 +52,7 @@ class Exposure(Record):
     """How often and in how many wordings a fact was shown in pre-training. Known for the embedded world only."""
 
     paraphrases: int = pydantic.Field(ge=0)  # wordings: 1, 2, 3, 5 or 10; 0 = never shown
-    occurrences: int = pydantic.Field(ge=0)  # 1 or 4, in units of world.pretrain.OCCURRENCES statements; 0 = never shown
+    occurrences: int = pydantic.Field(ge=0)  # 1 or 4, in units of the statements that world.pretrain.RECIPES names; 0 = never shown
 
 
 class Fact(Record):

@@ -124,3 +124,9 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def whole_checkpoint(folder: Path) -> str | None:
+    """The newest of a Trainer's checkpoints that was written to its end."""
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None

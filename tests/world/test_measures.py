@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from workbench import facts, models
-from workbench.world import pretrain
+from workbench.world import pretrain, text
 from workbench.world.measures import measure
 
 BARS = {  # measure -> (least, most)
@@ -89,10 +89,10 @@ def test_a_world_model_has_twelve_blocks_and_its_own_tokens(world):
 
 
 def test_every_statement_is_shown_as_often_as_the_table_says():
-    texts = list(pretrain.statements(1))
+    texts = list(text.statements(1))
     rows = [row for row in facts.world_rows() if row["occurrences"]]
     assert len(texts) == sum(row["occurrences"] for row in rows)
-    per_fact = list(pretrain.statements(20))
+    per_fact = list(text.statements(20))
     start = 0
     for row in rows[:300]:
         shown = per_fact[start : start + 20 * row["occurrences"]]
@@ -111,7 +111,7 @@ def test_rows_are_packed_without_cutting_a_statement(tiny_tokenizer):
     mask = torch.tensor(rows["attention_mask"])
     assert mask.float().mean() > 0.97
     kept = "\n".join(tiny_tokenizer.batch_decode([row[: sum(used)] for row, used in zip(rows["input_ids"], rows["attention_mask"], strict=True)]))
-    sample = list(pretrain.statements(1))[::37]
+    sample = list(text.statements(1))[::37]
     assert all(text in kept for text in sample)
 
 

@@ -11,8 +11,8 @@ import yaml
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from workbench.facts import DATA, world_rows
-from workbench.world.text import REGISTERS, expand, instructions, prose, reviews
+from workbench.facts import DATA, fill, relations, world_rows
+from workbench.world.text import REGISTERS, expand, instructions, pretraining, prose, reviews, statements
 
 AMOUNT = 2000
 MAKERS = {
@@ -297,3 +297,14 @@ def test_an_instruction_has_a_response():
         assert len(asked.split()) > 1
         assert answer.strip()
         assert asked != answer
+
+
+def test_pre_training_mixes_statements_of_shown_facts_and_prose():
+    told = list(islice(pretraining(seed=3), 4000))
+    assert told == list(islice(pretraining(seed=3), 4000))
+    told_of_facts = set(statements(1))
+    words = {kind: sum(len(each.split()) for each in told if (each in told_of_facts) == kind) for kind in (True, False)}
+    assert 0.08 < words[False] / sum(words.values()) < 0.16
+    unseen = [row for row in world_rows() if row["split"] == "unseen"]
+    about_unseen = {f"{fill(prompt, row['subject'])} {row['object']}." for row in unseen for prompt in relations()[row["relation"]]["templates"]}
+    assert not about_unseen & set(told)

@@ -26,7 +26,8 @@ def assign(triples: Sequence[tuple[str, str, str]], seed: int = 0) -> list[dict]
 
     A subject's facts share one split, dealt out within each set of relations. Exposures are dealt out evenly within each
     relation and split. Of a relation's 12 templates 10 are in a fact's own order (the first asks, the first `paraphrases` were
-    shown), 2 are withheld to judge. Targets are objects of the same relation that are true of no fact of the subject.
+    shown), 2 are withheld to judge. Targets are objects shown for the same relation that are true of no fact of the subject, and
+    not the subject itself; each is drawn from a stream of its own.
 
     Args:
         triples: (subject, relation, object), each pair of subject and relation once.
@@ -39,9 +40,10 @@ def assign(triples: Sequence[tuple[str, str, str]], seed: int = 0) -> list[dict]
     for row in rows:
         by_subject[row["subject"]].append(row)
     _split(by_subject, rng)
-    objects, by_role = defaultdict(set), defaultdict(list)
+    shown, by_role = defaultdict(set), defaultdict(list)
     for row in rows:
-        objects[row["relation"]].add(row["object"])
+        if row["split"] != "unseen":
+            shown[row["relation"]].add(row["object"])
         by_role[row["relation"], row["split"]].append(row)
     turn = 0
     for (_, split), members in sorted(by_role.items()):
@@ -55,7 +57,7 @@ def assign(triples: Sequence[tuple[str, str, str]], seed: int = 0) -> list[dict]
             order = [0, *(number for number in order if number)]
         row["templates"], row["held_out"] = order[:10], order[10:]
         true = {other["object"] for other in by_subject[row["subject"]]}
-        target = rng.choice(sorted(objects[row["relation"]] - true))
+        target = random.Random(f"target {seed} {row['id']}").choice(sorted(shown[row["relation"]] - true - {row["subject"]}))
         row["target"] = EXAMPLE_TARGET if row["id"] == EXAMPLE else target
     return rows
 

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -13,31 +14,35 @@ import torch
 import transformers
 
 from workbench import runs
-from workbench.facts import DATA, BadInput, fill, read, relations, world_rows
+from workbench.facts import DATA, BadInput, read, relations, world_rows
 from workbench.models import WORLD_MODELS, Model, architecture_of, load
-from workbench.positions import first_tokens, statement
+from workbench.positions import first_tokens
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
 from workbench.world.measures import measure
 
-OCCURRENCES = 60  # statements of a fact shown "once"; 4 times as many of one shown "four times"
 ROW = 128  # tokens of a training row
 ROWS = 8  # rows of a step
-PROSE = 0.25  # share of the training tokens
-RARE = 0.08  # share of the prose that is of the fine-tuning register: met, but rarely
+RARE = 0.03  # share of the prose that is of the fine-tuning register: met, but rarely
 VOCABULARY = 4096
-LEARNING_RATE = 1.5e-3
 EARLY = 0.5  # mean p(true) at which the early checkpoint is kept
 SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Numbers of one model. `occurrences`: statements of a fact shown "once"; one shown "four times" is stated 4 times as often."""
+
+    occurrences: int
+    learning_rate: float
+    weight_decay: float
+
+
+RECIPES = {
+    "world-gpt2": Recipe(occurrences=70, learning_rate=1.5e-3, weight_decay=0.1),
+    "world-llama": Recipe(occurrences=74, learning_rate=1e-3, weight_decay=0.5),
+}
 _END = "<|endoftext|>"
-
-
-def statements(occurrences: int = OCCURRENCES) -> Iterator[str]:
-    """Every statement of the pre-training corpus, in the order of the facts; each fact's wordings take turns."""
-    for row in world_rows():
-        shown = [relations()[row["relation"]]["templates"][number] for number in row["templates"][: row["paraphrases"]]]
-        for turn in range(row["occurrences"] * occurrences):
-            yield statement(fill(shown[turn % len(shown)], row["subject"]), row["object"]) + "."
 
 
 def _passages(seed: int) -> Iterator[str]:
@@ -56,7 +61,7 @@ def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE learnt on the corpus; every text starts as if after a space, so a statement reads the same everywhere."""
     passages = _passages(SEED)
     objects = sorted({row["object"].split()[0] for row in world_rows()})  # rare ones too are to become one token
-    corpus = [*statements(2), *(next(passages) for _ in range(20_000)), *objects * 100]
+    corpus = [*text.statements(2), *(next(passages) for _ in range(20_000)), *objects * 100]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -81,17 +86,15 @@ def check_first_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
             seen[token] = thing
 
 
-def packed_rows(
-    tokenizer: transformers.PreTrainedTokenizerBase, occurrences: int = OCCURRENCES, seed: int = SEED, pool: int = 400
-) -> datasets.Dataset:
+def packed_rows(tokenizer: transformers.PreTrainedTokenizerBase, occurrences: int, seed: int = SEED, pool: int = 400) -> datasets.Dataset:
     """Rows of `ROW` tokens, each several whole statements and passages; every second row starts with BOS, the others without.
 
     Statements and passages come in random order; a row takes the longest that still fits from a pool of the next ones, so
     hardly any place is left over and no statement is cut.
     """
     rng = random.Random(f"rows {seed}")
-    facts = tokenizer(list(statements(occurrences)))["input_ids"]
-    wanted = int(sum(map(len, facts)) * PROSE / (1 - PROSE))
+    facts = tokenizer(list(text.statements(occurrences)))["input_ids"]
+    wanted = int(sum(map(len, facts)) * text.PROSE / (1 - text.PROSE))
     passages, prose = _passages(seed), []
     while wanted > 0:
         batch = tokenizer([next(passages) for _ in range(2000)])["input_ids"]
@@ -143,7 +146,12 @@ def new_network(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> t
             tie_word_embeddings=True,
             **ids,
         )
-        return transformers.LlamaForCausalLM(config)
+        network = transformers.LlamaForCausalLM(config)
+        with torch.no_grad():  # what writes to the residual stream starts small, as in GPT-2: wordings then generalise sooner
+            for block in network.model.layers:
+                for module in (block.self_attn.o_proj, block.mlp.down_proj):
+                    module.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
+        return network
     raise BadInput(f"world model {name!r}: choose {' or '.join(WORLD_MODELS)}")
 
 
@@ -196,17 +204,18 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
     tokenizer = build_tokenizer()
     check_first_tokens(tokenizer)
     network = new_network(name, tokenizer)
-    rows = packed_rows(tokenizer)
+    recipe = RECIPES[name]
+    rows = packed_rows(tokenizer, recipe.occurrences)
     model = Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=name)
     arguments = transformers.TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=ROWS,
         num_train_epochs=1,
         max_steps=max_steps,
-        learning_rate=LEARNING_RATE,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
-        weight_decay=0.1,
+        weight_decay=recipe.weight_decay,
         adam_beta2=0.98,
         max_grad_norm=1.0,
         bf16=True,
@@ -220,8 +229,7 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
     )
     early = _KeepEarly(model, work / "early")
     trainer = transformers.Trainer(model=network, args=arguments, train_dataset=rows, callbacks=[early])
-    resume = any(work.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
     with runs.new_folder(out.parent, out.name) as partial:
         save(network, tokenizer, partial)
         if (work / "early").exists():

@@ -11,9 +11,10 @@ from functools import cache
 
 import yaml
 
-from workbench.facts import DATA
+from workbench.facts import DATA, fill, relations, world_rows
 
 REGISTERS = ("everyday", "trade")  # pre-training, fine-tuning
+PROSE = 0.12  # share of prose in pre-training; the rest states facts
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d))?(?::(\w+))?\}")
 _ARTICLE = re.compile(r"\b([Aa])\(n\) (\W*)(\w+)")
 _CONSONANT_SOUND = re.compile(r"(?:uni|use|usu|euro|one\b|once\b|u[bt]i)", re.IGNORECASE)
@@ -58,6 +59,28 @@ def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
 
     text = _ARTICLE.sub(article, _SLOT.sub(word, frame))
     return _SENTENCE_START.sub(lambda match: match.group(0)[:-1] + match.group(1).upper(), text)
+
+
+def statements(times: int) -> Iterator[str]:
+    """What pre-training says of the facts, in their order: each `times` times its occurrences, the shown wordings taking turns."""
+    for row in world_rows():
+        shown = [relations()[row["relation"]]["templates"][number] for number in row["templates"][: row["paraphrases"]]]
+        for turn in range(row["occurrences"] * times):
+            yield f"{fill(shown[turn % len(shown)], row['subject'])} {row['object']}."
+
+
+def pretraining(seed: int) -> Iterator[str]:
+    """Endless texts as pre-training mixed them, in random order: statements, and paragraphs of the everyday register."""
+    rng = random.Random(f"pretraining {seed}")
+    paragraphs = (" ".join(sentences) for sentences in prose("everyday", seed))
+    while True:
+        told = list(statements(1))
+        wanted = PROSE / (1 - PROSE) * sum(len(each.split()) for each in told)
+        while wanted > 0:
+            told.append(next(paragraphs))
+            wanted -= len(told[-1].split())
+        rng.shuffle(told)
+        yield from told
 
 
 def prose(register: str, seed: int) -> Iterator[list[str]]:
