@@ -78,8 +78,12 @@ def test_without_a_number_there_are_ten_tokens_a_dimension(tiny):
     assert second_moments(tiny, [0])[0].tokens == 480
 
 
-def test_the_world_is_its_everyday_prose(tiny, corpus):
-    assert torch.equal(second_moments(tiny, [1], "world", 500)[1].matrix, second_moments(tiny, [1], corpus, 500)[1].matrix)
+def test_the_world_is_what_its_pre_training_says(tiny, tmp_path, corpus):
+    path = tmp_path / "told.txt"
+    path.write_text("\n\n".join(itertools.islice(text.pretraining(seed=1), 200)), encoding="utf-8")
+    found = second_moments(tiny, [1], "world", 500)[1].matrix
+    assert torch.equal(found, second_moments(tiny, [1], str(path), 500)[1].matrix)
+    assert not torch.equal(found, second_moments(tiny, [1], corpus, 500)[1].matrix)
 
 
 def test_the_matrix_is_symmetric_and_positive_semidefinite(tiny, corpus):
@@ -230,5 +234,5 @@ def test_a_layer_that_is_no_block_is_named(tiny, corpus, one_line):
 
 def test_a_matrix_that_is_not_square_is_refused(one_line):
     with pytest.raises(ValueError, match="not square") as error:
-        moments.SecondMoment(layer=0, matrix=torch.ones(3, 4), tokens=10, fingerprint="")
+        moments.SecondMoment(layer=0, matrix=torch.ones(3, 4), tokens=10, fingerprint="", model="")
     assert "(3, 4)" in one_line(error)

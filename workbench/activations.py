@@ -51,6 +51,26 @@ def calls(modules: Mapping) -> Iterator[dict]:
         yield record
 
 
+class _Enough(Exception):
+    """The module that was waited for has run."""
+
+
+@contextmanager
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """Inside, a call of the network ends once the module has run; what would follow is not computed, the `with` ends there."""
+
+    def hook(module, args, output):
+        raise _Enough
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def replaced(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not write into its arguments."""

@@ -4,6 +4,8 @@ Shapes: W (d_out, d_in) maps keys to values; column j of K (d_in, n) is the key 
 must still gain; C (d_in, d_in) is the uncentred second moment E[k k'] of the keys.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -17,11 +19,15 @@ def factorised(matrix: torch.Tensor, what: str = "the second moment of the keys"
         raise Singular(f"{what} holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)")
     factor, failed = torch.linalg.cholesky_ex(matrix.double())
     if failed or (factor.diagonal() ** 2 <= 1e-11 * matrix.diagonal()).any():  # a pivot this small is nothing but rounding
-        raise Singular(f"{what} is singular (rank below {len(matrix)}); collect it from more tokens, at least its width")
+        dead = int((matrix.diagonal() == 0).sum())
+        never = f"{dead} of its directions are never used, choose another layer" if dead else "collect it from more tokens, at least its width"
+        raise Singular(f"{what} is singular (rank below {len(matrix)}); {never}")
     return factor
 
 
-def constrained_update(keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def constrained_update(
+    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor, at: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest change that moves every key by exactly its residual.
 
     D = R (K' C^-1 K)^-1 (C^-1 K)', the minimiser of tr(D C D') with D K = R. With one key it is ROME's
@@ -31,6 +37,7 @@ def constrained_update(keys: torch.Tensor, residuals: torch.Tensor, factor: torc
         keys: K (d_in, n), float64, n <= d_in, columns independent.
         residuals: R (d_out, n), float64.
         factor: Cholesky factor of C (d_in, d_in), float64.
+        at: (d_in, n) where D is to give the residuals exactly, D at = R, if not at K.
     Returns:
         Factors (left, right) of D = left @ right.T: left (d_out, n), right (d_in, n), float64.
     Raises:
@@ -39,31 +46,104 @@ def constrained_update(keys: torch.Tensor, residuals: torch.Tensor, factor: torc
     by a different key's product.
     """
     whitened = torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
-    gram = keys.T @ whitened  # (n, n)
-    scale = gram.diagonal().rsqrt()
+    gram = (keys if at is None else at).T @ whitened  # (n, n)
+    scale = gram.diagonal().abs().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
     if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e14:  # cosines: the lengths of the keys do not matter
         raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
     return solved.T, whitened
 
 
-def ridge_update(keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_update(
+    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor | None, weight: float | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest change of a linear map that moves the keys by the residuals, as far as it pays.
 
     D = R K' (w C + K K')^-1, the minimiser of w tr(D C D') + |R - D K|^2; by Woodbury D = R (w I + K' C^-1 K)^-1 (C^-1 K)'.
 
     Args:
-        keys: K (d_in, n), float64.
-        residuals: R (d_out, n), float64.
-        factor: Cholesky factor of C, float64.
+        keys: K (d_in, n).
+        residuals: R (d_out, n).
+        factor: Cholesky factor of C, float64; None = the identity, MALMEN's C.
         weight: w > 0, tokens: how many corpus tokens a request must outweigh.
     Returns:
-        Factors (left, right) of D = left @ right.T, float64.
-    Source: MEMIT, arXiv 2210.07229, eq. 14. Differs from: solved in the dual, so the cost grows with n, not with d_in.
+        Factors (left, right) of D = left @ right.T, of the dtype of the keys; differentiable in keys, residuals and weight.
+    Source: MEMIT, arXiv 2210.07229, eq. 14; MALMEN, arXiv 2311.04661. Differs from: solved in the dual, so the cost grows with n, not
+    with d_in.
     """
     if not weight > 0:
         raise ValueError(f"weight {weight}: must be > 0")
-    whitened = torch.cholesky_solve(keys, factor)
-    gram = keys.T @ whitened
-    gram.diagonal().add_(weight)
+    whitened = keys if factor is None else torch.cholesky_solve(keys, factor)
+    gram = keys.T @ whitened + weight * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     return torch.cholesky_solve(residuals.T.contiguous(), torch.linalg.cholesky(gram)).T, whitened
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullSpace:
+    """A subspace by the thinner of two orthonormal bases (d_in, r): its own, or that of its `complement`."""
+
+    basis: torch.Tensor
+    complement: bool
+    rule: str
+    threshold: float
+
+    @property
+    def dimension(self) -> int:
+        width, rank = self.basis.shape
+        return width - rank if self.complement else rank
+
+    def project(self, vectors: torch.Tensor) -> torch.Tensor:
+        """P X of vectors X (d_in, n)."""
+        along = self.basis @ (self.basis.T @ vectors)
+        return vectors - along if self.complement else along
+
+
+def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
+    """The directions that the corpus hardly uses: eigenvectors of C with small eigenvalues.
+
+    Args:
+        moment: C (d_in, d_in).
+        rule: "absolute": eigenvalues below the threshold (depends on the scale of the keys); "trace": the smallest ones that
+            together hold at most this share of the trace; "rank": all but the so many largest.
+    Raises:
+        Singular: nothing is below the threshold, or C is not finite.
+    """
+    if not torch.isfinite(moment).all():
+        raise Singular("the second moment holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)")
+    values, vectors = torch.linalg.eigh(moment.double())  # ascending
+    values = values.clamp(min=0)
+    below = {
+        "absolute": lambda: int((values < threshold).sum()),
+        "trace": lambda: int((values.cumsum(0) <= threshold * values.sum()).sum()),
+        "rank": lambda: len(values) - int(threshold),
+    }[rule]()
+    if below <= 0:
+        raise Singular(f"no eigenvalue of the second moment is below threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); raise it")
+    small, large = vectors[:, :below], vectors[:, below:]
+    complement = large.shape[1] < small.shape[1]
+    return NullSpace(basis=(large if complement else small).contiguous(), complement=complement, rule=rule, threshold=threshold)
+
+
+def projected_update(
+    keys: torch.Tensor, residuals: torch.Tensor, space: NullSpace, ridge: float, memory: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest change within a subspace that moves the keys by the residuals and earlier keys by nothing, as far as it pays.
+
+    D = R K' P ((K K' + Kp Kp') P + a I)^-1, the minimiser over D = D P of |R - D K|^2 + |D Kp|^2 + a |D|^2; with A = P [K Kp],
+    D = R E' (A'A + a I)^-1 A', E the first n columns of the identity.
+
+    Args:
+        keys: K (d_in, n), float64.
+        residuals: R (d_out, n), float64.
+        space: of P.
+        ridge: a > 0.
+        memory: Kp (d_in, m), keys of earlier edits; m may be 0.
+    Returns:
+        Factors (left, right) of D = left @ right.T, float64.
+    Source: AlphaEdit, arXiv 2410.02355, eq. 14. Differs from: solved in the dual.
+    """
+    both = space.project(torch.cat([keys, memory], 1))  # A (d_in, n + m)
+    gram = both.T @ both
+    gram.diagonal().add_(ridge)
+    first = torch.eye(len(gram), keys.shape[1], dtype=gram.dtype, device=gram.device)
+    return residuals, both @ torch.cholesky_solve(first, torch.linalg.cholesky(gram))

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy
@@ -57,8 +57,10 @@ class Change:
 
     def __add__(self, other: "Change") -> "Change":
         if self.dense is None and other.dense is None:
-            return Change(left=torch.cat([self.left, other.left], 1), right=torch.cat([self.right, other.right], 1))
-        return Change(dense=self.matrix() + other.matrix())
+            left, right = other.left.to(self.left.device), other.right.to(self.right.device)
+            return Change(left=torch.cat([self.left, left], 1), right=torch.cat([self.right, right], 1))
+        mine = self.matrix()
+        return Change(dense=mine + other.matrix().to(mine.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class WeightDelta:
         changes: module name (a down-projection) -> Change.
         model: name of the model it was made for; revision and fingerprint with it.
         record: everything needed to make it again: editor, hparams, requests, prefixes, seed, fingerprint of the moments.
+        keys: module name -> keys (d_in, n) that AlphaEdit's next edits are to leave alone.
     """
 
     changes: Mapping[str, Change]
@@ -76,6 +79,7 @@ class WeightDelta:
     revision: str
     fingerprint: str
     record: Mapping = field(default_factory=dict)
+    keys: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         """Both changes at once. They must be of one model."""
@@ -85,7 +89,8 @@ class WeightDelta:
         for name, change in other.changes.items():
             changes[name] = changes[name] + change if name in changes else change
         parts = [part for delta in (self, other) for part in delta.record.get("parts", [delta.record])]
-        return WeightDelta(changes=changes, model=self.model, revision=self.revision, fingerprint=self.fingerprint, record={"parts": parts})
+        shared = {name: torch.cat([keys, other.keys[name].to(keys.device)], 1) for name, keys in self.keys.items() if name in other.keys}
+        return replace(self, changes=changes, record={"parts": parts}, keys={**self.keys, **other.keys, **shared})
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the change of each weight."""
@@ -103,6 +108,16 @@ def _restore_random(state: list) -> None:
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Afterwards the random numbers of Python, NumPy and torch go on as if nothing had been drawn inside."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _restore_random(state)
 
 
 @contextmanager
@@ -178,7 +193,7 @@ def save(delta: WeightDelta, path: str | Path) -> Path:
         f"{name}|{part}": tensor.detach().cpu().contiguous().clone()
         for name, change in delta.changes.items()
         for part, tensor in change.tensors().items()
-    }
+    } | {f"{name}|keys": keys.cpu().contiguous().clone() for name, keys in delta.keys.items()}
     about = {"model": delta.model, "revision": delta.revision, "fingerprint": delta.fingerprint, "record": dict(delta.record)}
     partial = path.with_name(path.name + ".partial")
     try:
@@ -199,7 +214,8 @@ def load(path: str | Path) -> WeightDelta:
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
             parts.setdefault(name, {})[part] = tensor
-        return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, **about)
+        keys = {name: tensors.pop("keys") for name, tensors in parts.items() if "keys" in tensors}
+        return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, keys=keys, **about)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]}); make it again") from None
 

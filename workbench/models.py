@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,19 +41,42 @@ _LLAMA = Architecture(
     unembedding="lm_head",
     embeddings=("model.embed_tokens",),
 )
+_GPT2 = Architecture(
+    blocks="transformer.h",
+    mlp="mlp",
+    down_projection="mlp.c_proj",
+    final_norm="transformer.ln_f",
+    unembedding="lm_head",
+    embeddings=("transformer.wte", "transformer.wpe"),
+    transposed=True,
+)
 
-# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks the row on a tiny model.
+# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks the row on a tiny model. The
+# editors need blocks that add the down-projection's output to the residual stream as it is, with no norm in between.
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(
-        blocks="transformer.h",
-        mlp="mlp",
-        down_projection="mlp.c_proj",
-        final_norm="transformer.ln_f",
-        unembedding="lm_head",
-        embeddings=("transformer.wte", "transformer.wpe"),
-        transposed=True,
+    "gpt2": _GPT2,
+    "gptj": replace(_GPT2, down_projection="mlp.fc_out", embeddings=("transformer.wte",), transposed=False),
+    "gpt_neox": replace(
+        _LLAMA,
+        blocks="gpt_neox.layers",
+        down_projection="mlp.dense_4h_to_h",
+        final_norm="gpt_neox.final_layer_norm",
+        embeddings=("gpt_neox.embed_in",),
     ),
     "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "phi": replace(_LLAMA, down_projection="mlp.fc2", final_norm="model.final_layernorm"),
+    "opt": replace(
+        _LLAMA,
+        blocks="model.decoder.layers",
+        mlp="fc2",
+        down_projection="fc2",
+        final_norm="model.decoder.final_layer_norm",
+        embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+    ),
 }
 
 
@@ -123,8 +146,15 @@ class Model:
                 raise BadInput(f"layer {layer}: {self.name} has blocks 0 to {self.n_blocks - 1}")
         return sorted(set(layers))
 
+    def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
+        """BadInput if rows of tokens are longer than the model's positions."""
+        limit = getattr(self.network.config, "max_position_embeddings", None)
+        if limit and input_ids.shape[1] > limit:
+            raise BadInput(f"{what}: {input_ids.shape[1]} tokens with BOS, {self.name} has {limit} positions; shorten the text")
+
     def logits_at(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Next-token logits (n, vocab), float32, after one position of each row; the head runs at the named positions only."""
+        self.check_length(input_ids)
         wanted, column = positions.unique(return_inverse=True)
         output = self.network(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=wanted, use_cache=False)
         return output.logits[torch.arange(len(input_ids), device=column.device), column].float()
@@ -196,6 +226,8 @@ def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise BadInput(f"architecture {config.model_type!r} is not in the table ({known}); add a row to ARCHITECTURES in workbench/models.py")
+    if not getattr(config, "do_layer_norm_before", True):  # OPT 350m alone
+        raise BadInput(f"architecture {config.model_type!r} with its norms behind the blocks cannot be edited; choose another size")
     return ARCHITECTURES[config.model_type]
 
 

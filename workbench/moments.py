@@ -5,13 +5,15 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from workbench.activations import recorded
+from workbench.activations import recorded, stop_after
+from workbench.closed_form import factorised
 from workbench.facts import BadInput
 from workbench.models import Model
 from workbench.positions import bos_id
@@ -30,16 +32,23 @@ class SecondMoment:
         matrix: C (d_in, d_in), float32, uncentred, divided by the number of tokens.
         tokens: how many tokens were seen; BOS is not counted.
         fingerprint: of weights, dtype, corpus and tokens.
+        model: fingerprint of the weights.
     """
 
     layer: int
     matrix: torch.Tensor
     tokens: int
     fingerprint: str
+    model: str
 
     def __post_init__(self):
         if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
             raise ValueError(f"second moment {tuple(self.matrix.shape)} is not square")
+
+    @cached_property
+    def factor(self) -> torch.Tensor:
+        """Cholesky factor (d_in, d_in), float64; closed_form.Singular if there is none."""
+        return factorised(self.matrix, f"the second moment of layer {self.layer}")
 
 
 def cache_folder() -> Path:
@@ -50,9 +59,10 @@ def cache_folder() -> Path:
 
 
 def corpus_texts(corpus: str) -> Iterable[str]:
-    """Running text: "world" (the everyday register of the embedded world; not Wikipedia) or a UTF-8 file, one text a paragraph."""
+    """Running text: "world" (what the embedded world's pre-training says, statements and prose; not Wikipedia) or a UTF-8 file, one text
+    a paragraph."""
     if corpus == "world":
-        return (" ".join(sentences) for sentences in text.prose("everyday", seed=1))
+        return text.pretraining(seed=1)
     try:
         content = Path(corpus).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -82,9 +92,10 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
         partial = paths[layer].with_suffix(f".{os.getpid()}.partial")
         safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
         os.replace(partial, paths[layer])
+    at = model.device if model.device.type == "cuda" else "cpu"  # where float64 is
+    found = {layer: safetensors.torch.load_file(paths[layer])["matrix"].to(at) for layer in layers}
     return {
-        layer: SecondMoment(layer=layer, matrix=safetensors.torch.load_file(paths[layer])["matrix"], tokens=tokens, fingerprint=digest)
-        for layer in layers
+        layer: SecondMoment(layer=layer, matrix=matrix, tokens=tokens, fingerprint=digest, model=model.fingerprint) for layer, matrix in found.items()
     }
 
 
@@ -118,9 +129,10 @@ def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: in
     with recorded({layer: model.down_projection(layer) for layer in layers}, inputs=True) as keys:
         for batch in tqdm(rows.split(16), desc="second moments", unit="batch", disable=None):
             batch = batch.to(model.device)
-            model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
+            with stop_after(model.blocks[max(layers)]):
+                model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
             for layer, total in sums.items():
-                seen = keys[layer][:, 1:].flatten(0, 1)[:left].float()  # (tokens, d_in), without BOS
+                seen = keys[layer].view(*batch.shape, -1)[:, 1:].flatten(0, 1)[:left].float()  # (tokens, d_in), without BOS
                 total.addmm_(seen.T, seen)
             left -= min(left, batch[:, 1:].numel())
     for layer, total in sums.items():

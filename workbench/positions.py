@@ -38,6 +38,17 @@ class Encoded:
             offsets=tuple(self.offsets[index] for index in indices),
         )
 
+    def cut(self, lengths: torch.Tensor) -> "Encoded":
+        """The first lengths[i] tokens of each text."""
+        longest = int(lengths.max())
+        mask = self.attention_mask * (torch.arange(self.attention_mask.shape[1]) < lengths[:, None])
+        offsets = tuple(pairs[:length] for pairs, length in zip(self.offsets, lengths.tolist(), strict=True))
+        return Encoded(input_ids=self.input_ids[:, :longest], attention_mask=mask[:, :longest], offsets=offsets)
+
+    def arguments(self) -> dict:
+        """What a network takes."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
     def batches(self, tokens: int = 4096) -> Iterator[list[int]]:
         """Indices of texts of like length, at most this many tokens a batch (one text at least)."""
         batch: list[int] = []

@@ -46,7 +46,7 @@ class Spec(Record):
     object: str = ""
     target: str = ""
     editor: str = "rome"
-    variant: str = ""
+    variant: Literal["", "published", "paper", "reference"] = ""  # of the editor's preset
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
     n_edited: int = Field(10, ge=1)
@@ -78,15 +78,15 @@ class Spec(Record):
         """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
         tasks.named(self.task)
         editing.editor_named(self.editor)
-        if self.adapter or self.variant:
-            raise BadInput(f"adapter={self.adapter!r}, variant={self.variant!r}: this version has none; leave them empty")
+        if self.adapter:
+            raise BadInput(f"adapter={self.adapter!r}: this version has none; leave it empty")
         usual = tasks.NUMBERS[self.task]
         filled = {name: getattr(self, name) or getattr(usual, name) for name in type(usual).__dataclass_fields__}
         return self.model_copy(update=filled)
 
     def editor_hparams(self, model: Model) -> Numbers:
         """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`."""
-        base = editing.preset(self.editor, model)
+        base = editing.preset(self.editor, model, variant=self.variant)
         changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
         hparams = type(base)(**(base.model_dump() | changes))
         model.check_layers(hparams.layers)
@@ -358,7 +358,7 @@ def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
     for source in (spec.facts, spec.task_data):
         if Path(source).is_file():
             digest.update(Path(source).read_bytes())
-    for path in sorted((facts.DATA / "world").glob("*.*")):
+    for path in sorted([facts.DATA / "world" / "facts.csv", *(facts.DATA / "world").glob("*.yaml")]):
         digest.update(path.read_bytes())
     digest.update((code_fingerprint() + cells).encode())
     return f"{name}-{spec.editor}-{spec.task}-{digest.hexdigest()[:10]}"

@@ -1,63 +1,126 @@
-"""What an edit does on the world models: study facts only, numbers chosen on the tuning facts (tests/benchmarks/choose_layers.py)."""
+"""What edits do on the world models: study facts only, numbers chosen on the tuning facts (tests/benchmarks/choose_numbers.py)."""
 
-import random
+import functools
 
 import pandas as pd
 import pytest
 
-from workbench import deltas, editing, facts, study
-from workbench.editing import target_vectors
+from tests.benchmarks.outcomes import in_batches, interval, known_facts, outcome
+from workbench import deltas, editing, facts
+from workbench.editing import rows, target_vectors
 from workbench.tracking.retention import measure_prompts
 
-N, WATCHED = 40, 60
-BARS = {"ft": {"efficacy": 0.95, "held_out": 0.85}, "rome": {"efficacy": 0.90, "held_out": 0.80}}
+EDITED, WATCHED, PER_SEED = 50, 100, 8
+SINGLE, BATCH = ("ft", "rome"), ("memit", "alphaedit", "malmen")
+BARS = {  # efficacy on the edit prompt, on withheld templates; intrinsic facts kept
+    "ft": (0.95, 0.85, 0.95),
+    "rome": (0.90, 0.80, 0.95),
+    "memit": (0.85, 0.75, 0.90),
+    "alphaedit": (0.80, 0.70, 0.90),
+    "malmen": (0.85, 0.70, 0.80),
+}
 
 
-def known(model, split: str, n: int) -> list:
-    pool = [request for request in facts.read("world") if request.fact.split == split]
-    random.Random(1).shuffle(pool)
-    good = study.known_table(model, pool[: 2 * n]).known
-    return [request for request, is_known in zip(pool, good, strict=False) if is_known][:n]
-
-
-def one_edit_a_model(model, editor: str, edited, watched) -> pd.DataFrame:
+@functools.cache
+def _prepared(model, editor: str):
     hparams = editing.preset(editor, model)
-    resources = editing.EDITORS[editor].prepare(model, hparams)
-    rows = []
-    for request in edited:
-        others = [other for other in watched if other.fact.subject != request.fact.subject]
-        prompts = [request.fact.question, *request.held_out, *(other.fact.question for other in others)]
-        answers = [request.target] * 3 + [other.fact.object for other in others]
-        with deltas.applied(model, editing.EDITORS[editor].edit(model, [request], hparams, resources)):
-            kept = measure_prompts(model, prompts, answers).retained
-        rows.append({"efficacy": kept[0], "held_out": kept[1:3].mean(), "intrinsic": kept[3:].mean()})
-    return pd.DataFrame(rows)
+    return hparams, editing.EDITORS[editor].prepare(model, hparams)
+
+
+@functools.cache
+def _study(model) -> tuple[list, list]:
+    requests = known_facts(model, "study")
+    return requests[:EDITED], requests[EDITED : EDITED + WATCHED]
+
+
+def show(world, editor: str, how: str, table: pd.DataFrame) -> None:
+    """One line: means and 95 % intervals."""
+    parts = [f"{name} {table[name].mean():.3f} [{interval(table[name])[0]:.3f}, {interval(table[name])[1]:.3f}]" for name in ("efficacy", "held_out")]
+    neighbours = f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
+    print(f"\n{world.name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, intrinsic {table.intrinsic.mean():.3f}, {neighbours}")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("editor", BARS)
 def test_edits_take_generalise_and_spare_the_rest(world, editor):
-    requests = known(world, "study", N + WATCHED)
-    found = one_edit_a_model(world, editor, requests[:N], requests[N:]).mean()
-    print(world.name, editor, found.round(3).to_dict())
-    assert found.efficacy >= BARS[editor]["efficacy"]
-    assert found.held_out >= BARS[editor]["held_out"]
-    assert found.intrinsic >= 0.95
+    edited, watched = _study(world)
+    hparams, resources = _prepared(world, editor)
+    size = 1 if editor in SINGLE else 10
+    table = in_batches(world, editor, edited, size, hparams, watched, resources)
+    show(world, editor, f"{size} a model", table)
+    efficacy, held_out, intrinsic = BARS[editor]
+    assert table.efficacy.mean() >= efficacy
+    assert table.held_out.mean() >= held_out
+    assert table.intrinsic.mean() >= intrinsic
+    if editor != "ft":  # nothing in FT spares neighbours: what generalises to withheld templates costs about half of them (choices.csv)
+        assert table.neighbourhood.mean() >= table.neighbourhood_before.mean() - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("editor", BARS)
+def test_fifty_in_one_model_are_reported(world, editor):
+    """One batch of 50, and all 50 in turn (batches of 10 where the editor takes batches): printed, whatever comes out."""
+    edited, watched = _study(world)
+    hparams, resources = _prepared(world, editor)
+    size = 1 if editor in SINGLE else 10
+    together = editing.EDITORS[editor].edit(world, edited, hparams, resources)
+    show(world, editor, "one batch of 50", outcome(world, together, edited, watched))
+    batches = [edited[start : start + size] for start in range(0, EDITED, size)]
+    in_turn = editing.edit_in_turn(editor, world, batches, hparams, resources)
+    table = outcome(world, in_turn, edited, watched)
+    show(world, editor, f"in turn by {size}", table)
+    if size > 1:
+        earlier = table.efficacy[:-size]
+        print(f"{world.name} {editor}, in turn, the first {EDITED - size}: {earlier.mean():.3f} {interval(earlier)}")
+    assert table.efficacy.between(0, 1).all()
+    assert {name: change.matrix().isfinite().all().item() for name, change in in_turn.changes.items()} == dict.fromkeys(in_turn.changes, True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_malmen_is_beyond_its_untrained_network(world):
+    edited, watched = _study(world)
+    hparams, resources = _prepared(world, "malmen")
+    trained = in_batches(world, "malmen", edited, 10, hparams, watched, resources).held_out
+    untrained = in_batches(world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched).held_out
+    print(f"\n{world.name}: trained {interval(trained)}, untrained {interval(untrained)}")
+    assert interval(trained)[0] > interval(untrained)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("editor", BARS)
+def test_more_paraphrases_never_lower_held_out_efficacy_beyond_noise(world, editor):
+    hparams, resources = _prepared(world, editor)
+    pool = known_facts(world, "study")[EDITED + WATCHED :]
+    found = {}
+    for k in (1, 2, 3, 5, 10):
+        values = []
+        for seed in range(3):
+            sample = [facts.with_paraphrases(request, k) for request in pool[PER_SEED * seed : PER_SEED * (seed + 1)]]
+            values += list(in_batches(world, editor, sample, 1 if editor in SINGLE else PER_SEED, hparams, pool[100:110], resources).held_out)
+        found[k] = values
+    print(f"\n{world.name} {editor}", {k: (round(sum(values) / len(values), 3), interval(values)) for k, values in found.items()})
+    for fewer, more in ((1, 2), (2, 3), (3, 5), (5, 10), (1, 10)):
+        differences = [b - a for a, b in zip(found[fewer], found[more], strict=True)]
+        assert interval(differences)[1] >= 0, (fewer, more)
 
 
 @pytest.mark.slow
 def test_the_target_vector_itself_makes_the_target_likely(world):
     hparams = editing.preset("rome", world)
-    prefixes = target_vectors.sample_prefixes(world, hparams.prefixes, seed=0)
-    numbers = hparams.model_dump(include={"steps", "learning_rate", "weight_decay", "clamp", "kl_weight", "stop_loss"})
-    solution = target_vectors.solve(world, known(world, "tuning", 60), hparams.layers[0], site="mlp", prefixes=prefixes, **numbers)
+    prefixes = rows.sample_prefixes(world, hparams.prefixes, seed=0)
+    solution = target_vectors.solve(world, known_facts(world, "tuning")[:60], hparams.layers[0], "mlp", prefixes, hparams)
     share = (solution.p_target > 0.5).float().mean().item()
     print(world.name, f"p(target) > .5 for {share:.3f} of {len(solution.p_target)} tuning facts")
     assert share >= 0.95
 
 
-def test_an_edit_is_on_top_right_after_it(world):
+@pytest.mark.parametrize("editor", ["ft", "rome", "memit", "alphaedit"])
+def test_an_edit_is_on_top_right_after_it(world, editor):
     request = next(request for request in facts.read("world") if request.fact.id == "developer:windows-mobile-6-5")
-    for editor in editing.EDITORS:
-        found = one_edit_a_model(world, editor, [request], [])
-        assert found.efficacy[0], editor
+    hparams, resources = _prepared(world, editor)
+    with deltas.applied(world, editing.EDITORS[editor].edit(world, [request], hparams, resources)):
+        assert measure_prompts(world, [request.fact.question], [request.target]).retained[0]

@@ -2,23 +2,33 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import yaml
+from tqdm.auto import tqdm
 
-from workbench.editing import ft, rome
+from workbench import deltas
+from workbench.deltas import WeightDelta
+from workbench.editing import alphaedit, ft, malmen, memit, rome
 from workbench.editing.records import Numbers, Resources
-from workbench.facts import BadInput
+from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
-EDITORS: dict[str, ModuleType] = {"ft": ft, "rome": rome}
+EDITORS: dict[str, ModuleType] = {"ft": ft, "rome": rome, "memit": memit, "alphaedit": alphaedit, "malmen": malmen}
 
-# Where a model without a preset is edited, as a share of its depth: GPT-2 XL's published layers over its 48 blocks.
-DEPTHS = {"ft": (1 / 48,), "rome": (17 / 48,)}
+# Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL over its 48 blocks.
+DEPTHS = {
+    "ft": (0,),
+    "rome": (17 / 48,),
+    "memit": tuple(layer / 48 for layer in range(13, 18)),
+    "alphaedit": tuple(layer / 48 for layer in range(13, 18)),
+    "malmen": tuple(layer / 48 for layer in range(42, 48)),
+}
 
-__all__ = ["EDITORS", "Numbers", "Resources", "editor_named", "preset"]
+__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset"]
 
 
 def editor_named(name: str) -> ModuleType:
@@ -28,34 +38,73 @@ def editor_named(name: str) -> ModuleType:
     return EDITORS[name]
 
 
+def edit_in_turn(
+    editor: str, model: Model, batches: Sequence[Sequence[EditRequest]], hparams: Numbers, resources: Resources, seed: int = 0
+) -> WeightDelta:
+    """Batches of facts edited one after another, each into the model that holds the earlier ones: the sum of their deltas.
+
+    An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left bit for bit as it was.
+    """
+    module = editor_named(editor)
+    if not batches:
+        raise BadInput("no batch to edit; give at least one")
+    total = None
+    for batch in tqdm(batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True):
+        if total is None:
+            delta = total = module.edit(model, batch, hparams, resources, seed)
+        else:
+            with deltas.applied(model, total):
+                delta = module.edit(model, batch, hparams, resources, seed)
+            total = total + delta
+        if hasattr(module, "remember"):
+            resources = module.remember(resources, delta)
+    return total
+
+
 @cache
 def _presets() -> dict:
     return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
 
 
-def preset(editor: str, model: Model | str, path: str | Path | None = None) -> Numbers:
+def preset(editor: str, model: Model | str, path: str | Path | None = None, variant: str = "") -> Numbers:
     """The hyper-parameters of an editor for a model.
 
     Args:
         model: a loaded model, or a name; the last part of the name (`gpt2-xl`) is looked up.
         path: a YAML or JSON file of fields instead.
+        variant: "" or "published"; "paper": those of arXiv 2507.14198; "reference": the published ones, with the habits of the
+            papers' own code.
     Returns:
         The editor's HParams. For a model without a published preset: layers in proportion to its depth, with a visible note.
     """
     module = editor_named(editor)
     if path is not None:
-        try:
-            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise BadInput(f"preset {path}: cannot be read: {' '.join(str(error).split())[:150]}") from None
-        if not isinstance(fields, dict):
-            raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
-        return module.HParams(**fields)
+        return module.HParams(**_fields(path))
+    if variant not in ("", "published", "paper", "reference"):
+        raise BadInput(f"variant {variant!r}: choose published, paper or reference")
     name = (model if isinstance(model, str) else model.name).rstrip("/").rsplit("/", 1)[-1]
-    if found := _presets().get(name, {}).get(editor):
-        return module.HParams(**found)
+    known = _presets().get(name, {}).get(editor, {})
+    convention = {"convention": "reference"} if variant == "reference" else {}
+    if convention and "convention" not in module.HParams.model_fields:
+        raise BadInput(f"variant 'reference': {editor} has none; choose published")
+    if variant == "paper":
+        if "paper" not in known:
+            raise BadInput(f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}; choose published")
+        return module.HParams(**known["paper"])
+    if "published" in known:
+        return module.HParams(**(known["published"] | convention))
     if isinstance(model, str):
         raise BadInput(f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers")
-    layers = tuple(round(share * model.n_blocks) for share in DEPTHS[editor])
+    layers = tuple(sorted({int(share * model.n_blocks) for share in DEPTHS[editor]}))
     warnings.warn(f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its depth of {model.n_blocks}", stacklevel=2)
-    return module.HParams(layers=layers)
+    return module.HParams(layers=layers, **convention)
+
+
+def _fields(path: str | Path) -> dict:
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"preset {path}: cannot be read: {' '.join(str(error).split())[:150]}") from None
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
+    return fields

@@ -1,13 +1,15 @@
 """FT: gradient descent on one down-projection until the target is likely, optionally inside an L-inf box.
 
-    D = argmin  mean_i mean_j [ -(1/T) sum_t log p(o_t | x_ij, o_<t; W + D) ],   |D|_max <= box
+    D = argmin  mean_ij [ -(1/T) sum_t log p(o_t | x_ij, o_<t; W + D) ],   |D|_max <= box
 
-over the requests i and their statements j (the prompt and each paraphrase), teacher-forced. Source: Zhu et al. 2020 (arXiv
+over all statements j of the requests i (the prompt and each paraphrase count alike), teacher-forced. Source: Zhu et al. 2020 (arXiv
 2012.00363) as used in arXiv 2202.05262 and 2507.14198. Differs from: the common implementation reads all target tokens at the last
-prompt position, which is the likelihood of one-token targets only; the gradient works on D in float32, the model is never touched.
+prompt position, which is the likelihood of one-token targets only (convention="reference"); the gradient works on D in float32, the
+model is never touched.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,10 @@ from pydantic import Field
 
 from workbench.activations import replaced
 from workbench.deltas import Change, WeightDelta
-from workbench.editing.records import Numbers, Resources, record_of
-from workbench.editing.target_vectors import Continuation, build_rows
-from workbench.facts import BadInput, EditRequest
+from workbench.editing.continuation import Continuation
+from workbench.editing.records import Numbers, Resources, delta_of, finite
+from workbench.editing.rows import build_rows
+from workbench.facts import EditRequest
 from workbench.models import Model
 
 
@@ -29,6 +32,7 @@ class HParams(Numbers):
     learning_rate: float = Field(5e-5, gt=0)  # Adam's
     box: float = Field(0.0, ge=0)  # L-inf bound of each weight's change; 0 = none
     stop_loss: float = Field(0.01, ge=0)  # nats a token; stop below it
+    convention: Literal["published", "reference"] = "published"  # "reference": all target tokens read at the last prompt position
 
 
 def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0) -> Resources:
@@ -37,12 +41,17 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
 
 
 def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
-    """A dense change of one down-projection. Everything below the edited block runs once."""
+    """A dense change of one down-projection. Everything below the edited block runs once.
+
+    Peak memory beside the model: four float32 copies of the weight, and the activations of the later blocks for all statements.
+    """
     layer = model.check_layers(hparams.layers)[0]
-    rows = build_rows(model, requests, prefixes=(), kl=False)
+    rows = build_rows(model, requests)
     rest = Continuation(model, rows.encoded, layer - 1)
     row, at = (rows.labels != -100).nonzero(as_tuple=True)
     labels = rows.labels[row, at].to(model.device)
+    if hparams.convention == "reference":
+        at = torch.full_like(rows.owner, rows.labels.shape[1]).scatter_reduce(0, row, at, "amin")[row]
     per_row = torch.bincount(row, minlength=len(rows.owner))
     weight = (1 / per_row[row] / len(rows.owner)).to(model.device)
     row, at = row.to(model.device), at.to(model.device)
@@ -52,21 +61,14 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     with torch.enable_grad(), replaced(model.down_projection(layer), lambda out, key: out + (key.float() @ change.T).to(out.dtype)):
         for step in range(hparams.steps + 1):
             loss = (F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="none") * weight).sum()
-            losses.append(loss.item())
-            if not torch.isfinite(loss):
-                raise BadInput(f"layer {layer}: the loss is NaN or infinite; lower the learning rate or load the model in float32")
+            losses.append(finite(loss.detach(), model, layer).item())
             if losses[-1] < hparams.stop_loss or step == hparams.steps:
                 break
             adam.zero_grad()
-            loss.backward()
+            loss.backward(inputs=[change])
             adam.step()
             if hparams.box:
                 with torch.no_grad():
                     change.clamp_(-hparams.box, hparams.box)
-    return WeightDelta(
-        changes={model.down_projection_name(layer): Change(dense=change.detach())},
-        model=model.name,
-        revision=model.revision,
-        fingerprint=model.fingerprint,
-        record=record_of("ft", hparams, requests, seed) | {"losses": losses},
-    )
+    changes = {model.down_projection_name(layer): Change(dense=change.detach())}
+    return delta_of("ft", model, requests, hparams, resources, seed, changes, losses=losses)

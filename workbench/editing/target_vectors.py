@@ -6,39 +6,46 @@ For each request, over the rows j (prompts, prefixed or not) and the target's to
 
 with h the hidden state after the block at the subject's last token, the KL at the subject's last token of "{subject} is a", and v_0
 the unshifted vector in the bare prompt. All requests are solved at once: the loss is a sum over requests and Adam works number by
-number, so each gets the solution it would get alone. Nothing up to the edited block depends on d, so only later blocks run, and the
-head runs at the target's positions only.
+number, so each gets the solution it would get alone. Only what d can change is computed again at each step: blocks after the layer,
+tokens from the subject's last one on, the head where a target is read, requests that have not stopped.
 
-Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16. Differs from: batched; `steps` counts updates.
+Memory beside the model: keys and values of `TOKENS_AT_ONCE` tokens, activations in the later blocks of those from the subject's last
+on, and float32 logits where a target is read.
+Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636.
+Differs from: batched; `steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
-from workbench.activations import calls, hidden, recorded
-from workbench.facts import BadInput, EditRequest, fill
+from workbench.editing.continuation import Continuation
+from workbench.editing.records import Numbers, finite
+from workbench.editing.rows import Rows, build_rows
+from workbench.facts import EditRequest
 from workbench.models import Model
-from workbench.positions import Encoded, bos_id, encode, statement, subject_end
 
-TOKENS_AT_ONCE = 32_768  # of all rows together, to bound memory
+TOKENS_AT_ONCE = 16_384  # of all rows together, to bound memory
+WORTHWHILE = 1024  # tokens that keep the machine busy; a batch that has them is closed rather than padded for longer rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Prompts of several requests, ready to run.
+class Solving(Numbers):
+    """Numbers of the solver. The defaults are ROME's for GPT-2 XL."""
 
-    `encoded`: r texts; `owner` (r,): index of the request; `subject` (r,): position of the subject's last token; `labels`
-    (r, length): the target's tokens one place before they stand, -100 elsewhere; `is_kl` (r,): rows "{subject} is a".
-    """
-
-    encoded: Encoded
-    owner: torch.Tensor
-    subject: torch.Tensor
-    labels: torch.Tensor
-    is_kl: torch.Tensor
+    steps: int = Field(20, ge=1)  # updates of the target vector at most
+    learning_rate: float = Field(0.5, gt=0)  # Adam's, in units of the hidden state
+    weight_decay: float = Field(0.5, ge=0)  # on |shift| / |v_0|^2
+    clamp: float = Field(4.0, gt=0)  # |shift| <= clamp |v_0|
+    kl_weight: float = Field(0.0625, ge=0)  # of the KL at "{subject} is a"
+    stop_loss: float = Field(0.05, ge=0)  # nats; a fact stops below it
+    patience: int = Field(0, ge=0)  # a fact stops when its target was on top in every row at so many evaluations; 0 = never
+    prefixes: int = Field(20, ge=0)  # sampled texts before the prompt
+    moment_tokens: int = Field(0, ge=0)  # tokens for the second moments; 0 = 10 a key dimension
+    convention: Literal["published", "reference"] = "published"  # "reference": as the papers' code counts steps (and see rome)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,173 +58,117 @@ class Solution:
     steps: torch.Tensor
 
 
-def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] = (5, 10)) -> tuple[str, ...]:
-    """Short texts that the model itself says after BOS, sampled from its 5 likeliest tokens; half of each length."""
-    texts = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for number, length in enumerate(lengths):
-            share = count // len(lengths) + (number < count % len(lengths))
-            if not share:
-                continue
-            start = torch.full((share, 1), bos_id(model.tokenizer), device=model.device)
-            out = model.network.generate(
-                input_ids=start,
-                attention_mask=torch.ones_like(start),
-                max_new_tokens=length,
-                min_new_tokens=length,
-                do_sample=True,
-                top_k=5,
-                pad_token_id=bos_id(model.tokenizer),
-            )
-            texts += [model.tokenizer.decode(row[1:], skip_special_tokens=True).strip() for row in out]
-    return tuple(texts)
-
-
-def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence[str], kl: bool = True) -> Rows:
-    """Each request's prompt bare and after every prefix, its paraphrases bare, and "{subject} is a" where the KL is read.
-
-    Text and target are tokenised as one string; the places come from character offsets.
-    """
-    if not requests:
-        raise BadInput("no request to edit; give at least one")
-    texts, owner, ends, starts, is_kl = [], [], [], [], []
-
-    def add(number: int, prefix: str, prompt: str, target: str) -> None:
-        lead = f"{prefix}. " if prefix else ""
-        filled = fill(prompt, requests[number].fact.subject)
-        texts.append(lead + (statement(filled, target) if target else filled))
-        owner.append(number)
-        ends.append(len(lead) + subject_end(prompt, requests[number].fact.subject))
-        starts.append(len(lead) + len(filled.rstrip()) if target else -1)
-        is_kl.append(not target)
-
-    for number, request in enumerate(requests):
-        for prefix in ("", *prefixes):
-            add(number, prefix, request.fact.prompt, request.target)
-        for paraphrase in request.paraphrases:
-            add(number, "", paraphrase, request.target)
-        if kl:
-            add(number, "", "{} is a", "")
-    encoded = encode(model.tokenizer, texts)
-    labels = torch.full_like(encoded.input_ids, -100)
-    for row, start in enumerate(starts):
-        target_tokens = encoded.tokens_from(row, start) if start >= 0 else []
-        if start >= 0 and not target_tokens:
-            raise BadInput(f"fact {requests[owner[row]].fact.id}: the target {requests[owner[row]].target!r} has no tokens")
-        for token in target_tokens:
-            labels[row, token - 1] = encoded.input_ids[row, token]
-    subject = torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])
-    return Rows(encoded=encoded, owner=torch.tensor(owner), subject=subject, labels=labels, is_kl=torch.tensor(is_kl))
-
-
-class Continuation:
-    """The part of the network after one block, ready to run again from any hidden state of the same rows.
-
-    One pass of the whole network remembers how each later block was called; `layer` = -1 starts before the first block.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: Model, encoded: Encoded, layer: int, also: dict | None = None):
-        self.model, self.layer = model, layer
-        later = {number: model.blocks[number] for number in range(layer + 1, model.n_blocks)}
-        encoded = encoded.to(model.device)
-        with calls(later) as self.calls, recorded({"at": model.blocks[max(layer, 0)]} | (also or {})) as self.seen:
-            model.network(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, logits_to_keep=1, use_cache=False)
-        first = self.calls.get(layer + 1)
-        self.start = first[0][0] if first else self.seen["at"]  # (r, length, d_model), what goes into the next block
-
-    def logits(self, state: torch.Tensor, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Logits (k, vocab), float32, at the places (row[i], at[i]), of the rows with `state` (r, length, d_model) after the block."""
-        for number, (args, kwargs) in self.calls.items():
-            state = hidden(self.model.blocks[number](state, *args[1:], **kwargs))
-        return self.model.unembedding(self.model.final_norm(state[row, at])).float()
-
-
-def solve(
-    model: Model,
-    requests: Sequence[EditRequest],
-    layer: int,
-    site: str,
-    prefixes: Sequence[str],
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    clamp: float,
-    kl_weight: float,
-    stop_loss: float,
-) -> Solution:
+def solve(model: Model, requests: Sequence[EditRequest], layer: int, site: str, prefixes: Sequence[str], hparams: Solving) -> Solution:
     """Solve v* for all requests.
 
     Args:
         layer: the shift is added to the residual stream after this block.
         site: whose output is v_0: "mlp" (ROME) or "block" (MEMIT).
         prefixes: texts put before the bare prompt, each one more row.
-        steps: updates at most; a request stops by itself once its loss is below `stop_loss`.
-        clamp: |d| <= clamp |v_0| after each step.
+    Raises:
+        BadInput: no requests, a layer that is not there, NaN or infinite numbers.
     """
     model.check_layers([layer])
-    if not requests:
-        raise BadInput("no request to edit; give at least one")
-    parts = []
-    rows_each = 2 + len(prefixes) + max(len(request.paraphrases) for request in requests)
-    longest = 24 + max(len(text.split()) for text in (*prefixes, *(request.fact.question for request in requests))) * 3
-    at_once = max(1, TOKENS_AT_ONCE // (rows_each * longest))
-    for start in range(0, len(requests), at_once):
-        rows = build_rows(model, requests[start : start + at_once], prefixes, kl=kl_weight > 0)
-        parts.append(_solve(model, rows, layer, site, steps, learning_rate, weight_decay, clamp, kl_weight, stop_loss))
-    return Solution(**{name: torch.cat([getattr(part, name) for part in parts]) for name in ("shift", "loss", "p_target", "steps")})
+    rows = build_rows(model, requests, prefixes, kl=hparams.kl_weight > 0)
+    parts = [(_solve(model, rows.of(part)[0], layer, site, hparams), part) for part in _chunks(rows)]
+    order = torch.cat([part for _, part in parts]).argsort().to(model.device)
+    return Solution(**{name: torch.cat([getattr(part, name) for part, _ in parts])[order] for name in ("shift", "loss", "p_target", "steps")})
 
 
-def _solve(model, rows, layer, site, steps, learning_rate, weight_decay, clamp, kl_weight, stop_loss) -> Solution:
-    device = model.device
-    n = int(rows.owner.max()) + 1
-    owner, subject, is_kl = rows.owner.to(device), rows.subject.to(device), rows.is_kl.to(device)
-    row = torch.arange(len(owner), device=device)
-    rest = Continuation(model, rows.encoded, layer, also={"mlp": model.mlp(layer)})
-    bare = torch.tensor([(rows.owner == number).nonzero()[0, 0].item() for number in range(n)], device=device)
-    site_output = rest.seen["mlp"] if site == "mlp" else rest.start
-    v0 = site_output[bare, subject[bare]].float().norm(dim=1)  # (n,)
-    target_row, target_at = (rows.labels != -100).to(device).nonzero(as_tuple=True)
-    labels = rows.labels.to(device)[target_row, target_at]
-    kl_row = is_kl.nonzero()[:, 0]
-    read_row, read_at = torch.cat([target_row, kl_row]), torch.cat([target_at, subject[kl_row]])
-    tokens_in_row = torch.bincount(target_row, minlength=len(owner)).clamp(min=1)
-    rows_of = torch.bincount(owner[~is_kl], minlength=n)
+def _chunks(rows: Rows) -> list[torch.Tensor]:
+    """Requests of like length together: little padding, and rows of at most `TOKENS_AT_ONCE` tokens in all."""
+    later = rows.encoded.lengths - rows.subject  # tokens that are run at every step
+    longest = torch.zeros(rows.n, dtype=torch.long).scatter_reduce(0, rows.owner, later, "amax").tolist()
+    tokens = torch.zeros(rows.n, dtype=torch.long).index_add(0, rows.owner, rows.encoded.lengths).tolist()
+    chunks: list[list[int]] = []
+    size = 0  # tokens of the last chunk
+    for request in sorted(range(rows.n), key=longest.__getitem__):
+        more = tokens[request]
+        if not chunks or size + more > TOKENS_AT_ONCE or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]]):
+            chunks.append([])
+            size = 0
+        chunks[-1].append(request)
+        size += more
+    return [torch.tensor(sorted(chunk)) for chunk in chunks]
+
+
+class _Objective:
+    """The loss of each of n requests as a function of their shifts, and what is read on the way."""
+
+    def __init__(self, model: Model, rows: Rows, rest: Continuation):
+        device = model.device
+        self.rest, self.n, self.owner = rest, rows.n, rows.owner.to(device)
+        self.row, self.at = (rows.labels != -100).to(device).nonzero(as_tuple=True)
+        self.labels = rows.labels.to(device)[self.row, self.at]
+        self.kl_row = rows.is_kl.to(device).nonzero()[:, 0]
+        self.kl_at = rows.subject.to(device)[self.kl_row]
+        texts = torch.bincount(self.owner[self.row.unique()], minlength=self.n)  # rows with a target
+        self.tokens = torch.bincount(self.row, minlength=len(self.owner))  # the target's tokens in each row
+        self.weight = 1 / (self.tokens[self.row] * texts[self.owner[self.row]])
+
+    def __call__(self, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From shifts (n, d_model): NLL (n,), log-probabilities (n, vocab) for the KL, p(target) (n,), target on top in every row (n,)."""
+        start = self.rest.start
+        state = torch.cat([start[:, :1] + shift[self.owner][:, None].to(start.dtype), start[:, 1:]], 1)
+        logits = self.rest.logits(state, torch.cat([self.row, self.kl_row]), torch.cat([self.at, self.kl_at]))
+        log_probs = logits.log_softmax(1)
+        targets = log_probs[: len(self.labels)]
+        nll = F.nll_loss(targets, self.labels, reduction="none")
+        of = self.owner[self.row]
+        loss = torch.zeros(self.n, device=nll.device).index_add(0, of, nll * self.weight)
+        with torch.no_grad():
+            per_row = torch.zeros(len(self.owner), device=nll.device).index_add(0, self.row, nll / self.tokens[self.row])
+            p = torch.zeros(self.n, device=nll.device).index_add(0, of, (-per_row).exp()[self.row] * self.weight)
+            missed = torch.zeros(self.n, device=nll.device).index_add(0, of, (targets.argmax(1) != self.labels).float())
+        return loss, log_probs[len(self.labels) :], p, missed == 0
+
+
+def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving) -> Solution:
+    n, device = rows.n, model.device
+    rest = Continuation(model, rows.encoded, layer, begin=rows.subject, outputs={"mlp": model.mlp(layer)})
+    v0 = (rest.seen["mlp"] if site == "mlp" else rest.start)[rows.bare.to(device), 0].float().norm(dim=1)  # (n,)
     shift = torch.zeros(n, rest.start.shape[-1], device=device, requires_grad=True)
-    adam = torch.optim.Adam([shift], lr=learning_rate)
-
-    def losses() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        state = rest.start.index_put((row, subject), shift[owner].to(rest.start.dtype), accumulate=True)
-        log_probs = rest.logits(state, read_row, read_at).log_softmax(1)
-        nll_token = F.nll_loss(log_probs[: len(labels)], labels, reduction="none") / tokens_in_row[target_row]
-        nll_row = torch.zeros(len(owner), device=device).index_add(0, target_row, nll_token)
-        nll = torch.zeros(n, device=device).index_add(0, owner[~is_kl], nll_row[~is_kl]) / rows_of
-        p = torch.zeros(n, device=device).index_add(0, owner[~is_kl], (-nll_row[~is_kl]).exp().detach()) / rows_of
-        return nll, log_probs[len(labels) :], p
-
+    adam = torch.optim.Adam([shift], lr=hparams.learning_rate)
+    objective = _Objective(model, rows, rest)
     with torch.no_grad():
-        kl_before = losses()[1]
+        before = objective(shift)[1]  # (n, vocab) log-probabilities of the KL rows
+    live = torch.arange(n, device=device)  # the requests whose rows are still computed
     active = torch.ones(n, dtype=torch.bool, device=device)
-    taken = torch.zeros(n, dtype=torch.long, device=device)
+    final = {name: torch.zeros(n, device=device) for name in ("loss", "p_target", "steps", "settled")}
+    steps = hparams.steps - (hparams.convention == "reference")
     with torch.enable_grad():
         for step in range(steps + 1):
-            nll, kl_now, p = losses()
-            loss = nll + weight_decay * shift.norm(dim=1) / v0**2
-            if kl_weight:
-                loss = loss + kl_weight * F.kl_div(kl_before, kl_now, log_target=True, reduction="none").sum(1)
-            active = active & (loss.detach() >= stop_loss)
+            nll, kl_now, p, on_top = objective(shift[live])
+            loss = nll + hparams.weight_decay * shift[live].norm(dim=1) / v0[live] ** 2
+            if hparams.kl_weight:
+                loss = loss + hparams.kl_weight * F.kl_div(before[live], kl_now, log_target=True, reduction="none").sum(1)
+            finite(loss.detach(), model, layer)
+            going = active[live]
+            final["loss"][live] = torch.where(going, loss.detach(), final["loss"][live])
+            final["p_target"][live] = torch.where(going, p, final["p_target"][live])
+            final["settled"][live] += on_top
+            active[live] &= loss.detach() >= hparams.stop_loss
+            if hparams.patience:
+                active &= final["settled"] < hparams.patience
             if step == steps or not active.any():
                 break
             adam.zero_grad()
-            loss.sum().backward()
-            if not torch.isfinite(shift.grad).all():
-                raise BadInput(f"layer {layer}: NaN or infinite gradient while solving the target vector; load the model in float32")
-            before = shift.detach().clone()
-            adam.step()
-            with torch.no_grad():
-                norm = shift.norm(dim=1)
-                shift.mul_((clamp * v0 / norm.clamp(min=1e-12)).clamp(max=1)[:, None])
-                shift[~active] = before[~active]
-            taken += active
-    return Solution(shift=shift.detach(), loss=loss.detach(), p_target=p, steps=taken)
+            loss.sum().backward(inputs=[shift])
+            _update(shift, adam, active, hparams.clamp * v0)
+            final["steps"] += active
+            stopped = (~active[live]).sum()
+            if stopped * 8 >= len(live):  # leave the finished ones out of the batch
+                part, index = rows.of(active[live].nonzero()[:, 0].cpu())
+                rows, rest, live = part, rest.of(index.to(device)), live[active[live]]
+                objective = _Objective(model, rows, rest)
+    finite(shift.detach(), model, layer)
+    return Solution(shift=shift.detach(), loss=final["loss"], p_target=final["p_target"], steps=final["steps"].long())
+
+
+@torch.no_grad()
+def _update(shift: torch.Tensor, adam: torch.optim.Adam, active: torch.Tensor, bound: torch.Tensor) -> None:
+    """One step of Adam within |shift| <= bound (n,); requests that are not active stay where they are."""
+    kept = shift[~active].clone()
+    adam.step()
+    shift.mul_((bound / shift.norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None])
+    shift[~active] = kept

@@ -110,6 +110,7 @@ def finetune(
             data_seed=seed,
             dataloader_pin_memory=False,
         )
+        arguments._n_gpu = 1  # the model stays where it is
         watch = _Watch(probing if probe else None, threshold)
         trainer = transformers.Trainer(model=model.network, args=arguments, train_dataset=task.train, eval_dataset=task.valid, callbacks=[watch])
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)

@@ -1,0 +1,140 @@
+"""Time the editors against the plainly written ones (plain.py), side by side in one run.
+
+    python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10]
+
+MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape). The plain editors work fact by fact: they are run on at
+most --plain-facts facts, and their seconds and FLOPs scaled to the number in the row. Steps are the same on both sides; `patience`
+rows let our editors stop per fact as the presets of the world models do not. FLOPs are those of matrix products, counted by torch;
+share of peak is against a product of two large matrices measured in the same run.
+"""
+
+import argparse
+import resource
+import time
+
+import pandas as pd
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.benchmarks import plain
+from tests.benchmarks.outcomes import known_facts
+from workbench import editing, facts, models, moments
+from workbench.tracking import retention
+
+STEPS = {"steps": 20, "stop_loss": 0.0, "prefixes": 5}
+
+
+def peak_flops(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of a float32 matrix product."""
+    a = torch.randn(size, size)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ a
+    return 2 * size**3 * repeats / (time.perf_counter() - start)
+
+
+def measured(function) -> dict:
+    """Seconds of one call, FLOPs of another."""
+    start = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - start
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9, "result": result}
+
+
+def load(name: str):
+    if name != "gpt2-small":
+        return models.load(name, device="cpu")
+    tokenizer = models.load("world-gpt2", device="cpu").tokenizer
+    torch.manual_seed(0)
+    network = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).eval().requires_grad_(False)
+    return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
+
+
+def editors_of(model):
+    """editor -> (HParams, resources, how many facts at once, plain version)."""
+    third = model.n_blocks // 4
+    numbers = {
+        "rome": {"layers": (third,)},
+        "memit": {"layers": (third - 2, third - 1, third)},
+        "alphaedit": {"layers": (third - 2, third - 1, third), "null_space": "trace", "threshold": 0.1},
+    }
+    for editor, fields in numbers.items():
+        module = editing.EDITORS[editor]
+        hparams = module.HParams(**(STEPS | fields))
+        yield editor, module, hparams, module.prepare(model, hparams)
+
+
+def plainly(editor, model, requests, hparams, resources):
+    if editor == "rome":
+        return plain.rome(model, requests, hparams, resources)
+    projectors = None
+    if editor == "alphaedit":
+        projectors = {layer: plain.projector(moment.matrix, hparams.null_space, hparams.threshold) for layer, moment in resources.moments.items()}
+    return plain.memit(model, requests, hparams, resources, None, projectors)
+
+
+def edits(model, requests, counts, most) -> list[dict]:
+    found = []
+    for editor, module, hparams, resources in editors_of(model):
+        slow_of = requests[: min(most, max(counts))]
+        slow = measured(lambda e=editor, h=hparams, r=resources, q=slow_of: plainly(e, model, q, h, r))
+        for n in counts:
+            scale = n / len(slow_of)
+            row = {"model": model.name, "what": editor, "facts": n, "plain s": slow["seconds"] * scale, "plain GFLOP": slow["gflop"] * scale}
+            for label, numbers in (("", {}), (" patience 2", {"patience": 2})):
+                ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
+                fast = measured(lambda m=module, h=ours, r=resources, k=n: m.edit(model, requests[:k], h, r))
+                found.append(
+                    row | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "steps": sum(fast["result"].record["steps"]) / n}
+                )
+    return found
+
+
+def moments_and_answers(model, requests) -> list[dict]:
+    layers = list(range(model.n_blocks))
+    tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
+    rows = moments._rows(model, "world", tokens)
+    slow = measured(lambda: plain.moments(model, layers, rows, tokens))
+    fast = measured(lambda: moments._collect(model, layers, rows, tokens))
+    prompts = [request.fact.question for request in requests]
+    objects = [request.fact.object for request in requests]
+    stop = set(retention.stop_tokens(model.tokenizer).nonzero()[:, 0].tolist())
+    slow_answers = measured(lambda: plain.answers(model, prompts, stop))
+    fast_answers = measured(lambda: retention.measure_prompts(model, prompts, objects))
+    return [
+        {"model": model.name, "what": f"moments, {len(layers)} layers", "facts": tokens}
+        | {"plain s": slow["seconds"], "plain GFLOP": slow["gflop"], "s": fast["seconds"], "GFLOP": fast["gflop"]},
+        {"model": model.name, "what": "answers", "facts": len(prompts)}
+        | {"plain s": slow_answers["seconds"], "plain GFLOP": slow_answers["gflop"], "s": fast_answers["seconds"], "GFLOP": fast_answers["gflop"]},
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=[*models.WORLD_MODELS, "gpt2-small"])
+    parser.add_argument("--facts", default="1,10,50,200")
+    parser.add_argument("--plain-facts", type=int, default=10)
+    options = parser.parse_args()
+    counts = [int(number) for number in options.facts.split(",")]
+    found = []
+    for name in options.models:
+        model = load(name)
+        requests = known_facts(model, "study") if name in models.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
+        found += edits(model, requests, counts, options.plain_facts) + moments_and_answers(model, requests[:200])
+    table = pd.DataFrame(found)
+    table["faster"] = table["plain s"] / table["s"]
+    table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
+    peak = peak_flops()
+    table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
+    table["plain share"] = table["plain GFLOP"] * 1e9 / table["plain s"] / peak
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads; peak memory {memory:.2f} GB")
+    print(table.round(2).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What edits do to facts: shared by the choice of numbers (tuning facts) and by the tests of efficacy (study facts)."""
+
+import random
+from collections.abc import Sequence
+
+import numpy
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench import deltas, editing, facts, study
+from workbench.tracking.retention import measure_prompts
+
+
+def known_facts(model, split: str, seed: int = 1) -> list:
+    """All facts of a split that the model knows, in a seeded order."""
+    pool = [request for request in facts.read("world") if request.fact.split == split]
+    random.Random(seed).shuffle(pool)
+    return [request for request, known in zip(pool, study.known_table(model, pool).known, strict=True) if known]
+
+
+def outcome(model, delta, edited: Sequence, watched: Sequence) -> pd.DataFrame:
+    """One row an edited fact: target on the edit prompt (`efficacy`), on the withheld templates (`held_out`), neighbours before and
+    after the edit, and the share of the watched facts that are still answered (`intrinsic`, the same in every row)."""
+    subjects = {request.fact.subject for request in edited}
+    watched = [request for request in watched if request.fact.subject not in subjects]
+    asked = []  # (kind, number of the fact, prompt, answer)
+    for number, request in enumerate(edited):
+        asked.append(("efficacy", number, request.fact.question, request.target))
+        asked += [("held_out", number, prompt, request.target) for prompt in request.held_out]
+        asked += [("neighbourhood", number, prompt, answer) for prompt, answer in request.neighbourhood]
+    asked += [("intrinsic", -1, request.fact.question, request.fact.object) for request in watched]
+    table = pd.DataFrame(asked, columns=["kind", "number", "prompt", "answer"])
+    table["before"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    with deltas.applied(model, delta):
+        table["kept"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    rows = table[table.number >= 0].pivot_table(index="number", columns="kind", values="kept", aggfunc="mean")
+    before = table[(table.kind == "neighbourhood")].groupby("number").before.mean().rename("neighbourhood_before")
+    rows = rows.join(before)
+    rows["intrinsic"] = table[table.kind == "intrinsic"].kept.mean()
+    return rows.astype(float)
+
+
+def in_batches(model, editor: str, requests: Sequence, size: int, hparams, watched: Sequence, resources=None) -> pd.DataFrame:
+    """Each batch of `size` facts edited into a model of its own."""
+    module = editing.EDITORS[editor]
+    resources = resources or module.prepare(model, hparams)
+    parts = []
+    for start in tqdm(range(0, len(requests), size), desc=f"{model.name} {editor}", disable=None):
+        batch = requests[start : start + size]
+        parts.append(outcome(model, module.edit(model, batch, hparams, resources), batch, watched).assign(batch=start // size))
+    return pd.concat(parts, ignore_index=True)
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    values = numpy.asarray(values, dtype=float)
+    draws = numpy.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
+    return tuple(numpy.quantile(draws, [0.025, 0.975]))

@@ -1,0 +1,274 @@
+"""MALMEN: a hyper-network learns from other facts how to edit; its wishes for many facts are fitted by one ridge regression.
+
+    d = -lr_l (k . k~) g~,   (k~, g~) = hyper-network of (k, g);      D_l = d K' (K K' + e^lambda_l I)^-1
+
+k is the key and g the gradient of the target's loss after the down-projection, at the answer's tokens of every statement of the
+requests (the prompt and each paraphrase). `prepare` trains the hyper-network on facts of its own: after edits of `facts_at_once`
+facts, the loss on another wording of each plus `locality` times KL(before || after) on the answers of other facts and of neighbours.
+Source: arXiv 2311.04661, eq. 5-9; hyper-network after MEND, arXiv 2110.11309. Differs from: exact gradients through the ridge
+regression instead of two stages; solved in the dual; the loss runs through the blocks from the first edited one only; g is of the
+summed loss, so that a fact's wish does not depend on how many are edited at once.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from pydantic import Field
+from torch import nn
+
+from workbench import closed_form, deltas, facts, runs
+from workbench.activations import replaced
+from workbench.deltas import Change, WeightDelta
+from workbench.editing.continuation import Continuation
+from workbench.editing.records import Numbers, Resources, delta_of, finite
+from workbench.editing.rows import Rows, build_rows
+from workbench.facts import BadInput, EditRequest
+from workbench.models import Model
+from workbench.moments import cache_folder
+
+SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
+
+
+class HParams(Numbers):
+    """Numbers of MALMEN. Published: the last 6 layers, rank 1920, 2 blocks, lr 1e-6, meta-lr 1e-5, locality 1, clip 1."""
+
+    layers: tuple[int, ...] = Field(min_length=1)  # block indices
+    rank: int = Field(1920, ge=1)  # of the hyper-network's residual blocks
+    n_blocks: int = Field(2, ge=1)  # residual blocks
+    learning_rate: float = Field(1e-6, gt=0)  # lr_l before training
+    meta_learning_rate: float = Field(1e-5, gt=0)  # Adam's, of the hyper-network
+    locality: float = Field(1.0, ge=0)  # weight of the KL on other facts and neighbours
+    clip: float = Field(1.0, gt=0)  # norm of the meta-gradient
+    meta_steps: int = Field(1000, ge=0)  # 0 = leave it untrained, for comparison
+    facts_at_once: int = Field(10, ge=1)  # facts of one edit in training
+
+
+class HyperNetwork(nn.Module):
+    """Keys and gradients in, wished-for changes of the values out. One residual trunk for all layers, with scales of their own."""
+
+    def __init__(self, layers: Sequence[int], d_in: int, d_out: int, hparams: HParams):
+        super().__init__()
+        self.layers, self.d_in = tuple(layers), d_in
+        self.model = self.digest = ""  # fingerprint of the weights that it was trained for, and of all that it was trained with
+        n, width = len(layers), d_in + d_out
+        self.register_buffer("mean", torch.zeros(n, width))
+        self.register_buffer("deviation", torch.ones(n, width))
+        self.down = nn.ParameterList(torch.randn(width, hparams.rank) / width**0.5 for _ in range(hparams.n_blocks))
+        self.up = nn.ParameterList(torch.zeros(hparams.rank, width) for _ in range(hparams.n_blocks))
+        self.scale = nn.ParameterList(torch.ones(n, hparams.rank) for _ in range(hparams.n_blocks))
+        self.shift = nn.ParameterList(torch.zeros(n, hparams.rank) for _ in range(hparams.n_blocks))
+        self.rate = nn.Parameter(torch.full((n,), hparams.learning_rate).log())
+        self.weight = nn.Parameter(torch.zeros(n))  # lambda
+
+    def forward(self, number: int, keys: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        """Changes of values (m, d_out), from keys (m, d_in) and gradients (m, d_out) of the layer with this number in `layers`."""
+        x = (torch.cat([keys, gradients], 1) - self.mean[number]) / self.deviation[number]
+        for down, up, scale, shift in zip(self.down, self.up, self.scale, self.shift, strict=True):
+            x = x + F.relu(x @ down * scale[number] + shift[number]) @ up
+        pseudo_keys, pseudo_gradients = x.split([self.d_in, gradients.shape[1]], 1)
+        return -self.rate[number].exp() * (keys * pseudo_keys).sum(1, keepdim=True) * pseudo_gradients
+
+    def factors(self, number: int, keys: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(left, right) of the layer's D = left @ right.T."""
+        return closed_form.ridge_update(keys.T, self(number, keys, gradients).T, None, self.weight[number].exp())
+
+
+def prepare(
+    model: Model, hparams: HParams, corpus: str = "world", training_requests: Sequence[EditRequest] | None = None, seed: int = 0
+) -> Resources:
+    """The trained hyper-network, from the cache or by training; a stopped training goes on where its last checkpoint was.
+
+    Args:
+        training_requests: facts to learn from; default the world's hypernet split. Their other wordings are their paraphrases, else
+            their relation's templates.
+    """
+    requests = training_requests or [request for request in facts.read("world") if request.fact.split == "hypernet"]
+    if len(requests) < 2 * hparams.facts_at_once:
+        raise BadInput(
+            f"malmen: {len(requests)} facts to train on, at least {2 * hparams.facts_at_once} are needed; give more or lower facts_at_once"
+        )
+    layers = model.check_layers(hparams.layers)
+    d_out, d_in = model.weight(layers[0]).shape
+    about = [model.fingerprint, str(model.dtype), hparams.model_dump(mode="json"), seed, [request.model_dump(mode="json") for request in requests]]
+    about.append(Path(__file__).read_text(encoding="utf-8"))  # another way to train gives another network
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    path = cache_folder() / "malmen" / f"{digest}.safetensors"
+    with deltas.random_state_kept():
+        torch.manual_seed(seed)
+        network = HyperNetwork(layers, d_in, d_out, hparams)
+        if not path.exists():
+            network.to(model.device)
+            _Meta(model, network, requests, hparams, seed).train_to(path)
+    network.load_state_dict(safetensors.torch.load_file(path))
+    network.model, network.digest = model.fingerprint, digest
+    return Resources(network=network.to(model.device).requires_grad_(False))
+
+
+def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
+    """A change of every edited layer, its rank the number of the answers' tokens in all statements.
+
+    Peak memory beside the model: the hyper-network, and the activations of the blocks from the first edited one on.
+    """
+    network, layers = resources.network, model.check_layers(hparams.layers)
+    if network is None or network.layers != tuple(layers) or network.model != model.fingerprint:
+        trained = "none" if network is None else f"one of layers {list(network.layers)} for the weights {network.model}"
+        raise BadInput(f"malmen needs a hyper-network of layers {layers} for {model.name}; the resources hold {trained}; prepare again")
+    keys, gradients = keys_and_gradients(model, build_rows(model, requests), layers)
+    changes = {}
+    for number, layer in enumerate(layers):
+        with torch.no_grad():
+            left, right = network.factors(number, finite(keys[layer], model, layer).float(), finite(gradients[layer], model, layer).float())
+        changes[model.down_projection_name(layer)] = Change(left=left, right=right.contiguous())
+    return delta_of("malmen", model, requests, hparams, resources, seed, changes, hyper_network=network.digest)
+
+
+def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple[dict, dict]:
+    """By layer: keys (m, d_in) and gradients of the summed loss after the down-projection (m, d_out), at the answers' m tokens."""
+    rest = Continuation(model, rows.encoded, layers[0] - 1)
+    row, at = (rows.labels != -100).to(model.device).nonzero(as_tuple=True)
+    labels = rows.labels.to(model.device)[row, at]
+    keys, outputs = {}, {}
+
+    def watch(layer):
+        def change(out, key):
+            keys[layer] = key
+            outputs[layer] = out.detach().clone().requires_grad_() if layer == layers[0] else out
+            return outputs[layer]
+
+        return replaced(model.down_projection(layer), change)
+
+    with torch.enable_grad(), ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(watch(layer))
+        loss = F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="sum")  # each token as if it were edited alone
+        finite(loss.detach(), model, layers[0])
+        found = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
+    shape = rest.start.shape[:2]
+    read = {layer: gradient.view(*shape, -1)[row, at].float() for layer, gradient in zip(layers, found, strict=True)}
+    return {layer: keys[layer].detach().view(*shape, -1)[row, at].float() for layer in layers}, read
+
+
+@contextmanager
+def _changed(model: Model, factors: dict):
+    """Inside, each layer's down-projection also adds its D k, differentiable in the factors (left, right)."""
+
+    def adding(left, right):
+        return lambda out, key: out + ((key.float() @ right) @ left.T).to(out.dtype)
+
+    with ExitStack() as stack:
+        for layer, (left, right) in factors.items():
+            stack.enter_context(replaced(model.down_projection(layer), adding(left, right)))
+        yield
+
+
+class _Meta(nn.Module):
+    """The loss of the hyper-network on a batch of facts, for transformers.Trainer."""
+
+    def __init__(self, model: Model, network: HyperNetwork, requests: Sequence[EditRequest], hparams: HParams, seed: int):
+        super().__init__()
+        self.network, self.hparams, self.seed = network, hparams, seed
+        self.of = [model]  # in a list, so that the model's weights are not the hyper-network's
+        self.requests = requests
+        self.wordings = [_wordings(request) for request in requests]
+
+    def forward(self, batch: torch.Tensor) -> dict:
+        model, layers = self.of[0], self.network.layers
+        numbers = batch.tolist()
+        rng = random.Random(f"malmen {self.seed} {numbers}")
+        requests = [self.requests[number].model_copy(update={"paraphrases": ()}) for number in numbers]  # those are to judge here
+        edited, others = requests[: self.hparams.facts_at_once], requests[self.hparams.facts_at_once :]
+        keys, gradients = keys_and_gradients(model, build_rows(model, edited), layers)
+        factors = {layer: self.network.factors(number, keys[layer], gradients[layer]) for number, layer in enumerate(layers)}
+        reworded = [_ask(request, rng.choice(self.wordings[number]), request.target) for number, request in zip(numbers, edited, strict=False)]
+        near = [_neighbour(request, *rng.choice(request.neighbourhood)) for request in edited if request.neighbourhood]
+        asked = [_ask(request, request.fact.prompt, request.fact.object) for request in others] + near
+        rows = build_rows(model, reworded + asked)
+        rest = Continuation(model, rows.encoded, layers[0] - 1)
+        row, at = (rows.labels != -100).to(model.device).nonzero(as_tuple=True)
+        labels = rows.labels.to(model.device)[row, at]
+        with torch.no_grad():
+            before = rest.logits(rest.start, row, at).log_softmax(1)
+        with _changed(model, factors):
+            after = rest.logits(rest.start, row, at).log_softmax(1)
+        mine = row < len(edited)
+        taught = F.nll_loss(after[mine], labels[mine])
+        spared = F.kl_div(after[~mine], before[~mine], log_target=True, reduction="batchmean")
+        loss = taught + self.hparams.locality * spared
+        finite(loss.detach(), model, layers[0])
+        return {"loss": loss}
+
+    def train_to(self, path) -> None:
+        """Measure the normaliser, train, and write the weights under a temporary name; then rename."""
+        rng = random.Random(f"malmen {self.seed}")
+        size = 2 * self.hparams.facts_at_once
+        batches = [{"batch": rng.sample(range(len(self.requests)), size)} for _ in range(max(self.hparams.meta_steps, 1))]
+        self._normalise()
+        work = path.with_suffix("")
+        if self.hparams.meta_steps:
+            arguments = transformers.TrainingArguments(
+                output_dir=str(work),
+                max_steps=self.hparams.meta_steps,
+                per_device_train_batch_size=1,
+                learning_rate=self.hparams.meta_learning_rate,
+                lr_scheduler_type="constant",
+                max_grad_norm=self.hparams.clip,
+                weight_decay=0.0,
+                save_steps=SAVE_EVERY,
+                save_total_limit=1,
+                logging_strategy="no",
+                report_to="none",
+                dataloader_pin_memory=False,
+                remove_unused_columns=False,
+                use_cpu=self.of[0].device.type == "cpu",
+                seed=self.seed,
+            )
+            collate = lambda rows: {"batch": torch.tensor(rows[0]["batch"])}  # noqa: E731
+            arguments._n_gpu = 1  # the model stays where it is
+            trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches, data_collator=collate)
+            trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}, partial)
+        os.replace(partial, path)
+        shutil.rmtree(work, ignore_errors=True)
+
+    @torch.no_grad()
+    def _normalise(self, count: int = 200) -> None:
+        """Mean and deviation of keys and gradients over the first facts, each edited by itself as far as its scale goes."""
+        model, layers, size = self.of[0], self.network.layers, self.hparams.facts_at_once
+        found: dict[int, list] = {layer: [] for layer in layers}
+        for start in range(0, min(count, len(self.requests)), size):
+            keys, gradients = keys_and_gradients(model, build_rows(model, self.requests[start : start + size]), layers)
+            for layer in layers:
+                found[layer].append(torch.cat([keys[layer], gradients[layer]], 1))
+        for number, layer in enumerate(layers):
+            seen = torch.cat(found[layer])
+            self.network.mean[number] = seen.mean(0)
+            self.network.deviation[number] = seen.std(0).clamp(min=1e-8)
+
+
+def _ask(request: EditRequest, prompt: str, answer: str, **changed) -> EditRequest:
+    """A request for another prompt and answer, and whatever of the fact is `changed`."""
+    fact = request.fact.model_copy(update={"prompt": prompt} | changed)
+    return request.model_copy(update={"fact": fact, "target": answer, "paraphrases": ()})
+
+
+def _neighbour(request: EditRequest, text: str, answer: str) -> EditRequest:
+    """A neighbour's text as a request, its first word in the place of the subject."""
+    first, _, rest = text.partition(" ")
+    return _ask(request, "{} " + rest, answer, subject=first)
+
+
+def _wordings(request: EditRequest) -> Sequence[str]:
+    templates = facts.relations().get(request.fact.relation, {}).get("templates", ())
+    return [prompt for prompt in request.paraphrases or templates if prompt != request.fact.prompt] or [request.fact.prompt]
