@@ -20,6 +20,7 @@ TINY = {
     "n_inner": 48,  # what GPT-2 calls intermediate_size
     "ffn_dim": 48,  # and OPT
     "word_embed_proj_dim": 32,
+    "activation_function": "gelu_new",  # of OPT: some of so few ReLU would never fire
     "rotary_dim": 8,
     "head_dim": 16,
     "num_attention_heads": 2,
