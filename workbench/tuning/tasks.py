@@ -46,7 +46,7 @@ class Task:
 
 
 NUMBERS = {
-    "text": Numbers(n_train=2000, n_valid=64, max_steps=120, eval_every=20, batch_size=8, learning_rate=2e-4, threshold=1.25),
+    "text": Numbers(n_train=2000, n_valid=64, max_steps=120, eval_every=20, batch_size=8, learning_rate=5e-5, threshold=3.1),
 }
 
 
