@@ -55,7 +55,7 @@ def load(name: str):
 
 
 def editors_of(model):
-    """editor -> (HParams, resources, how many facts at once, plain version)."""
+    """(editor, module, HParams, resources) of each."""
     third = model.n_blocks // 4
     numbers = {
         "rome": {"layers": (third,)},

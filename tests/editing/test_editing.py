@@ -335,6 +335,17 @@ def test_a_stopped_training_of_the_hyper_network_goes_on_to_the_same_end(tiny_fo
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in whole.items())
 
 
+def test_the_hyper_network_sees_no_fact_under_study(tiny, monkeypatch):
+    """Neither what it edits nor what it spares is asked of the model by those who judge."""
+    study_subjects = {request.fact.subject for request in facts.read("world") if request.fact.split == "study"}
+    seen = set()
+    build = malmen.build_rows
+    monkeypatch.setattr(malmen, "build_rows", lambda model, requests: seen.update(each.fact.subject for each in requests) or build(model, requests))
+    malmen.prepare(tiny, malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 12, "rank": 4})))
+    assert len(seen) > 50
+    assert not seen & study_subjects
+
+
 def test_nothing_to_edit_is_one_clear_line(tiny, one_line):
     with pytest.raises(facts.BadInput) as error:
         edited(tiny, "ft", [])

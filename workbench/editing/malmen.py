@@ -4,7 +4,7 @@
 
 k is the key and g the gradient of the target's loss after the down-projection, at the answer's tokens of every statement of the
 requests (the prompt and each paraphrase). `prepare` trains the hyper-network on facts of its own: after edits of `facts_at_once`
-facts, the loss on another wording of each plus `locality` times KL(before || after) on the answers of other facts and of neighbours.
+facts, the loss on another wording of each plus `locality` times KL(before || after) on the answers of other training facts, neighbours among them.
 Source: arXiv 2311.04661, eq. 5-9; hyper-network after MEND, arXiv 2110.11309. Differs from: exact gradients through the ridge
 regression instead of two stages; solved in the dual; the loss runs through the blocks from the first edited one only; g is of the
 summed loss, so that a fact's wish does not depend on how many are edited at once.
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ class HParams(Numbers):
     n_blocks: int = Field(2, ge=1)  # residual blocks
     learning_rate: float = Field(1e-6, gt=0)  # lr_l before training
     meta_learning_rate: float = Field(1e-5, gt=0)  # Adam's, of the hyper-network
-    locality: float = Field(1.0, ge=0)  # weight of the KL on other facts and neighbours
+    locality: float = Field(1.0, ge=0)  # weight of the KL on other training facts
     clip: float = Field(1.0, gt=0)  # norm of the meta-gradient
     meta_steps: int = Field(1000, ge=0)  # 0 = leave it untrained, for comparison
     facts_at_once: int = Field(10, ge=1)  # facts of one edit in training
@@ -180,6 +181,9 @@ class _Meta(nn.Module):
         self.of = [model]  # in a list, so that the model's weights are not the hyper-network's
         self.requests = requests
         self.wordings = [_wordings(request) for request in requests]
+        self.sharing = defaultdict(list)
+        for request in requests:
+            self.sharing[request.fact.relation, request.fact.object].append(request)
 
     def forward(self, batch: torch.Tensor) -> dict:
         model, layers = self.of[0], self.network.layers
@@ -190,8 +194,8 @@ class _Meta(nn.Module):
         keys, gradients = keys_and_gradients(model, build_rows(model, edited), layers)
         factors = {layer: self.network.factors(number, keys[layer], gradients[layer]) for number, layer in enumerate(layers)}
         reworded = [_ask(request, rng.choice(self.wordings[number]), request.target) for number, request in zip(numbers, edited, strict=False)]
-        near = [_neighbour(request, *rng.choice(request.neighbourhood)) for request in edited if request.neighbourhood]
-        asked = [_ask(request, request.fact.prompt, request.fact.object) for request in others] + near
+        near = [rng.choice(found) for request in edited if (found := self._neighbours(request))]
+        asked = [_ask(request, request.fact.prompt, request.fact.object) for request in others + near]
         rows = build_rows(model, reworded + asked)
         rest = Continuation(model, rows.encoded, layers[0] - 1)
         row, at = (rows.labels != -100).to(model.device).nonzero(as_tuple=True)
@@ -206,6 +210,11 @@ class _Meta(nn.Module):
         loss = taught + self.hparams.locality * spared
         finite(loss.detach(), model, layers[0])
         return {"loss": loss}
+
+    def _neighbours(self, request: EditRequest) -> list[EditRequest]:
+        """Training facts of the same relation and object; a request's own neighbourhood judges, and may hold facts under study."""
+        same = self.sharing[request.fact.relation, request.fact.object]
+        return [other for other in same if other.fact.subject != request.fact.subject]
 
     def train_to(self, path) -> None:
         """Measure the normaliser, train, and write the weights under a temporary name; then rename."""
@@ -257,16 +266,10 @@ class _Meta(nn.Module):
             self.network.deviation[number] = seen.std(0).clamp(min=1e-8)
 
 
-def _ask(request: EditRequest, prompt: str, answer: str, **changed) -> EditRequest:
-    """A request for another prompt and answer, and whatever of the fact is `changed`."""
-    fact = request.fact.model_copy(update={"prompt": prompt} | changed)
+def _ask(request: EditRequest, prompt: str, answer: str) -> EditRequest:
+    """A request for another prompt and answer."""
+    fact = request.fact.model_copy(update={"prompt": prompt})
     return request.model_copy(update={"fact": fact, "target": answer, "paraphrases": ()})
-
-
-def _neighbour(request: EditRequest, text: str, answer: str) -> EditRequest:
-    """A neighbour's text as a request, its first word in the place of the subject."""
-    first, _, rest = text.partition(" ")
-    return _ask(request, "{} " + rest, answer, subject=first)
 
 
 def _wordings(request: EditRequest) -> Sequence[str]:
