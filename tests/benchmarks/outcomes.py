@@ -56,3 +56,13 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     values = numpy.asarray(values, dtype=float)
     draws = numpy.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
     return tuple(numpy.quantile(draws, [0.025, 0.975]))
+
+
+def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
+    """One line: means, with 95 % intervals where facts are the sample."""
+    parts = []
+    for column in ("efficacy", "held_out"):
+        low, high = interval(table[column])
+        parts.append(f"{column} {table[column].mean():.3f} [{low:.3f}, {high:.3f}]")
+    neighbours = f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
+    print(f"{name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, intrinsic {table.intrinsic.mean():.3f}, {neighbours}", flush=True)

@@ -1,3 +1,5 @@
+import hashlib
+
 import pandas as pd
 import pytest
 import torch
@@ -72,6 +74,13 @@ def test_the_whole_table_is_what_the_weights_give(world):
     both = measure(world).merge(stored, on=["by", "group", "measure"], how="outer", validate="one_to_one")
     assert (both.n_x == both.n_y).all()
     assert (both.value_x - both.value_y).abs().max() < 0.01
+
+
+def test_every_file_of_the_world_is_the_one_that_was_summed():
+    world = facts.DATA / "world"
+    summed = {line[66:]: line[:64] for line in (world / "SHA256SUMS").read_text().splitlines()}
+    found = [path for path in world.rglob("*") if path.is_file() and path.name not in ("README.md", "SHA256SUMS")]
+    assert {str(path.relative_to(world)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found} == summed
 
 
 def test_the_shipped_folders_are_small_and_safe(folder):
