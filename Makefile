@@ -5,6 +5,7 @@ LAB_ARGS ?=
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 QUICK := not slow and not browser and not gpu
+PARALLEL := -n 2 --dist loadscope
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
@@ -39,6 +40,9 @@ lab: $(VENV)/.installed ## open the notebooks in JupyterLab (LAB_ARGS="--port 90
 
 lint check test test-slow test-browser test-all: export HF_HUB_OFFLINE := 1
 
+# Two workers of one thread each: on tiny models twice as fast as one of two threads, and two of two threads get in each other's way.
+check test test-slow test-all: export OMP_NUM_THREADS := 1
+
 lint: $(VENV)/.installed ## style, layers, notebooks without outputs
 	@$(BIN)/ruff check -q workbench tests notebooks
 	@$(BIN)/ruff format -q --check workbench tests notebooks
@@ -46,14 +50,14 @@ lint: $(VENV)/.installed ## style, layers, notebooks without outputs
 	$(if $(NOTEBOOKS),@$(BIN)/nbstripout --verify $(NOTEBOOKS))
 
 check: lint ## lint and the quick tests without the notebooks; stops at the first failure
-	@$(BIN)/pytest -m "$(QUICK)" --ignore=tests/test_notebooks.py -x
+	@$(BIN)/pytest $(PARALLEL) -m "$(QUICK)" --ignore=tests/test_notebooks.py -x
 
 # The notebooks run even where a test has failed: one CI run is to tell all.
 test: lint ## lint, the quick tests and every notebook; this is what CI runs
 	@rm -f $(VENV)/report-*.xml
 	@status=0; start=$$(date +%s); \
-	$(BIN)/pytest -m "$(QUICK)" --junitxml=$(VENV)/report-tests.xml || status=1; \
-	$(if $(NOTEBOOKS),WORKBENCH_BATCH=1 $(BIN)/pytest --nbmake --nbmake-timeout=120 --junitxml=$(VENV)/report-notebooks.xml notebooks || status=1;) \
+	$(BIN)/pytest $(PARALLEL) -m "$(QUICK)" --junitxml=$(VENV)/report-tests.xml || status=1; \
+	$(if $(NOTEBOOKS),WORKBENCH_BATCH=1 $(BIN)/pytest $(PARALLEL) --nbmake --nbmake-timeout=120 --junitxml=$(VENV)/report-notebooks.xml notebooks || status=1;) \
 	echo "$$(($$(date +%s) - start)) s"; \
 	cat $(VENV)/report-*.xml | tr '<' '\n' \
 		| sed -n 's/^testsuite .*errors="\([0-9]*\)" failures="\([0-9]*\)" skipped="\([0-9]*\)" tests="\([0-9]*\)".*/\1 \2 \3 \4/p' \
@@ -61,7 +65,7 @@ test: lint ## lint, the quick tests and every notebook; this is what CI runs
 	exit $$status
 
 test-slow: $(VENV)/.installed ## the tests that take minutes
-	@$(BIN)/pytest -m "slow and not gpu"
+	@$(BIN)/pytest $(PARALLEL) -m "slow and not gpu"
 
 test-browser: $(VENV)/.installed ## the tests of the panel in Chromium
 	@$(BIN)/pytest -m browser

@@ -1,6 +1,7 @@
 """A delta changes exactly what it says, for exactly as long as the `with` lasts, and survives the way to disk."""
 
 import os
+import platform
 import random
 import resource
 from contextlib import contextmanager, suppress
@@ -618,8 +619,9 @@ def test_an_export_that_fails_leaves_no_folder(tiny, tiny_folders, tmp_path):
     assert differing(tiny, before) == set()
 
 
-@pytest.mark.parametrize("left", ["edited.partial", f".edited.{os.getpid()}.partial"])
+@pytest.mark.parametrize("left", ["edited.partial", ".edited.PID@HOST.partial"])
 def test_what_an_interrupted_export_left_is_not_taken_over(tiny, tmp_path, left):
+    left = left.replace("PID@HOST", f"{os.getpid()}@{platform.node()}")
     (tmp_path / left).mkdir()
     (tmp_path / left / "adapter_config.json").write_text("{}")
     folder = deltas.export(tiny, delta_of(tiny), tmp_path / "edited")

@@ -249,3 +249,38 @@ def test_unfinished_and_partial_folders_are_not_listed(tmp_path):
 def test_without_an_out_folder_the_list_is_empty(tmp_path):
     assert runs.listed(tmp_path / "nowhere") == []
     assert runs.listed(str(tmp_path)) == []
+
+
+def arm(folder, plan, metrics, edited, ended="budget", metric="loss"):
+    """A run of one edited model with a fact of each group at steps 0, 10, 20 ..."""
+    folder.mkdir()
+    steps = [10 * number for number in range(len(metrics))]
+    rows = [{"edited_model": 0, "step": step, "group": "edited", "took": True, "retained": kept} for step, kept in zip(steps, edited, strict=True)]
+    rows += [{"edited_model": 0, "step": step, "group": "edited", "took": False, "retained": False} for step in steps]
+    rows += [{"edited_model": 0, "step": step, "group": "intrinsic", "took": True, "retained": True} for step in steps]
+    tables = {"probes": pd.DataFrame(rows), "training": pd.DataFrame({"edited_model": 0, "step": steps, "metric": metrics})}
+    about = {"spec": {"task": "text", "model": "m", "task_data": "", "plan": plan}, "ended": [ended], "tuning": {"metric": metric}}
+    return runs.write(folder, about, tables)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("accuracy", -1)])
+def test_arms_are_compared_at_the_loosest_metric_that_all_reach_and_at_one_step(tmp_path, metric, sign):
+    quick = arm(tmp_path / "a", "all", [4 * sign, 3 * sign, 2 * sign], [True, True, False], "reached", metric)
+    slow = arm(tmp_path / "b", "window:1-2", [4 * sign, 3.5 * sign, 3.2 * sign, 3.0 * sign], [True, True, False, False], "budget", metric)
+    table = runs.compare([quick, slow], "plan").set_index("plan")
+    assert table.level.tolist() == [3 * sign, 3 * sign]
+    assert table.step.tolist() == [10, 30]
+    assert table.edited.tolist() == [1, 0]
+    assert table.edited_at_20.tolist() == [0, 0]
+    assert table.intrinsic.tolist() == [1, 1]
+    assert table.reached.tolist() == [1, 0]
+    assert table.best.tolist() == [2 * sign, 3 * sign]
+
+
+def test_what_cannot_be_compared_is_one_clear_line(tmp_path, one_line):
+    first = arm(tmp_path / "a", "all", [4], [True])
+    other = runs.Run(folder=first.folder, about={**first.about, "spec": {**first.spec, "task": "facts"}})
+    for found, named in (([], "no runs"), ([first, other], "several tasks")):
+        with pytest.raises(BadInput) as error:
+            runs.compare(found, "plan")
+        assert named in one_line(error)

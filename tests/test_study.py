@@ -1,12 +1,25 @@
+import dataclasses
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pandas as pd
+import peft
 import pytest
 import torch
 
-from workbench import facts, models, runs, study
+import workbench.spec
+from workbench import deltas, facts, models, runs, study
+from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
+from workbench.tracking.probes import Probe, questions
+from workbench.tuning import plans, tasks
+from workbench.tuning.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +112,7 @@ def test_chosen_facts_are_known_by_the_margin_and_are_study_facts(base):
     chosen = study.choose(Spec(n_edited=6, n_intrinsic=6), base)
     table = study.known_table(base, chosen.edited + chosen.intrinsic)
     assert table.known.all()
-    assert ((table.p - table.p_second) >= study.MARGIN).all()
+    assert ((table.p - table.p_second) >= 0.1).all()
     assert {request.fact.split for request in chosen.edited + chosen.intrinsic} == {"study"}
     assert chosen.known.set_index("group").loc["edited", "p_true"] == pytest.approx(table.p[:6].mean())
 
@@ -153,19 +166,142 @@ def test_bad_hyper_parameters_are_one_clear_line(base, fields, named, one_line):
     assert named in one_line(error)
 
 
-@pytest.mark.parametrize(("fields", "named"), [({"editor": "memo"}, "memo"), ({"task": "cooking"}, "cooking"), ({"adapter": "lora"}, "adapter")])
+@pytest.mark.parametrize(("fields", "named"), [({"editor": "memo"}, "memo"), ({"task": "cooking"}, "cooking"), ({"task_data": "imdb"}, "sentiment")])
 def test_a_name_that_does_not_exist_is_one_clear_line(fields, named, one_line):
     with pytest.raises(BadInput) as error:
         Spec(**fields).resolved()
     assert named in one_line(error)
 
 
-def test_vary_runs_each_value_and_refuses_an_unknown_field(small, base, tmp_path, one_line):
+def test_vary_runs_each_value_and_names_its_members_in_a_folder_of_its_own(small, base, tmp_path, monkeypatch, one_line):
     found = study.vary(small, "max_steps", [1, 2], out=tmp_path)
     assert [run.spec["max_steps"] for run in found] == [1, 2]
-    with pytest.raises(BadInput) as error:
-        study.vary(small, "stepps", [1], out=tmp_path)
-    assert "stepps" in one_line(error)
+    (whole,) = [run for run in runs.listed(tmp_path) if "members" in run.about]
+    assert [run.folder for run in whole.members] == [run.folder for run in found]
+    (tmp_path / "notebook").mkdir()
+    monkeypatch.setenv("WORKBENCH_RUN", str(tmp_path / "notebook"))  # in a notebook run in batch the members lie beside its folder
+    assert [run.folder for run in study.vary(small, "max_steps", [1, 2])] == [run.folder for run in found]
+    assert runs.read(tmp_path / "notebook").about["values"] == [1, 2]
+    for field, values, named in (("stepps", [1], "stepps"), ("max_steps", [], "empty")):
+        with pytest.raises(BadInput) as error:
+            study.vary(small, field, values, out=tmp_path)
+        assert named in one_line(error)
+
+
+def test_a_run_with_an_adapter_records_it_active_and_merged(small, base, tmp_path):
+    done = study.run(Spec(**(small.model_dump() | {"adapter": "dora", "plan": "not-edited", "learning_rate": 1e-2})), base, out=tmp_path)
+    last = done.probes[done.probes.step == 2].reset_index(drop=True)
+    assert done.merged[["edited_model", "step", "fact_id", "prompt"]].equals(last[["edited_model", "step", "fact_id", "prompt"]])
+    assert (done.merged.p_true - last.p_true).abs().max() < 1e-3
+    assert (done.probes[done.probes.step == 0].p_true.to_numpy() - last.p_true.to_numpy()).any()
+    assert [peft.PeftConfig.from_pretrained(folder).use_dora for folder in sorted((done.folder / "adapters").iterdir())] == [True, True]
+    assert done.spec["adapter_rank"] == 32
+
+
+def test_the_looks_are_those_of_the_tuned_weights(small, base, tmp_path):
+    """What the callback recorded at the last step equals a separate look at the weights saved then and loaded anew."""
+    spec = small.resolved()
+    chosen = study.choose(spec, base)
+    task = study.make_task(spec, base, chosen)
+    probe, looks = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related), []
+    with deltas.preserved(base.network):
+        finetune(base, task, plans.resolve(base, "all"), spec.settings(), lambda step, epoch: looks.append(probe.look(step, epoch)))
+        base.network.save_pretrained(tmp_path)
+        base.tokenizer.save_pretrained(tmp_path)
+    saved = models.load(tmp_path, device="cpu")
+    again = Probe(saved, questions(chosen.edited, chosen.intrinsic), chosen.related).look(2, looks[-1].probes.epoch[0])
+    for name in ("probes", "lens", "tokens"):
+        mine, other = (getattr(look, name).drop(columns="took", errors="ignore") for look in (looks[-1], again))
+        pd.testing.assert_frame_equal(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rows_to_tune_on_touch_no_edited_and_no_intrinsic_fact(small, base, done):
+    chosen = study.choose(small, base)
+    request = chosen.edited[0]
+    common = request.model_copy(update={"fact": request.fact.model_copy(update={"subject": "Wednesday"}), "target": "Monday"})
+    rows = {}
+    for group in ("edited", "intrinsic"):
+        task = study.make_task(small.resolved(), base, dataclasses.replace(chosen, **{group: [common]}))
+        rows[group] = " ".join(base.tokenizer.decode(row) for row in task.train["input_ids"]).lower()
+        assert task.dropped > 0
+        assert "wednesday" not in rows[group]
+        assert "monday" not in rows[group]
+    assert done.about["tuning"]["train_rows"] == 32
+    assert done.about["tuning"]["moving"] > 1e6
+    assert done.about["ended"] == ["budget", "budget"]
+
+
+def test_a_person_who_stops_it_keeps_what_was_seen_but_under_another_name(small, base, tmp_path, monkeypatch):
+    spec = small.resolved()
+    chosen = study.choose(spec, base)
+    hparams, resources = study.prepare(spec, base)
+    delta = study.make_edit(spec, base, chosen.edited, hparams, resources)
+    recorder, task = study.Recorder(), study.make_task(spec, base, chosen)
+    probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)
+    look = probe.look
+
+    def stopping(step, epoch=0.0):
+        if step == 1:
+            raise KeyboardInterrupt
+        return look(step, epoch)
+
+    monkeypatch.setattr(probe, "look", stopping)
+    before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
+    assert study.tune_and_probe(spec, base, delta, task, probe, recorder).ended == "stopped"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+    run = recorder.write(spec, base, chosen, out=tmp_path)
+    assert run.folder.name.endswith("-stopped")
+    assert run.about["ended"] == ["stopped"]
+
+
+KILLED = """
+import os, sys
+from workbench.study import Spec, run
+print("begun", flush=True)
+run(Spec(**eval(sys.argv[1])), out=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_no_half_run(small, done, tmp_path):
+    command = [sys.executable, "-c", KILLED, repr(small.model_dump()), str(tmp_path)]
+    start = time.monotonic()
+    subprocess.run(command, check=True, timeout=200, env=os.environ)
+    whole = time.monotonic() - start
+    (folder,) = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    shutil.rmtree(folder)
+    moments = random.Random(0)
+    for _ in range(20):
+        killed = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 1.0) * whole)
+        killed.kill()
+        killed.wait()
+        found = runs.listed(tmp_path)
+        assert all(len(run.probes) == len(done.probes) for run in found)
+        for run in found:
+            shutil.rmtree(run.folder)
+    subprocess.run(command, check=True, timeout=200, env=os.environ)
+    (run,) = runs.listed(tmp_path)
+    for name in runs.TABLES:
+        assert getattr(run, name).equals(getattr(done, name)), name
+    assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]  # what the killed ones left is gone too
+
+
+PLANS = ["all", "window:3-5", "after:5", "edited", "not-edited"]
+TINY_BUDGET = {"n_edited": 2, "n_intrinsic": 2, "edits_per_model": 2, "max_steps": 1, "eval_every": 1, "n_train": 16, "n_valid": 8, "batch_size": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_editor_task_plan_and_adapter_runs_through(world, editor, tmp_path):
+    few = {"malmen": {"meta_steps": 2}, "ft": {"steps": 2}}.get(editor, {"steps": 2})
+    for task in tasks.TASKS:
+        for plan, adapter in [(plan, "") for plan in PLANS] + [("all", "lora"), ("all", "dora")]:
+            spec = Spec(model=world.name, editor=editor, task=task, plan=plan, adapter=adapter, hparams=few, **TINY_BUDGET)
+            run = study.run(spec, world, out=tmp_path)
+            assert run.probes.step.unique().tolist() == [-1, 0, 1], (task, plan, adapter)
+            assert (run.merged is not None) == bool(adapter)
 
 
 def test_a_run_killed_in_the_middle_leaves_nothing(small, base, tmp_path, monkeypatch):
@@ -191,8 +327,8 @@ def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():
 def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
     package = tmp_path / "workbench"
     shutil.copytree(Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(study, "__file__", str(package / "study.py"))
-    before = study.code_fingerprint.__wrapped__()
+    monkeypatch.setattr(workbench.spec, "__file__", str(package / "spec.py"))
+    before = workbench.spec.code_fingerprint.__wrapped__()
     presets = package / "editing" / "presets.yaml"
     presets.write_text(presets.read_text().replace("steps: 50", "steps: 49"))
-    assert study.code_fingerprint.__wrapped__() != before
+    assert workbench.spec.code_fingerprint.__wrapped__() != before

@@ -5,19 +5,24 @@ runs/<id>/run.json              status, every parameter, versions, seconds; writ
           lens.parquet          edited_model, step, fact_id, layer, category, probability, rank
           tokens.parquet        edited_model, step, fact_id, layer, rank (1 to 10), token, probability
           training.parquet      edited_model, step, epoch, metric, loss, learning_rate
-          deltas/<edited_model>.safetensors
+          merged.parquet        with an adapter: the last probes again, the adapter written into the weights
+          deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)
+A run that varied a field holds run.json alone, which names its `members`, the runs beside it.
 """
 
+import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from workbench.facts import BadInput
 
@@ -53,6 +58,17 @@ class Run:
     def training(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "training.parquet")
 
+    @cached_property
+    def merged(self) -> pd.DataFrame | None:
+        """Of a run with an adapter: the last probes again, with the adapter written into the weights."""
+        path = self.folder / "merged.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    @property
+    def members(self) -> list["Run"]:
+        """The runs that this one is made of, if it varied a field; they lie beside it."""
+        return [read(self.folder.parent / name) for name in self.about.get("members", ())]
+
     @property
     def deltas(self) -> list[Path]:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
@@ -84,16 +100,57 @@ def listed(out: str | Path = "runs") -> list[Run]:
     return [read(path.parent) for path in found]
 
 
+def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
+    """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
+
+    Tuning that moves less of the model also learns less, so a table at the end of each run would reward it for that. Here every arm is
+    read at one `level` of the validation metric, the loosest of the arms' best ones, and once more at the last step that all arms have.
+
+    Returns:
+        A row an arm: its value, `reached` (share of its models that reached the task's threshold), `best` metric, `level`, `step` (the first
+        at the level), `edited` (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the common step.
+    """
+    if not found:
+        raise BadInput("no runs to compare; give at least one")
+    if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in found}) > 1:
+        raise BadInput("runs of several tasks or models cannot be compared in one table; group them first")
+    sign = 1 if found[0].about["tuning"]["metric"] == "loss" else -1
+    curves = [run.training.groupby("step").metric.mean() * sign for run in found]
+    level = max(curve.min() for curve in curves)
+    common = max(set.intersection(*(set(curve.index) for curve in curves)))
+    rows = []
+    for run, curve in zip(found, curves, strict=True):
+        step = int(curve.index[curve <= level][0])
+        row = {by: run.spec[by], "reached": run.about["ended"].count("reached") / len(run.about["ended"]), "best": sign * curve.min()}
+        rows.append(row | {"level": sign * level, "step": step, **_retained(run, step)})
+        rows[-1] |= {f"{group}_at_{common}": share for group, share in _retained(run, common).items()}
+    return pd.DataFrame(rows)
+
+
+def _retained(run: Run, step: int) -> dict[str, float]:
+    probes = run.probes[run.probes.step == step]
+    took = probes.took.fillna(False).astype(bool)
+    return {
+        "edited": probes[(probes.group == "edited") & took].retained.mean(),
+        "intrinsic": probes[probes.group == "intrinsic"].retained.mean(),
+    }
+
+
 def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> Run:
     """Write the tables and, last, run.json into a folder that exists. The disk being full is one clear line."""
     try:
-        for name in TABLES:
-            _replace(folder / f"{name}.parquet", lambda path, name=name: tables[name].to_parquet(path, index=False))
+        for name, table in tables.items():
+            _replace(folder / f"{name}.parquet", lambda path, table=table: table.to_parquet(path, index=False))
         text = json.dumps({"schema": SCHEMA, "status": "finished", **about}, indent=1, ensure_ascii=False, default=str)
         _replace(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{folder}: the run cannot be written ({error.strerror or error}); free some space or choose another out folder") from None
     return read(folder)
+
+
+def short_hash(value) -> str:
+    """Ten hex digits of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _replace(path: Path, write_to) -> None:
@@ -111,9 +168,11 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
     out, final = Path(out), Path(out) / run_id
     if final.is_file():
         raise BadInput(f"{final}: is a file; choose another out folder")
-    partial = out / f".{run_id}.{os.getpid()}.partial"
+    partial = out / f".{run_id}.{os.getpid()}@{platform.node()}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in out.glob(f".{run_id}.*@{platform.node()}.partial"):  # by a process that was killed
+            if left == partial or not psutil.pid_exists(int(left.name.removeprefix(f".{run_id}.").partition("@")[0])):
+                shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another out folder") from None

@@ -54,7 +54,7 @@ CANDIDATES = {
         10,
         [
             {"layers": tuple(range(6, 12)), "rank": 256, "learning_rate": 1e-3, "meta_learning_rate": 3e-4, "meta_steps": 1000, "locality": weight}
-            for weight in (1, 3)
+            for weight in (1, 3, 10, 30)
         ],
     ),
 }

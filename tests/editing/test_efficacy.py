@@ -73,10 +73,13 @@ def test_neighbours_stay_within_five_points(request, world, editor):
 def test_malmen_is_beyond_its_untrained_network(world):
     edited, watched = _study(world)
     hparams, resources = _prepared(world, "malmen")
-    trained = in_batches(world, "malmen", edited, 10, hparams, watched, resources).held_out
-    untrained = in_batches(world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched).held_out
-    print(f"\n{world.name}: trained {interval(trained)}, untrained {interval(untrained)}")
-    assert interval(trained)[0] > interval(untrained)[1]
+    measures = ["efficacy", "held_out", "intrinsic", "neighbourhood"]
+    trained = in_batches(world, "malmen", edited, 10, hparams, watched, resources)[measures]
+    untrained = in_batches(world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched)[measures]
+    for name in measures:
+        print(f"\n{world.name} {name}: trained {interval(trained[name])}, untrained {interval(untrained[name])}")
+    # The mean of all four, as the numbers were chosen: an untrained network that overwrites everything is good at held-out prompts alone.
+    assert interval(trained.mean(axis=1) - untrained.mean(axis=1))[0] > 0
 
 
 @pytest.mark.slow

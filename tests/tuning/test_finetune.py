@@ -1,23 +1,34 @@
+"""The tuning: what moves, what is recorded, when it ends, and that it can be killed and resumed."""
+
+import math
+
+import pandas as pd
 import pytest
 import torch
 
-from workbench import deltas, facts
+from workbench import deltas, facts, models
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import finetune
+from workbench.tuning.finetune import Classifier, Settings, collate, finetune
+from workbench.tuning.tasks import Data
 
 NUMBERS = {"max_steps": 4, "eval_every": 2, "batch_size": 2, "learning_rate": 1e-3, "threshold": 0.0}
 
 
 @pytest.fixture(scope="module")
-def text(tiny_folders):
-    from workbench import models
+def made(tiny_folders):
+    """task -> its rows for the tiny models, which share a tokenizer."""
+    model = models.load(tiny_folders["gpt2"], device="cpu")
+    return {name: build(model, Data(n_train=24, n_valid=4)) for name, build in tasks.TASKS.items()}
 
-    return tasks.text_task(models.load(tiny_folders["gpt2"], device="cpu"), n_train=12, n_valid=4, seed=0)
+
+@pytest.fixture(scope="module")
+def text(made):
+    return made["text"]
 
 
-def tuned(model, task, plan="all", probe=None, **numbers):
+def tuned(model, task, plan="all", probe=None, work=None, **numbers):
     with deltas.preserved(model.network):
-        history = finetune(model, task, plans.resolve(model, plan, [1]), probe=probe, **(NUMBERS | numbers))
+        history = finetune(model, task, plans.resolve(model, plan, [1]), Settings(**(NUMBERS | numbers)), probe, work)
         return history, {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
 
@@ -28,23 +39,86 @@ def test_looks_come_before_at_each_evaluation_and_at_the_end(tiny_gpt2, text):
     assert history.ended == "budget"
 
 
-def test_learning_is_real_and_the_validation_rows_are_apart(tiny_gpt2, text):
+def test_learning_is_real(tiny_gpt2, text):
     history, _ = tuned(tiny_gpt2, text, max_steps=8, learning_rate=5e-3)
     assert history.log.metric.iloc[-1] < history.log.metric.iloc[0]
-    train, valid = ({tuple(row) for row in part["input_ids"]} for part in (text.train, text.valid))
-    assert not train & valid
+    assert history.log.learning_rate.iloc[-1] == 5e-3
 
 
-def test_the_metric_is_the_mean_loss_of_the_validation_rows(tiny_gpt2, text):
-    history, _ = tuned(tiny_gpt2, text, max_steps=1)
-    ids = torch.tensor(text.valid["input_ids"])
-    loss = tiny_gpt2.network(input_ids=ids, labels=ids).loss.item()
-    assert history.log.metric[0] == pytest.approx(loss, rel=1e-4)
+@pytest.mark.parametrize("name", ["text", "instructions"])
+def test_the_loss_is_the_mean_over_the_tokens_read_of_the_validation_rows(tiny_gpt2, made, name):
+    history, _ = tuned(tiny_gpt2, made[name], max_steps=1)
+    nats = read = 0
+    with torch.no_grad():
+        for row in made[name].valid:
+            logits = tiny_gpt2.network(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+            places = [place for place, label in enumerate(row["labels"]) if label != -100]
+            nats -= sum(logits[place - 1, row["labels"][place]].item() for place in places)
+            read += len(places)
+    assert history.log.metric[0] == pytest.approx(nats / read, rel=1e-4)
 
 
-def test_the_threshold_ends_it_but_never_before_the_first_step(tiny_gpt2, text):
+def test_the_accuracy_is_the_share_of_rows_wholly_right(tiny_gpt2):
+    task = tasks.facts_task(tiny_gpt2, Data(n_train=8, n_valid=8, validation="training"))
+    history, weights = tuned(tiny_gpt2, task, max_steps=60, eval_every=30, learning_rate=1e-2, batch_size=8)
+    right = 0
+    with deltas.preserved(tiny_gpt2.network), torch.no_grad():
+        tiny_gpt2.network.load_state_dict(weights)
+        for row in task.valid:
+            best = tiny_gpt2.network(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
+            right += all(best[place - 1] == label for place, label in enumerate(row["labels"]) if label != -100)
+    assert history.log.metric[0] == 0
+    assert history.log.metric.iloc[-1] == right / len(task.valid) > 0
+
+
+def test_a_classifier_reads_the_last_real_token(tiny, made):
+    head = Classifier(tiny.network, 2, seed=0)
+    batch = collate([made["sentiment"].train[number] for number in range(4)], tiny.tokenizer.pad_token_id)
+    whole = head(**batch)["logits"]
+    for number, length in enumerate(batch["attention_mask"].sum(1)):
+        states = tiny.network.base_model(input_ids=batch["input_ids"][[number], :length]).last_hidden_state
+        assert torch.allclose(whole[number], head.head(states[0, -1]), atol=1e-5)
+
+
+def test_a_classifier_tunes_the_planned_weights_too(tiny, made):
+    before = {name: tensor.clone() for name, tensor in tiny.network.named_parameters()}
+    _, after = tuned(tiny, made["sentiment"], plan="window:1-1", max_steps=3)
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved == set(plans.resolve(tiny, "window:1-1").parameters)
+
+
+def test_the_threshold_ends_it_but_never_before_the_first_step(tiny_gpt2, text, made):
     history, _ = tuned(tiny_gpt2, text, threshold=100.0)
     assert history.ended == "reached"
+    assert history.log.step.tolist() == [0, 2]
+    history, _ = tuned(tiny_gpt2, made["facts"], threshold=-1.0)  # of an accuracy, from below
+    assert history.ended == "reached"
+
+
+def test_a_threshold_out_of_reach_ends_with_the_budget_and_says_so(tiny_gpt2, made):
+    history, _ = tuned(tiny_gpt2, made["facts"], threshold=1.5)
+    assert history.ended == "budget"
+
+
+def test_patience_counts_evaluations_without_a_better_metric(tiny_gpt2, text):
+    history, _ = tuned(tiny_gpt2, text, max_steps=40, eval_every=1, learning_rate=1e-30, patience=3)
+    assert history.ended == "patience"
+    assert len(history.log) == 4
+
+
+def test_a_budget_of_tokens_ends_it(tiny_gpt2, text):
+    history, _ = tuned(tiny_gpt2, text, max_steps=40, max_tokens=3 * 2 * 128)
+    assert history.ended == "budget"
+    assert history.log.step.iloc[-1] == 3
+
+
+def test_a_person_stops_it_within_a_step(tiny_gpt2, text):
+    def stop(step, epoch):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    history, _ = tuned(tiny_gpt2, text, probe=stop, max_steps=10)
+    assert history.ended == "stopped"
     assert history.log.step.tolist() == [0, 2]
 
 
@@ -69,29 +143,57 @@ def test_a_probe_does_not_change_what_is_learnt(tiny_gpt2, text):
     assert all(torch.equal(tensor, probed[name]) for name, tensor in plain.items())
 
 
+@pytest.mark.parametrize(
+    "fields", [{"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"bf16": True}, {"lr_scheduler_type": "linear"}]
+)
+@pytest.mark.parametrize("name", ["text", "sentiment"])
+def test_what_the_trainer_can_do_reaches_the_user(tiny_gpt2, made, fields, name):
+    history, _ = tuned(tiny_gpt2, made[name], trainer=fields, threshold=0.0 if name == "text" else 2.0)
+    assert len(history.log) == 3
+    assert history.log.metric.map(math.isfinite).all()
+
+
+def test_a_killed_tuning_goes_on_from_its_checkpoint(tiny_gpt2, text, tmp_path):
+    saving = {"trainer": {"save_strategy": "steps", "save_steps": 2}, "max_steps": 6, "eval_every": 1}
+    undisturbed, weights = tuned(tiny_gpt2, text, **saving)
+
+    def killed(step, epoch):
+        if step == 3:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        tuned(tiny_gpt2, text, probe=killed, work=tmp_path, **saving)
+    (tmp_path / "checkpoint-4").mkdir()  # half written
+    steps = []
+    resumed, again = tuned(tiny_gpt2, text, probe=lambda step, epoch: steps.append(step), work=tmp_path, **saving)
+    assert steps == [3, 4, 5, 6]
+    pd.testing.assert_frame_equal(resumed.log, undisturbed.log)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+
+
 def test_divergence_is_one_clear_line(tiny_gpt2, text, one_line):
     with pytest.raises(facts.BadInput) as error:
         tuned(tiny_gpt2, text, learning_rate=1e12, max_steps=6)
     assert "learning_rate" in one_line(error)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_steps", 0), ("learning_rate", -1.0), ("batch_size", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_steps", 0), ("learning_rate", -1.0), ("batch_size", 0), ("patience", -1), ("trainer", {"no_such_field": 1}), ("trainer", {"optim": "no"})],
+)
 def test_numbers_out_of_range_are_one_clear_line(tiny_gpt2, text, name, value, one_line):
     with pytest.raises(facts.BadInput) as error:
         tuned(tiny_gpt2, text, **{name: value})
     assert name in one_line(error)
 
 
-def test_own_text_files_and_columns(tiny_gpt2, tmp_path, one_line):
-    path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(f'{{"body": "The cat number {n} sat on the mat and looked at the moon."}}' for n in range(400)))
-    task = tasks.text_task(tiny_gpt2, n_train=8, n_valid=2, seed=0, data=str(path), columns={"text": "body"})
-    assert len(task.train) == 8
-    assert all(len(row) == 128 for row in task.train["input_ids"])
-    for columns, rows, named in (({}, 8, "column"), ({"text": "body"}, 10_000, "rows")):
-        with pytest.raises(facts.BadInput) as error:
-            tasks.text_task(tiny_gpt2, n_train=rows, n_valid=2, seed=0, data=str(path), columns=columns)
-        assert named in one_line(error)
+def test_too_little_memory_is_said_before_anything_starts(tiny_gpt2, text, one_line, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100})())
+    looked = []
+    with pytest.raises(facts.BadInput) as error:
+        tuned(tiny_gpt2, text, probe=lambda step, epoch: looked.append(step))
+    assert "GB are free" in one_line(error)
+    assert not looked
 
 
 def test_an_unknown_task_is_one_clear_line(one_line):

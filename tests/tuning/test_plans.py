@@ -114,7 +114,7 @@ def test_the_table_adds_up(tiny, text):
     plan = plans.resolve(tiny, text, EDITED)
     table = plan.table(tiny)
     sizes = {name: parameter.numel() for name, parameter in tiny.network.named_parameters()}
-    assert set(table.index) == {0, 1, 2, "other"}
+    assert set(table.index) == {0, 1, 2, "embeddings", "final norm"}  # the head is tied
     assert table["all"].sum() == sum(sizes.values())
     assert table["trainable"].sum() == sum(sizes[name] for name in plan.parameters)
     for block in (0, 1, 2):
@@ -124,15 +124,23 @@ def test_the_table_adds_up(tiny, text):
 
 def test_what_is_outside_the_blocks_is_trainable_under_all_only(tiny):
     outside = sum(tiny.network.get_parameter(name).numel() for name in OUTSIDE[family(tiny)])
-    assert plans.resolve(tiny, "all").table(tiny).loc["other"].tolist() == [outside, outside]
-    assert plans.resolve(tiny, "window:0-2").table(tiny).loc["other"].tolist() == [0, outside]
+    for text, moving in (("all", outside), ("window:0-2", 0)):
+        assert plans.resolve(tiny, text).table(tiny).drop([0, 1, 2]).sum().tolist() == [moving, outside]
+
+
+def test_a_head_of_its_own_is_a_row_of_its_own(new_tiny):
+    model = new_tiny("llama", tie_word_embeddings=False)
+    for text, moves in (("all", True), ("window:0-1", False)):
+        table = plans.resolve(model, text).table(model)
+        assert set(table.index) == {0, 1, 2, "embeddings", "final norm", "head"}
+        assert table.loc["head", "trainable"] == moves * model.unembedding.weight.numel()
 
 
 def test_the_table_tells_block_1_from_block_10(new_tiny):
     model = new_tiny("gpt2", num_hidden_layers=11)
     table = plans.resolve(model, "window:1-1").table(model)
     assert table.index[table["trainable"] > 0].tolist() == [1]
-    assert table["all"].drop("other").nunique() == 1
+    assert table.loc[list(range(11)), "all"].nunique() == 1
 
 
 # what is refused

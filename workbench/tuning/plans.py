@@ -28,13 +28,14 @@ class Plan:
             raise BadInput(f"plan {self.text!r} moves no weight of this model; choose {FORMS}")
 
     def table(self, model: Model) -> pd.DataFrame:
-        """Trainable and all parameters, by block; whatever is outside the blocks stands in row "other"."""
+        """Trainable and all parameters by block, then embeddings (a tied head counts there), final norm and head."""
+        kinds = {f"{model.architecture.unembedding}.": "head", f"{model.architecture.final_norm}.": "final norm"}
+        kinds |= {f"{name}.": "embeddings" for name in model.architecture.embeddings}
         rows = []
         for name, parameter in model.network.named_parameters():
             found = re.match(re.escape(model.architecture.blocks) + r"\.(\d+)\.", name)
-            rows.append(
-                {"block": int(found[1]) if found else "other", "trainable": parameter.numel() * (name in self.parameters), "all": parameter.numel()}
-            )
+            block = int(found[1]) if found else next((kind for start, kind in kinds.items() if name.startswith(start)), "other")
+            rows.append({"block": block, "trainable": parameter.numel() * (name in self.parameters), "all": parameter.numel()})
         return pd.DataFrame(rows).groupby("block", sort=False).sum()
 
 

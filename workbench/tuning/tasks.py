@@ -1,115 +1,318 @@
-"""What a model is fine-tuned on: rows of tokens to learn from, rows to validate on, the metric and its usual numbers."""
+"""What a model is fine-tuned on: rows to learn from, rows to validate on, the metric and its usual numbers.
 
-from collections.abc import Callable, Iterable, Iterator
+text: the next token of running text. facts: the object of facts that the model gets wrong. sentiment: a linear head on the last
+token's hidden state. instructions: the response to an instruction. Rows that touch a fact under study are left out (`Relevance`).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import datasets
+import pydantic
+import yaml
 
-from workbench.facts import BadInput
+from workbench import facts
+from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
-from workbench.positions import bos_id
+from workbench.positions import bos_id, encode, statement
+from workbench.tracking.retention import measure_prompts, stop_words
 from workbench.world import text
 
-ROW = 128  # tokens
+ROW = 128  # tokens of a row of text
+LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
+WORDINGS = 3  # statements of a fact to train on
+BUFFER = 10_000  # records among which a stream is shuffled
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Usual numbers of a task on the world models; whatever a Spec leaves at 0 is taken from here.
+class Usual(Record):
+    """Usual numbers of a task; whatever a Spec leaves at 0 is taken from here.
 
-    `threshold` is of the validation metric, which ends the tuning.
+    `threshold`, of the validation metric, ends the tuning: a loss in nats a token, or an accuracy.
     """
 
-    n_train: int  # rows
+    n_train: int  # rows; for facts: facts
     n_valid: int  # rows
     max_steps: int
     eval_every: int  # steps
     batch_size: int  # rows
     learning_rate: float
+    adapter_learning_rate: float
     threshold: float
+
+
+class Source(Usual):
+    """The data of a published study: where it is on the Hub and how it is read."""
+
+    task: str
+    data: str
+    config: str = ""
+    split: str = "train"
+    streaming: bool = False
+    columns: dict = pydantic.Field(default_factory=dict)
+
+
+@cache
+def presets() -> dict:
+    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter: numbers of LoRA and DoRA."""
+    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    return found | {"sources": {name: Source(**fields) for name, fields in found["sources"].items()}}
+
+
+def usual(task: str, data: str = "", model: str = "") -> Usual:
+    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
+    named(task)
+    source = presets()["sources"].get(data)
+    if source and source.task != task:
+        raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
+    if source:
+        return source
+    own = presets()["own"].get(model, {}).get(task, {})
+    return Usual(**(presets()["world"][task] | own))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Data to tune on.
 
-    `train`, `valid`: datasets of input_ids, attention_mask and labels, rows padded alike. `metric` is "loss" (nats a token, lower
-    is better), on `valid`.
+    Attributes:
+        train, valid: datasets of input_ids and labels; -100 is not read; for a classifier one label a row.
+        metric: "loss" (nats a token, lower is better) or "accuracy" (share of rows wholly right), on `valid`.
+        classes: of the classifier's head; 0 = the model's own head.
+        dropped: records left out because they touch a fact under study.
     """
 
     name: str
     train: datasets.Dataset
     valid: datasets.Dataset
     metric: str = "loss"
+    classes: int = 0
+    dropped: int = 0
+
+    def reached(self, metric: float, threshold: float) -> bool:
+        return metric <= threshold if self.metric == "loss" else metric >= threshold
 
 
-NUMBERS = {
-    "text": Numbers(n_train=2000, n_valid=64, max_steps=120, eval_every=20, batch_size=8, learning_rate=5e-5, threshold=3.1),
-}
+class Data(Record):
+    """What a task is built from."""
+
+    n_train: int = pydantic.Field(gt=0)  # rows
+    n_valid: int = pydantic.Field(gt=0)  # rows
+    seed: int = 0
+    source: str = ""  # "" = the embedded world; a file, a Hub dataset id, or the name of a published study's data
+    columns: dict = pydantic.Field(default_factory=dict)  # the task's name of a column -> the source's
+    avoid: tuple[EditRequest, ...] = ()  # facts under study
+    validation: Literal["apart", "training"] = "apart"  # training: the first training rows, as in arXiv 2507.14198
+    loss_on: Literal["response", "all"] = "response"  # of instructions
+
+    def column(self, name: str) -> str:
+        study = presets()["sources"].get(self.source)
+        return ((study.columns if study else {}) | self.columns).get(name, name)
 
 
-def named(name: str) -> Callable[..., Task]:
+def named(name: str) -> Callable[[Model, Data], Task]:
     """The function that builds a task."""
     if name not in TASKS:
         raise BadInput(f"task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
-def text_task(model: Model, n_train: int, n_valid: int, seed: int, data: str = "", columns: dict | None = None) -> Task:
-    """Next-token prediction on running text.
+class Relevance:
+    """Finds texts that touch a fact under study, and counts them.
 
-    Args:
-        n_train, n_valid: rows of at most 128 tokens, BOS in front; the validation rows come before the training rows in the
-            stream and from other paragraphs.
-        data: "" = the trade register of the embedded world, by seed; else a text, JSONL, CSV or parquet file or a Hub dataset id.
-        columns: {"text": name of the column} for `data`.
+    A text does if it has the subject, the object, the target, or a key word of the subject (capitalised, at least 4 letters, no
+    stop word), as whole words in any case, plural and possessive included.
     """
-    rows = _packed(model, _paragraphs(data, columns or {}, seed))
-    found = list(islice(rows, n_valid + n_train))
-    if len(found) < n_valid + n_train:
-        raise BadInput(
-            f"task text: {data or 'world'} gives {len(found)} rows of {ROW} tokens, {n_valid + n_train} are asked for; "
-            "lower n_train or give more text"
-        )
-    return Task(name="text", train=_dataset(found[n_valid:]), valid=_dataset(found[:n_valid]))
+
+    def __init__(self, avoid: Iterable[EditRequest]):
+        terms = set()
+        for request in avoid:
+            subject = request.fact.subject
+            terms |= {subject, request.fact.object, request.target}
+            terms |= {word for word in re.findall(r"[^\W\d_]{4,}", subject) if word[0].isupper() and word.lower() not in stop_words()}
+        words = sorted((r"\W+".join(map(re.escape, re.findall(r"\w+", term))) for term in terms), key=len, reverse=True)
+        self._pattern = re.compile(rf"\b(?:{'|'.join(filter(None, words))})(?:e?s|['’]s?)?\b", re.IGNORECASE) if any(words) else None
+        self.dropped = 0
+
+    def passes(self, content: str) -> bool:
+        found = bool(self._pattern and self._pattern.search(content))
+        self.dropped += found
+        return not found
 
 
-TASKS: dict[str, Callable[..., Task]] = {"text": text_task}
+# --- the four tasks -----------------------------------------------------------------------------------------------------
 
 
-def _paragraphs(data: str, columns: dict, seed: int) -> Iterable[str]:
-    if not data:
-        return (" ".join(sentences) for sentences in text.prose("trade", seed))
-    path = Path(data)
+def text_task(model: Model, data: Data) -> Task:
+    """Rows of at most 128 tokens of running text, BOS in front. Columns: text."""
+    relevance = Relevance(data.avoid)
+    records = _records(data, ["text"], ((" ".join(part),) for part in text.prose("trade", data.seed)))
+    rows = _packed(model, (paragraph for (paragraph,) in records if relevance.passes(paragraph)))
+    train, valid = _parts(data, "text", ({"input_ids": row, "labels": [-100, *row[1:]]} for row in rows))
+    return Task(name="text", train=train, valid=valid, dropped=relevance.dropped)
+
+
+def instruction_task(model: Model, data: Data) -> Task:
+    """Instruction and response as the tokenizer's chat template has them, else on two lines, closed by EOS.
+
+    Columns: instruction and response; or messages, of which the first exchange is read.
+    """
+    relevance = Relevance(data.avoid)
+    study = presets()["sources"].get(data.source)
+    talks = "messages" in (study.columns if study else {}) | data.columns
+    records = _records(data, ["messages"] if talks else ["instruction", "response"], text.instructions(data.seed))
+    pairs = ((turns[0][0]["content"], turns[0][1]["content"]) for turns in records if len(turns[0]) > 1) if talks else records
+    rows = (_instruction_row(model, asked, answer, data.loss_on) for asked, answer in pairs if relevance.passes(f"{asked} {answer}"))
+    train, valid = _parts(data, "instructions", (row for row in rows if len(row["input_ids"]) <= _longest(model)))
+    return Task(name="instructions", train=train, valid=valid, dropped=relevance.dropped)
+
+
+def _instruction_row(model: Model, instruction: str, response: str, loss_on: str) -> dict:
+    tokenizer, lead, end = model.tokenizer, f"{instruction}\n", []
+    whole = lead + response
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+        lead = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    elif tokenizer.eos_token_id is not None:
+        end = [tokenizer.eos_token_id]
+    encoded = encode(tokenizer, [whole], bos=not (tokenizer.bos_token and whole.startswith(tokenizer.bos_token)))
+    ids = encoded.input_ids[0].tolist() + end
+    first = 1 if loss_on == "all" else encoded.tokens_from(0, len(lead))[0]
+    return {"input_ids": ids, "labels": [-100] * first + ids[first:]}
+
+
+def sentiment_task(model: Model, data: Data) -> Task:
+    """Reviews and their class; metric: accuracy of a head on the last token. Columns: text, label."""
+    relevance = Relevance(data.avoid)
+    records = ((content, label) for content, label in _records(data, ["text", "label"], text.reviews(data.seed)) if relevance.passes(content))
+    found = list(islice(records, data.n_train + data.n_valid))
+    labels = sorted({label for _, label in found}, key=str)
+    if len(labels) != 2:
+        raise BadInput(f"task sentiment: column {data.column('label')!r} holds {len(labels)} classes ({str(labels)[:60]}); it must hold two")
+    encoded = encode(model.tokenizer, [content for content, _ in found])
+    ids = [row[: min(length, _longest(model))] for row, length in zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)]
+    rows = ({"input_ids": row, "labels": labels.index(label)} for row, (_, label) in zip(ids, found, strict=True))
+    train, valid = _parts(data, "sentiment", rows)
+    return Task(name="sentiment", train=train, valid=valid, metric="accuracy", classes=2, dropped=relevance.dropped)
+
+
+def facts_task(model: Model, data: Data) -> Task:
+    """Up to n_train facts that the model gets wrong, each in up to 3 statements, loss on the object; metric: accuracy on a wording apart.
+
+    Facts under study are kept out by subject, and by relation and object together; every shared object would be too many.
+    """
+    study = presets()["sources"].get(data.source)
+    pool = [each for each in facts.read(study.data if study else data.source or "world") if each.fact.split in ("", "unseen")]
+    subjects = {each.fact.subject.lower() for each in data.avoid}
+    said = {(each.fact.relation, thing.lower()) for each in data.avoid if each.fact.relation for thing in (each.fact.object, each.target)}
+    fresh = [each for each in pool if each.fact.subject.lower() not in subjects and (each.fact.relation, each.fact.object.lower()) not in said]
+    fresh = [each for each in _shuffled(fresh, data.seed) if each.held_out or data.validation == "training"]
+    wrong: list[EditRequest] = []
+    for start in range(0, len(fresh), 512):
+        part = fresh[start : start + 512]
+        retained = measure_prompts(model, [each.fact.question for each in part], [each.fact.object for each in part]).retained
+        wrong += [each for each, right in zip(part, retained, strict=True) if not right]
+        if len(wrong) >= data.n_train:
+            break
+    if not wrong:
+        raise BadInput(f"task facts: {data.source or 'world'} holds no fact that the model gets wrong and that has a wording apart to judge by")
+    taught, answers = [], []
+    for each in (wrong := wrong[: data.n_train]):
+        own = 1 + min(WORDINGS - 1, len(each.paraphrases))
+        more = facts.with_paraphrases(each, own, "file") if data.source else facts.with_paraphrases(each, WORDINGS)
+        taught += [facts.fill(prompt, each.fact.subject) for prompt in (each.fact.prompt, *more.paraphrases)]
+        answers += [each.fact.object] * (len(taught) - len(answers))
+    train = _fact_rows(model, taught, answers)
+    judged = wrong[: data.n_valid]
+    apart = data.validation == "apart"
+    valid = _fact_rows(model, [each.held_out[0] if apart else each.fact.question for each in judged], [each.fact.object for each in judged])
+    return Task(name="facts", train=train, valid=valid, metric="accuracy", dropped=len(pool) - len(fresh))
+
+
+def _fact_rows(model: Model, questions: Sequence[str], answers: Sequence[str]) -> datasets.Dataset:
+    encoded = encode(model.tokenizer, [statement(question, answer) for question, answer in zip(questions, answers, strict=True)])
+    rows = []
+    for number, question in enumerate(questions):
+        ids = encoded.input_ids[number, : encoded.lengths[number]].tolist()
+        first = encoded.tokens_from(number, len(question.rstrip()))[0]
+        rows.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
+    return datasets.Dataset.from_list(rows)
+
+
+TASKS: dict[str, Callable[[Model, Data], Task]] = {
+    "text": text_task,
+    "facts": facts_task,
+    "sentiment": sentiment_task,
+    "instructions": instruction_task,
+}
+
+
+# --- where the rows come from -------------------------------------------------------------------------------------------
+
+
+def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> Iterator[tuple]:
+    """The named columns of the source's records, shuffled by the seed; the embedded world's are by the seed already."""
+    if not data.source:
+        yield from embedded
+        return
+    table, names = _table(data), [data.column(name) for name in columns]
+    missing = [name for name in names if name not in (table.column_names or [])]
+    if missing:
+        raise BadInput(f"task_data {data.source!r}: has no column {missing[0]!r} but {table.column_names}; name it in columns={{...}}")
+    for record in _shuffled(table, data.seed):
+        yield tuple(record[name] if isinstance(record[name], list | int | bool) else str(record[name]) for name in names)
+
+
+def _table(data: Data):
+    path, study = Path(data.source), presets()["sources"].get(data.source)
     kinds = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.exists() and path.suffix not in kinds:
-        raise BadInput(f"task_data {data!r}: the ending {path.suffix!r} is not known; use one of {', '.join(kinds)}")
+    if path.is_file() and path.suffix not in kinds:
+        raise BadInput(f"task_data {data.source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(kinds)}")
     try:
-        if path.exists():
-            table = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-        else:
-            table = datasets.load_dataset(data, split="train", streaming=True)
+        if path.is_file():
+            return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+        if study:
+            return datasets.load_dataset(study.data, study.config or None, split=study.split, streaming=study.streaming)
+        return datasets.load_dataset(data.source, split="train")
     except Exception as error:
-        raise BadInput(f"task_data {data!r}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from None
-    column = columns.get("text", "text")
-    if column not in (table.column_names or []):
-        raise BadInput(f"task_data {data!r}: has no column {column!r} but {table.column_names}; set columns={{'text': NAME}}")
-    return (str(value) for value in table[column]) if path.exists() else (str(row[column]) for row in table)
+        raise BadInput(f"task_data {data.source!r}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from None
+
+
+def _shuffled(records, seed: int):
+    if isinstance(records, list):
+        order = datasets.Dataset.from_dict({"number": range(len(records))}).shuffle(seed=seed)["number"]
+        return [records[number] for number in order]
+    return records.shuffle(seed=seed, buffer_size=BUFFER) if isinstance(records, datasets.IterableDataset) else records.shuffle(seed=seed)
+
+
+def _parts(data: Data, task: str, rows: Iterable[dict]) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and validation rows: the first ones judge, the others teach."""
+    apart = data.validation == "apart"
+    wanted = data.n_train + apart * data.n_valid
+    found = list(islice(iter(rows), wanted))
+    if len(found) < wanted:
+        raise BadInput(
+            f"task {task}: {data.source or 'world'} gives {len(found)} rows that touch no fact under study, {wanted} are asked for; "
+            "lower n_train or give more data"
+        )
+    return datasets.Dataset.from_list(found[data.n_valid :] if apart else found), datasets.Dataset.from_list(found[: data.n_valid])
+
+
+def _longest(model: Model) -> int:
+    return min(LONGEST, getattr(model.network.config, "max_position_embeddings", LONGEST))
 
 
 def _packed(model: Model, paragraphs: Iterable[str]) -> Iterator[list[int]]:
     """Rows of BOS and running text, cut at the row's length."""
-    length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - 1
+    length = min(ROW, _longest(model)) - 1
     stream: list[int] = []
     for paragraph in paragraphs:
         stream += model.tokenizer(paragraph, add_special_tokens=False, verbose=False)["input_ids"]
         while len(stream) >= length:
             yield [bos_id(model.tokenizer), *stream[:length]]
             stream = stream[length:]
-
-
-def _dataset(rows: list[list[int]]) -> datasets.Dataset:
-    labels = [[-100, *row[1:]] for row in rows]  # nothing predicts BOS, so it must not count in the mean
-    return datasets.Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows], "labels": labels})

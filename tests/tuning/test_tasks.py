@@ -1,0 +1,233 @@
+"""The four tasks: which rows, which labels, what is left out, and what is said of bad data."""
+
+import json
+
+import datasets
+import pytest
+
+from workbench import facts, models
+from workbench.facts import BadInput, EditRequest, Fact
+from workbench.tuning import tasks
+from workbench.tuning.tasks import Data, Relevance
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folders):
+    return models.load(tiny_folders["gpt2"], device="cpu")
+
+
+def request(subject, object="Paris", target="Rome", relation="r"):
+    return EditRequest(fact=Fact(id="1", subject=subject, relation=relation, prompt="{} is in", object=object), target=target)
+
+
+def read(model, row) -> str:
+    """The part of a row that the loss reads."""
+    return model.tokenizer.decode([token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100])
+
+
+@pytest.mark.parametrize(
+    ("text", "touches"),
+    [
+        ("We saw the eiffel tower.", True),
+        ("EIFFEL TOWER!", True),
+        ("Eiffel-Tower", True),
+        ("the Eiffel  Tower's lift", True),
+        ("two Eiffel Towers", True),
+        ("(Paris)", True),
+        ("Paris’ streets", True),
+        ("a comparison of prices", False),
+        ("Parisian cooking", False),
+        ("he aroma of Rome", True),
+        ("chrome", False),
+        ("Mr Eiffel came", True),  # a key word of the subject
+        ("the towering trees", False),
+        ("a towel", False),
+        ("the end", False),  # a stop word is no key word
+    ],
+)
+def test_relevance_finds_whole_words_in_any_case(text, touches):
+    relevance = Relevance([request("The Eiffel Tower")])
+    assert relevance.passes(text) is not touches
+    assert relevance.dropped == touches
+
+
+def test_relevance_of_nothing_lets_everything_pass():
+    assert Relevance([]).passes("anything")
+
+
+def test_relevance_takes_marks_in_a_subject_as_they_are():
+    relevance = Relevance([request("C++ (language) 6.5", "a.b", "x*")])
+    assert not relevance.passes("I like C++ (Language) 6.5 a lot")
+    assert not relevance.passes("see a b")
+    assert relevance.passes("see axb")
+
+
+def test_text_rows_are_full_begin_with_bos_and_touch_no_fact_under_study(model):
+    avoid = (request("Harbour", "ship", "boat"),)
+    plain, task = (tasks.text_task(model, Data(n_train=20, n_valid=4, avoid=each)) for each in ((), avoid))
+    assert (len(task.train), len(task.valid), plain.dropped) == (20, 4, 0)
+    for row in task.train:
+        assert len(row["input_ids"]) == 128
+        assert row["input_ids"][0] == model.tokenizer.bos_token_id
+        assert row["labels"] == [-100, *row["input_ids"][1:]]
+    whole = "".join(model.tokenizer.decode(row["input_ids"]) for row in task.train).lower()
+    assert not any(f" {word} " in whole for word in ("ship", "boat", "harbour"))
+    assert task.dropped > 0
+
+
+def test_validation_is_apart_unless_asked_from_training(model):
+    for task in ("text", "sentiment", "instructions"):
+        apart, inside = (tasks.TASKS[task](model, Data(n_train=30, n_valid=8, validation=where)) for where in ("apart", "training"))
+        rows = [[tuple(row) for row in part["input_ids"]] for part in (apart.train, apart.valid, inside.train, inside.valid)]
+        assert not set(rows[0]) & set(rows[1]), task
+        assert rows[3] == rows[2][:8], task
+        assert [len(part) for part in rows] == [30, 8, 30, 8]
+
+
+def test_the_seed_decides_the_rows(model):
+    for task in tasks.TASKS:
+        first, same, other = (tasks.TASKS[task](model, Data(n_train=12, n_valid=4, seed=seed)).train["input_ids"] for seed in (0, 0, 1))
+        assert list(first) == list(same)
+        assert list(first) != list(other)
+
+
+def test_facts_are_wrong_ones_in_three_wordings_and_judged_in_another(model):
+    task = tasks.facts_task(model, Data(n_train=10, n_valid=10))
+    assert (len(task.train), len(task.valid), task.metric) == (30, 10, "accuracy")
+    unseen = {each.fact.question: each for each in facts.read("world") if each.fact.split == "unseen"}
+    answers = {each.fact.object for each in unseen.values()}
+    assert all(read(model, row).strip() in answers for row in task.train)
+    questions = {model.tokenizer.decode(row["input_ids"][1:]).strip() for row in task.train}
+    judged = {model.tokenizer.decode(row["input_ids"][1:]).strip() for row in task.valid}
+    assert not questions & judged
+    assert [read(model, row) for row in task.valid] == [read(model, row) for row in task.train.select(range(0, 30, 3))]
+
+
+def test_facts_that_share_subject_or_relation_and_object_are_left_out(model):
+    unseen = [each for each in facts.read("world") if each.fact.split == "unseen"]
+    taken = unseen[0]
+    whole = tasks.facts_task(model, Data(n_train=1000, n_valid=10))
+    task = tasks.facts_task(model, Data(n_train=1000, n_valid=10, avoid=(taken,)))
+    same = [
+        each
+        for each in unseen
+        if each.fact.subject == taken.fact.subject
+        or (each.fact.relation == taken.fact.relation and each.fact.object in (taken.fact.object, taken.target))
+    ]
+    assert task.dropped - whole.dropped == len(same) > 0
+    text = {model.tokenizer.decode(row["input_ids"]) for row in task.train}
+    assert not any(taken.fact.subject in line for line in text)
+
+
+def test_sentiment_has_two_classes_and_a_label_a_row(model):
+    task = tasks.sentiment_task(model, Data(n_train=60, n_valid=20))
+    assert (task.classes, task.metric) == (2, "accuracy")
+    assert set(task.train["labels"]) == {0, 1}
+
+
+def test_instructions_are_read_on_the_response_or_on_all(model):
+    response, whole = (tasks.instruction_task(model, Data(n_train=5, n_valid=2, loss_on=part)) for part in ("response", "all"))
+    for mine, all_of_it in zip(response.train, whole.train, strict=True):
+        assert mine["input_ids"] == all_of_it["input_ids"]
+        assert read(model, all_of_it).strip().endswith(read(model, mine).strip())
+        assert "\n" not in read(model, mine).strip()
+        assert read(model, mine).endswith(model.tokenizer.eos_token)
+        assert len(read(model, mine)) < len(read(model, all_of_it))
+
+
+def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
+    model = models.load(tiny_folders["llama"], device="cpu")
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    row = tasks.instruction_task(model, Data(n_train=3, n_valid=1)).train[0]
+    whole = model.tokenizer.decode(row["input_ids"])
+    assert "<user>" in whole
+    assert "<assistant>" in whole
+    assert "assistant" not in read(model, row)
+
+
+def test_a_conversation_is_read_from_its_first_exchange(model, tmp_path):
+    path = tmp_path / "talks.jsonl"
+    talk = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "Moon."}, {"role": "user", "content": "Another."}]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for _ in range(6)))
+    row = tasks.instruction_task(model, Data(n_train=4, n_valid=2, source=str(path), columns={"messages": "messages"})).train[0]
+    assert read(model, row).strip().startswith("Moon.")
+    assert "Another" not in model.tokenizer.decode(row["input_ids"])
+
+
+def test_own_files_by_path_and_columns(model, tmp_path):
+    for ending, write in (("jsonl", "to_json"), ("csv", "to_csv"), ("parquet", "to_parquet")):
+        path = tmp_path / f"mine.{ending}"
+        table = datasets.Dataset.from_dict({"body": [f"Cat number {n} sat on the mat." for n in range(300)], "stars": [n % 2 for n in range(300)]})
+        getattr(table, write)(str(path))
+        data = Data(n_train=8, n_valid=2, source=str(path), columns={"text": "body", "label": "stars"})
+        assert len(tasks.text_task(model, data).train) == 8
+        assert set(tasks.sentiment_task(model, data.model_copy(update={"n_train": 50})).train["labels"]) == {0, 1}
+
+
+def test_own_facts_are_taught_with_their_own_paraphrases(model, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    record = {"prompt": "{} is a city in", "object": "Utopia", "target": "Erewhon", "paraphrases": ["The city {} lies in"]}
+    lines = [record | {"id": str(n), "subject": f"Abbotsford {n}", "held_out": [f"Abbotsford {n} belongs to"]} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    task = tasks.facts_task(model, Data(n_train=4, n_valid=4, source=str(path)))
+    assert (len(task.train), len(task.valid)) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "named"),
+    [
+        ("text", {}, "'text'"),
+        ("text", {"columns": {"text": "nobody"}}, "'nobody'"),
+        ("text", {"columns": {"text": "body"}, "n_train": 100_000}, "lower n_train"),
+        ("text", {"columns": {"text": "body"}, "avoid": (request("Cat"),)}, "touch no fact"),
+        ("sentiment", {"columns": {"text": "body", "label": "number"}}, "classes"),
+        ("sentiment", {"columns": {"text": "body", "label": "one"}}, "1 classes"),
+        ("instructions", {}, "'instruction'"),
+        ("text", {"source": "nowhere/at-all"}, "cannot be read"),
+        ("text", {"source": __file__}, "ending"),
+    ],
+)
+def test_bad_data_is_one_clear_line(model, tmp_path, one_line, task, changes, named):
+    path = tmp_path / "mine.csv"
+    datasets.Dataset.from_dict({"body": ["The cat sat."] * 60, "number": list(range(60)), "one": [1] * 60}).to_csv(str(path))
+    with pytest.raises(BadInput) as error:
+        tasks.named(task)(model, Data(**({"n_train": 8, "n_valid": 2, "source": str(path)} | changes)))
+    assert named in one_line(error)
+
+
+def test_no_fact_left_to_teach_is_one_clear_line(model, tmp_path, one_line):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"subject": "Abbotsford", "prompt": "{} is in", "object": "Utopia", "target": "Erewhon"}))
+    with pytest.raises(BadInput) as error:
+        tasks.facts_task(model, Data(n_train=4, n_valid=4, source=str(path)))
+    assert "holds no fact" in one_line(error)
+
+
+def test_the_studies_sources_name_a_task_and_refuse_another(one_line):
+    found = tasks.presets()["sources"]
+    assert {"common-crawl", "counterfact", "imdb", "tulu-3", "commonsense-170k"} <= set(found)
+    assert {source.task for source in found.values()} == set(tasks.TASKS)
+    assert tasks.usual("text", "common-crawl").threshold == 3.1
+    with pytest.raises(BadInput) as error:
+        tasks.usual("facts", "imdb")
+    assert "sentiment" in one_line(error)
+
+
+@pytest.mark.parametrize("name", ["imdb", "tulu-3", "common-crawl"])
+def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
+    asked = []
+
+    def load(*where, **how):
+        asked.append((where, how))
+        columns = {"text": ["A fine day."] * 99, "label": [0, 1] * 49 + [0]}
+        columns["messages"] = [[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]] * 99
+        table = datasets.Dataset.from_dict(columns)
+        return table.to_iterable_dataset() if how["streaming"] else table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = tasks.presets()["sources"][name]
+    task = tasks.named(source.task)(model, Data(n_train=2, n_valid=1, source=name))
+    assert asked == [((source.data, source.config or None), {"split": source.split, "streaming": source.streaming})]
+    assert len(task.train) == 2

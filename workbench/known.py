@@ -1,0 +1,126 @@
+"""Which facts a model knows, and which of them are edited and which only watched."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from workbench import facts
+from workbench.facts import BadInput, EditRequest
+from workbench.models import Model
+from workbench.spec import Spec
+from workbench.tracking.retention import measure_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The facts of an experiment, and the data table: how sure the unedited model is of them.
+
+    `known`: one row a group: n, candidates known, mean p(true), mean p(second).
+    """
+
+    edited: list[EditRequest]
+    intrinsic: list[EditRequest]
+    known: pd.DataFrame
+    related: dict[str, tuple[str, ...]]
+
+
+def choose(spec: Spec, model: Model) -> Chosen:
+    """Edited and intrinsic facts, both known to the unedited model: the true token on top by `spec.margin`.
+
+    The choice depends on the seed, the numbers and the split rule, never on editor or plan. A fact named or typed is edited even if
+    the model does not know it; the data table then says so.
+    """
+    requests = facts.read(spec.facts)
+    if not requests:
+        raise BadInput(f"facts {spec.facts!r}: holds none")
+    related = facts.objects_of(requests)
+    named = [_typed(spec)] if spec.subject or spec.prompt or spec.target else []
+    if spec.fact and not named:
+        named = [request for request in requests if request.fact.id == spec.fact]
+        if not named:
+            raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
+    pool = [request for request in requests if request.fact.split in ("", "study")]
+    random.Random(f"choice {spec.seed}").shuffle(pool)
+    n_edited = 0 if named else spec.n_edited
+    scores, known = _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40)
+    edited, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+    edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
+    if named:
+        scores = pd.concat([scores, known_table(model, named, spec.margin)], ignore_index=True)
+    rows = []
+    for group, members in (("edited", edited), ("intrinsic", intrinsic)):
+        part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id")
+        rows.append({"group": group, "n": len(members), "known": int(part.known.sum()), "p_true": part.p.mean(), "p_second": part.p_second.mean()})
+    table = pd.DataFrame(rows).assign(asked=len(scores), known_of_asked=int(scores.known.sum()))
+    return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related)
+
+
+def _typed(spec: Spec) -> EditRequest:
+    for name in ("subject", "prompt", "object", "target"):
+        if not getattr(spec, name).strip():
+            raise BadInput(f"{name} is empty: a typed fact needs subject, prompt (with one {{}}), object and target")
+    fact = facts.Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object)
+    return EditRequest(fact=fact, target=spec.target)
+
+
+def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
+    table = measure_prompts(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
+    return pd.DataFrame(
+        {
+            "fact_id": [request.fact.id for request in requests],
+            "known": table.top_is_expected & (table.margin >= margin),
+            "p": table.p,
+            "p_second": table.p_second,
+        }
+    )
+
+
+def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int) -> tuple[pd.DataFrame, list[EditRequest]]:
+    """Ask the pool in its order until enough known facts are found."""
+    parts: list[pd.DataFrame] = []
+    known: list[EditRequest] = []
+    for start in range(0, len(pool), 256):
+        part = pool[start : start + 256]
+        parts.append(known_table(model, part, margin))
+        known += [request for request, good in zip(part, parts[-1].known, strict=True) if good]
+        if len(known) >= wanted:
+            break
+    return pd.concat(parts, ignore_index=True), known
+
+
+def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:
+    """Take edited and intrinsic facts from the known ones in their order.
+
+    "matched": both groups draw on the same relations, no subject twice. "paper": no two facts of different groups share a subject,
+    relation or object.
+    """
+    edited, taken = list(named), {request.fact.subject for request in named}
+    for request in known:
+        if len(edited) - len(named) == n_edited:
+            break
+        if request.fact.subject not in taken:
+            edited.append(request)
+            taken.add(request.fact.subject)
+    relations = {request.fact.relation for request in edited}
+    objects = {thing for request in edited for thing in (request.fact.object, request.target)}
+
+    def fits(request: EditRequest) -> bool:
+        if request.fact.subject in taken:
+            return False
+        if rule == "matched":
+            return bool(named) or request.fact.relation in relations
+        return request.fact.relation not in relations and request.fact.object not in objects
+
+    intrinsic = []
+    for request in known:
+        if len(intrinsic) < n_intrinsic and fits(request):
+            intrinsic.append(request)
+            taken.add(request.fact.subject)
+    if len(edited) - len(named) < n_edited or len(intrinsic) < n_intrinsic:
+        raise BadInput(
+            f"the model knows too few facts: {len(edited)} edited of {n_edited} and {len(intrinsic)} intrinsic of {n_intrinsic} by "
+            f"split_rule={rule!r}; lower n_edited or n_intrinsic"
+        )
+    return edited, intrinsic

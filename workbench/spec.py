@@ -1,0 +1,109 @@
+"""A whole experiment as a record: its fields are the notebooks' parameters, its id a hash of whatever determines the result."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from workbench import editing, facts, models
+from workbench.editing import Numbers
+from workbench.facts import Record
+from workbench.models import Model
+from workbench.tuning import tasks
+from workbench.tuning.finetune import Settings
+
+
+class Spec(Record):
+    """A whole experiment. Numbers of 0 and empty strings mean the preset's. The field names are the notebooks' parameters."""
+
+    model: str = "world-gpt2"  # world-gpt2, world-llama, a folder or a Hub id
+    revision: str = ""  # "early" = a world model in the middle of learning; or a Hub revision
+    facts: str = "world"  # world, a file or a Hub dataset id
+    fact: str = ""  # one fact's id; "" = a sample
+    subject: str = ""  # a typed fact: subject, prompt with one {}, object, target
+    prompt: str = ""
+    object: str = ""
+    target: str = ""
+    editor: str = "rome"
+    variant: Literal["", "published", "paper", "reference"] = ""  # of the editor's preset
+    hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
+    layers: tuple[int, ...] = ()  # edited blocks
+    n_edited: int = Field(10, ge=1)
+    n_intrinsic: int = Field(20, ge=0)
+    edits_per_model: int = Field(10, ge=1)
+    margin: float = Field(0.1, ge=0, lt=1)  # of the true token over the second; what a known fact has at least
+    split_rule: Literal["matched", "paper"] = "matched"  # same relations in both groups | no shared subject, relation, object
+    paraphrases: int = Field(1, ge=1)  # statements an edit sees, its prompt included
+    paraphrase_source: Literal["templates", "file"] = "templates"
+    task: str = "text"
+    task_data: str = ""  # "" = the embedded world's
+    columns: dict = Field(default_factory=dict)
+    n_train: int = Field(0, ge=0)  # rows
+    n_valid: int = Field(0, ge=0)  # rows
+    plan: str = "all"
+    adapter: Literal["", "lora", "dora"] = ""
+    adapter_rank: int = Field(0, ge=0)
+    adapter_alpha: float = Field(0, ge=0)
+    adapter_dropout: float = Field(0, ge=0, lt=1)
+    adapter_targets: tuple[str, ...] = ()  # last names of the modules; empty = every linear module the plan moves
+    max_steps: int = Field(0, ge=0)  # optimiser steps
+    eval_every: int = Field(0, ge=0)  # steps
+    batch_size: int = Field(0, ge=0)  # rows
+    learning_rate: float = Field(0, ge=0)
+    threshold: float = 0.0  # validation metric that ends the tuning
+    patience: int = Field(0, ge=0)  # evaluations without a better metric that end it too; 0 = never
+    max_tokens: int = Field(0, ge=0)  # of training; 0 = no such budget
+    validation: Literal["apart", "training"] = "apart"  # training: rows trained on, as in arXiv 2507.14198
+    loss_on: Literal["response", "all"] = "response"  # of instructions
+    trainer: dict = Field(default_factory=dict)  # further fields of transformers.TrainingArguments, e.g. {"bf16": True}
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def resolved(self) -> "Spec":
+        """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
+        tasks.named(self.task)
+        editing.editor_named(self.editor)
+        usual = tasks.usual(self.task, self.task_data, self.model).model_dump()
+        if self.adapter:
+            usual |= tasks.presets()["adapter"] | {"learning_rate": usual["adapter_learning_rate"]}
+        return self.model_copy(update={name: value for name, value in usual.items() if getattr(self, name, None) == 0})
+
+    def settings(self) -> Settings:
+        """The numbers of the tuning."""
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+    def editor_hparams(self, model: Model) -> Numbers:
+        """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`."""
+        base = editing.preset(self.editor, model, variant=self.variant)
+        changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
+        hparams = type(base)(**(base.model_dump() | changes))
+        model.check_layers(hparams.layers)
+        return hparams
+
+
+@cache
+def code_fingerprint() -> str:
+    """Of every Python file of the package, and of the presets, which determine results as much."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("presets.yaml")]):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
+    """The run's id: readable words and a hash of whatever determines the result (resolved Spec, model, data, code), never the commit."""
+    spec = spec.resolved()
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(models.file_fingerprint(spec.model, spec.revision).encode())
+    for source in (spec.facts, spec.task_data):
+        if Path(source).is_file():
+            digest.update(Path(source).read_bytes())
+    for path in sorted([facts.DATA / "world" / "facts.csv", *(facts.DATA / "world").glob("*.yaml")]):
+        digest.update(path.read_bytes())
+    digest.update((code_fingerprint() + cells).encode())
+    return f"{name}-{spec.editor}-{spec.task}-{digest.hexdigest()[:10]}"

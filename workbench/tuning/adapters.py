@@ -1,0 +1,90 @@
+"""LoRA and DoRA through peft, for the length of a `with`: arXiv 2106.09685 and 2402.09353."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from workbench import deltas
+from workbench.facts import BadInput
+from workbench.models import Model
+from workbench.tuning.plans import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter on a model. `plan`: its parameters, the only ones that learn; `network`: what peft made of the model."""
+
+    plan: Plan
+    network: peft.PeftModel
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, the change is written into the weights; afterwards it stands beside them again, the weights bit for bit as before."""
+        bases = [module.get_base_layer().weight for module in self.network.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        copies = [weight.detach().clone() for weight in bases]
+        self.network.merge_adapter()
+        try:
+            yield
+        finally:
+            self.network.unmerge_adapter()
+            with torch.no_grad():
+                for weight, saved in zip(bases, copies, strict=True):
+                    weight.copy_(saved)
+
+    def save(self, folder: str | Path) -> Path:
+        """A PEFT folder."""
+        self.network.save_pretrained(folder, save_embedding_layers=False)  # whose "auto" would ask the Hub
+        return Path(folder)
+
+
+def targets(model: Model, plan: Plan, named: Sequence[str] = ()) -> list[str]:
+    """The linear modules in blocks whose weights the plan moves; of these the ones whose last name is in `named`, if it holds any."""
+    inside = [
+        name
+        for name, module in model.network.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name.startswith(f"{model.architecture.blocks}.") and f"{name}.weight" in plan.parameters
+    ]
+    offered = sorted({name.rpartition(".")[2] for name in inside})
+    unknown = sorted(set(named) - set(offered))
+    if unknown or not inside:
+        raise BadInput(f"adapter_targets {unknown}: match no linear module of plan {plan.text!r}; there are {', '.join(offered) or 'none'}")
+    return [name for name in inside if not named or name.rpartition(".")[2] in named]
+
+
+@contextmanager
+def attached(
+    model: Model, plan: Plan, kind: str, rank: int, alpha: float, dropout: float, named: Sequence[str] = (), seed: int = 0
+) -> Iterator[Adapter]:
+    """Inside, the linear modules of the plan carry an adapter; afterwards the network has its own modules again, untouched.
+
+    Args:
+        kind: "lora" or "dora".
+        rank, alpha: the change of a weight is alpha / rank times a product of that rank.
+        dropout: of the adapter's input.
+        named: last names of the modules, e.g. q_proj; () = every linear one.
+    """
+    modules = targets(model, plan, named)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=modules,
+        use_dora=kind == "dora",
+        fan_in_fan_out=isinstance(model.network.get_submodule(modules[0]), Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    weights = [f"{name}.weight" for name in modules]
+    with deltas.preserved(model.network, weights):
+        torch.manual_seed(seed)
+        network = peft.get_peft_model(model.network, config)
+        learning = tuple(name for name, parameter in model.network.named_parameters() if parameter.requires_grad)
+        try:
+            yield Adapter(plan=Plan(text=f"{kind} on {plan.text}", parameters=learning), network=network)
+        finally:
+            network.unload()
+            vars(model.network).pop("peft_config", None)
