@@ -36,7 +36,7 @@ study: $(VENV)/.installed ## run the case study, from the first cell to the last
 	@$(BIN)/workbench run notebooks/01_case_study.ipynb
 
 lab: $(VENV)/.installed ## open the notebooks in JupyterLab (LAB_ARGS="--port 9000 ...")
-	@$(BIN)/jupyter lab notebooks $(LAB_ARGS)
+	@$(BIN)/jupyter lab notebooks/00_tour.ipynb $(LAB_ARGS)
 
 lint check test test-slow test-browser test-all: export HF_HUB_OFFLINE := 1
 
@@ -54,10 +54,10 @@ check: lint ## lint and the quick tests without the notebooks; stops at the firs
 
 # The notebooks run even where a test has failed: one CI run is to tell all.
 test: lint ## lint, the quick tests and every notebook; this is what CI runs
-	@rm -f $(VENV)/report-*.xml
+	@rm -rf $(VENV)/report-*.xml $(VENV)/runs
 	@status=0; start=$$(date +%s); \
 	$(BIN)/pytest $(PARALLEL) -m "$(QUICK)" --junitxml=$(VENV)/report-tests.xml || status=1; \
-	$(if $(NOTEBOOKS),WORKBENCH_BATCH=1 $(BIN)/pytest $(PARALLEL) --nbmake --nbmake-timeout=120 --junitxml=$(VENV)/report-notebooks.xml notebooks || status=1;) \
+	$(if $(NOTEBOOKS),WORKBENCH_BATCH=1 WORKBENCH_OUT=$(abspath $(VENV))/runs $(BIN)/pytest $(PARALLEL) --nbmake --nbmake-timeout=120 --junitxml=$(VENV)/report-notebooks.xml notebooks || status=1;) \
 	echo "$$(($$(date +%s) - start)) s"; \
 	cat $(VENV)/report-*.xml | tr '<' '\n' \
 		| sed -n 's/^testsuite .*errors="\([0-9]*\)" failures="\([0-9]*\)" skipped="\([0-9]*\)" tests="\([0-9]*\)".*/\1 \2 \3 \4/p' \

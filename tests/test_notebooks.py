@@ -4,11 +4,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
-from workbench import batch, study
+from workbench import batch, editing, study
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PRESETS = [path for path in sorted((FOLDER / "presets").glob("*.yaml")) if not path.stem.startswith(("accelerate", "grid"))]
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -42,14 +44,43 @@ def test_parameters_are_literals_one_a_line_with_type_and_meaning(path):
 
 def test_every_parameter_is_a_field_of_the_spec_and_reaches_it(path):
     cells = code_cells(path)
-    (making,) = [cell.source for cell in cells if "study.Spec(" in cell.source]
+    whole = "\n".join(cell.source for cell in cells[1:])
+    making = [cell.source for cell in cells if "study.Spec(" in cell.source]
     for name in batch.declared(path):
-        if name not in ("vary", "values"):
+        if making and name not in ("vary", "values"):
             assert name in study.Spec.model_fields, name
-            assert f"{name}={name}" in making, name
+            assert f"{name}={name}" in making[0], name
+        else:
+            assert re.search(rf"\b{name}\b", whole), name
+
+
+def test_it_says_question_source_and_time(path):
+    first = nbformat.read(path, as_version=4).cells[0].source
+    assert first.startswith("# ")
+    for word in ("**Question.**", "arXiv", "Expected time"):
+        assert word in first, word
+
+
+def test_its_presets_are_declared_and_make_a_spec(path):
+    found = [preset for preset in PRESETS if set(yaml.safe_load(preset.read_text())) <= set(batch.declared(path))]
+    for preset in found:
+        given, spec = batch.checked(path, {}, str(preset))
+        assert given == yaml.safe_load(preset.read_text())
+        assert spec.settings().max_steps > 0
+        if spec.model.rpartition("/")[2] in editing.presets():
+            assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers
+    if path.stem == "02_retention":
+        assert {"gpt2-xl", "llama-3-8b", "world-large"} <= {preset.stem for preset in found}
 
 
 def test_it_has_small_values_for_a_quick_run(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     mock = cell.metadata["nbmake"]["mock"]
     assert set(mock) <= set(batch.declared(path))
+
+
+def test_every_preset_fits_a_notebook(path):
+    if path == NOTEBOOKS[0]:
+        declared = [set(batch.declared(notebook)) for notebook in NOTEBOOKS]
+        for preset in PRESETS:
+            assert any(set(yaml.safe_load(preset.read_text())) <= names for names in declared), preset.name

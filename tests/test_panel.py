@@ -1,30 +1,358 @@
-import pytest
+import json
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-from workbench import study
+import psutil
+import pytest
+import yaml
+
+from tests.benchmarks.explorer import synthetic_run
+from workbench import facts, job, panel, study
+from workbench.facts import BadInput
 from workbench.panel import Panel
 
-
-def test_whatever_nobody_touches_passes_through_unchanged():
-    spec = study.Spec(max_steps=37, paraphrases=4, layers=[3, 5], editor="ft", seed=9)
-    assert Panel(spec).spec is spec
-    assert Panel(spec).dropdowns["max_steps"].value == 37
-    assert Panel(spec).dropdowns["layers"].value == (3, 5)
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
+FACT = "developer:windows-mobile-6-5"
+EVIL = "<img src=x onerror=alert(1)> & \"co\" 'x'"
 
 
-@pytest.mark.parametrize(("name", "value"), [("editor", "ft"), ("layers", (7,)), ("paraphrases", 5), ("max_steps", 80)])
-def test_a_choice_changes_that_field_alone(name, value):
-    panel = Panel(study.Spec(seed=3))
-    panel.dropdowns[name].value = value
-    assert panel.spec == study.Spec(**({"seed": 3} | {name: value}))
+def choose(controls: Panel, **values) -> None:
+    for name, value in values.items():
+        controls.choices[name].value = value
 
 
-def test_text_of_a_fact_is_shown_as_text():
-    spec = study.Spec(subject="<b>Ada</b>", prompt="{} plays", object="harp", target="flute")
-    shown = Panel(spec).children[0].value
-    assert "<b>Ada" not in shown
-    assert "&lt;b&gt;Ada" in shown
+def label_of(controls: Panel, fact_id: str) -> str:
+    return next(label for label in controls.choices["fact"].options if label.startswith(f"{fact_id}: "))
 
 
-def test_every_choice_has_a_name_for_screen_and_keyboard():
-    panel = Panel(study.Spec())
-    assert all(dropdown.description for dropdown in panel.dropdowns.values())
+# --- the Spec passes through -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_steps": 37, "paraphrases": 4, "layers": [3, 5], "editor": "memit", "seed": 9, "fact": FACT},
+        {"layers": [3, 4, 5], "editor": "memit", "plan": "window:2-99"},
+        {"model": "owner/name", "plan": "nonsense", "adapter": "dora", "variant": "paper", "editor": "memit"},
+        {"fact": "of another file", "facts": "owner/data", "task": "facts"},
+        {"subject": "A", "prompt": "{} b", "object": "c", "target": "d"},
+    ],
+)
+def test_whatever_nobody_touches_passes_through_unchanged(fields):
+    spec = study.Spec(**fields)
+    controls = Panel(spec)
+    assert controls.spec is spec
+    choose(controls, max_steps=80)
+    changed = spec.model_copy(update={"max_steps": 80})
+    assert controls.spec == (spec if controls._problem else changed)
+
+
+def test_a_value_outside_a_list_is_offered():
+    controls = Panel(study.Spec(max_steps=37, paraphrases=4, layers=[3, 5], editor="memit", plan="window:2-99", model="owner/name"))
+    shown = {name: widget.value for name, widget in controls.choices.items()}
+    assert (shown["max_steps"], shown["paraphrases"], shown["first"], shown["to"], shown["model"]) == (37, 4, (3, 5), 99, "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("moves", "changed"),
+    [
+        ({"editor": "ft"}, {"editor": "ft"}),
+        ({"model": "world-llama"}, {"model": "world-llama"}),
+        ({"paraphrases": 5}, {"paraphrases": 5}),
+        ({"task": "facts", "adapter": "lora", "max_steps": 20}, {"task": "facts", "adapter": "lora", "max_steps": 20}),
+        ({"first": 7}, {"layers": (7,)}),
+        ({"editor": "memit", "first": 2, "last": 4}, {"editor": "memit", "layers": (2, 3, 4)}),
+        ({"editor": "memit", "last": 4, "first": 6}, {"editor": "memit", "layers": (6,)}),
+        ({"first": 7, "last": ""}, {"layers": ()}),
+        ({"plan": "after", "from": 3}, {"plan": "after:3"}),
+        ({"plan": "window", "from": 3, "to": 8}, {"plan": "window:3-8"}),
+        ({"plan": "outside", "to": 2, "from": 6}, {"plan": "outside:6-6"}),
+        ({"plan": "edited-matrices"}, {"plan": "edited-matrices"}),
+        ({"fact": "field:moliere"}, {"fact": "field:moliere"}),
+        ({"fact": "of moliere rests"}, {"fact": "field:moliere"}),
+        ({"fact": ""}, {"fact": ""}),
+    ],
+)
+def test_a_choice_changes_that_field_alone(moves, changed):
+    start = {"seed": 3, "fact": FACT}
+    controls = Panel(study.Spec(**start))
+    choose(controls, **moves)
+    assert controls.message.value == ""
+    assert controls.spec == study.Spec(**(start | changed))
+
+
+def test_a_layer_list_that_is_no_window_stays_until_it_is_moved():
+    controls = Panel(study.Spec(layers=[3, 5], editor="memit"))
+    choose(controls, task="facts")
+    assert controls.spec.layers == (3, 5)
+    choose(controls, last=4)
+    assert controls.spec.layers == (4,)
+
+
+def test_a_fact_is_chosen_from_a_list_that_says_question_and_target():
+    controls = Panel(study.Spec(fact=FACT))
+    assert controls.choices["fact"].value == f"{FACT}: Windows Mobile 6.5 was developed by -> Apple"
+    studied = [request for request in facts.read("world") if request.fact.split == "study"]
+    assert len(controls.choices["fact"].options) == len(studied)
+    choose(controls, fact=label_of(controls, "field:moliere"))
+    assert controls.spec.fact == "field:moliere"
+    assert "Moliere" in controls.headline.value
+
+
+def test_a_fact_from_the_list_takes_the_place_of_a_typed_one():
+    controls = Panel(study.Spec(subject="A", prompt="{} b", object="c", target="d"))
+    choose(controls, fact=FACT)
+    assert controls.spec == study.Spec(fact=FACT)
+    assert controls.choices["subject"].value == ""
+
+
+def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
+    controls = Panel(study.Spec(fact=FACT), notebook=NOTEBOOK)
+    for name, value in {"subject": "Ada", "prompt": "{} plays the", "object": "harp"}.items():
+        choose(controls, **{name: value})
+        assert "is empty" in one_line(controls.message.value)
+        assert controls.spec == study.Spec(fact=FACT)
+        assert controls.run_button.disabled
+    choose(controls, target="flute")
+    assert controls.message.value == ""
+    assert not controls.run_button.disabled
+    assert controls.spec == study.Spec(fact=FACT, subject="Ada", prompt="{} plays the", object="harp", target="flute")
+
+
+# --- what has no meaning is explained --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moves", "said"),
+    [
+        ({"first": 2, "last": 4}, "rome edits 1 block, not 3"),
+        ({"plan": "outside", "from": 0, "to": 11}, "moves no weight"),
+        ({"plan": "after", "from": 11}, "moves no weight"),
+        ({"fact": "no such fact"}, "not one fact of world"),
+        ({"fact": "developer"}, "not one fact of world"),
+        ({"subject": "A", "prompt": "no gap", "object": "c", "target": "d"}, "needs exactly one {} for the subject"),
+        ({"subject": "A", "prompt": "{} b", "object": "c", "target": "c"}, "equals the true object"),
+        ({"subject": "A", "prompt": "{} b", "object": "c", "target": "d", "paraphrases": 3}, "has 1 to 1 statements"),
+    ],
+)
+def test_what_has_no_meaning_is_explained_in_one_line_and_cannot_be_run(moves, said, one_line):
+    controls = Panel(study.Spec(fact=FACT), notebook=NOTEBOOK)
+    choose(controls, **moves)
+    assert said in one_line(controls.message.value)
+    assert controls.run_button.disabled
+    choose(controls, fact=FACT, plan="all", first="", paraphrases=1)
+    assert controls.message.value == ""
+    assert not controls.run_button.disabled
+
+
+def test_blocks_that_a_model_has_not_are_not_offered_and_explained_if_given(tiny_folders, one_line):
+    tiny = str(tiny_folders["gpt2"])
+    controls = Panel(study.Spec(model=tiny), notebook=NOTEBOOK)
+    assert [value for _, value in controls.choices["last"].options] == ["", 0, 1, 2]
+    choose(controls, model="world-gpt2")
+    assert [value for _, value in controls.choices["last"].options] == ["", *range(12)]
+    choose(controls, first=7, model=tiny)
+    assert "has blocks 0 to 2" in one_line(controls.message.value)
+    assert "has blocks 0 to 2" in one_line(Panel(study.Spec(model=tiny, layers=[4])).message.value)
+
+
+def test_text_of_people_and_facts_is_shown_as_text(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps({"id": EVIL, "subject": EVIL, "prompt": "{} is", "object": "a", "target": EVIL}))
+    for spec in (
+        study.Spec(facts=str(path), fact=EVIL),
+        study.Spec(subject=EVIL, prompt="{} is", object="a", target=EVIL),
+        study.Spec(fact=EVIL),
+        study.Spec(model=EVIL, plan=EVIL),
+        study.Spec(facts="owner/data", fact=EVIL),
+    ):
+        controls = Panel(spec)
+        shown = controls.headline.value + controls.strip.value + controls.message.value
+        assert "<img" not in shown
+        assert "&lt;img" in shown
+
+
+# --- what it looks like ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. Still: none."),
+        ({"editor": "memit", "plan": "not-edited"}, "E edited: 2-4. M may move in tuning: 0-1, 5-11. Still: 2-4."),
+        ({"editor": "memit", "layers": [2, 4, 5], "plan": "window:4-6"}, "E edited: 2, 4-5. M may move in tuning: 4-6. Still: 0-3, 7-11."),
+        ({"plan": "edited-matrices"}, "E edited: 3. M may move in tuning: 3, the edited matrices alone. Still: 0-2, 4-11."),
+    ],
+)
+def test_the_strip_shows_edited_and_moving_blocks_by_letter_colour_and_words(fields, words):
+    strip = Panel(study.Spec(**fields)).strip.value
+    assert strip.count(words) == 2  # for the eye and as the label of the picture
+    marks = [part.split("</b>")[0] for part in strip.split("<b>")[1:]]
+    assert len(marks) == 12
+    assert marks[3] == ("EM" if fields.get("plan") in (None, "edited-matrices") else "E" if "layers" not in fields else "-")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"), [({"model": "gpt2-xl", "editor": "memit"}, "[13, 14, 15, 16, 17]"), ({"model": "a/b"}, "proposed from the depth")]
+)
+def test_of_a_model_that_is_not_here_the_strip_says_what_is_known(fields, said):
+    assert said in Panel(study.Spec(**fields)).strip.value
+
+
+def test_every_control_has_a_name_for_screen_and_keyboard():
+    controls = Panel(study.Spec())
+    assert all(widget.description for widget in [*controls.choices.values(), controls.run_button, controls.stop_button, controls.bar])
+    names = [widget.description for widget in controls.choices.values()]
+    assert len(names) == len(set(names))
+    assert "workbench-panel" in controls._dom_classes
+
+
+def test_in_batch_it_is_only_shown(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_BATCH", "1")
+    controls = Panel(study.Spec(fact=FACT), notebook=NOTEBOOK)
+    assert controls.run_button.disabled
+    assert controls.stop_button.disabled
+    assert len(controls.choices["fact"].options) == 0
+
+
+def test_without_a_notebook_run_is_off_and_says_why(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    controls = Panel(study.Spec())
+    assert controls.run_button.disabled
+    assert "Panel(spec, notebook=" in controls.phase.value
+    monkeypatch.setenv("JPY_SESSION_NAME", str(NOTEBOOK))
+    assert not Panel(study.Spec()).run_button.disabled
+
+
+# --- Run and Stop ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_is_given_what_differs_from_its_defaults():
+    spec = study.Spec(fact=FACT, editor="memit", layers=[2, 3], learning_rate=1e-5, n_intrinsic=20, n_edited=7, subject="O'Neil: #1\n\U0001f600")
+    given = job.parameters(NOTEBOOK, spec)
+    assert given == {"editor": "memit", "layers": [2, 3], "learning_rate": 1e-5, "subject": spec.subject}
+    for value in given.values():
+        text = job._yaml(value)
+        assert "\n" not in text
+        assert yaml.safe_load(text) == value
+    with pytest.raises(BadInput, match="declares no parameter n_edited"):
+        job.parameters(NOTEBOOK, spec, ["editor", "n_edited"])
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """stand_in(code): what the panel starts instead of Python, given the same arguments; -> Panel whose Run starts it."""
+
+    def made(code: str) -> Panel:
+        script = tmp_path / "python"
+        script.write_text(f"#!{sys.executable}\nimport json, os, pathlib, signal, subprocess, sys, time\n{code}\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(job.sys, "executable", str(script))
+        return Panel(study.Spec(fact=FACT), notebook=NOTEBOOK, out=tmp_path / "runs")
+
+    return made
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "too late"
+        time.sleep(0.02)
+
+
+TELL = 'pathlib.Path(os.environ["WORKBENCH_PROGRESS"]).write_text(json.dumps({"phase": "tuning <b>", "done": 3, "total": 9}))\n'
+
+
+def test_run_starts_the_notebook_shows_how_far_it_is_and_then_what_it_made(stand_in, tmp_path):
+    made = synthetic_run(tmp_path / "made", n_edited=5, n_intrinsic=2, steps=(-1, 0, 20), layers=4)
+    go = tmp_path / "go"
+    code = f"""{TELL}
+print("Executing: 10%\\rExecuting: 20% <b>[IPKernelApp] WARNING", end="", file=sys.stderr, flush=True)
+pathlib.Path({str(tmp_path / "arguments")!r}).write_text(json.dumps(sys.argv[1:]))
+while not os.path.exists({str(go)!r}): time.sleep(0.02)
+print("a table"); print({str(made.folder)!r})"""
+    controls = stand_in(code)
+    choose(controls, editor="ft", paraphrases=3)
+    controls.run_button.click()
+    assert controls.run_button.disabled
+    assert not controls.stop_button.disabled
+    wait_until(lambda: "step 3 of 9" in controls.phase.value)
+    assert (controls.bar.value, controls.bar.max) == (3, 9)
+    wait_until(lambda: "20% &lt;b&gt;" in controls.tail.value)
+    choose(controls, task="facts")
+    assert controls.run_button.disabled  # one at a time
+    go.touch()
+    wait_until(lambda: controls.job is None)
+    assert controls.run.folder == made.folder
+    summary, explored = controls.result.children
+    assert "edited: 1 kept, 1 lost to related, 1 back to true, 1 lost to other, 1 never held" in summary.value
+    assert "intrinsic: 2 kept" in summary.value
+    assert "workbench-explorer" in explored._dom_classes
+    assert not controls.run_button.disabled
+    arguments = json.loads((tmp_path / "arguments").read_text())
+    out = str(tmp_path / "runs")
+    assert arguments == ["-m", "workbench", "run", str(NOTEBOOK), "-p", "editor", "ft", "-p", "paraphrases", "3", "--out", out]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ('print("workbench: cell 3: too <b>hot", file=sys.stderr); sys.exit(2)', "cell 3: too &lt;b&gt;hot"),
+        ('print("Killed", file=sys.stderr); os.kill(os.getpid(), 9)', "status -9: Killed"),
+        ('print("no/such/run")', "no finished run there"),
+    ],
+)
+def test_a_run_that_fails_says_why_in_one_line(code, said, stand_in, one_line):
+    controls = stand_in(code)
+    controls.run_button.click()
+    wait_until(lambda: controls.job is None)
+    assert said in one_line(controls.message.value)
+    assert controls.run is None
+    assert not controls.run_button.disabled
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_stop_ends_the_run_and_all_below_it_and_leaves_nothing(stubborn, stand_in, tmp_path):
+    ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)" if stubborn else ""
+    code = f"""{ignore}
+partial = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]) / f".id.{{os.getpid()}}@{{os.uname().nodename}}.partial"
+partial.mkdir(parents=True); (partial / "half").touch()
+below = subprocess.Popen(["sleep", "600"], start_new_session=True)
+pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(below.pid))
+{TELL}
+while True: time.sleep(0.1)"""
+    controls = stand_in(code)
+    controls.run_button.click()
+    wait_until(lambda: "step 3 of 9" in controls.phase.value)
+    work = controls.job.folder
+    start = time.monotonic()
+    controls.stop_button.click()
+    assert time.monotonic() - start < 0.5  # the kernel stays free
+    wait_until(lambda: controls.job is None, 6)
+    assert time.monotonic() - start < 5
+    assert "stopped" in controls.phase.value
+    assert controls.message.value == ""
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert not work.exists()
+    below = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(below) or psutil.Process(below).status() == psutil.STATUS_ZOMBIE
+    assert not controls.run_button.disabled
+    assert controls.stop_button.disabled
+
+
+def test_a_kernel_that_ends_takes_its_run_along(tmp_path):
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    code = f"""import sys, time, pathlib
+from workbench import job
+sys.executable = {str(script)!r}
+job.Job(pathlib.Path("n.ipynb"), {{}}, pathlib.Path({str(tmp_path)!r}))
+while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

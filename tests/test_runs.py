@@ -284,3 +284,32 @@ def test_what_cannot_be_compared_is_one_clear_line(tmp_path, one_line):
         with pytest.raises(BadInput) as error:
             runs.compare(found, "plan")
         assert named in one_line(error)
+
+
+def test_collected_runs_are_those_of_experiments_with_the_fields_asked_for(tmp_path, one_line, monkeypatch):
+    first, second = (arm(tmp_path / name, plan, [4.0], [True]) for name, plan in (("a", "all"), ("b", "after:3")))
+    (tmp_path / "whole").mkdir()
+    runs.write(tmp_path / "whole", {"spec": {}, "members": ["a", "b"]}, {})
+    assert {run.folder for run in runs.collect(tmp_path)} == {first.folder, second.folder}
+    assert [run.folder for run in runs.collect(tmp_path, plan="after:3", model="")] == [second.folder]
+    assert [run.folder for run in runs.read(tmp_path / "whole").members] == [first.folder, second.folder]
+    (tmp_path / "notebook").mkdir()
+    monkeypatch.setenv("WORKBENCH_RUN", str(tmp_path / "notebook"))
+    runs.collect(tmp_path, plan="all")
+    assert [run.folder.name for run in runs.read(tmp_path / "notebook").members] == ["a"]
+    with pytest.raises(BadInput) as error:
+        runs.collect(tmp_path, plan="window:1-2")
+    assert "window:1-2" in one_line(error)
+
+
+def test_the_tests_runs_lie_apart(tmp_path, monkeypatch):
+    assert runs.place("runs").name == "runs"
+    monkeypatch.setenv("WORKBENCH_OUT", str(tmp_path))
+    assert runs.place("runs") == tmp_path
+
+
+def test_progress_is_told_to_whoever_asks(tmp_path, monkeypatch):
+    runs.progress("nobody listens")
+    monkeypatch.setenv("WORKBENCH_PROGRESS", str(tmp_path / "progress.json"))
+    runs.progress("fine-tuning", 3, 10)
+    assert json.loads((tmp_path / "progress.json").read_text()) == {"phase": "fine-tuning", "done": 3, "total": 10}

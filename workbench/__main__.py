@@ -67,13 +67,22 @@ def _run(options) -> None:
     except yaml.YAMLError as error:
         raise BadInput(f"-p: a value is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
     done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
-    if done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
+    if "members" in done.about:
+        field = done.about.get("vary", "editor")
+        for member in done.members:
+            print(f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n")
+    elif done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
         fact = done.probes[done.probes.group == "edited"].iloc[0]
         print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
         print(plots.top_tokens(done).to_string(), end="\n\n")
-    print(plots.retention_table(done).to_string(index=False, float_format="{:.2f}".format), end="\n\n")
+    if "members" not in done.about:
+        print(_table(plots.retention_table(done)), end="\n\n")
     print(done.folder / "notebook.html")
     print(done.folder)
+
+
+def _table(table) -> str:
+    return table.to_string(index=False, float_format="{:.2f}".format)
 
 
 def _edit(options) -> None:

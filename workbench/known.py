@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench import facts
+from workbench import facts, runs
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.spec import Spec
@@ -32,6 +32,7 @@ def choose(spec: Spec, model: Model) -> Chosen:
     The choice depends on the seed, the numbers and the split rule, never on editor or plan. A fact named or typed is edited even if
     the model does not know it; the data table then says so.
     """
+    runs.progress("choosing facts")
     requests = facts.read(spec.facts)
     if not requests:
         raise BadInput(f"facts {spec.facts!r}: holds none")

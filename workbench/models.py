@@ -201,6 +201,7 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     except Exception as error:  # a broken folder fails in many libraries, each with its own exception
         raise BadInput(_explain(str(name), folder, revision, error)) from None
     network.to(device).eval().requires_grad_(False)
+    network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
     return Model(network=network, tokenizer=tokenizer, architecture=architecture, name=str(name), revision=revision)
 
 

@@ -1,6 +1,8 @@
 """Figures and tables of a run. Each returns a Drawing: the figure, the tidy data it drew, and a sentence that says what is seen."""
 
 import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import seaborn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from workbench import facts, runs
 from workbench.facts import BadInput
 from workbench.runs import Run
 
@@ -114,6 +117,188 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
     name = "edited" if group == "edited" else "true"
     summary = f"{group}, n = {n}: mean p({name}) is {mean.loc[0, name]:.2f} after the edit and {mean[name].iloc[-1]:.2f} after {steps[-1]} steps"
     return Drawing(figure=figure, data=data.drop(columns="place"), summary=summary + (", bands are 95 % intervals over facts" if n > 1 else ""))
+
+
+def _facts(found: Sequence[Run], by: str) -> pd.DataFrame:
+    """Every probed fact of every run at every step from 0 on: value of `by`, group, step, metric, took, retained."""
+    if not found:
+        raise BadInput("no runs to draw; give at least one")
+    parts = []
+    for run in found:
+        probes = run.probes[run.probes.step >= 0]
+        metric = run.training[["edited_model", "step", "metric"]]
+        table = probes[["edited_model", "step", "group", "fact_id", "prompt", "took", "retained"]].merge(metric, on=["edited_model", "step"])
+        parts.append(table.assign(value=value_name(run.spec[by]), run=run.folder.name))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(took=table.took.fillna(False).astype(bool), retained=table.retained.astype(float))
+
+
+def _order(values: pd.Series) -> list[str]:
+    """Numbers by size, anything else as the runs come."""
+    order = list(dict.fromkeys(values))
+    return sorted(order, key=float) if all(re.fullmatch(r"[\d.]+", value) for value in order) else order
+
+
+def value_name(value) -> str:
+    """A field's value as it stands on an axis; an empty one is the preset's, or none."""
+    if isinstance(value, list | tuple):
+        return f"{value[0]}-{value[-1]}" if len(value) > 1 else str(*value) or "preset"
+    return str(value) or "none"
+
+
+SERIES = {  # name -> (group, which checkpoint, only edits that took)
+    "edit success": ("edited", "first", False),
+    "held-out success": ("paraphrase", "first", False),
+    "edits kept": ("edited", "last", True),
+    "held-out kept": ("paraphrase", "last", True),
+    "intrinsic kept": ("intrinsic", "last", False),
+}
+
+
+def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"), label: str = "") -> Drawing:
+    """Success right after the edit and retention after fine-tuning, against the field that the runs vary; 95 % intervals over facts.
+
+    "kept" of edits is among those that took. Figures 2, 5, 6 and 7 and Table 1 of arXiv 2507.14198 are of this kind.
+    """
+    table = _facts(found, by)
+    first, last = table.step == 0, table.step == table.groupby(["run", "edited_model"]).step.transform("max")
+    parts = []
+    for name in series:
+        group, when, only_took = SERIES[name]
+        part = table[(table.group == group) & (first if when == "first" else last)]
+        parts.append((part[part.took] if only_took else part).assign(series=name))
+    data = pd.concat(parts, ignore_index=True)
+    order = _order(table.value)
+    figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
+    colours = seaborn.color_palette("colorblind", len(SERIES))
+    seaborn.pointplot(
+        data, x="value", y="retained", hue="series", order=order, hue_order=list(series), markers=list("osD^v"[: len(series)]),
+        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[list(SERIES).index(name)] for name in series],
+        dodge=0.25, errorbar=("ci", 95), seed=0, capsize=0.08, markersize=7, linewidth=1.4, ax=axes,
+    )  # fmt: skip
+    counts = data.groupby(["series", "value"]).size()
+    means = data.groupby(["series", "value"]).retained.mean()
+    axes.set(ylim=(-0.03, 1.05), xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
+    axes.set_title(f"n = {counts.min()} to {counts.max()} a point" if counts.min() < counts.max() else f"n = {counts.min()} a point", fontsize=10)
+    axes.legend(title=None, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    said = [f"{name}: " + ", ".join(f"{value} {means.get((name, value), float('nan')):.2f}" for value in order) for name in series]
+    return Drawing(figure=figure, data=data.drop(columns=["run"]), summary="; ".join(said))
+
+
+def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Drawing:
+    """Edits kept (of those that took) and intrinsic facts kept over fine-tuning, a line a run.
+
+    Args:
+        against: "step", or "metric": the task's validation metric, at which arms that learn at different speeds are compared.
+    """
+    if against not in ("step", "metric"):
+        raise BadInput(f"against={against!r}: choose step or metric")
+    table = _facts(found, by)
+    kind = found[0].about["tuning"]["metric"]
+    keep = ((table.group == "edited") & table.took) | (table.group == "intrinsic")
+    data = table[keep].copy()
+    data["metric"] = data.groupby(["value", "step"]).metric.transform("mean")
+    order = _order(table.value)
+    figure, all_axes = _axes(8.2, 3.5, 2)
+    for axes, group in zip(all_axes, ("edited", "intrinsic"), strict=True):
+        part = data[data.group == group]
+        seaborn.lineplot(
+            part, x=against, y="retained", hue="value", hue_order=order, style="value", style_order=order, palette="colorblind", markers=True,
+            dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1], sort=True,
+        )  # fmt: skip
+        unit = {"loss": "validation loss (nats a token)", "accuracy": "validation accuracy"}[kind]
+        axes.set(ylim=(-0.03, 1.05), xlabel="fine-tuning step" if against == "step" else unit, ylabel="share kept")
+        axes.set_title(f"{group} facts (n = {part.groupby('value').fact_id.nunique().max()} a line)", fontsize=10)
+        if against == "metric" and kind == "loss":
+            axes.invert_xaxis()  # learning goes to the right
+    if against == "metric":
+        level = runs.compare(found, by).level.iloc[0]
+        for axes in all_axes:
+            axes.axvline(level, color="0.5", lw=1)
+            axes.annotate("all arms reach", (level, 0.01), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, ha="right", va="bottom")
+    all_axes[-1].legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    last = data[data.step == data.groupby("run").step.transform("max")].groupby(["group", "value"]).retained.mean()
+    said = [
+        f"{group} at the end: " + ", ".join(f"{value} {last.get((group, value), float('nan')):.2f}" for value in order)
+        for group in last.index.levels[0]
+    ]
+    return Drawing(figure=figure, data=data.drop(columns="run"), summary="; ".join(said))
+
+
+def elasticity(found: Sequence[Run]) -> Drawing:
+    """Bits per fact token against fine-tuning tokens, by the number of wordings that wrote the fact.
+
+    Bits are -log2 p of the object's first token, the edited one for edits that took, the true one for intrinsic facts. Wordings: the
+    statements that the edit saw, and the ones that pre-training showed, which are known for the embedded world alone.
+    """
+    if not found:
+        raise BadInput("no runs to draw; give at least one")
+    parts = []
+    for run in found:
+        wordings = {request.fact.id: request.fact.exposure.paraphrases for request in facts.read(run.spec["facts"]) if request.fact.exposure}
+        probes = run.probes[run.probes.step >= 0]
+        for group, column in (("edited", "p_edited"), ("intrinsic", "p_true")):
+            part = probes[(probes.group == group) & (probes.took.fillna(False).astype(bool) | (group == "intrinsic"))]
+            by = run.spec["paraphrases"] if group == "edited" else part.fact_id.map(wordings)
+            bits = -numpy.log2(part[column].clip(lower=1e-12))
+            tokens = part.step * run.about["tuning"]["tokens_per_step"]
+            parts.append(part[["edited_model", "step", "fact_id"]].assign(group=group, wordings=by, bits=bits, tokens=tokens))
+    data = pd.concat(parts, ignore_index=True).dropna(subset="wordings").astype({"wordings": int})
+    data = data.drop_duplicates(["group", "wordings", "edited_model", "step", "fact_id"])
+    figure, all_axes = _axes(8.2, 3.5, 2)
+    order = sorted(data.wordings.unique())
+    colours = seaborn.color_palette("viridis", len(order))
+    for axes, group in zip(all_axes, ("edited", "intrinsic"), strict=True):
+        part = data[data.group == group]
+        seaborn.lineplot(
+            part, x="tokens", y="bits", hue="wordings", hue_order=order, style="wordings", style_order=order, palette=colours,
+            markers=True, dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1],
+        )  # fmt: skip
+        axes.set(xlabel="fine-tuning tokens", ylabel="bits per fact token (0 = certain)")
+        axes.set_title(f"{group} facts (n = {part.fact_id.nunique()})", fontsize=10)
+    all_axes[-1].legend(title="wordings", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    ends = data[data.tokens == data.groupby(["group", "wordings"]).tokens.transform("max")].groupby(["group", "wordings"]).bits.mean()
+    said = [f"{group} written in {count} wording{'s' if count > 1 else ''}: {bits:.1f} bits at the end" for (group, count), bits in ends.items()]
+    return Drawing(figure=figure, data=data, summary="; ".join(said))
+
+
+def retention_grid(found: Sequence[Run], rows: str, columns: str, series: str = "edits kept") -> Drawing:
+    """One of SERIES by two fields of the runs, a cell the mean over facts and seeds with its 95 % interval: Table 1 of arXiv 2507.14198."""
+    group, when, only_took = SERIES[series]
+    parts = []
+    for run in found:
+        table = _facts([run], rows)
+        step = 0 if when == "first" else table.step.max()
+        part = table[(table.group == group) & (table.step == step) & (table.took | (not only_took))]
+        parts.append(part.assign(row=value_name(run.spec[rows]), column=value_name(run.spec[columns])))
+    data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if data.empty:
+        return _nothing(group)
+    table = data.groupby(["row", "column"]).retained.agg(["mean", "size"]).join(data.groupby(["row", "column"]).retained.apply(_interval))
+    names = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
+    means = table["mean"].unstack().reindex(index=names[0], columns=names[1])
+    figure, (axes,) = _axes(2.2 + 1.5 * means.shape[1], 1.1 + 0.62 * means.shape[0])
+    image = axes.imshow(means, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (y, x), mean in numpy.ndenumerate(means.to_numpy()):
+        if numpy.isfinite(mean):
+            cell = table.loc[(names[0][y], names[1][x])]
+            text = f"{mean:.2f} [{cell.retained[0]:.2f}, {cell.retained[1]:.2f}]\nn = {cell['size']:.0f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="black" if mean > 0.5 else "white")
+    axes.set_xticks(range(len(names[1])), names[1])
+    axes.set_yticks(range(len(names[0])), names[0])
+    axes.set(xlabel=columns, ylabel=rows)
+    axes.set_title(series, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of facts")
+    flat = means.stack()
+    best = flat.idxmax()
+    return Drawing(figure=figure, data=data, summary=f"{series}: most with {rows} {best[0]} and {columns} {best[1]} ({flat.max():.2f})")
+
+
+def _interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean."""
+    chosen = numpy.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = numpy.quantile(values.to_numpy()[chosen].mean(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories: tuple[str, ...] = ("edited", "true")) -> Drawing:

@@ -94,10 +94,29 @@ def read(folder: str | Path) -> Run:
     return Run(folder=folder, about=about)
 
 
+def place(out: str | Path) -> Path:
+    """The folder of runs: `out`, unless WORKBENCH_OUT names another (the tests' own runs are not to lie among a person's)."""
+    return Path(os.environ.get("WORKBENCH_OUT") or out)
+
+
 def listed(out: str | Path = "runs") -> list[Run]:
     """The finished runs below a folder, oldest first."""
     found = sorted(Path(out).glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
     return [read(path.parent) for path in found]
+
+
+def collect(out: str | Path, **fields) -> list[Run]:
+    """The finished runs of experiments below a folder whose Spec has these fields; "" and None match anything.
+
+    In a notebook that is itself run in batch, its run.json names them as members.
+    """
+    wanted = {name: value for name, value in fields.items() if value not in ("", None)}
+    found = [run for run in listed(place(out)) if "members" not in run.about and all(run.spec.get(name) == value for name, value in wanted.items())]
+    if not found:
+        raise BadInput(f"{out}: holds no finished run{' with ' + str(wanted) if wanted else ''}; make some with `workbench run` or `workbench sweep`")
+    if folder := os.environ.get("WORKBENCH_RUN"):
+        write(Path(folder), {"spec": wanted, "members": [os.path.relpath(run.folder.resolve(), Path(folder).parent) for run in found]}, {})
+    return found
 
 
 def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
@@ -108,7 +127,8 @@ def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
 
     Returns:
         A row an arm: its value, `reached` (share of its models that reached the task's threshold), `best` metric, `level`, `step` (the first
-        at the level), `edited` (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the common step.
+        at the level), `edited` (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the common step;
+        with an adapter `merged_gap`, the largest difference in p(true) of any probe once the adapter is merged.
     """
     if not found:
         raise BadInput("no runs to compare; give at least one")
@@ -123,6 +143,9 @@ def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
         step = int(curve.index[curve <= level][0])
         row = {by: run.spec[by], "reached": run.about["ended"].count("reached") / len(run.about["ended"]), "best": sign * curve.min()}
         rows.append(row | {"level": sign * level, "step": step, **_retained(run, step)})
+        if run.merged is not None:
+            active = run.probes[run.probes.step == run.probes.groupby("edited_model").step.transform("max")]
+            rows[-1]["merged_gap"] = abs(run.merged.p_true.to_numpy() - active.p_true.to_numpy()).max()
         rows[-1] |= {f"{group}_at_{common}": share for group, share in _retained(run, common).items()}
     return pd.DataFrame(rows)
 
@@ -146,6 +169,13 @@ def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> R
     except OSError as error:
         raise BadInput(f"{folder}: the run cannot be written ({error.strerror or error}); free some space or choose another out folder") from None
     return read(folder)
+
+
+def progress(phase: str, done: int = 0, total: int = 0) -> None:
+    """Tell whoever started this run how far it is: one JSON object in the file that WORKBENCH_PROGRESS names. Without it, nothing."""
+    if path := os.environ.get("WORKBENCH_PROGRESS"):
+        text = json.dumps({"phase": phase, "done": done, "total": total})
+        _replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def short_hash(value) -> str:

@@ -34,12 +34,14 @@ __all__ = ["Chosen", "Recorder", "Spec", "choose", "identify", "known_table", "m
 
 def prepare(spec: Spec, model: Model) -> tuple[Numbers, Resources]:
     """The editor's hyper-parameters and what it prepares once per model."""
+    runs.progress(f"preparing {spec.editor}")
     hparams = spec.editor_hparams(model)
     return hparams, editing.EDITORS[spec.editor].prepare(model, hparams, seed=spec.seed)
 
 
 def make_edit(spec: Spec, model: Model, requests: Sequence[EditRequest], hparams: Numbers, resources: Resources) -> WeightDelta:
     """The delta of one edited model."""
+    runs.progress(f"editing with {spec.editor}")
     return editing.EDITORS[spec.editor].edit(model, requests, hparams, resources, seed=spec.seed)
 
 
@@ -117,10 +119,11 @@ class Recorder:
         tables = {name: self.table(name) for name in runs.TABLES} | ({"merged": self.table("merged")} if self.merged else {})
         if folder := os.environ.get("WORKBENCH_RUN"):
             return self._write(Path(folder), about, tables)
+        out = runs.place(out)
         run_id = identify(spec) + ("-stopped" if "stopped" in ended else "")
         with runs.new_folder(out, run_id) as partial:
             self._write(partial, about, tables)
-        return runs.read(Path(out) / run_id)
+        return runs.read(out / run_id)
 
     def _write(self, folder: Path, about: dict, tables: dict) -> runs.Run:
         (folder / "deltas").mkdir(exist_ok=True)
@@ -137,8 +140,9 @@ def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, task: Task, pro
     recorder.deltas.append(delta)
 
     def look(step: int, epoch: float) -> None:
-        with recorder.timed("probe"):
-            recorder.looks.append((edited_model, probe.look(step, epoch)))
+        start = time.perf_counter()
+        recorder.looks.append((edited_model, probe.look(step, epoch)))
+        recorder.seconds["probe"] = recorder.seconds.get("probe", 0.0) + time.perf_counter() - start
 
     with (
         recorder.timed("tune and probe"),
@@ -154,6 +158,7 @@ def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, task: Task, pro
             "valid_rows": len(task.valid),
             "dropped": task.dropped,
             "moving": int(moving.table(model).trainable.sum()),
+            "tokens_per_step": spec.batch_size * sum(map(len, task.train["input_ids"])) / len(task.train),
         }
         history = finetune(model, task, moving, spec.settings(), look)
         if adapter:
@@ -181,7 +186,7 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
     into `out`.
     """
     spec = spec.resolved()
-    finished = Path(out) / identify(spec)
+    finished = runs.place(out) / identify(spec)
     if not again and "WORKBENCH_RUN" not in os.environ and (finished / "run.json").exists():
         return runs.read(finished)
     recorder = Recorder()
@@ -209,8 +214,11 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
     return recorder.write(spec, model, chosen, out)
 
 
-def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs") -> list[runs.Run]:
-    """One run for each value of one field, and a folder whose run.json names them; the model is loaded once where the field allows it."""
+def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", model: Model | None = None) -> list[runs.Run]:
+    """One run for each value of one field, and a folder whose run.json names them.
+
+    `model`, or the one that is loaded, serves all runs, unless the field is one that names another (model, revision, device, dtype).
+    """
     if vary not in Spec.model_fields:
         raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
     if not values:
@@ -218,9 +226,9 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs") -> l
     specs = [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
     whole = os.environ.pop("WORKBENCH_RUN", None)  # of the notebook that varies; its members lie beside it
     try:
-        out = Path(whole).parent if whole else Path(out)
+        out = Path(whole).parent if whole else runs.place(out)
         reload = vary in ("model", "revision", "device", "dtype")
-        model = None if reload else models.load(spec.model, spec.device, spec.dtype, spec.revision)
+        model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision)
         done = [run(one, model, out) for one in tqdm(specs, desc=vary, disable=None)]
     finally:
         if whole:

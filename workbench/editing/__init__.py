@@ -28,7 +28,7 @@ DEPTHS = {
     "malmen": tuple(layer / 48 for layer in range(42, 48)),
 }
 
-__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset"]
+__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset", "presets"]
 
 
 def editor_named(name: str) -> ModuleType:
@@ -62,7 +62,8 @@ def edit_in_turn(
 
 
 @cache
-def _presets() -> dict:
+def presets() -> dict:
+    """Model -> editor -> variant -> numbers."""
     return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
 
 
@@ -83,7 +84,7 @@ def preset(editor: str, model: Model | str, path: str | Path | None = None, vari
     if variant not in ("", "published", "paper", "reference"):
         raise BadInput(f"variant {variant!r}: choose published, paper or reference")
     name = (model if isinstance(model, str) else model.name).rstrip("/").rsplit("/", 1)[-1]
-    known = _presets().get(name, {}).get(editor, {})
+    known = presets().get(name, {}).get(editor, {})
     convention = {"convention": "reference"} if variant == "reference" else {}
     if convention and "convention" not in module.HParams.model_fields:
         raise BadInput(f"variant 'reference': {editor} has none; choose published")

@@ -4,9 +4,9 @@ Row i is softmax(head(norm(h_i))), h_i the hidden state after block i; the final
 the model's own next-token distribution. Source: nostalgebraist (2020). Differs from: no row for the embeddings.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 
 from workbench.activations import recorded
@@ -63,6 +63,7 @@ def top_tokens(model: Model, probs: torch.Tensor, k: int = 10) -> list[list[tupl
     ]
 
 
-def decoded(model: Model, tokens: Sequence[int]) -> list[str]:
-    """Each token's text."""
-    return model.tokenizer.batch_decode([[token] for token in tokens])
+def table(model: Model, found: Trajectory) -> pd.DataFrame:
+    """What each block would say: its likeliest token, that token's probability, the second and the third token."""
+    rows = [(row[0][0].strip(), row[0][1], row[1][0].strip(), row[2][0].strip()) for row in top_tokens(model, found.probs, 3)]
+    return pd.DataFrame(rows, columns=["likeliest", "p", "second", "third"]).rename_axis("block")

@@ -88,6 +88,7 @@ class _Watch(transformers.TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update()
+        runs.progress(f"fine-tuning on {self.task.name}", state.global_step, state.max_steps)
         if 0 < self.settings.max_tokens <= int(state.num_input_tokens_seen or 0):
             control.should_training_stop = True
 

@@ -1,0 +1,137 @@
+"""Figures say what the recorded tables say, in words too, and can be saved with the data they drew."""
+
+import itertools
+
+import numpy
+import pandas as pd
+import pytest
+
+from workbench import facts, plots, runs
+from workbench.facts import BadInput
+
+IDS = [request.fact.id for request in facts.read("world") if request.fact.split == "study"][:8]
+STEPS = (-1, 0, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(**fields of the Spec, kept=...) -> Run of four edited facts, of which one did not take, and four intrinsic ones."""
+    out, number = tmp_path_factory.mktemp("runs"), itertools.count()
+
+    def make(kept: int, metrics=(4.0, 3.0, 2.0), kind="loss", **fields):
+        rows = []
+        for step, (place, fact) in itertools.product(STEPS, enumerate(IDS)):
+            edited = place < 4
+            took = place != 3 if edited else True
+            retained = {-1: not edited, 0: took}.get(step, place < kept if edited else place < 6)
+            p = 0.8 if retained else 0.05
+            masses = {"p_true": 0.1 if edited else p, "p_edited": p if edited else 0.1, "p_related": 0.05, "p_stop": 0.02}
+            masses["p_other"] = 1 - sum(masses.values())
+            about = {"edited_model": 0, "step": step, "group": "edited" if edited else "intrinsic", "fact_id": fact, "prompt": f"{fact} is"}
+            rows.append(about | {"took": took if step >= 0 else None, "retained": retained} | masses)
+        lens = [
+            {"edited_model": 0, "step": step, "fact_id": fact, "layer": layer, "category": name, "probability": 0.25, "rank": 1.0 + layer}
+            for step, fact, layer, name in itertools.product(STEPS, IDS, range(3), ("true", "edited"))
+        ]
+        tokens = [
+            {"edited_model": 0, "step": step, "fact_id": fact, "layer": layer, "rank": rank, "token": f" <b>{rank}", "probability": 0.1}
+            for step, fact, layer, rank in itertools.product(STEPS, IDS, range(3), (1, 2, 3))
+        ]
+        tables = {
+            "probes": pd.DataFrame(rows).astype({"took": "boolean"}),
+            "lens": pd.DataFrame(lens),
+            "tokens": pd.DataFrame(tokens),
+            "training": pd.DataFrame({"edited_model": 0, "step": STEPS[1:], "metric": metrics}),
+        }
+        spec = {"model": "world-gpt2", "task": "text", "task_data": "", "facts": "world", "editor": "rome", "paraphrases": 1, "layers": []} | fields
+        about = {"spec": spec, "ended": ["budget"], "hparams": [{"layers": [1]}], "tuning": {"metric": kind, "tokens_per_step": 100.0}}
+        folder = out / f"run-{next(number)}"
+        folder.mkdir()
+        return runs.write(folder, about, tables)
+
+    return make
+
+
+def test_success_is_of_all_and_kept_is_of_those_that_took(made):
+    drawing = plots.retention_by([made(2, editor="rome"), made(0, editor="ft")], "editor")
+    means = drawing.data.groupby(["series", "value"]).retained.mean()
+    assert means["edit success", "rome"] == 0.75
+    assert means["edits kept", "rome"] == pytest.approx(2 / 3)
+    assert means["edits kept", "ft"] == 0
+    assert means["intrinsic kept", "ft"] == 0.5
+    assert "edits kept: rome 0.67, ft 0.00" in drawing.summary
+
+
+def test_numbers_stand_by_size_and_other_values_as_the_runs_come(made):
+    axes = plots.retention_by([made(2, paraphrases=k) for k in (10, 1, 3)], "paraphrases", label="statements").figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "10"]
+    assert axes.get_xlabel() == "statements"
+    axes = plots.retention_by([made(2, editor=name) for name in ("rome", "ft")], "editor").figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["rome", "ft"]
+
+
+@pytest.mark.parametrize(("value", "name"), [([], "preset"), ([3], "3"), ([2, 3, 4], "2-4"), ("", "none"), (5, "5"), ("after:3", "after:3")])
+def test_values_have_names(value, name):
+    assert plots.value_name(value) == name
+
+
+def test_curves_run_over_steps_or_over_the_metric_with_learning_to_the_right(made):
+    arms = [made(2, plan="all"), made(3, metrics=(4.0, 3.5, 3.2), plan="after:6")]
+    by_step, by_metric = plots.retention_curves(arms, "plan"), plots.retention_curves(arms, "plan", against="metric")
+    assert "edited at the end: all 0.67, after:6 1.00" in by_step.summary
+    left, right = by_metric.figure.axes[0].get_xlim()
+    assert left > right  # a loss falls
+    assert any(line.get_xdata()[0] == 3.2 for line in by_metric.figure.axes[0].lines)  # the loosest best
+    left, right = plots.retention_curves([made(2, metrics=(0.1, 0.2, 0.3), kind="accuracy", plan="all")], "plan", "metric").figure.axes[0].get_xlim()
+    assert left < right
+    with pytest.raises(BadInput):
+        plots.retention_curves(arms, "plan", against="mood")
+
+
+def test_elasticity_counts_bits_by_the_wordings_that_wrote_the_fact(made):
+    data = plots.elasticity([made(2, paraphrases=1), made(3, paraphrases=5)]).data
+    edited = data[(data.group == "edited") & (data.tokens == 2000)].groupby("wordings").bits.mean()
+    assert edited[5] == pytest.approx(0.3219, abs=1e-3)  # all three that took: -log2 .8
+    assert edited[1] == pytest.approx((2 * 0.3219 + 4.3219) / 3, abs=1e-3)
+    shown = {request.fact.id: request.fact.exposure.paraphrases for request in facts.read("world")}
+    intrinsic = data[data.group == "intrinsic"]
+    assert (intrinsic.wordings == intrinsic.fact_id.map(shown)).all()
+    assert intrinsic.groupby("fact_id").size().max() == 3  # the same facts in both runs count once
+
+
+def test_a_grid_holds_mean_interval_and_n(made):
+    found = [made(2, editor="rome", task="text"), made(0, editor="rome", task="facts"), made(3, editor="ft", task="text")]
+    drawing = plots.retention_grid(found, "editor", "task")
+    texts = {text.get_text() for text in drawing.figure.axes[0].texts}
+    assert "1.00 [1.00, 1.00]\nn = 3" in texts
+    assert "0.00 [0.00, 0.00]\nn = 3" in texts
+    assert len(texts) == 3  # no cell without runs
+    assert "most with editor ft and task text" in drawing.summary
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+
+    rng, hits = numpy.random.default_rng(0), 0
+    for _ in range(400):
+        low, high = plots._interval(pd.Series(rng.normal(0.0, 1.0, 60)))
+        hits += low <= 0.0 <= high
+    assert 0.90 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize("draw", [plots.category_mass, plots.lens_heatmap])
+@pytest.mark.parametrize("group", ["edited", "intrinsic"])
+def test_every_figure_has_words_and_can_be_saved_with_its_data(made, tmp_path, draw, group):
+    drawing = draw(made(2), group)
+    assert drawing.summary
+    for ending in ("png", "svg"):
+        path = drawing.save(tmp_path / f"figure.{ending}")
+        assert path.stat().st_size > 1000
+    assert len(pd.read_csv(tmp_path / "figure.csv")) == len(drawing.data)
+    assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}
+
+
+def test_nothing_to_draw_is_one_clear_line(one_line):
+    for draw in (plots.elasticity, lambda found: plots.retention_by(found, "editor"), lambda found: plots.retention_curves(found, "editor")):
+        with pytest.raises(BadInput) as error:
+            draw([])
+        assert "no runs" in one_line(error)
