@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.benchmarks.explorer import synthetic_run
-from workbench import facts, job, panel, study
+from workbench import facts, job, study
 from workbench.facts import BadInput
 from workbench.panel import Panel
 
