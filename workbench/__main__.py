@@ -39,6 +39,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", default="runs")
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser("sweep", help="run every combination of a grid once; finished runs are kept")
+    sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
+    sweep.add_argument("--out", default="runs")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=1, help="processes of a local Dask cluster, one a GPU where there are GPUs")
+    where.add_argument("--scheduler", default="", help="address of a running Dask scheduler, tcp://...")
+    sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
+    sweep.set_defaults(command=_sweep)
+
     edit = commands.add_parser("edit", help="write an edited model as an ordinary Hugging Face folder")
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
@@ -79,6 +88,17 @@ def _run(options) -> None:
         print(_table(plots.retention_table(done)), end="\n\n")
     print(done.folder / "notebook.html")
     print(done.folder)
+
+
+def _sweep(options) -> None:
+    from workbench import sweep
+
+    failed = sweep.sweep(sweep.read(options.grid), options.out, options.workers, options.scheduler, options.retry_failed)
+    for each in failed:
+        print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
+    print(options.out)
 
 
 def _table(table) -> str:

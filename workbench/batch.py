@@ -10,7 +10,9 @@ import nbformat
 import papermill
 import yaml
 
-from workbench import runs, study
+from workbench import runs
+from workbench import spec as specs
+from workbench.cache import locked
 from workbench.facts import BadInput
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
@@ -30,7 +32,7 @@ def declared(notebook: Path) -> dict[str, dict]:
     return found
 
 
-def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, study.Spec]:
+def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, specs.Spec]:
     """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults."""
     known = declared(notebook)
     given = _preset(notebook, preset) | dict(parameters)
@@ -43,8 +45,8 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     if given.get("model") and Path(given["model"]).is_dir():
         given["model"] = str(Path(given["model"]).resolve())
     defaults = {name: yaml.safe_load(about["default"].replace("()", "[]")) for name, about in known.items()}
-    fields = {name: value for name, value in (defaults | given).items() if name in study.Spec.model_fields}
-    return given, study.Spec(**fields).resolved()
+    fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields}
+    return given, specs.Spec(**fields).resolved()
 
 
 def _preset(notebook: Path, name: str) -> dict:
@@ -60,53 +62,71 @@ def _preset(notebook: Path, name: str) -> dict:
     return found
 
 
-def identify(notebook: Path, given: Mapping, spec: study.Spec) -> str:
+def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     """The run's id: the Spec, the code, the notebook's code cells and what is given beside the Spec."""
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    extra = {name: value for name, value in given.items() if name not in study.Spec.model_fields}
+    extra = {name: value for name, value in given.items() if name not in specs.Spec.model_fields}
     text = hashlib.sha256(json.dumps([cells, extra], sort_keys=True).encode()).hexdigest()
-    return study.identify(spec, cells=text, name=notebook.stem)
+    return specs.identify(spec, cells=text, name=notebook.stem)
 
 
 def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "runs") -> runs.Run:
     """Execute a notebook into a run folder.
 
-    A finished run of the same parameters, code, weights and data is returned at once unless `again`. A failed one leaves
-    `<id>.failed.ipynb` beside the runs, executed up to the failing cell.
+    A finished run of the same parameters, code, weights and data is returned at once unless `again`; a notebook that makes no Spec of its
+    own reads what there is, and is always run. A failed one leaves `<id>.failed.ipynb`, executed up to the failing cell, and
+    `<id>.failed.txt`, the error, beside the runs. Two processes that are asked for one run do it once.
     """
     notebook, out = Path(notebook), Path(out)
     given, spec = checked(notebook, parameters or {}, preset)
     run_id = identify(notebook, given, spec)
+    again = again or "study.Spec(" not in notebook.read_text(encoding="utf-8")
     if (out / run_id / "run.json").exists() and not again:
         return runs.read(out / run_id)
-    with runs.new_folder(out, run_id) as partial:
-        folder = partial.resolve()
-        changed = {"WORKBENCH_RUN": str(folder), "WORKBENCH_BATCH": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        before = {name: os.environ.get(name) for name in changed}
-        os.environ.update(changed)
-        executed = folder / "notebook.ipynb"
-        try:
-            papermill.execute_notebook(
-                str(notebook.resolve()),
-                str(executed),
-                parameters=given,
-                cwd=str(notebook.parent.resolve()),
-                execution_timeout=TIMEOUT,
-                log_output=False,
-            )
-        except papermill.PapermillExecutionError as error:
-            kept = out / f"{run_id}.failed.ipynb"
-            os.replace(executed, kept)
-            what = error.evalue if error.ename == "BadInput" else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
-            failure = BadInput if error.ename == "BadInput" else RuntimeError
-            raise failure(f"{notebook.name}, cell {error.exec_count}: {what} (executed so far: {kept})") from None
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        if not (folder / "run.json").exists():
-            raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
-        _to_html(executed)
+    with locked(f"run {out.resolve()} {run_id}"):
+        if (out / run_id / "run.json").exists() and not again:  # another process made it meanwhile
+            return runs.read(out / run_id)
+        with runs.new_folder(out, run_id) as partial:
+            _execute(notebook, given, partial.resolve(), out / run_id)
+    for left in failure_of(out / run_id):
+        left.unlink(missing_ok=True)
     return runs.read(out / run_id)
+
+
+def failure_of(folder: Path) -> tuple[Path, Path]:
+    """The notebook and the error that a failed run leaves in the place of its folder."""
+    return folder.with_name(f"{folder.name}.failed.ipynb"), folder.with_name(f"{folder.name}.failed.txt")
+
+
+def _execute(notebook: Path, given: Mapping, folder: Path, final: Path) -> None:
+    changed = {"WORKBENCH_RUN": str(folder), "WORKBENCH_BATCH": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    executed = folder / "notebook.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(notebook.resolve()),
+            str(executed),
+            parameters=given,
+            cwd=str(notebook.parent.resolve()),
+            execution_timeout=TIMEOUT,
+            log_output=False,
+            progress_bar="WORKBENCH_SWEEP" not in os.environ,
+        )
+    except papermill.PapermillExecutionError as error:
+        kept, told = failure_of(final)
+        os.replace(executed, kept)
+        what = error.evalue if error.ename == "BadInput" else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+        text = f"{notebook.name}, cell {error.exec_count}: {what}"
+        told.write_text(text + "\n", encoding="utf-8")
+        failure = BadInput if error.ename == "BadInput" else RuntimeError
+        raise failure(f"{text} (executed so far: {kept})") from None
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    if not (folder / "run.json").exists():
+        raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
+    _to_html(executed)
 
 
 def _to_html(notebook: Path) -> None:

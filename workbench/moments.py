@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.activations import recorded, stop_after
+from workbench.cache import cache_folder, locked
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
 from workbench.models import Model
@@ -51,13 +52,6 @@ class SecondMoment:
         return factorised(self.matrix, f"the second moment of layer {self.layer}")
 
 
-def cache_folder() -> Path:
-    """Where slow results are kept: WORKBENCH_CACHE, or workbench/ in the user's cache folder."""
-    if named := os.environ.get("WORKBENCH_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "workbench"
-
-
 def corpus_texts(corpus: str) -> Iterable[str]:
     """Running text: "world" (what the embedded world's pre-training says, statements and prose; not Wikipedia) or a UTF-8 file, one text
     a paragraph."""
@@ -86,12 +80,13 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
     digest = hashlib.sha256(f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()).hexdigest()[:16]
     folder = cache_folder() / "moments"
     paths = {layer: folder / f"{digest}-{layer}.safetensors" for layer in layers}
-    missing = [layer for layer in layers if not paths[layer].exists()]
-    for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = paths[layer].with_suffix(f".{os.getpid()}.partial")
-        safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
-        os.replace(partial, paths[layer])
+    with locked(f"moments {digest}"):
+        missing = [layer for layer in layers if not paths[layer].exists()]
+        for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = paths[layer].with_suffix(".partial")
+            safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
+            os.replace(partial, paths[layer])
     at = model.device if model.device.type == "cuda" else "cpu"  # where float64 is
     found = {layer: safetensors.torch.load_file(paths[layer])["matrix"].to(at) for layer in layers}
     return {

@@ -9,21 +9,19 @@ import os
 import re
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import ipywidgets
-import transformers
 
 from workbench import editing, facts, runs
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest, Fact
 from workbench.job import Job, parameters
-from workbench.models import WORLD_MODELS, Model
+from workbench.models import WORLD_MODELS
 from workbench.spec import Spec
-from workbench.tuning import plans, tasks
+from workbench.tuning import tasks
 
 OFFERED = {  # field -> (label, values)
     "model": ("Model", WORLD_MODELS),
@@ -97,7 +95,7 @@ class Panel(ipywidgets.VBox):
             found[name] = ipywidgets.Text(
                 getattr(spec, name), description=label, placeholder=hint, continuous_update=False, style=STYLE, layout={"width": "33em"}
             )
-        depth = _n_blocks(spec) or DEEPEST
+        depth = spec.n_blocks() or DEEPEST
         kind, begin, end = _plan_parts(spec.plan)
         found["plan"] = _dropdown("What may move", kind, _named("plan", PLANS))
         first, *_, last = spec.layers if len(spec.layers) > 1 else (*spec.layers, *spec.layers) or ("", "")
@@ -120,7 +118,7 @@ class Panel(ipywidgets.VBox):
         field = FIELDS.get(name, name)
         self._moved[field] = self._value(field)
         if name == "model":
-            depth = _n_blocks(self._start.model_copy(update=self._moved)) or DEEPEST
+            depth = self._start.model_copy(update=self._moved).n_blocks() or DEEPEST
             for each in BLOCKS:
                 _offer(self.choices[each], self.choices[each].value, _blocks(each, depth))
         self._quiet = False
@@ -251,38 +249,10 @@ class Panel(ipywidgets.VBox):
         return f"finished in {job.seconds:.0f} s"
 
 
-class Skeleton:
-    """What a choice of blocks asks of a model, known before the model is loaded: its name, its depth, names for its weights."""
-
-    check_layers = Model.check_layers
-
-    def __init__(self, name: str, n_blocks: int):
-        self.name, self.n_blocks, self.network = name, n_blocks, self
-
-    def named_parameters(self) -> list[tuple[str, None]]:
-        return [("embeddings", None)] + [(f"{block}.{part}.weight", None) for block in range(self.n_blocks) for part in ("attention", "down")]
-
-    def block_name(self, layer: int) -> str:
-        return str(layer)
-
-    def down_projection_name(self, layer: int) -> str:
-        return f"{layer}.down"
-
-
-def _n_blocks(spec: Spec) -> int | None:
-    """The model's depth, from its configuration if that is on this machine."""
-    world = facts.DATA / "world" / "models" / spec.model / spec.revision
-    folder = world if spec.model in WORLD_MODELS else Path(spec.model).expanduser()
-    try:
-        return transformers.AutoConfig.from_pretrained(folder).num_hidden_layers if (folder / "config.json").is_file() else None
-    except (OSError, ValueError, AttributeError):
-        return None  # loading it says why
-
-
 def _strip(spec: Spec) -> str:
     """The model's blocks as boxes, E for edited, M for one that may move in tuning, and the same in words."""
-    n_blocks = _n_blocks(spec)
-    if n_blocks is None:
+    found = spec.blocks()
+    if found is None:
         try:
             edited = list(spec.layers or editing.preset(spec.editor, spec.model, variant=spec.variant).layers)
         except BadInput:
@@ -290,11 +260,8 @@ def _strip(spec: Spec) -> str:
         return (
             f"<p>Edited blocks: {html.escape(str(edited))}; plan {html.escape(spec.plan)}; {html.escape(spec.model)} is read when it is loaded.</p>"
         )
-    model = Skeleton(spec.model, n_blocks)
-    with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth: they are shown here
-        edited = spec.editor_hparams(model).layers
-    moving = {name.partition(".")[0] for name in plans.resolve(model, spec.plan, edited).parameters}
-    marks = [("E" if block in edited else "") + ("M" if str(block) in moving else "") for block in range(n_blocks)]
+    edited, moving, n_blocks = found
+    marks = [("E" if block in edited else "") + ("M" if block in moving else "") for block in range(n_blocks)]
     boxes = "".join(f'<span style="{BOX};background:{COLOURS[mark]}">{block}<br><b>{mark or "-"}</b></span>' for block, mark in enumerate(marks))
     rest = " and embeddings, final norm and head" if "embeddings" in moving else ""
     rest = ", the edited matrices alone" if spec.plan == "edited-matrices" else rest

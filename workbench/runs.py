@@ -192,6 +192,14 @@ def _replace(path: Path, write_to) -> None:
         partial.unlink(missing_ok=True)
 
 
+def clean(out: Path, run_id: str = "*") -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for left in out.glob(f".{run_id}.*@{platform.node()}.partial"):
+        pid = left.name.removesuffix(f"@{platform.node()}.partial").rpartition(".")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
     """A folder under a temporary name, renamed to the run's id if the block ends well and removed if it does not."""
@@ -200,9 +208,8 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
         raise BadInput(f"{final}: is a file; choose another out folder")
     partial = out / f".{run_id}.{os.getpid()}@{platform.node()}.partial"
     try:
-        for left in out.glob(f".{run_id}.*@{platform.node()}.partial"):  # by a process that was killed
-            if left == partial or not psutil.pid_exists(int(left.name.removeprefix(f".{run_id}.").partition("@")[0])):
-                shutil.rmtree(left, ignore_errors=True)
+        clean(out, run_id)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another out folder") from None

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import transformers
 from pydantic import Field
 
 from workbench import editing, facts, models
 from workbench.editing import Numbers
 from workbench.facts import Record
 from workbench.models import Model
-from workbench.tuning import tasks
+from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import Settings
 
 
@@ -83,6 +85,47 @@ class Spec(Record):
         hparams = type(base)(**(base.model_dump() | changes))
         model.check_layers(hparams.layers)
         return hparams
+
+    def n_blocks(self) -> int | None:
+        """The model's depth, if its configuration is on this machine."""
+        world = facts.DATA / "world" / "models" / self.model / self.revision
+        folder = world if self.model in models.WORLD_MODELS else Path(self.model).expanduser()
+        try:
+            return transformers.AutoConfig.from_pretrained(folder).num_hidden_layers if (folder / "config.json").is_file() else None
+        except (OSError, ValueError, AttributeError):
+            return None  # loading it says why
+
+    def blocks(self) -> tuple[list[int], set, int] | None:
+        """Edited blocks, what may move (blocks, and "embeddings"), and the depth; None where the depth is not known before loading.
+
+        Raises:
+            BadInput: editor, layers and plan do not go together on this model.
+        """
+        if (depth := self.n_blocks()) is None:
+            return None
+        model = Skeleton(self.model, depth)
+        with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth
+            edited = list(self.editor_hparams(model).layers)
+        names = {name.partition(".")[0] for name in plans.resolve(model, self.plan, edited).parameters}
+        return edited, {int(name) if name.isdigit() else name for name in names}, depth
+
+
+class Skeleton:
+    """What a choice of blocks asks of a model, known before the model is loaded: its name, its depth, names for its weights."""
+
+    check_layers = Model.check_layers
+
+    def __init__(self, name: str, n_blocks: int):
+        self.name, self.n_blocks, self.network = name, n_blocks, self
+
+    def named_parameters(self) -> list[tuple[str, None]]:
+        return [("embeddings", None)] + [(f"{block}.{part}.weight", None) for block in range(self.n_blocks) for part in ("attention", "down")]
+
+    def block_name(self, layer: int) -> str:
+        return str(layer)
+
+    def down_projection_name(self, layer: int) -> str:
+        return f"{layer}.down"
 
 
 @cache

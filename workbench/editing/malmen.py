@@ -29,13 +29,13 @@ from torch import nn
 
 from workbench import closed_form, deltas, facts, runs
 from workbench.activations import replaced
+from workbench.cache import cache_folder, locked
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Numbers, Resources, delta_of, finite
 from workbench.editing.rows import Rows, build_rows
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
-from workbench.moments import cache_folder
 
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 
@@ -104,7 +104,7 @@ def prepare(
     about.append(Path(__file__).read_text(encoding="utf-8"))  # another way to train gives another network
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     path = cache_folder() / "malmen" / f"{digest}.safetensors"
-    with deltas.random_state_kept():
+    with deltas.random_state_kept(), locked(f"malmen {digest}"):
         torch.manual_seed(seed)
         network = HyperNetwork(layers, d_in, d_out, hparams)
         if not path.exists():

@@ -1,0 +1,248 @@
+"""A grid is checked whole before its first run, every combination runs once, and whatever is killed is taken up again."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import distributed
+import psutil
+import pytest
+import yaml
+
+from workbench import batch, runs, sweep
+from workbench.__main__ import main
+from workbench.facts import BadInput
+from workbench.sweep import Grid
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
+
+
+@pytest.fixture(scope="module")
+def fixed(tiny_folders, tmp_path_factory):
+    """Parameters of a run of seconds, on a model that knows nothing."""
+    path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
+    lines = [{"id": str(n), "subject": f"Person {n}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    small = {"layers": [1], "n_intrinsic": 0, "max_steps": 1, "eval_every": 1, "device": "cpu"}
+    return small | {"model": str(tiny_folders["gpt2"]), "facts": str(path), "fact": "0"}
+
+
+@pytest.fixture
+def grid(fixed):
+    """Four runs."""
+    return Grid(notebook=str(NOTEBOOK), parameters=fixed, grid={"editor": ["ft", "rome"], "seed": [0, 1]})
+
+
+def write(path: Path, grid: Grid) -> Path:
+    path.write_text(yaml.safe_dump(grid.model_dump()))
+    return path
+
+
+def command(path: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "workbench", "sweep", str(path), "--out", str(out), *more]
+
+
+def same(first: runs.Run, second: runs.Run) -> bool:
+    return all(getattr(first, name).equals(getattr(second, name)) for name in runs.TABLES)
+
+
+def test_combinations_are_the_product_and_the_cells_less_what_is_excluded():
+    grid = Grid(
+        notebook="n",
+        parameters={"task": "text"},
+        grid={"editor": ["ft", "rome"], "seed": [0, 1]},
+        cells=[{"editor": "memit", "seed": 7}],
+        exclude=[{"editor": "ft", "seed": 1}],
+    )
+    assert grid.combinations() == [
+        {"task": "text", "editor": "ft", "seed": 0},
+        {"task": "text", "editor": "rome", "seed": 0},
+        {"task": "text", "editor": "rome", "seed": 1},
+        {"task": "text", "editor": "memit", "seed": 7},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"notebook": "nowhere.ipynb"}, "nowhere.ipynb"),
+        ({"grid": {"edittor": ["ft"]}}, "edittor"),
+        ({"grid": {"seed": ["one"]}}, "seed"),
+        ({"grid": {"seed": [-1]}}, "seed"),
+        ({"grid": {"editor": ["memo"]}}, "memo"),
+        ({"grid": {"layers": [[1], [9]]}}, "layer 9"),
+        ({"grid": {"plan": ["window:2-1"]}}, "window"),
+        ({"grid": {"editor": []}}, "no values"),
+        ({"grid": {}}, "empty"),
+        ({"exclude": [{}]}, "empty"),
+        ({"cells": [{"editor": "ft", "seed": 0}]}, "twice"),
+        ({"preset": "no-such"}, "no-such"),
+    ],
+)
+def test_a_bad_grid_is_one_clear_line_before_anything_runs(grid, tmp_path, one_line, changes, named):
+    bad = Grid(**(grid.model_dump() | changes))
+    with pytest.raises(BadInput) as error:
+        sweep.sweep(bad, tmp_path / "out")
+    assert named in one_line(error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "named"), [("", "no fields"), ("[1]", "no fields"), ("a: [", "cannot be read"), ("notebok: x", "notebook")])
+def test_a_grid_file_that_is_none_is_one_clear_line(tmp_path, one_line, text, named):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as error:
+        sweep.read(path)
+    assert named in one_line(error)
+    assert main(["sweep", str(tmp_path / "nowhere.yaml")]) == 2
+
+
+def test_an_out_folder_that_cannot_be_written_is_one_clear_line(grid, tmp_path, one_line):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput) as error:
+        sweep.sweep(grid, tmp_path / "file")
+    assert "cannot be written" in one_line(error)
+
+
+def test_a_scheduler_that_does_not_answer_is_one_clear_line(grid, tmp_path, one_line, monkeypatch):
+    monkeypatch.setattr(sweep, "WAIT", 1)
+    with pytest.raises(BadInput) as error:
+        sweep.sweep(grid, tmp_path, scheduler="tcp://127.0.0.1:9")
+    assert "no answer" in one_line(error)
+
+
+def test_workers_with_other_code_are_refused(monkeypatch, one_line):
+    monkeypatch.setattr(sweep.spec, "code_fingerprint", lambda: "another")
+
+    class Client:
+        def wait_for_workers(self, *_, **__): ...
+
+        def run(self, function):
+            return {"tcp://elsewhere:1": "this"}
+
+    with pytest.raises(BadInput) as error:
+        sweep._check(Client())
+    assert "another version" in one_line(error)
+
+
+def test_a_grid_of_finished_runs_starts_no_cluster(grid, tmp_path, monkeypatch):
+    for each in sweep.planned(grid, tmp_path):
+        each.folder.mkdir()
+        (each.folder / "run.json").write_text('{"schema": 1}')
+    monkeypatch.setattr(sweep, "_cluster", None)
+    assert sweep.sweep(grid, tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_cleaned_and_what_a_living_one_writes_is_not(tmp_path):
+    import platform
+
+    dead, alive = (tmp_path / f".run-1.{pid}@{platform.node()}.partial" for pid in (2**22 + 5, os.getpid()))
+    elsewhere = tmp_path / ".run-1.1@another-machine.partial"
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    runs.clean(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_combination_runs_once_and_a_second_start_does_nothing(grid, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert sweep.sweep(grid, out, workers=2) == []
+    found = runs.listed(out)
+    assert {(run.spec["editor"], run.spec["seed"]) for run in found} == {(e, s) for e in ("ft", "rome") for s in (0, 1)}
+    before = {run.folder: (run.folder / "run.json").stat().st_mtime_ns for run in found}
+    start = time.monotonic()
+    done = subprocess.run(command(write(tmp_path / "grid.yaml", grid), out), capture_output=True, text=True, check=True)
+    print(f"\nsecond start: {time.monotonic() - start:.1f} s")
+    assert "4 finished, 0 to do" in done.stdout + done.stderr
+    assert {run.folder: (run.folder / "run.json").stat().st_mtime_ns for run in runs.listed(out)} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked(grid, tmp_path):
+    bad = grid.model_copy(update={"grid": {"fact": ["0", "no-such-fact"]}})
+    out = tmp_path / "out"
+    (failed,) = sweep.sweep(bad, out)
+    assert "no-such-fact" in failed.failure
+    assert batch.failure_of(failed.folder)[0].exists()
+    assert len(runs.listed(out)) == 1
+    before = batch.failure_of(failed.folder)[1].stat().st_mtime_ns
+    assert main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(out)]) == 1
+    assert batch.failure_of(failed.folder)[1].stat().st_mtime_ns == before
+    sweep.sweep(bad, out, retry_failed=True)
+    assert batch.failure_of(failed.folder)[1].stat().st_mtime_ns > before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_at_random_moments_lose_nothing(grid, tmp_path):
+    """The sweep (its process is the scheduler too), a nanny, a worker or a kernel is killed; in the end all is as if undisturbed."""
+    path, quiet, out = write(tmp_path / "grid.yaml", grid), tmp_path / "quiet", tmp_path / "out"
+    start = time.monotonic()
+    subprocess.run(command(path, quiet, "--workers", "2"), check=True, capture_output=True)
+    whole, moments = time.monotonic() - start, random.Random(0)
+    for number in range(12):
+        running = subprocess.Popen(command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.2, 0.9) * whole)
+        below = psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []
+        victim = [running.pid, *(child.pid for child in below)][number % (1 + len(below))]
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(1)
+        running.kill()
+        running.wait()
+        for child in below:
+            if child.is_running():
+                child.kill()
+        if number < 11:
+            for run in runs.listed(out)[1:]:  # so that there is something left to do
+                shutil.rmtree(run.folder)
+    subprocess.run([*command(path, out, "--workers", "2"), "--retry-failed"], check=True, capture_output=True)
+    found = {run.folder.name: run for run in runs.listed(out)}
+    assert set(found) == {run.folder.name for run in runs.listed(quiet)}
+    assert all(same(run, found[run.folder.name]) for run in runs.listed(quiet))
+    assert {path.name for path in out.iterdir()} == set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_sweeps_at_once_share_the_work(grid, tmp_path):
+    path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "out"
+    both = [subprocess.Popen(command(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len(runs.listed(out)) == 4
+    assert {path.name for path in out.iterdir()} == {run.folder.name for run in runs.listed(out)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_path):
+    out, environment = tmp_path / "out", {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
+    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+                                  "--scheduler-file", str(tmp_path / "scheduler.json")], stderr=subprocess.DEVNULL)  # fmt: skip
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"), "--nthreads", "1",
+              "--no-dashboard"]  # fmt: skip
+    hands = []
+    try:
+        while not (tmp_path / "scheduler.json").exists():
+            time.sleep(0.2)
+        address = json.loads((tmp_path / "scheduler.json").read_text())["address"]
+        hands.append(subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL))
+        running = subprocess.Popen(command(write(tmp_path / "grid.yaml", grid), out, "--scheduler", address))
+        time.sleep(12)
+        hands.append(subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL))
+        with distributed.Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+        hands[0].kill()  # in the middle of its run
+        assert running.wait() == 0
+    finally:
+        for process in (*hands, scheduler):
+            process.kill()
+    assert len(runs.listed(out)) == 4

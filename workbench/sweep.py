@@ -1,0 +1,210 @@
+"""A grid of notebook runs on Dask: checked whole before the first starts, every combination once, resumed by running it again.
+
+There is no scheduler here: `--workers` starts Dask's own local cluster, `--scheduler` uses one that is running. A worker executes one
+notebook at a time through `batch.run`, which takes a lock, so that two sweeps on one folder share the work.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import distributed
+import pydantic
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from workbench import batch, runs, spec
+from workbench.facts import BadInput, Record
+
+WAIT = 15  # seconds for a scheduler to answer
+
+
+class Grid(Record):
+    """What a grid file says: every combination of `grid`, and each of `cells`, over the fixed `parameters`, less what `exclude` matches."""
+
+    notebook: str
+    preset: str = ""
+    parameters: dict = pydantic.Field(default_factory=dict)
+    grid: dict[str, list] = pydantic.Field(default_factory=dict)
+    cells: list[dict] = pydantic.Field(default_factory=list)
+    exclude: list[dict] = pydantic.Field(default_factory=list)
+
+    def combinations(self) -> list[dict]:
+        """The parameters of each run; BadInput if there are none, or one twice."""
+        empty = [name for name, values in self.grid.items() if not values]
+        if empty:
+            raise BadInput(f"grid: {empty[0]!r} has no values; give at least one, or leave it out")
+        product = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())] if self.grid else []
+        found = [self.parameters | cell for cell in product + self.cells]
+        found = [cell for cell in found if not any(all(cell.get(name) == value for name, value in rule.items()) for rule in self.exclude)]
+        if not found:
+            raise BadInput("the grid is empty: give grid or cells, and exclude less")
+        for number, cell in enumerate(found):
+            if cell in found[:number]:
+                raise BadInput(f"the grid holds {cell} twice; take one out")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One run to be: its parameters and its folder."""
+
+    parameters: Mapping
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "run.json").exists()
+
+    @property
+    def failure(self) -> str:
+        told = batch.failure_of(self.folder)[1]
+        return told.read_text(encoding="utf-8").strip() if told.exists() else ""
+
+
+def read(path: str | Path) -> Grid:
+    """The grid that a YAML file describes; its notebook's path counts from here, or from the file."""
+    path = Path(path)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"grid {path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise BadInput(f"grid {path}: holds no fields; it needs notebook, and grid or cells")
+    grid = Grid(**fields)
+    beside = path.parent / grid.notebook
+    return grid if Path(grid.notebook).is_file() or not beside.is_file() else grid.model_copy(update={"notebook": str(beside)})
+
+
+def planned(grid: Grid, out: str | Path) -> list[Planned]:
+    """Every run of the grid, checked as far as it can be before a model is loaded: names, types, ranges, layers and plan against the depth."""
+    notebook, found = Path(grid.notebook), []
+    for cell in grid.combinations():
+        try:
+            given, made = batch.checked(notebook, cell, grid.preset)
+            made.blocks()
+        except BadInput as error:
+            raise BadInput(f"{error} (in the run with {cell})") from None
+        found.append(Planned(parameters=given, folder=Path(out) / batch.identify(notebook, given, made)))
+    return found
+
+
+def sweep(grid: Grid, out: str | Path = "runs", workers: int = 1, scheduler: str = "", retry_failed: bool = False) -> list[Planned]:
+    """Run what is not finished; returns the runs that failed, each with its error beside where its folder would be.
+
+    Finished runs are kept. Runs that failed are not tried again unless `retry_failed`. Ctrl-C ends it; a second start goes on.
+    """
+    out = Path(out)
+    every = planned(grid, out)
+    _writable(out)
+    runs.clean(out)
+    todo = [each for each in every if not each.finished and (retry_failed or not each.failure)]
+    print_plan(every, todo, out)
+    if todo:
+        with _cluster(workers, scheduler) as client:
+            _check(client)
+            try:
+                _work(client, Path(grid.notebook).resolve(), todo, out.resolve())
+            finally:
+                runs.clean(out)
+    return [each for each in every if not each.finished]
+
+
+def print_plan(every: list[Planned], todo: list[Planned], out: Path) -> None:
+    """How many runs, and from the finished ones how long and how much room they may take."""
+    done = [each for each in every if each.finished]
+    failed = len(every) - len(done) - len(todo)
+    text = f"{len(every)} runs in {out}: {len(done)} finished, {len(todo)} to do" + (f", {failed} failed before (--retry-failed)" if failed else "")
+    if done and todo:
+        seconds = sum(sum(runs.read(each.folder).about.get("seconds", {}).values()) for each in done) / len(done)
+        size = sum(path.stat().st_size for each in done for path in each.folder.rglob("*") if path.is_file()) / len(done)
+        text += f"; about {seconds * len(todo) / 60:.0f} worker minutes and {size * len(todo) / 1e6:.0f} MB more, judging by the finished ones"
+    tqdm.write(text)
+
+
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+@contextmanager
+def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
+    if scheduler:
+        try:
+            client = distributed.Client(scheduler, timeout=WAIT)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise BadInput(f"scheduler {scheduler!r}: no answer ({type(error).__name__}); start one with `dask scheduler`") from None
+        with client:
+            yield client
+        return
+    if workers < 1:
+        raise BadInput(f"workers {workers}: at least one is needed")
+    with distributed.SpecCluster(**_local(workers), silence_logs="ERROR") as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+def _local(workers: int) -> dict:
+    """One worker a GPU where there are GPUs; else the cores are shared out, so that workers do not fight for them."""
+    gpus = torch.cuda.device_count()
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+
+    def worker(number: int) -> dict:
+        shared = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **shared}
+        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0}}
+
+    scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard": False, "host": "127.0.0.1"}}
+    return {"workers": {number: worker(number) for number in range(workers)}, "scheduler": scheduler}
+
+
+def _check(client: distributed.Client) -> None:
+    """BadInput if a worker has other code than this process."""
+    client.wait_for_workers(1, timeout=60)
+    mine = spec.code_fingerprint()
+    for address, theirs in client.run(spec.code_fingerprint).items():
+        if theirs != mine:
+            raise BadInput(f"worker {address} runs another version of the workbench; install the same on every machine")
+
+
+def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: Path) -> None:
+    """Hand the runs out; show done, failed, left, and the last error. A worker that dies loses its current run, which another takes up."""
+    futures = {
+        client.submit(_one, str(notebook), dict(each.parameters), str(out), pure=False, retries=0, key=f"{each.folder.name}-{time.time_ns()}"): each
+        for each in todo
+    }
+    failed = 0
+    with tqdm(total=len(todo), desc="runs", unit="run") as bar:
+        try:
+            for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
+                problem = error if future.status == "finished" else f"{future.status}: {' '.join(str(error[1]).split())[:200]}"
+                if problem:
+                    failed += 1
+                    told = batch.failure_of(futures[future].folder)[1]
+                    if not told.exists():
+                        told.write_text(problem + "\n", encoding="utf-8")
+                    tqdm.write(f"failed: {futures[future].folder.name}: {problem}")
+                bar.update()
+                bar.set_postfix_str(f"{failed} failed" if failed else "")
+        except KeyboardInterrupt:
+            client.cancel(list(futures), force=True)
+            raise
+
+
+def _one(notebook: str, parameters: dict, out: str) -> str:
+    """In a worker: one run; "" or what went wrong in one line."""
+    os.environ["WORKBENCH_SWEEP"] = "1"
+    try:
+        batch.run(notebook, parameters, out=out)
+    except Exception as error:
+        return " ".join(f"{'' if isinstance(error, BadInput | RuntimeError) else type(error).__name__ + ': '}{error}".split())
+    return ""
