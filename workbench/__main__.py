@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
     sweep.set_defaults(command=_sweep)
 
+    report = commands.add_parser("report", help="tables with intervals, paired differences, figures and one page of many runs")
+    report.add_argument("runs", help="the folder of the runs")
+    report.add_argument("--out", default="report")
+    report.set_defaults(command=_report)
+
     edit = commands.add_parser("edit", help="write an edited model as an ordinary Hugging Face folder")
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
@@ -99,6 +104,12 @@ def _sweep(options) -> None:
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
     print(options.out)
+
+
+def _report(options) -> None:
+    from workbench import report
+
+    print(report.report(options.runs, options.out))
 
 
 def _table(table) -> str:

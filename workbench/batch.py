@@ -45,7 +45,7 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     if given.get("model") and Path(given["model"]).is_dir():
         given["model"] = str(Path(given["model"]).resolve())
     defaults = {name: yaml.safe_load(about["default"].replace("()", "[]")) for name, about in known.items()}
-    fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields}
+    fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
     return given, specs.Spec(**fields).resolved()
 
 

@@ -155,20 +155,23 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
 }
 
 
+def series_of(run: Run, name: str) -> pd.DataFrame:
+    """The probes of one of SERIES."""
+    group, end, only_took = SERIES[name]
+    part = run.ends[(run.ends.group == group) & (run.ends.end == end)]
+    return (part[part.took] if only_took else part)[["edited_model", "fact_id", "prompt", "retained"]].assign(series=name)
+
+
 def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"), label: str = "") -> Drawing:
     """Success right after the edit and retention after fine-tuning, against the field that the runs vary; 95 % intervals over facts.
 
     "kept" of edits is among those that took. Figures 2, 5, 6 and 7 and Table 1 of arXiv 2507.14198 are of this kind.
     """
-    table = _facts(found, by)
-    first, last = table.step == 0, table.step == table.groupby(["run", "edited_model"]).step.transform("max")
-    parts = []
-    for name in series:
-        group, when, only_took = SERIES[name]
-        part = table[(table.group == group) & (first if when == "first" else last)]
-        parts.append((part[part.took] if only_took else part).assign(series=name))
+    if not found:
+        raise BadInput("no runs to draw; give at least one")
+    parts = [series_of(run, name).assign(value=value_name(run.spec[by])) for run in found for name in series]
     data = pd.concat(parts, ignore_index=True)
-    order = _order(table.value)
+    order = _order(pd.Series([value_name(run.spec[by]) for run in found]))
     figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
     colours = seaborn.color_palette("colorblind", len(SERIES))
     seaborn.pointplot(
@@ -182,7 +185,7 @@ def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit s
     axes.set_title(f"n = {counts.min()} to {counts.max()} a point" if counts.min() < counts.max() else f"n = {counts.min()} a point", fontsize=10)
     axes.legend(title=None, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     said = [f"{name}: " + ", ".join(f"{value} {means.get((name, value), float('nan')):.2f}" for value in order) for name in series]
-    return Drawing(figure=figure, data=data.drop(columns=["run"]), summary="; ".join(said))
+    return Drawing(figure=figure, data=data, summary="; ".join(said))
 
 
 def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Drawing:
@@ -264,17 +267,11 @@ def elasticity(found: Sequence[Run]) -> Drawing:
 
 def retention_grid(found: Sequence[Run], rows: str, columns: str, series: str = "edits kept") -> Drawing:
     """One of SERIES by two fields of the runs, a cell the mean over facts and seeds with its 95 % interval: Table 1 of arXiv 2507.14198."""
-    group, when, only_took = SERIES[series]
-    parts = []
-    for run in found:
-        table = _facts([run], rows)
-        step = 0 if when == "first" else table.step.max()
-        part = table[(table.group == group) & (table.step == step) & (table.took | (not only_took))]
-        parts.append(part.assign(row=value_name(run.spec[rows]), column=value_name(run.spec[columns])))
+    parts = [series_of(run, series).assign(row=value_name(run.spec[rows]), column=value_name(run.spec[columns])) for run in found]
     data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if data.empty:
-        return _nothing(group)
-    table = data.groupby(["row", "column"]).retained.agg(["mean", "size"]).join(data.groupby(["row", "column"]).retained.apply(_interval))
+        return _nothing(SERIES[series][0])
+    table = data.groupby(["row", "column"]).retained.agg(["mean", "size"]).join(data.groupby(["row", "column"]).retained.apply(interval))
     names = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
     means = table["mean"].unstack().reindex(index=names[0], columns=names[1])
     figure, (axes,) = _axes(2.2 + 1.5 * means.shape[1], 1.1 + 0.62 * means.shape[0])
@@ -294,10 +291,12 @@ def retention_grid(found: Sequence[Run], rows: str, columns: str, series: str = 
     return Drawing(figure=figure, data=data, summary=f"{series}: most with {rows} {best[0]} and {columns} {best[1]} ({flat.max():.2f})")
 
 
-def _interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean."""
-    chosen = numpy.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = numpy.quantile(values.to_numpy()[chosen].mean(1), [0.025, 0.975])
+def interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean of independent values."""
+    rng, drawn = numpy.random.default_rng(0), values.to_numpy(dtype="float32")
+    at_once = max(1, 2_000_000 // len(drawn))  # resamples, to hold little memory
+    means = [drawn[rng.integers(len(drawn), size=(min(at_once, draws - start), len(drawn)))].mean(1) for start in range(0, draws, at_once)]
+    low, high = numpy.quantile(numpy.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 

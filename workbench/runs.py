@@ -47,6 +47,16 @@ class Run:
         return pd.read_parquet(self.folder / "probes.parquet")
 
     @cached_property
+    def ends(self) -> pd.DataFrame:
+        """The probes right after the edit (`end` "first") and at the last step ("last"), without their probabilities: little to hold."""
+        names = ["edited_model", "step", "group", "fact_id", "prompt", "took", "retained"]
+        probes = pd.read_parquet(self.folder / "probes.parquet", columns=names)
+        last = probes[probes.step == probes.groupby("edited_model").step.transform("max")]
+        parts = [probes[probes.step == 0].assign(end="first"), last.assign(end="last")]
+        table = pd.concat(parts, ignore_index=True).astype({"group": "category", "end": "category"})
+        return table.assign(took=table.took.fillna(False).astype(bool), retained=table.retained.astype(float))
+
+    @cached_property
     def lens(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "lens.parquet")
 

@@ -1,0 +1,96 @@
+"""The report's numbers are those of the runs, its intervals cover what they say, and it holds no more than a run at a time."""
+
+import itertools
+
+import numpy
+import pandas as pd
+import pytest
+
+from tests.benchmarks.synthetic_runs import synthetic
+from workbench import batch, plots, report, runs, sweep
+from workbench.__main__ import main
+from workbench.facts import BadInput
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three seeds of two editors and two tasks; ft keeps 80 % of its edits, rome 50 %."""
+    out = tmp_path_factory.mktemp("runs")
+    for editor, task, seed in itertools.product(("ft", "rome"), ("text", "facts"), range(3)):
+        synthetic(out, kept={"ft": 0.8, "rome": 0.5}[editor], editor=editor, task=task, seed=seed)
+    runs.write((out / "whole", (out / "whole").mkdir())[0], {"spec": {}, "members": []}, {})
+    return out
+
+
+def test_the_tables_hold_the_means_of_the_runs(folder, tmp_path):
+    page = report.report(folder, tmp_path / "report", figures=False)
+    table = pd.read_csv(page.parent / "retention.csv").set_index(["editor", "task", "series"])
+    probes = pd.read_parquet(page.parent / "probes.parquet")
+    assert len(probes) == sum(len(run.probes) for run in runs.listed(folder) if "members" not in run.about)
+    for editor, task in itertools.product(("ft", "rome"), ("text", "facts")):
+        part = probes[(probes.editor == editor) & (probes.task == task) & (probes.group == "edited") & (probes.step == probes.step.max())]
+        row = table.loc[(editor, task, "edits kept")]
+        assert row["mean"] == pytest.approx(part[part.took.astype(bool)].retained.mean())
+        assert row.low <= row["mean"] <= row.high
+    differences = pd.read_csv(page.parent / "differences.csv")
+    row = differences[(differences.field == "editor") & (differences.series == "edits kept")].iloc[0]
+    assert (row["of"], row.against) == ("rome", "ft")
+    assert row.high < 0
+    assert "edits kept" in page.read_text()
+    assert not list(page.parent.glob(".*"))
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, hits, times = numpy.random.default_rng(0), 0, 1000
+    for _ in range(times):
+        low, high = plots.interval(pd.Series((rng.random(90) < 0.6).astype(float)))
+        hits += low <= 0.6 <= high
+    assert 0.93 <= hits / times <= 0.97
+
+
+def test_paired_differences_cover_the_truth_as_often_as_they_say():
+    rng, hits, times = numpy.random.default_rng(1), 0, 300
+    for _ in range(times):
+        hard = rng.random(90)  # a fact's own difficulty, shared by both editors
+        rows = [
+            {
+                "editor": editor,
+                "series": "edits kept",
+                "seed": 0,
+                "fact_id": str(number),
+                "retained": float(rng.random() < (hard[number] + more) / 2),
+            }
+            for editor, more in (("a", 0.0), ("b", 0.4))
+            for number in range(90)
+        ]
+        row = report.paired(pd.DataFrame(rows), ["editor"]).iloc[0]
+        hits += row.low <= 0.2 <= row.high
+    assert 0.92 <= hits / times <= 0.98
+
+
+def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    for text, named in (('{"schema": 99}', "schema 99"), ("", "broken")):
+        (tmp_path / "runs" / "new" / "run.json").write_text(text)
+        with pytest.raises(BadInput) as error:
+            report.report(tmp_path / "runs", tmp_path / "report")
+        assert named in one_line(error)
+    with pytest.raises(BadInput) as error:
+        report.report(tmp_path / "report", tmp_path / "other")
+    assert "no finished run" in one_line(error)
+
+
+@pytest.mark.slow
+def test_the_page_holds_the_figures_of_10_collect(folder, tmp_path):
+    assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page
+
+
+@pytest.mark.parametrize("path", sorted((report.COLLECT.parent / "presets").glob("grid-*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_that_is_shipped_is_whole(path, tmp_path):
+    planned = sweep.planned(sweep.read(path), tmp_path)
+    assert len(planned) >= 16
+    assert len({each.folder for each in planned}) == len(planned)
+    assert all(set(each.parameters) <= set(batch.declared(report.COLLECT.parent / "03_token_distribution.ipynb")) for each in planned)

@@ -1,0 +1,132 @@
+"""Many runs in one place: a tidy parquet of all probes, tables with intervals, paired differences, figures, one page.
+
+report/probes.parquet       every probe of every run, the fields of its Spec beside it; written run by run, never held whole
+       retention.csv        mean and 95 % interval of each group of runs
+       differences.csv      the same facts under two values of a field
+       index.html           the tables and the figures of 10_collect; opens without a server or a network
+"""
+
+import html
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+from tqdm.auto import tqdm
+
+from workbench import batch, runs
+from workbench.facts import BadInput
+from workbench.plots import SERIES, interval, series_of, value_name
+
+FIELDS = (
+    "model",
+    "revision",
+    "editor",
+    "variant",
+    "layers",
+    "paraphrases",
+    "edits_per_model",
+    "task",
+    "plan",
+    "adapter",
+    "learning_rate",
+    "max_steps",
+)
+DRAWS = 1000  # of the bootstrap
+COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
+
+
+def report(folder: str | Path, out: str | Path = "report", figures: bool = True) -> Path:
+    """Write the report of the runs below a folder; returns its page.
+
+    Raises:
+        BadInput: no finished run there, or one of a version that cannot be read.
+    """
+    folder, out = Path(folder), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    told = _told(folder, out)
+    varying = [name for name in FIELDS if told[name].nunique() > 1] or ["editor"]
+    table, differences = retention(told, varying), paired(told, varying)
+    table.to_csv(out / "retention.csv", index=False)
+    differences.to_csv(out / "differences.csv", index=False)
+    images = _figures(folder, out) if figures and COLLECT.is_file() else []
+    page = out / "index.html"
+    page.write_text(_page(folder, told, table, differences, images), encoding="utf-8")
+    return page
+
+
+def _told(folder: Path, out: Path) -> pd.DataFrame:
+    """One value a run, series and fact: the share of its prompts with the answer. On the way all probes go into probes.parquet."""
+    found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
+    if not found:
+        raise BadInput(f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`")
+    partial, writer, parts, specs = out / ".probes.parquet.partial", None, [], []
+    try:
+        for path in tqdm(found, desc="runs", unit="run", disable=None):
+            run = runs.read(path)
+            if "members" in run.about:
+                continue
+            fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {"seed": run.spec.get("seed", 0), "run": path.name}
+            rows = pyarrow.Table.from_pandas(pd.read_parquet(path / "probes.parquet").assign(**fields), preserve_index=False)
+            writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
+            writer.write_table(rows.cast(writer.schema))
+            table = pd.concat([series_of(run, name) for name in SERIES], ignore_index=True)
+            parts.append(table.groupby(["series", "edited_model", "fact_id"]).retained.mean().reset_index().assign(number=len(specs)))
+            specs.append(fields)
+    finally:
+        if writer:
+            writer.close()
+    if not parts:
+        raise BadInput(f"{folder}: holds no run of an experiment of its own, only runs that name others")
+    partial.replace(out / "probes.parquet")
+    told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
+    return told.join(pd.DataFrame(specs).astype("category"), on="number")  # categories: the names of a Spec stand a million times here
+
+
+def _summed(values: pd.Series) -> pd.Series:
+    low, high = interval(values, DRAWS)
+    return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": len(values)})
+
+
+def retention(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and interval of each series by the fields; a fact of a seed counts once, however many of its copies were asked."""
+    facts = told.groupby([*by, "series", "seed", "fact_id"], observed=True).retained.mean().reset_index()
+    found = facts.groupby([*by, "series"], observed=True).retained.apply(_summed).unstack().reset_index()
+    return found.astype({"n": int})
+
+
+def paired(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """For each field, each value against the field's first: the mean difference over facts that both have, all else equal."""
+    rows = []
+    for name in by:
+        rest = [other for other in by if other != name]
+        wide = told.pivot_table(index=["series", *rest, "seed", "fact_id"], columns=name, values="retained", aggfunc="mean", observed=True)
+        first, *others = wide.columns
+        for other in others:
+            both = (wide[other] - wide[first]).dropna()
+            for series, values in both.groupby("series", observed=True):
+                rows.append({"field": name, "of": other, "against": first, "series": series, **_summed(values)})
+    return pd.DataFrame(rows, columns=["field", "of", "against", "series", "mean", "low", "high", "n"]).astype({"n": int})
+
+
+def _figures(folder: Path, out: Path) -> list[tuple[str, str]]:
+    """The figures of 10_collect over these runs, as base64 PNG, each with what it says in words."""
+    run = batch.run(COLLECT, {"folder": str(folder.resolve())}, out=out / "figures")
+    cells = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    found = [output["data"] for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    return [("".join(data["image/png"]).replace("\n", ""), "".join(data["text/plain"])) for data in found]
+
+
+def _page(folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd.DataFrame, images: list[tuple[str, str]]) -> str:
+    style = "body{font:15px sans-serif;margin:2em auto;max-width:70em}td,th{padding:.2em .7em;text-align:right}table{border-collapse:collapse}"
+    number = "{:.3f}".format
+    said = f"{told.run.nunique()} runs, {told.seed.nunique()} seeds, {told.fact_id.nunique()} facts in {html.escape(str(folder))}"
+    parts = [
+        f"<h1>Retention</h1><p>{said}. Means with 95 % bootstrap intervals over facts and seeds; <i>kept</i> is among the edits that took.</p>",
+        table.to_html(index=False, float_format=number, border=0),
+        "<h2>Paired differences</h2><p>The same facts under two values of a field, all else equal.</p>",
+        differences.to_html(index=False, float_format=number, border=0) if len(differences) else "<p>None: no two runs share facts.</p>",
+        *(f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>' for image, said in images),
+    ]
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Retention</title><style>{style}</style>{"".join(parts)}</html>'
