@@ -11,7 +11,7 @@ from workbench.models import Model
 from workbench.positions import Encoded, encode
 from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, mass, token_categories
-from workbench.tracking.retention import expected_tokens, first_words
+from workbench.tracking.retention import expected_tokens, first_words, tokens_at_once
 
 GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
 TOP = 10
@@ -68,13 +68,11 @@ class Probe:
 
     Args:
         related: category -> objects, see facts.objects_of.
-        tokens_at_once: of one batch.
     """
 
     model: Model
     questions: Sequence[Question]
     related: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    tokens_at_once: int = 2048
 
     def __post_init__(self):
         prompts = [question.prompt for question in self.questions]
@@ -98,7 +96,7 @@ class Probe:
         probes: list[dict] = []
         readings: list[dict] = []
         tokens: list[dict] = []
-        for batch in self._encoded.batches(self.tokens_at_once):
+        for batch in self._encoded.batches(tokens_at_once(self.model)):
             part = self._encoded.rows(batch)
             logits = lens.layer_logits(self.model, part)  # (n, n_blocks, vocab)
             tops = first_words(self.model, part, logits[:, -1], [self._expected[number] for number in batch])
