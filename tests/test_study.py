@@ -287,6 +287,22 @@ def test_twenty_kills_at_random_moments_leave_no_half_run(small, done, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]  # what the killed ones left is gone too
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_every_task_is_learnt_to_its_threshold_in_five_evaluations_or_more(world, task):
+    numbers = Spec(model=world.name, task=task).resolved()
+    rows = study.make_task(numbers, world, study.choose(numbers, world))
+    start = time.monotonic()
+    with deltas.preserved(world.network):
+        history = finetune(world, rows, plans.resolve(world, "all"), numbers.settings())
+    print(f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, {rows.metric} {history.log.metric.round(3).tolist()}")
+    assert not rows.reached(history.log.metric.iloc[0], numbers.threshold)
+    assert history.ended == "reached"
+    assert len(history.log) > 5
+    assert not {tuple(row) for row in rows.train["input_ids"]} & {tuple(row) for row in rows.valid["input_ids"]}
+
+
 PLANS = ["all", "window:3-5", "after:5", "edited", "not-edited"]
 TINY_BUDGET = {"n_edited": 2, "n_intrinsic": 2, "edits_per_model": 2, "max_steps": 1, "eval_every": 1, "n_train": 16, "n_valid": 8, "batch_size": 4}
 

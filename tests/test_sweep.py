@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import distributed
@@ -194,12 +195,13 @@ def test_kills_at_random_moments_lose_nothing(grid, tmp_path):
         time.sleep(moments.uniform(0.2, 0.9) * whole)
         below = psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []
         victim = [running.pid, *(child.pid for child in below)][number % (1 + len(below))]
-        os.kill(victim, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
         time.sleep(1)
         running.kill()
         running.wait()
         for child in below:
-            if child.is_running():
+            with suppress(psutil.NoSuchProcess):
                 child.kill()
         if number < 11:
             for run in runs.listed(out)[1:]:  # so that there is something left to do
