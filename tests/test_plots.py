@@ -125,3 +125,15 @@ def test_nothing_to_draw_is_one_clear_line(one_line):
         with pytest.raises(BadInput) as error:
             draw([])
         assert "no runs" in one_line(error)
+
+
+def test_prompts_and_edited_models_of_one_fact_count_once(made):
+    run = made(2)
+    twice = run.probes.assign(edited_model=1, prompt=run.probes.prompt + " again", retained=False)
+    runs.write(
+        run.folder, {key: value for key, value in run.about.items() if key not in ("schema", "status")}, {"probes": pd.concat([run.probes, twice])}
+    )
+    again = runs.read(run.folder)
+    found = plots.series_of(again, "intrinsic kept")
+    assert len(found) == 4
+    assert set(found.retained) == {0.5, 0.0}

@@ -68,6 +68,15 @@ def test_paired_differences_cover_the_truth_as_often_as_they_say():
     assert 0.92 <= hits / times <= 0.98
 
 
+def test_a_tasks_usual_numbers_do_not_keep_tasks_from_being_paired(tmp_path):
+    for task, rate in (("text", 5e-5), ("facts", 3e-4)):
+        synthetic(tmp_path / "runs", 0.7, editor="ft", task=task, seed=0, learning_rate=rate)
+    report.report(tmp_path / "runs", tmp_path / "report", figures=False)
+    differences = pd.read_csv(tmp_path / "report" / "differences.csv")
+    assert set(differences.field) == {"task"}
+    assert (differences.n > 0).all()
+
+
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
     (tmp_path / "runs" / "new").mkdir(parents=True)
     for text, named in (('{"schema": 99}', "schema 99"), ("", "broken")):

@@ -156,10 +156,11 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
 
 
 def series_of(run: Run, name: str) -> pd.DataFrame:
-    """The probes of one of SERIES."""
+    """One of SERIES, a row a fact: the share retained of its prompts and edited models, which are no independent draws."""
     group, end, only_took = SERIES[name]
     part = run.ends[(run.ends.group == group) & (run.ends.end == end)]
-    return (part[part.took] if only_took else part)[["edited_model", "fact_id", "prompt", "retained"]].assign(series=name)
+    part = part[part.took] if only_took else part
+    return part.groupby("fact_id", as_index=False).retained.mean().assign(series=name)
 
 
 def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"), label: str = "") -> Drawing:
@@ -199,7 +200,7 @@ def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Dr
     table = _facts(found, by)
     kind = found[0].about["tuning"]["metric"]
     keep = ((table.group == "edited") & table.took) | (table.group == "intrinsic")
-    data = table[keep].copy()
+    data = table[keep].groupby(["run", "value", "step", "group", "fact_id"], as_index=False, sort=False)[["metric", "retained"]].mean()
     data["metric"] = data.groupby(["value", "step"]).metric.transform("mean")
     order = _order(table.value)
     figure, all_axes = _axes(8.2, 3.5, 2)

@@ -19,20 +19,9 @@ from workbench import batch, runs
 from workbench.facts import BadInput
 from workbench.plots import SERIES, interval, series_of, value_name
 
-FIELDS = (
-    "model",
-    "revision",
-    "editor",
-    "variant",
-    "layers",
-    "paraphrases",
-    "edits_per_model",
-    "task",
-    "plan",
-    "adapter",
-    "learning_rate",
-    "max_steps",
-)
+FIELDS = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model", "task", "plan", "adapter", "learning_rate",
+          "max_steps")  # fmt: skip
+USUAL = {"learning_rate": ["model", "task", "adapter"], "max_steps": ["model", "task", "adapter"]}  # follow from these unless they were set
 DRAWS = 1000  # of the bootstrap
 COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
 
@@ -46,7 +35,7 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     told = _told(folder, out)
-    varying = [name for name in FIELDS if told[name].nunique() > 1] or ["editor"]
+    varying = [name for name in FIELDS if _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
     table.to_csv(out / "retention.csv", index=False)
     differences.to_csv(out / "differences.csv", index=False)
@@ -54,6 +43,11 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
     page = out / "index.html"
     page.write_text(_page(folder, told, table, differences, images), encoding="utf-8")
     return page
+
+
+def _varies(told: pd.DataFrame, name: str) -> bool:
+    """Whether the runs differ in the field of themselves; a task's usual numbers differ with the task, and nothing would pair."""
+    return told.groupby(USUAL[name], observed=True)[name].nunique().max() > 1 if name in USUAL else told[name].nunique() > 1
 
 
 def _told(folder: Path, out: Path) -> pd.DataFrame:
@@ -72,7 +66,7 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
             writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
             writer.write_table(rows.cast(writer.schema))
             table = pd.concat([series_of(run, name) for name in SERIES], ignore_index=True)
-            parts.append(table.groupby(["series", "edited_model", "fact_id"]).retained.mean().reset_index().assign(number=len(specs)))
+            parts.append(table.assign(number=len(specs)))
             specs.append(fields)
     finally:
         if writer:
