@@ -98,7 +98,7 @@ def paired(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         wide = told.pivot_table(index=["series", *rest, "seed", "fact_id"], columns=name, values="retained", aggfunc="mean", observed=True)
         first, *others = wide.columns
         for other in others:
-            both = (wide[other] - wide[first]).dropna()
+            both = (wide[other] - wide[first]).dropna().groupby(["series", "seed", "fact_id"], observed=True).mean()  # a fact is one draw
             for series, values in both.groupby("series", observed=True):
                 rows.append({"field": name, "of": other, "against": first, "series": series, **_summed(values)})
     return pd.DataFrame(rows, columns=["field", "of", "against", "series", "mean", "low", "high", "n"]).astype({"n": int})
