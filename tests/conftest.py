@@ -9,7 +9,7 @@ import tokenizers
 import torch
 import transformers
 
-from workbench import facts, models
+from workbench import checkpoints, facts, models
 from workbench.world import text
 
 END = "<|endoftext|>"
@@ -114,7 +114,7 @@ def tiny(request, tiny_folders):
     return models.load(tiny_folders[request.param], device="cpu")
 
 
-@pytest.fixture(scope="session", params=models.WORLD_MODELS)
+@pytest.fixture(scope="session", params=checkpoints.WORLD_MODELS)
 def world(request):
     """A model of the small world; shared, so leave it as it was."""
     folder = facts.DATA / "world" / "models" / request.param

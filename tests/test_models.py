@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from workbench import models
+from workbench import checkpoints, models
 from workbench.activations import recorded
 from workbench.facts import BadInput
 
@@ -202,7 +202,7 @@ def test_a_folder_without_config_is_one_line(tmp_path, one_line):
     assert f"{str(tmp_path)!r}: no config.json there" in quick_refusal(one_line, tmp_path)
 
 
-@pytest.mark.parametrize("name", models.WORLD_MODELS)
+@pytest.mark.parametrize("name", checkpoints.WORLD_MODELS)
 def test_a_world_model_has_no_other_revisions(one_line, name):
     message = quick_refusal(one_line, name, revision="late")
     assert "'late' does not exist" in message
@@ -211,7 +211,7 @@ def test_a_world_model_has_no_other_revisions(one_line, name):
 
 @pytest.mark.parametrize("revision", ["", "early"])
 def test_a_world_model_that_is_not_there_is_made_not_downloaded(tmp_path, monkeypatch, one_line, revision):
-    monkeypatch.setattr(models, "DATA", tmp_path)
+    monkeypatch.setattr(checkpoints, "DATA", tmp_path)
     message = quick_refusal(one_line, "world-gpt2", revision=revision, device="cpu")
     assert "'world-gpt2'" in message
     assert "hf download" not in message
@@ -325,29 +325,29 @@ def test_the_fingerprint_stays_that_of_the_weights_first_asked_for(tiny):
 def test_a_copy_of_a_folder_has_its_file_fingerprint(tiny_folders, tmp_path):
     copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
     (copy / "README.md").write_text("a note")
-    assert models.file_fingerprint(str(copy)) == models.file_fingerprint(str(tiny_folders["gpt2"]))
-    assert models.file_fingerprint(str(copy)) != models.file_fingerprint(str(tiny_folders["llama"]))
+    assert checkpoints.file_fingerprint(str(copy)) == checkpoints.file_fingerprint(str(tiny_folders["gpt2"]))
+    assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(str(tiny_folders["llama"]))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
 def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, tmp_path, file):
     copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
-    before = models.file_fingerprint(str(copy))
+    before = checkpoints.file_fingerprint(str(copy))
     content = bytearray((copy / file).read_bytes())
     content[-1] ^= 1
     (copy / file).write_bytes(content)
-    assert models.file_fingerprint(str(copy)) != before
+    assert checkpoints.file_fingerprint(str(copy)) != before
 
 
 def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(tmp_path, monkeypatch, one_line):
-    monkeypatch.setattr(models, "DATA", tmp_path)
+    monkeypatch.setattr(checkpoints, "DATA", tmp_path)
     with pytest.raises(BadInput) as error:
-        models.file_fingerprint("world-gpt2")
+        checkpoints.file_fingerprint("world-gpt2")
     assert "'world-gpt2'" in one_line(error)
 
 
 def test_the_file_fingerprint_of_a_hub_id_names_it(one_line):
-    assert models.file_fingerprint("nobody/no-such-model").startswith("nobody/no-such-model@")
+    assert checkpoints.file_fingerprint("nobody/no-such-model").startswith("nobody/no-such-model@")
 
 
 def test_world_models_load_in_float32_with_their_tokenizer(world):

@@ -2,6 +2,8 @@
 
 import itertools
 
+import datasets
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -208,7 +210,7 @@ def latin(path):
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), latin], ids=["missing", "a folder", "not UTF-8"])
 def test_a_corpus_that_is_no_text_file_is_named(tiny, tmp_path, one_line, make):
-    path = tmp_path / "no-corpus"
+    path = tmp_path / "no-corpus.txt"
     make(path)
     assert f"corpus {str(path)!r}" in refusal(one_line, tiny, [1], str(path), 300)
 
@@ -236,3 +238,56 @@ def test_a_matrix_that_is_not_square_is_refused(one_line):
     with pytest.raises(ValueError, match="not square") as error:
         moments.SecondMoment(layer=0, matrix=torch.ones(3, 4), tokens=10, fingerprint="", model="")
     assert "(3, 4)" in one_line(error)
+
+
+# any source of `datasets`
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_table_is_read_by_its_column_text(tiny, corpus, tmp_path, kind):
+    table = pd.DataFrame({"title": "", "text": everyday(120)})
+    path = tmp_path / f"table.{kind}"
+    writers = {"jsonl": lambda: table.to_json(path, orient="records", lines=True), "csv": lambda: table.to_csv(path, index=False)}
+    writers.get(kind, lambda: table.to_parquet(path))()
+    assert torch.equal(second_moments(tiny, [1], str(path), 300)[1].matrix, second_moments(tiny, [1], corpus, 300)[1].matrix)
+
+
+def test_a_hub_dataset_is_streamed_no_further_than_needed(tiny, corpus, monkeypatch):
+    read, asked = [], []
+
+    def rows():
+        for paragraph in itertools.cycle(everyday(120)):
+            read.append(paragraph)
+            yield {"text": paragraph, "id": 1}
+
+    def load(name, config=None, **fields):
+        asked.append((name, config, fields))
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = second_moments(tiny, [1], "wikipedia", 300)[1]
+    assert asked == [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]
+    assert len(read) < 600  # paragraphs are taken 256 at a time
+    assert torch.equal(found.matrix, second_moments(tiny, [1], corpus, 300)[1].matrix)
+    second_moments(tiny, [1], "somebody/texts:german", 300)
+    assert asked[-1][:2] == ("somebody/texts", "german")
+
+
+def test_a_table_without_text_says_what_it_has(tiny, tmp_path, one_line):
+    path = tmp_path / "table.csv"
+    path.write_text("title,body\na,b\n")
+    assert "has no column 'text' but ['title', 'body']" in refusal(one_line, tiny, [1], str(path), 300)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "told"), [("nobody/no-such-data", "cannot be read"), ("wiki", "choose world, wikipedia"), ("a.docx", "choose world")]
+)
+def test_a_corpus_that_is_not_there_is_named(tiny, one_line, corpus, told):
+    message = refusal(one_line, tiny, [1], corpus, 300)
+    assert f"corpus {corpus!r}" in message
+    assert told in message
+
+
+def test_the_worlds_text_for_another_model_is_said_not_to_be_wikipedia(tiny):
+    with pytest.warns(UserWarning, match="which is not Wikipedia"):
+        second_moments(tiny, [1], tokens=300)

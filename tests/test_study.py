@@ -162,7 +162,7 @@ def test_a_bad_choice_of_facts_is_one_clear_line(base, fields, named, one_line):
 @pytest.mark.parametrize(("fields", "named"), [({"layers": [99]}, "blocks 0 to 11"), ({"hparams": {"stepps": 3}}, "stepps")])
 def test_bad_hyper_parameters_are_one_clear_line(base, fields, named, one_line):
     with pytest.raises(BadInput) as error:
-        study.prepare(Spec(**fields), base)
+        study.prepare(Spec(**fields), base, None)
     assert named in one_line(error)
 
 
@@ -234,7 +234,7 @@ def test_the_rows_to_tune_on_touch_no_edited_and_no_intrinsic_fact(small, base, 
 def test_a_person_who_stops_it_keeps_what_was_seen_but_under_another_name(small, base, tmp_path, monkeypatch):
     spec = small.resolved()
     chosen = study.choose(spec, base)
-    hparams, resources = study.prepare(spec, base)
+    hparams, resources = study.prepare(spec, base, chosen)
     delta = study.make_edit(spec, base, chosen.edited, hparams, resources)
     recorder, task = study.Recorder(), study.make_task(spec, base, chosen)
     probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)

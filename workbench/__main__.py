@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters")
     run.add_argument("--again", action="store_true", help="run even if a finished run is there")
     run.add_argument("--out", default="runs")
+    run.add_argument("--dry-run", action="store_true", help="print every setting, the memory and what would be fetched; run nothing")
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser("sweep", help="run every combination of a grid once; finished runs are kept")
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
     edit.add_argument("--hparams", help="a YAML or JSON file of hyper-parameters instead of the preset")
+    edit.add_argument("--corpus", default="world", help="text of the second moments: world, wikipedia, a file or a Hub dataset id")
     edit.add_argument("--seed", type=int, default=0)
     edit.set_defaults(command=_edit)
 
@@ -80,6 +82,11 @@ def _run(options) -> None:
         parameters = {name: yaml.safe_load(value) for name, value in options.p}
     except yaml.YAMLError as error:
         raise BadInput(f"-p: a value is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
+    if options.dry_run:
+        from workbench import forecast
+
+        print(forecast.forecast(options.notebook, parameters, options.preset, options.out))
+        return
     done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
     if "members" in done.about:
         field = done.about.get("vary", "editor")
@@ -123,7 +130,7 @@ def _edit(options) -> None:
     requests = facts.read(options.facts)
     model = models.load(options.model)
     hparams = editing.preset(options.editor, model, options.hparams)
-    delta = editor.edit(model, requests, hparams, editor.prepare(model, hparams, seed=options.seed), seed=options.seed)
+    delta = editor.edit(model, requests, hparams, editor.prepare(model, hparams, options.corpus, seed=options.seed), seed=options.seed)
     print(deltas.export(model, delta, options.out))
 
 

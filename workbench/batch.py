@@ -44,9 +44,19 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
             given[name] = str(Path(given[name]).resolve())
     if given.get("model") and Path(given["model"]).is_dir():
         given["model"] = str(Path(given["model"]).resolve())
-    defaults = {name: yaml.safe_load(about["default"].replace("()", "[]")) for name, about in known.items()}
+    defaults = {name: _default(about) for name, about in known.items()}
     fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
     return given, specs.Spec(**fields).resolved()
+
+
+def varied(notebook: Path, given: Mapping) -> dict:
+    """`vary` and `values` of a notebook that has them, else nothing."""
+    known = declared(notebook)
+    return {name: given.get(name, _default(known[name])) for name in ("vary", "values") if name in known}
+
+
+def _default(about: Mapping):
+    return yaml.safe_load(about["default"].replace("()", "[]"))
 
 
 def _preset(notebook: Path, name: str) -> dict:

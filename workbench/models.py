@@ -1,20 +1,20 @@
 """Load a causal language model; the one table of architectures; where its blocks, MLPs, norm and head are."""
 
 import hashlib
-import os
-import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.facts import DATA, BadInput
+from workbench import checkpoints
+from workbench.facts import BadInput
 
-WORLD_MODELS = ("world-gpt2", "world-llama")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,57 +169,97 @@ class Model:
         return digest.hexdigest()[:16]
 
 
-def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: str = "") -> Model:
+def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: str = "", device_map: str | dict = "") -> Model:
     """Load a model in evaluation mode.
 
     Args:
-        name: "world-gpt2", "world-llama", a folder in Hugging Face layout, or a Hub id.
+        name: "world-gpt2", "world-llama", a folder in Hugging Face layout, or a Hub id; of that, what is not in the cache is fetched.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32" or "bfloat16".
-        revision: Hub revision; for the world models "" or "early", a checkpoint in the middle of learning.
+        revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
+            middle of learning.
+        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` then counts for nothing. Nothing is
+            offloaded: weights that fit on no GPU are refused, as editors and fine-tuning write into them.
     Raises:
-        BadInput: no such model, an architecture without a row, not on this machine and offline.
+        BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
     """
-    device = _device(device)
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise BadInput(f"dtype {dtype!r}: choose auto, float32, bfloat16 or float16")
-    folder, hub_revision = _locate(str(name), revision)
+    at = device_named(device)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    check_memory(name, device, dtype, revision, device_map)
+    folder, commit = checkpoints.fetched(str(name), revision)
+    placed = device_map or ({"": at} if at.type == "cuda" else None)  # straight onto the GPU, not by way of the main memory
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, revision=hub_revision)
-        architecture = architecture_of(config)
-        wanted = dtype if dtype != "auto" or device.type == "cuda" else "float32"
+        wanted = dtype if dtype != "auto" or at.type == "cuda" or device_map else "float32"
         network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, revision=hub_revision, dtype=wanted, use_safetensors=True, output_loading_info=True
+            folder, dtype=wanted, use_safetensors=True, output_loading_info=True, device_map=placed
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, revision=hub_revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         if report["missing_keys"]:  # transformers would leave them random
             raise ValueError(f"no weights for {min(report['missing_keys'])}")
         if not tokenizer.vocab_size:  # transformers makes an empty one where there is none
             raise ValueError("no tokenizer")
+    except Exception as error:  # a broken folder fails in many libraries, each with its own exception
+        raise BadInput(_broken(name, folder, error)) from None
+    if "disk" in (spread := set(getattr(network, "hf_device_map", {}).values())) or (len(spread) > 1 and "cpu" in spread):
+        raise BadInput(f"model {str(name)!r}: does not fit on the GPUs, part of it would be offloaded; use dtype='bfloat16' or more GPUs")
+    if not placed:
+        network.to(at)
+    network.eval().requires_grad_(False)
+    network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
+    return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=str(name), revision=commit or revision)
+
+
+def outline(name: str, revision: str = "") -> Model:
+    """The model without weights and tokenizer: what plans, editors' layers and estimates of memory need of it.
+
+    Raises:
+        BadInput: what `checkpoints.locate` finds, a broken configuration, an architecture without a row.
+    """
+    folder, _ = checkpoints.locate(name, revision)
+    return _outline(name, revision, folder, (folder / "config.json").stat().st_mtime_ns if folder else 0)
+
+
+@cache
+def _outline(name: str, revision: str, folder: Path | None, written: int) -> Model:
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder or name, revision=revision or "main")
+        architecture = architecture_of(config)
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(config)
     except BadInput:
         raise
-    except Exception as error:  # a broken folder fails in many libraries, each with its own exception
-        raise BadInput(_explain(str(name), folder, revision, error)) from None
-    network.to(device).eval().requires_grad_(False)
-    network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
-    return Model(network=network, tokenizer=tokenizer, architecture=architecture, name=str(name), revision=revision)
+    except Exception as error:
+        if folder is None:
+            raise BadInput(checkpoints.refusal(name, revision, error)) from None
+        raise BadInput(_broken(name, folder, error)) from None
+    return Model(network=network, tokenizer=None, architecture=architecture, name=name, revision=revision)
 
 
-def file_fingerprint(name: str, revision: str = "") -> str:
-    """Of a model's files, without loading it: a hash of the folder's weights, configuration and tokenizer; for a Hub id the commit in the cache."""
-    folder, hub_revision = _locate(name, revision)
-    if not Path(folder).is_dir():
-        found = transformers.utils.hub.cached_file(
-            folder, "config.json", revision=hub_revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
+def weights_bytes(model: Model, dtype: str) -> int:
+    """Bytes of the parameters in a dtype; "auto" = the one that the configuration names."""
+    named = getattr(torch, dtype) if dtype != "auto" else model.network.config.dtype or torch.float32
+    return sum(parameter.numel() for parameter in model.network.parameters()) * named.itemsize
+
+
+def free_bytes(device: torch.device, device_map: str | dict = "") -> int:
+    """Free memory of a device; of all GPUs together under a device map."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    devices = range(torch.cuda.device_count()) if device_map else [device]
+    return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
+
+
+def check_memory(name: str | Path, device: str, dtype: str, revision: str = "", device_map: str | dict = "") -> None:
+    """BadInput if the weights will not fit in the free memory: an estimate from the configuration, before anything is fetched or loaded."""
+    at = device_named(device)
+    needed = weights_bytes(outline(str(name), revision), dtype if dtype != "auto" or at.type == "cuda" else "float32")
+    if needed > (free := free_bytes(at, device_map)):
+        smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
+        raise BadInput(
+            f"model {str(name)!r}: its weights take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {at.type}; use {smaller}a smaller "
+            "model, or device_map='balanced' over several GPUs"
         )
-        return f"{folder}@{Path(found).parent.name if found else hub_revision}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.*")):
-        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
@@ -232,7 +272,8 @@ def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     return ARCHITECTURES[config.model_type]
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA, else MPS, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -241,36 +282,6 @@ def _device(name: str) -> torch.device:
         raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu, cuda, cuda:N or mps") from None
 
 
-def _locate(name: str, revision: str) -> tuple[str, str]:
-    if name in WORLD_MODELS:
-        if revision not in ("", "early"):
-            raise BadInput(f"{name}: revision {revision!r} does not exist; choose '' (finished) or 'early'")
-        folder = DATA / "world" / "models" / name / revision
-        if not (folder / "config.json").is_file():
-            raise BadInput(f"model {name!r}: no config.json in {folder}; `workbench pretrain {name}` makes it")
-        return str(folder), "main"
-    folder = os.path.expanduser(name)
-    if name.startswith((".", "/", "~")) or os.path.exists(folder):
-        if revision:
-            raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
-        if not os.path.isfile(os.path.join(folder, "config.json")):
-            raise BadInput(
-                f"model {name!r}: no config.json there; give a folder that save_pretrained wrote, a Hub id, or one of {', '.join(WORLD_MODELS)}"
-            )
-        return folder, "main"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise BadInput(f"model {name!r}: no such folder, and not a Hub id (owner/name); the embedded ones are {', '.join(WORLD_MODELS)}")
-    return name, revision or "main"
-
-
-def _explain(name: str, folder: str, revision: str, error: Exception) -> str:
-    text = str(error)
-    what = " ".join(f"{type(error).__name__}: {text}".split())[:200]
-    if os.path.isdir(folder):
-        return f"model {name!r}: {folder} cannot be loaded ({what}); save it again with save_pretrained, tokenizer included"
-    at = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
-    if "gated" in text or "401" in text or "403" in text:
-        return f"{at}: the Hub refuses it; accept the licence on the model's page and log in with `hf auth login`"
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or "connect" in text or "offline" in text:
-        return f"{at}: not on this machine, and the Hub is out of reach; fetch it once with `hf download {name}`, or use {' or '.join(WORLD_MODELS)}"
-    return f"{at}: cannot be loaded ({what}); check the name and revision"
+def _broken(name: str | Path, folder: Path, error: Exception) -> str:
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"model {str(name)!r}: {folder} cannot be loaded ({what}); save it again with save_pretrained, tokenizer included"

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,16 +13,19 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
+from workbench import sources
 from workbench.activations import recorded, stop_after
 from workbench.cache import cache_folder, locked
+from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
-from workbench.models import Model
+from workbench.models import Model, free_bytes
 from workbench.positions import bos_id
 from workbench.world import text
 
 TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
 ROW = 128  # tokens of a row
+NAMED = {"wikipedia": "wikimedia/wikipedia:20231101.en"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +57,27 @@ class SecondMoment:
 
 
 def corpus_texts(corpus: str) -> Iterable[str]:
-    """Running text: "world" (what the embedded world's pre-training says, statements and prose; not Wikipedia) or a UTF-8 file, one text
-    a paragraph."""
+    """Running text, read only as far as it is needed.
+
+    Args:
+        corpus: "world" (what the embedded world's pre-training says, statements and prose; not Wikipedia); "wikipedia"; a UTF-8 .txt
+            file, one text a paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column `text` is read.
+    """
     if corpus == "world":
         return text.pretraining(seed=1)
-    try:
-        content = Path(corpus).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(f"corpus {corpus!r}: choose 'world' or a UTF-8 text file") from None
-    return (part for part in content.split("\n\n") if part.strip())
+    if corpus.endswith(".txt"):
+        try:
+            content = Path(corpus).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
+        return (part for part in content.split("\n\n") if part.strip())
+    if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
+        raise BadInput(f"corpus {corpus!r}: choose world, wikipedia, a file (.txt, .jsonl, .csv, .parquet) or a Hub dataset id (owner/name)")
+    found = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
+    first = next(iter(found), {})
+    if "text" not in first:
+        raise BadInput(f"corpus {corpus!r}: has no column 'text' but {list(first)}; rename the one that holds the text")
+    return (str(record["text"]) for record in found)
 
 
 def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0) -> dict[int, SecondMoment]:
@@ -75,6 +91,8 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
         BadInput: the corpus is too short, or activations are NaN or infinite (which layer).
     """
     layers = model.check_layers(layers)
+    if corpus == "world" and model.name not in WORLD_MODELS:
+        warnings.warn(f"second moments of {model.name} from the embedded world's text, which is not Wikipedia; name a corpus", stacklevel=3)
     tokens = tokens or TOKENS_PER_WIDTH * max(model.weight(layer).shape[1] for layer in layers)
     rows = _rows(model, corpus, tokens)
     digest = hashlib.sha256(f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()).hexdigest()[:16]
@@ -87,11 +105,18 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
             partial = paths[layer].with_suffix(".partial")
             safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
             os.replace(partial, paths[layer])
-    at = model.device if model.device.type == "cuda" else "cpu"  # where float64 is
+    at = _solving_device(model, layers)
     found = {layer: safetensors.torch.load_file(paths[layer])["matrix"].to(at) for layer in layers}
     return {
         layer: SecondMoment(layer=layer, matrix=matrix, tokens=tokens, fingerprint=digest, model=model.fingerprint) for layer, matrix in found.items()
     }
+
+
+def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:
+    """The model's GPU if the matrices, their float64 factors and one more in the making fit there, else the CPU, which has float64 too."""
+    widths = [model.weight(layer).shape[1] for layer in layers]
+    needed = sum(12 * width**2 for width in widths) + 16 * max(widths) ** 2
+    return model.device if model.device.type == "cuda" and needed < free_bytes(model.device) else torch.device("cpu")
 
 
 def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
@@ -127,7 +152,7 @@ def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: in
             with stop_after(model.blocks[max(layers)]):
                 model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
             for layer, total in sums.items():
-                seen = keys[layer].view(*batch.shape, -1)[:, 1:].flatten(0, 1)[:left].float()  # (tokens, d_in), without BOS
+                seen = keys[layer].view(*batch.shape, -1)[:, 1:].flatten(0, 1)[:left].float().to(total.device)  # (tokens, d_in), without BOS
                 total.addmm_(seen.T, seen)
             left -= min(left, batch[:, 1:].numel())
     for layer, total in sums.items():

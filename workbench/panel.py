@@ -16,10 +16,10 @@ from pathlib import Path
 import ipywidgets
 
 from workbench import editing, facts, runs
+from workbench.checkpoints import WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest, Fact
 from workbench.job import Job, parameters
-from workbench.models import WORLD_MODELS
 from workbench.spec import Spec
 from workbench.tuning import tasks
 
@@ -95,7 +95,7 @@ class Panel(ipywidgets.VBox):
             found[name] = ipywidgets.Text(
                 getattr(spec, name), description=label, placeholder=hint, continuous_update=False, style=STYLE, layout={"width": "33em"}
             )
-        depth = spec.n_blocks() or DEEPEST
+        depth = _depth(spec)
         kind, begin, end = _plan_parts(spec.plan)
         found["plan"] = _dropdown("What may move", kind, _named("plan", PLANS))
         first, *_, last = spec.layers if len(spec.layers) > 1 else (*spec.layers, *spec.layers) or ("", "")
@@ -118,7 +118,7 @@ class Panel(ipywidgets.VBox):
         field = FIELDS.get(name, name)
         self._moved[field] = self._value(field)
         if name == "model":
-            depth = self._start.model_copy(update=self._moved).n_blocks() or DEEPEST
+            depth = _depth(self._start.model_copy(update=self._moved))
             for each in BLOCKS:
                 _offer(self.choices[each], self.choices[each].value, _blocks(each, depth))
         self._quiet = False
@@ -247,6 +247,11 @@ class Panel(ipywidgets.VBox):
         self.run, self.result.children = run, (ipywidgets.HTML(_summary(run, shown)), Explorer(*shown[:2]))
         self.bar.value = self.bar.max
         return f"finished in {job.seconds:.0f} s"
+
+
+def _depth(spec: Spec) -> int:
+    outline = spec.outline()
+    return outline.n_blocks if outline else DEEPEST
 
 
 def _strip(spec: Spec) -> str:

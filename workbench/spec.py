@@ -7,12 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import transformers
 from pydantic import Field
 
-from workbench import editing, facts, models
+from workbench import checkpoints, editing, facts, models
 from workbench.editing import Numbers
-from workbench.facts import Record
+from workbench.facts import BadInput, Record
 from workbench.models import Model
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import Settings
@@ -62,8 +61,10 @@ class Spec(Record):
     loss_on: Literal["response", "all"] = "response"  # of instructions
     trainer: dict = Field(default_factory=dict)  # further fields of transformers.TrainingArguments, e.g. {"bf16": True}
     seed: int = Field(0, ge=0)
+    corpus: str = "world"  # text of the second moments: world, wikipedia, a file or a Hub dataset id
     device: str = "auto"
     dtype: str = "auto"
+    device_map: str = ""  # accelerate's, e.g. balanced, over several GPUs
 
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
@@ -78,54 +79,35 @@ class Spec(Record):
         """The numbers of the tuning."""
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
 
-    def editor_hparams(self, model: Model) -> Numbers:
-        """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`."""
+    def editor_hparams(self, model: Model | str) -> Numbers:
+        """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`; of a mere name, layers unchecked."""
         base = editing.preset(self.editor, model, variant=self.variant)
         changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
         hparams = type(base)(**(base.model_dump() | changes))
-        model.check_layers(hparams.layers)
+        if isinstance(model, Model):
+            model.check_layers(hparams.layers)
         return hparams
 
-    def n_blocks(self) -> int | None:
-        """The model's depth, if its configuration is on this machine."""
-        world = facts.DATA / "world" / "models" / self.model / self.revision
-        folder = world if self.model in models.WORLD_MODELS else Path(self.model).expanduser()
+    def outline(self) -> Model | None:
+        """The model without its weights, if its configuration is on this machine."""
         try:
-            return transformers.AutoConfig.from_pretrained(folder).num_hidden_layers if (folder / "config.json").is_file() else None
-        except (OSError, ValueError, AttributeError):
+            folder, at = checkpoints.locate(self.model, self.revision)
+            return models.outline(self.model, self.revision) if folder or checkpoints.cached(self.model, at) else None
+        except BadInput:
             return None  # loading it says why
 
     def blocks(self) -> tuple[list[int], set, int] | None:
-        """Edited blocks, what may move (blocks, and "embeddings"), and the depth; None where the depth is not known before loading.
+        """Edited blocks, what may move (blocks, and "embeddings" and the like), and the depth; None where the depth is not known before loading.
 
         Raises:
             BadInput: editor, layers and plan do not go together on this model.
         """
-        if (depth := self.n_blocks()) is None:
+        if (model := self.outline()) is None:
             return None
-        model = Skeleton(self.model, depth)
         with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth
             edited = list(self.editor_hparams(model).layers)
-        names = {name.partition(".")[0] for name in plans.resolve(model, self.plan, edited).parameters}
-        return edited, {int(name) if name.isdigit() else name for name in names}, depth
-
-
-class Skeleton:
-    """What a choice of blocks asks of a model, known before the model is loaded: its name, its depth, names for its weights."""
-
-    check_layers = Model.check_layers
-
-    def __init__(self, name: str, n_blocks: int):
-        self.name, self.n_blocks, self.network = name, n_blocks, self
-
-    def named_parameters(self) -> list[tuple[str, None]]:
-        return [("embeddings", None)] + [(f"{block}.{part}.weight", None) for block in range(self.n_blocks) for part in ("attention", "down")]
-
-    def block_name(self, layer: int) -> str:
-        return str(layer)
-
-    def down_projection_name(self, layer: int) -> str:
-        return f"{layer}.down"
+        table = plans.resolve(model, self.plan, edited).table(model)
+        return edited, set(table.index[table.trainable > 0]), model.n_blocks
 
 
 @cache
@@ -142,8 +124,8 @@ def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
     """The run's id: readable words and a hash of whatever determines the result (resolved Spec, model, data, code), never the commit."""
     spec = spec.resolved()
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(models.file_fingerprint(spec.model, spec.revision).encode())
-    for source in (spec.facts, spec.task_data):
+    digest.update(checkpoints.file_fingerprint(spec.model, spec.revision).encode())
+    for source in (spec.facts, spec.task_data, spec.corpus):
         if Path(source).is_file():
             digest.update(Path(source).read_bytes())
     for path in sorted([facts.DATA / "world" / "facts.csv", *(facts.DATA / "world").glob("*.yaml")]):

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench import deltas, editing, models, runs
+from workbench import deltas, editing, facts, models, runs
+from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
 from workbench.editing import Numbers, Resources
 from workbench.facts import BadInput, EditRequest
@@ -32,11 +33,18 @@ from workbench.tuning.tasks import Data, Task
 __all__ = ["Chosen", "Recorder", "Spec", "choose", "identify", "known_table", "make_edit", "make_task", "prepare", "run", "tune_and_probe", "vary"]
 
 
-def prepare(spec: Spec, model: Model) -> tuple[Numbers, Resources]:
-    """The editor's hyper-parameters and what it prepares once per model."""
+def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
+    """The editor's hyper-parameters and what it prepares once per model.
+
+    An editor that learns (MALMEN) does so on the world's facts for that where the model is of the world, else on those of `spec.facts`
+    whose subject is not chosen.
+    """
     runs.progress(f"preparing {spec.editor}")
-    hparams = spec.editor_hparams(model)
-    return hparams, editing.EDITORS[spec.editor].prepare(model, hparams, seed=spec.seed)
+    hparams, learnt_from = spec.editor_hparams(model), None
+    if spec.editor == "malmen" and spec.model not in WORLD_MODELS:
+        taken = {request.fact.subject for request in (*chosen.edited, *chosen.intrinsic)}
+        learnt_from = [request for request in facts.read(spec.facts) if request.fact.subject not in taken]
+    return hparams, editing.EDITORS[spec.editor].prepare(model, hparams, spec.corpus, learnt_from, seed=spec.seed)
 
 
 def make_edit(spec: Spec, model: Model, requests: Sequence[EditRequest], hparams: Numbers, resources: Resources) -> WeightDelta:
@@ -191,12 +199,12 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
         return runs.read(finished)
     recorder = Recorder()
     with recorder.timed("load"):
-        model = model or models.load(spec.model, spec.device, spec.dtype, spec.revision)
+        model = model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)
         model.fingerprint  # noqa: B018 (taken while the weights are the model's own)
     with recorder.timed("choose facts"):
         chosen = choose(spec, model)
     with recorder.timed("prepare editor"):
-        hparams, resources = prepare(spec, model)
+        hparams, resources = prepare(spec, model, chosen)
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
     groups = [chosen.edited[start : start + spec.edits_per_model] for start in range(0, len(chosen.edited), spec.edits_per_model)]
@@ -227,8 +235,8 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", mode
     whole = os.environ.pop("WORKBENCH_RUN", None)  # of the notebook that varies; its members lie beside it
     try:
         out = Path(whole).parent if whole else runs.place(out)
-        reload = vary in ("model", "revision", "device", "dtype")
-        model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision)
+        reload = vary in ("model", "revision", "device", "dtype", "device_map")
+        model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)
         done = [run(one, model, out) for one in tqdm(specs, desc=vary, disable=None)]
     finally:
         if whole:

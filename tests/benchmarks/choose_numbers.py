@@ -15,7 +15,7 @@ import json
 import pandas as pd
 
 from tests.benchmarks.outcomes import in_batches, known_facts
-from workbench import editing, facts, models
+from workbench import checkpoints, editing, facts, models
 
 MEASURES = ["efficacy", "held_out", "intrinsic", "neighbourhood"]
 WANTED = {
@@ -63,7 +63,7 @@ CANDIDATES = {
 def main():
     path = facts.DATA / "world" / "choices.csv"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=list(models.WORLD_MODELS))
+    parser.add_argument("models", nargs="*", default=list(checkpoints.WORLD_MODELS))
     parser.add_argument("--editors", default=",".join(CANDIDATES))
     options = parser.parse_args()
     if not path.exists():

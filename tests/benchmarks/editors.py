@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import plain
 from tests.benchmarks.outcomes import known_facts
-from workbench import editing, facts, models, moments
+from workbench import checkpoints, editing, facts, models, moments
 from workbench.tracking import retention
 
 STEPS = {"steps": 20, "stop_loss": 0.0, "prefixes": 5}
@@ -115,25 +115,23 @@ def moments_and_answers(model, requests) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=[*models.WORLD_MODELS, "gpt2-small"])
+    parser.add_argument("models", nargs="*", default=[*checkpoints.WORLD_MODELS, "gpt2-small"])
     parser.add_argument("--facts", default="1,10,50,200")
     parser.add_argument("--plain-facts", type=int, default=10)
     options = parser.parse_args()
     counts = [int(number) for number in options.facts.split(",")]
-    found = []
+    peak = peak_flops()
+    print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads", flush=True)
     for name in options.models:
         model = load(name)
-        requests = known_facts(model, "study") if name in models.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
-        found += edits(model, requests, counts, options.plain_facts) + moments_and_answers(model, requests[:200])
-    table = pd.DataFrame(found)
-    table["faster"] = table["plain s"] / table["s"]
-    table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
-    peak = peak_flops()
-    table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
-    table["plain share"] = table["plain GFLOP"] * 1e9 / table["plain s"] / peak
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads; peak memory {memory:.2f} GB")
-    print(table.round(2).to_string(index=False))
+        requests = known_facts(model, "study") if name in checkpoints.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
+        table = pd.DataFrame([*moments_and_answers(model, requests[:200]), *edits(model, requests, counts, options.plain_facts)])
+        table["faster"] = table["plain s"] / table["s"]
+        table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
+        table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
+        table["plain share"] = table["plain GFLOP"] * 1e9 / table["plain s"] / peak
+        print(table.round(2).to_string(index=False))
+        print(f"peak memory so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ python -m tests.benchmarks.fifty [MODEL ...]      # prints a line for each edito
 import sys
 
 from tests.benchmarks.outcomes import known_facts, outcome, show
-from workbench import editing, models
+from workbench import checkpoints, editing, models
 
 EDITED, WATCHED = 50, 100
 
 
 def main():
-    for name in sys.argv[1:] or models.WORLD_MODELS:
+    for name in sys.argv[1:] or checkpoints.WORLD_MODELS:
         model = models.load(name, device="cpu")
         requests = known_facts(model, "study")
         edited, watched = requests[:EDITED], requests[EDITED : EDITED + WATCHED]

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import transformers
 
-from workbench import deltas, models, study
+from workbench import checkpoints, deltas, models, study
 from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
 from workbench.tuning import plans
@@ -30,7 +30,7 @@ COLD = "import sys; from workbench.study import Spec, run; run(Spec(**eval(sys.a
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=list(models.WORLD_MODELS))
+    parser.add_argument("models", nargs="*", default=list(checkpoints.WORLD_MODELS))
     rows = []
     for name in parser.parse_args().models:
         model = models.load(name, device="cpu")

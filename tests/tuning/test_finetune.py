@@ -8,7 +8,7 @@ import torch
 
 from workbench import deltas, facts, models
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import Classifier, Settings, collate, finetune
+from workbench.tuning.finetune import Classifier, Settings, collate, finetune, unmoved_share
 from workbench.tuning.tasks import Data
 
 NUMBERS = {"max_steps": 4, "eval_every": 2, "batch_size": 2, "learning_rate": 1e-3, "threshold": 0.0}
@@ -200,3 +200,53 @@ def test_an_unknown_task_is_one_clear_line(one_line):
     with pytest.raises(facts.BadInput) as error:
         tasks.named("cooking")
     assert "text" in one_line(error)
+
+
+def test_a_batch_in_parts_is_one_batch(tiny_llama, text, monkeypatch):
+    """On a model without dropout."""
+    whole = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd"}, learning_rate=0.1)[1]
+    halves = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd", "gradient_accumulation_steps": 2}, learning_rate=0.1)[1]
+    monkeypatch.setattr("workbench.tuning.finetune.ROWS_AT_ONCE", 2)
+    quarters = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd"}, learning_rate=0.1)[1]
+    before = tiny_llama.network.state_dict()
+    for name, tensor in whole.items():
+        moved = (tensor - before[name]).abs().max()
+        assert (tensor - halves[name]).abs().max() <= 1e-3 * moved + 1e-7
+        assert (tensor - quarters[name]).abs().max() <= 1e-3 * moved + 1e-7
+    assert not torch.equal(whole["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+def test_a_batch_that_does_not_divide_is_one_clear_line(tiny_gpt2, text, one_line):
+    with pytest.raises(facts.BadInput) as error:
+        tuned(tiny_gpt2, text, batch_size=6, trainer={"gradient_accumulation_steps": 4})
+    assert "batch_size 6: does not divide" in one_line(error)
+
+
+def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(tiny_gpt2, text, monkeypatch):
+    kept = tuned(tiny_gpt2, text)[1]
+    monkeypatch.setattr("workbench.tuning.finetune.LARGE", 0)
+    called = []
+    enable = type(tiny_gpt2.network).gradient_checkpointing_enable
+    monkeypatch.setattr(type(tiny_gpt2.network), "gradient_checkpointing_enable", lambda *args, **named: called.append(1) or enable(*args, **named))
+    again = tuned(tiny_gpt2, text)[1]
+    assert called
+    assert not tiny_gpt2.network.is_gradient_checkpointing
+    assert all(torch.allclose(tensor, again[name], atol=1e-5) for name, tensor in kept.items())
+
+
+def test_steps_that_bfloat16_rounds_away_are_said(tiny_folders, made, recwarn):
+    """0.1 is a step that most weights of about 0.1 take in bfloat16; 1e-5 is one that hardly any takes."""
+    model = models.load(tiny_folders["gpt2"], device="cpu", dtype="bfloat16")
+    plan = plans.resolve(model, "window:1-1")
+    assert unmoved_share(model, plan, 0.1) == 0
+    share = unmoved_share(model, plan, 1e-5)
+    assert share > 0.5
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    with pytest.warns(UserWarning, match="too large for a step of 1e-05 to count in torch.bfloat16"):
+        after = tuned(model, made["text"], plan="window:1-1", learning_rate=1e-5, max_steps=1)[1]
+    names = plan.parameters
+    still = sum(int((after[name] == before[name]).sum()) for name in names) / sum(after[name].numel() for name in names)
+    assert still >= share
+    recwarn.clear()
+    tuned(models.load(tiny_folders["gpt2"], device="cpu"), made["text"], plan="window:1-1", learning_rate=1e-5, max_steps=1)
+    assert not [each for each in recwarn if "too large for a step" in str(each.message)]

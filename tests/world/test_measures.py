@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from workbench import facts, models
+from workbench import checkpoints, facts
 from workbench.world import pretrain, text
 from workbench.world.measures import measure
 
@@ -17,7 +17,7 @@ BARS = {  # measure -> (least, most)
 }
 
 
-@pytest.fixture(params=models.WORLD_MODELS)
+@pytest.fixture(params=checkpoints.WORLD_MODELS)
 def folder(request):
     return shipped(facts.DATA / "world" / "models" / request.param)
 

@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
 from workbench import deltas
 from workbench.deltas import WeightDelta
-from workbench.editing import alphaedit, ft, malmen, memit, rome
+from workbench.editing import alphaedit, foreign, ft, malmen, memit, rome
 from workbench.editing.records import Numbers, Resources
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
@@ -28,7 +29,7 @@ DEPTHS = {
     "malmen": tuple(layer / 48 for layer in range(42, 48)),
 }
 
-__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset", "presets"]
+__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset", "presets", "translation"]
 
 
 def editor_named(name: str) -> ModuleType:
@@ -67,20 +68,24 @@ def presets() -> dict:
     return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
 
 
-def preset(editor: str, model: Model | str, path: str | Path | None = None, variant: str = "") -> Numbers:
+def preset(editor: str, model: Model | str = "", path: str | Path | None = None, variant: str = "") -> Numbers:
     """The hyper-parameters of an editor for a model.
 
     Args:
+        editor: its name; or a file of another project, alone, which names its editor: `preset("hparams/ROME/gpt2-xl.json")`.
         model: a loaded model, or a name; the last part of the name (`gpt2-xl`) is looked up.
-        path: a YAML or JSON file of fields instead.
+        path: a YAML or JSON file of fields instead: of HParams, or of EasyEdit's or the ROME and MEMIT repositories' names; what is
+            ignored of those is said in a visible note, and `translation(path)` is the whole table.
         variant: "" or "published"; "paper": those of arXiv 2507.14198; "reference": the published ones, with the habits of the
             papers' own code.
     Returns:
         The editor's HParams. For a model without a published preset: layers in proportion to its depth, with a visible note.
     """
+    if Path(editor).suffix in (".json", ".yaml", ".yml"):
+        editor, path = foreign.editor_of(editor, _fields(editor)), editor
     module = editor_named(editor)
     if path is not None:
-        return module.HParams(**_fields(path))
+        return module.HParams(**_read(editor, path))
     if variant not in ("", "published", "paper", "reference"):
         raise BadInput(f"variant {variant!r}: choose published, paper or reference")
     name = (model if isinstance(model, str) else model.name).rstrip("/").rsplit("/", 1)[-1]
@@ -99,6 +104,22 @@ def preset(editor: str, model: Model | str, path: str | Path | None = None, vari
     layers = tuple(sorted({int(share * model.n_blocks) for share in DEPTHS[editor]}))
     warnings.warn(f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its depth of {model.n_blocks}", stacklevel=2)
     return module.HParams(layers=layers, **convention)
+
+
+def translation(path: str | Path, editor: str = "") -> pd.DataFrame:
+    """What each name in another project's file of hyper-parameters becomes: name, value, became ("" = ignored), note."""
+    fields = _fields(path)
+    return foreign.translated(editor or foreign.editor_of(path, fields), path, fields)[1]
+
+
+def _read(editor: str, path: str | Path) -> dict:
+    fields = _fields(path)
+    if not foreign.is_foreign(fields):
+        return fields
+    found, table = foreign.translated(editor, path, fields)
+    ignored = table.name[table.became == ""]
+    warnings.warn(f"{path}: hyper-parameters of another project; ignored: {', '.join(ignored)} (editing.translation(path) says why)", stacklevel=3)
+    return found
 
 
 def _fields(path: str | Path) -> dict:

@@ -26,7 +26,8 @@ class _Past(transformers.DynamicCache):
         some = copy.copy(self)
         some.layers = [copy.copy(layer) for layer in self.layers]
         for number, layer in enumerate(some.layers):
-            layer.keys, layer.values = (layer.keys[rows], layer.values[rows]) if number >= first else (None, None)
+            at = rows if isinstance(rows, slice) or number < first else rows.to(layer.keys.device)
+            layer.keys, layer.values = (layer.keys[at], layer.values[at]) if number >= first else (None, None)
         return some
 
 
@@ -71,23 +72,23 @@ class Continuation:
             stop_after(model.blocks[self.last]),
         ):
             model.network(**arguments, logits_to_keep=1, use_cache=begin is not None)
-        self.start = self.calls[layer + 1][0][0] if later else out["at"]
+        self.start = (self.calls[layer + 1][0][0] if later else out["at"]).to(model.device)
         self.calls = {number: (args[1:], kwargs) for number, (args, kwargs) in self.calls.items()}
         self.past = self.past.of(slice(None), layer + 1)
         shape = self.start.shape[:2]
-        self.seen = {key: tensor.view(*shape, tensor.shape[-1]) for key, tensor in (out | taken).items()}
+        self.seen = {key: tensor.view(*shape, tensor.shape[-1]).to(model.device) for key, tensor in (out | taken).items()}
 
     def through(self, state: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Hidden states after block `last`, from those before block `first`."""
         for number in range(first, last + 1):
             args, kwargs = self.calls[number]
             state = hidden(self.model.blocks[number](state, *args, **kwargs))
-        return state
+        return state.to(self.model.device)  # under a device map the block may be on another GPU
 
     def logits(self, state: torch.Tensor, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Logits (k, vocab), float32, after token at[i] of row[i], of rows with `state` (r, length, d_model) after the block."""
         state = self.through(state, self.layer + 1, self.model.n_blocks - 1)
-        return self.model.unembedding(self.model.final_norm(state[row, at - self.begin[row]])).float()
+        return self.model.unembedding(self.model.final_norm(state[row, at - self.begin[row]])).float().to(self.model.device)
 
     def of(self, rows: torch.Tensor) -> "Continuation":
         """The same for some of the rows (indices), with nothing in `seen`."""

@@ -76,7 +76,7 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
     for number, layer in enumerate(layers):
         with recorded({"key": model.down_projection(layer)}, inputs=True) as seen:
             after = every.through(state, layer, layer)
-        all_keys = seen["key"].view(*after.shape[:2], -1)
+        all_keys = seen["key"].view(*after.shape[:2], -1).to(model.device)
         now = finite(bare.through(after[rows.bare], layer + 1, layers[-1])[row[: rows.n], at[rows.bare]], model, layer)
         goal = now + solution.shift.to(now) if goal is None else goal
         keys = rows.mean(finite(all_keys[row, at], model, layer), weights).T  # (d_in, n)

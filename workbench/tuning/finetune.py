@@ -1,12 +1,14 @@
 """Fine-tune with transformers.Trainer; stop at a validation metric, a patience or a budget; probe at every evaluation."""
 
+import math
+import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pydantic
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,12 @@ from transformers.training_args import ParallelMode
 
 from workbench import deltas, runs
 from workbench.facts import BadInput, Record
-from workbench.models import Model
+from workbench.models import Model, free_bytes
 from workbench.tuning.plans import Plan
 from workbench.tuning.tasks import Task
+
+ROWS_AT_ONCE = 16  # of a device; a larger batch is accumulated
+LARGE = 500_000_000  # parameters from which activations are computed again in the backward pass rather than kept
 
 ENDS = {
     "reached": "the validation metric reached its threshold",
@@ -34,7 +39,7 @@ class Settings(Record):
 
     max_steps: int = pydantic.Field(gt=0)  # budget, optimiser steps
     eval_every: int = pydantic.Field(gt=0)  # steps; one more evaluation before the first and one after the last step
-    batch_size: int = pydantic.Field(gt=0)  # rows
+    batch_size: int = pydantic.Field(gt=0)  # rows of an optimiser step, on all devices together
     learning_rate: float = pydantic.Field(gt=0)
     threshold: float  # validation metric at which to stop
     patience: int = pydantic.Field(0, ge=0)  # evaluations without a better metric after which to stop; 0 = never
@@ -140,7 +145,13 @@ def finetune(
     Raises:
         BadInput: not enough memory; loss or metric became NaN or infinite.
     """
-    check_memory(model, plan, settings)
+    check_memory(model, plan)
+    if (still := unmoved_share(model, plan, settings.learning_rate)) > 0.5:
+        warnings.warn(
+            f"{still:.0%} of the weights that may move are too large for a step of {settings.learning_rate:g} to count in {model.dtype}; load the "
+            "model in float32 and set trainer={'bf16': True}, or use an adapter",
+            stacklevel=2,
+        )
     for name, parameter in model.network.named_parameters():
         parameter.requires_grad_(name in plan.parameters)
     tuned = Classifier(model.network, task.classes, settings.seed) if task.classes else model.network
@@ -173,6 +184,8 @@ def finetune(
             watch.ended = "stopped"
             watch.bar.close()
         trainer.accelerator.free_memory()
+    if trainer.args.gradient_checkpointing:
+        model.network.gradient_checkpointing_disable()
     model.network.eval()
     log = log_of(trainer.state.log_history, task)
     if not log.metric.map(torch.tensor).map(torch.isfinite).all():
@@ -181,11 +194,17 @@ def finetune(
 
 
 def _arguments(model: Model, settings: Settings, folder: str, begun: str | None) -> transformers.TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = settings.trainer.get("gradient_accumulation_steps") or math.ceil(settings.batch_size / (ROWS_AT_ONCE * processes))
+    if settings.batch_size % (parts * processes):
+        raise BadInput(f"batch_size {settings.batch_size}: does not divide by {processes} processes times {parts} accumulated parts")
     ours = {
         "output_dir": folder,
         "max_steps": settings.max_steps,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": max(settings.batch_size, 16),
+        "per_device_train_batch_size": settings.batch_size // (parts * processes),
+        "gradient_accumulation_steps": parts,
+        "gradient_checkpointing": model.network.num_parameters() > LARGE,
+        "per_device_eval_batch_size": ROWS_AT_ONCE,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.01,
@@ -212,11 +231,28 @@ def _arguments(model: Model, settings: Settings, folder: str, begun: str | None)
     return arguments
 
 
-def check_memory(model: Model, plan: Plan, settings: Settings) -> None:
-    """BadInput if gradients and AdamW's two moments of the moving weights, and a copy of them, will not fit beside the model."""
+def memory_needed(model: Model, plan: Plan, itemsize: int = 0) -> int:
+    """Bytes beside the model and its activations: of every weight that moves its gradient, AdamW's two moments and the copy to go back to.
+
+    `itemsize`: bytes of a weight, if not those of the model's dtype.
+    """
     moving = [parameter for name, parameter in model.network.named_parameters() if name in plan.parameters]
-    needed = sum(parameter.numel() * (2 * parameter.element_size() + 8) for parameter in moving)
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    return sum(4 * parameter.numel() * (itemsize or parameter.element_size()) for parameter in moving)
+
+
+def unmoved_share(model: Model, plan: Plan, learning_rate: float) -> float:
+    """Share of the weights that may move which a step of AdamW (about the learning rate) leaves as they are, by rounding to their dtype."""
+    still = total = 0
+    for name, parameter in model.network.named_parameters():
+        if name in plan.parameters and parameter.dtype in (torch.bfloat16, torch.float16):
+            still += int((parameter.abs() * torch.finfo(parameter.dtype).eps / 4 > learning_rate).sum())
+            total += parameter.numel()
+    return still / total if total else 0.0
+
+
+def check_memory(model: Model, plan: Plan) -> None:
+    """BadInput if gradients and AdamW's two moments of the moving weights, and a copy of them, will not fit beside the model."""
+    needed, free = memory_needed(model, plan), free_bytes(model.device)
     if needed > free:
         raise BadInput(
             f"fine-tuning plan {plan.text!r} needs about {needed / 1e9:.1f} GB beside the model and its activations, {free / 1e9:.1f} GB are free; "

@@ -16,7 +16,7 @@ import datasets
 import pydantic
 import yaml
 
-from workbench import facts
+from workbench import facts, sources
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import bos_id, encode, statement
@@ -269,18 +269,9 @@ def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> I
 
 
 def _table(data: Data):
-    path, study = Path(data.source), presets()["sources"].get(data.source)
-    kinds = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.is_file() and path.suffix not in kinds:
-        raise BadInput(f"task_data {data.source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(kinds)}")
-    try:
-        if path.is_file():
-            return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-        if study:
-            return datasets.load_dataset(study.data, study.config or None, split=study.split, streaming=study.streaming)
-        return datasets.load_dataset(data.source, split="train")
-    except Exception as error:
-        raise BadInput(f"task_data {data.source!r}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from None
+    if study := presets()["sources"].get(data.source):
+        return sources.records(study.data, "task_data", study.config, study.split, study.streaming)
+    return sources.records(data.source, "task_data")
 
 
 def _shuffled(records, seed: int):

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from workbench import runs
+from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import DATA, BadInput, read, relations, world_rows
-from workbench.models import WORLD_MODELS, Model, architecture_of, load
+from workbench.models import Model, architecture_of, load
 from workbench.positions import first_tokens
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text

@@ -1,0 +1,210 @@
+"""A model that is not whole, not allowed, too large or not there is refused in one line that says what to do; a whole one in the cache is loaded."""
+
+import shutil
+
+import httpx2
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+
+from workbench import checkpoints, models
+from workbench.facts import BadInput
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_ID = "somebody/a-model"
+
+
+def refusal(one_line, name, **fields) -> str:
+    with pytest.raises(BadInput) as error:
+        models.load(name, device="cpu", **fields)
+    return one_line(error)
+
+
+@pytest.fixture
+def sharded(tiny_folders, tmp_path):
+    """A tiny GPT-2 in several files."""
+    folder = tmp_path / "sharded"
+    model = models.load(tiny_folders["gpt2"], device="cpu")
+    model.network.save_pretrained(folder, max_shard_size="60KB")
+    model.tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def hub(sharded, tmp_path, monkeypatch):
+    """The Hub's cache with that model in it, and no way to the Hub; returns the snapshot's folder."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--somebody--a-model" / "snapshots" / COMMIT
+    shutil.copytree(sharded, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return snapshot
+
+
+def test_a_sharded_checkpoint_loads(sharded, tiny_folders):
+    assert models.load(sharded, device="cpu").fingerprint == models.load(tiny_folders["gpt2"], device="cpu").fingerprint
+
+
+def test_a_lost_shard_is_named(sharded, one_line):
+    (lost := sorted(sharded.glob("model-*"))[1]).unlink()
+    message = refusal(one_line, sharded)
+    assert f"{lost.name} is missing" in message
+    assert str(sharded) in message
+
+
+def test_several_lost_shards_are_counted(sharded, one_line):
+    lost = sorted(sharded.glob("model-*"))[1:]
+    for path in lost:
+        path.unlink()
+    message = refusal(one_line, sharded)
+    assert f"({len(lost)} files) are missing" in message
+    assert lost[0].name in message
+
+
+def test_a_broken_index_is_one_line(sharded, one_line):
+    (sharded / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json is broken" in refusal(one_line, sharded)
+
+
+def test_a_shard_cut_short_is_one_line(sharded, one_line):
+    shard = sorted(sharded.glob("model-*"))[1]
+    shard.write_bytes(shard.read_bytes()[:500])
+    assert "cannot be loaded" in refusal(one_line, sharded)
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "consolidated.00.pth"])
+def test_pickled_weights_are_refused_with_the_way_to_convert(tiny_folders, tmp_path, one_line, pickled):
+    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({}, folder / pickled)
+    message = refusal(one_line, folder)
+    for part in (pickled, "refused", "use_safetensors=False", "save_pretrained"):
+        assert part in message
+
+
+def test_a_missing_tokenizer_is_named(tiny_folders, tmp_path, one_line):
+    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    assert "no tokenizer in it; add the one it was trained with" in refusal(one_line, folder)
+
+
+def test_a_model_too_large_is_refused_before_it_is_read(sharded, one_line, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000})())
+    monkeypatch.setattr(checkpoints, "fetched", lambda *_: pytest.fail("nothing is fetched or read before the estimate"))
+    weights = models.weights_bytes(models.outline(str(sharded)), "float32")
+    message = refusal(one_line, sharded)
+    assert f"about {weights / 1e9:.1f} GB" in message
+    for part in ("are free on cpu", "bfloat16", "device_map"):
+        assert part in message
+
+
+def test_the_estimate_is_what_the_weights_take(tiny):
+    for dtype in ("float32", "bfloat16"):
+        network = tiny.network.to(getattr(torch, dtype))
+        assert models.weights_bytes(models.outline(tiny.name), dtype) == sum(each.numel() * each.element_size() for each in network.parameters())
+
+
+# the Hub
+
+
+def test_a_cached_model_loads_offline_pinned_to_its_commit(hub, sharded):
+    model = models.load(HUB_ID, device="cpu")
+    assert model.revision == COMMIT
+    assert model.fingerprint == models.load(sharded, device="cpu").fingerprint
+    assert models.load(HUB_ID, device="cpu", revision=COMMIT).revision == COMMIT
+    assert checkpoints.file_fingerprint(HUB_ID) == f"{HUB_ID}@{COMMIT}"
+    assert checkpoints.downloads(HUB_ID) == []
+
+
+@pytest.mark.parametrize("pattern", ["model-00002*", "tokenizer.json", "config.json"])
+def test_offline_it_says_what_the_cache_lacks(hub, one_line, pattern):
+    (lost,) = hub.glob(pattern)
+    lost.unlink()
+    message = refusal(one_line, HUB_ID)
+    assert lost.name in message or (pattern == "tokenizer.json" and "no tokenizer" in message)
+    assert checkpoints.downloads(HUB_ID) is None
+
+
+def test_offline_another_revision_is_not_the_cached_one(hub, one_line):
+    message = refusal(one_line, HUB_ID, revision="v2")
+    assert "revision 'v2'" in message
+    assert "out of reach" in message
+    assert f"`hf download {HUB_ID}`" in message
+
+
+def answer(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "http://127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (errors.GatedRepoError("gated\nrepo", response=answer(403)), "accept the licence on the model's page and log in with `hf auth login`"),
+        (errors.HfHubHTTPError("401", response=answer(401)), "`hf auth login`"),
+        (errors.RepositoryNotFoundError("no such", response=answer(404)), "no such model or revision"),
+        (errors.RevisionNotFoundError("no such", response=answer(404)), "no such model or revision"),
+        (errors.OfflineModeIsEnabled("offline"), "out of reach"),
+        (ConnectionError("two\nlines"), "out of reach"),
+    ],
+    ids=["gated", "not logged in", "unknown", "unknown revision", "offline", "no connection"],
+)
+@pytest.mark.parametrize("where", ["configuration", "weights"])
+def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error, told, where):
+    def refuse(*args, **kwargs):
+        raise error
+
+    asked = "transformers.AutoConfig.from_pretrained" if where == "configuration" else "huggingface_hub.snapshot_download"
+    monkeypatch.setattr(asked, refuse)
+    models._outline.cache_clear()
+    assert told in refusal(one_line, HUB_ID)
+
+
+def test_what_would_be_fetched_is_listed(monkeypatch):
+    file = huggingface_hub.DryRunFileInfo
+    common = {"commit_hash": COMMIT, "local_path": ""}
+    files = [
+        file(filename="config.json", file_size=700, is_cached=True, will_download=False, **common),
+        file(filename="model.safetensors", file_size=6_000, is_cached=False, will_download=True, **common),
+    ]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: files)
+    assert checkpoints.downloads(HUB_ID) == [("model.safetensors", 6_000)]
+    assert checkpoints.downloads("world-gpt2") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        ("config.json", True),
+        ("model-00001-of-00004.safetensors", True),
+        ("tokenizer_config.json", True),
+        ("vocab.json", True),
+        ("tokenizer.model", True),
+        ("original/consolidated.00.pth", False),
+        ("onnx/model.safetensors", False),
+        ("consolidated.safetensors", False),
+        ("pytorch_model.bin", False),
+        ("README.md", False),
+    ],
+)
+def test_only_what_is_needed_is_fetched(file, wanted):
+    kept = list(huggingface_hub.utils.filter_repo_objects([file], allow_patterns=list(checkpoints.FILES)))
+    assert bool(kept) == wanted
+
+
+def test_a_device_map_on_one_machine_without_gpus(tiny_folders):
+    plain, mapped = (models.load(tiny_folders["llama"], device="cpu", device_map=device_map) for device_map in ("", "auto"))
+    assert mapped.fingerprint == plain.fingerprint
+    assert mapped.device.type == "cpu"
+
+
+def test_weights_that_would_be_offloaded_are_refused(tiny_folders, one_line, monkeypatch):
+    loading = models.transformers.AutoModelForCausalLM.from_pretrained
+
+    def tight(*args, **kwargs):
+        network, report = loading(*args, **kwargs)
+        network.hf_device_map = {"model.embed_tokens": "cpu", "model.layers": "disk"}
+        return network, report
+
+    monkeypatch.setattr(models.transformers.AutoModelForCausalLM, "from_pretrained", tight)
+    assert "does not fit on the GPUs" in refusal(one_line, tiny_folders["llama"], device_map="balanced")
