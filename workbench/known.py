@@ -17,13 +17,15 @@ from workbench.tracking.retention import measure_prompts
 class Chosen:
     """The facts of an experiment, and the data table: how sure the unedited model is of them.
 
-    `known`: one row a group: n, candidates known, mean p(true), mean p(second).
+    `known`: one row a group: n, candidates known, mean p(true), mean p(second). `edited` holds the `harmless` ones, spread among the
+    false ones; their object is what the unedited model says, their target the truth.
     """
 
     edited: list[EditRequest]
     intrinsic: list[EditRequest]
     known: pd.DataFrame
     related: dict[str, tuple[str, ...]]
+    harmless: tuple[str, ...] = ()
 
 
 def choose(spec: Spec, model: Model) -> Chosen:
@@ -44,18 +46,51 @@ def choose(spec: Spec, model: Model) -> Chosen:
             raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
-    n_edited = 0 if named else spec.n_edited
+    if spec.n_harmless > spec.n_edited:
+        raise BadInput(f"n_harmless {spec.n_harmless}: is a part of n_edited, which is {spec.n_edited}")
+    n_edited = 0 if named else spec.n_edited - spec.n_harmless
     scores, known = _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40)
     edited, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+    harmless = [] if named else _harmless(spec, model, requests, (*edited, *intrinsic))
+    edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
-    if named:
-        scores = pd.concat([scores, known_table(model, named, spec.margin)], ignore_index=True)
+    if named or harmless:
+        scores = pd.concat([scores, known_table(model, named or harmless, spec.margin)], ignore_index=True)
     rows = []
-    for group, members in (("edited", edited), ("intrinsic", intrinsic)):
+    for group, members in (("edited", edited), ("intrinsic", intrinsic), ("harmless edits", harmless)):
+        if group == "harmless edits" and not harmless:
+            continue
         part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id")
         rows.append({"group": group, "n": len(members), "known": int(part.known.sum()), "p_true": part.p.mean(), "p_second": part.p_second.mean()})
     table = pd.DataFrame(rows).assign(asked=len(scores), known_of_asked=int(scores.known.sum()))
-    return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related)
+    ids = tuple(request.fact.id for request in harmless)
+    return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
+
+
+def _harmless(spec: Spec, model: Model, requests: Sequence[EditRequest], taken: Sequence[EditRequest]) -> list[EditRequest]:
+    """Facts that the model gets wrong, as wishes to put them right; none shares a subject with another one chosen."""
+    if not spec.n_harmless:
+        return []
+    subjects, found = {request.fact.subject for request in taken}, []
+    pool = [request for request in requests if request.fact.split in ("", "unseen")]
+    random.Random(f"harmless {spec.seed}").shuffle(pool)
+    for start in range(0, len(pool), 256):
+        part = pool[start : start + 256]
+        told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
+        for request, right, said in zip(part, told.retained, told.top_token, strict=True):
+            if not right and said.isalnum() and request.fact.subject not in subjects and len(found) < spec.n_harmless:
+                fact = request.fact.model_copy(update={"object": said})
+                found.append(request.model_copy(update={"fact": fact, "target": request.fact.object}))
+                subjects.add(request.fact.subject)
+        if len(found) == spec.n_harmless:
+            return found
+    raise BadInput(f"the model gets only {len(found)} facts wrong of n_harmless {spec.n_harmless}; lower it")
+
+
+def _spread(some: Sequence[EditRequest], others: Sequence[EditRequest]) -> list[EditRequest]:
+    """Both evenly mixed, so that every edited model holds its share of either."""
+    places = [(number / len(group), group is others, request) for group in (some, others) for number, request in enumerate(group)]
+    return [request for *_, request in sorted(places, key=lambda place: place[:2])]
 
 
 def _typed(spec: Spec) -> EditRequest:

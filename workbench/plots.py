@@ -153,13 +153,19 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "held-out kept": ("paraphrase", "last", True),
     "intrinsic kept": ("intrinsic", "last", False),
 }
+KINDS = {"false": False, "harmless": True}  # whether an edit puts right what the model got wrong
 
 
 def series_of(run: Run, name: str) -> pd.DataFrame:
-    """One of SERIES, a row a fact: the share retained of its prompts and edited models, which are no independent draws."""
-    group, end, only_took = SERIES[name]
+    """One of SERIES, a row a fact: the share retained of its prompts and edited models, which are no independent draws.
+
+    "false" or "harmless" before the name of a series of edits takes those edits alone.
+    """
+    kind, _, rest = name.partition(" ")
+    group, end, only_took = SERIES[rest if kind in KINDS else name]
     part = run.ends[(run.ends.group == group) & (run.ends.end == end)]
     part = part[part.took] if only_took else part
+    part = part[part.fact_id.isin(run.about.get("harmless", ())) == KINDS[kind]] if kind in KINDS else part
     return part.groupby("fact_id", as_index=False).retained.mean().assign(series=name)
 
 
@@ -174,10 +180,10 @@ def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit s
     data = pd.concat(parts, ignore_index=True)
     order = _order(pd.Series([value_name(run.spec[by]) for run in found]))
     figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
-    colours = seaborn.color_palette("colorblind", len(SERIES))
+    colours = dict(zip([*SERIES, *(name for name in series if name not in SERIES)], seaborn.color_palette("colorblind", 10), strict=False))
     seaborn.pointplot(
         data, x="value", y="retained", hue="series", order=order, hue_order=list(series), markers=list("osD^v"[: len(series)]),
-        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[list(SERIES).index(name)] for name in series],
+        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[name] for name in series],
         dodge=0.25, errorbar=("ci", 95), seed=0, capsize=0.08, markersize=7, linewidth=1.4, ax=axes,
     )  # fmt: skip
     counts = data.groupby(["series", "value"]).size()

@@ -115,6 +115,7 @@ class Recorder:
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "known": chosen.known.to_dict("records"),
+            "harmless": chosen.harmless,
             "ended": ended,
             "tuning": self.tuning,
             "hparams": [delta.record.get("hparams") for delta in self.deltas][:1],

@@ -48,10 +48,10 @@ def layer_logits(model: Model, encoded: Encoded, at: torch.Tensor | None = None)
     row = torch.arange(len(at), device=at.device)
     with recorded(dict(enumerate(model.blocks))) as states:
         last = model.logits_at(encoded.input_ids, encoded.attention_mask, at)
-    before = torch.stack([states[layer][row, at] for layer in range(model.n_blocks - 1)], dim=1) if model.n_blocks > 1 else None
+    before = torch.stack([states[layer].to(at.device)[row, at] for layer in range(model.n_blocks - 1)], dim=1) if model.n_blocks > 1 else None
     if before is None:
         return last[:, None]
-    return torch.cat([model.unembedding(model.final_norm(before)).float(), last[:, None]], dim=1)
+    return torch.cat([model.unembedding(model.final_norm(before)).float().to(last.device), last[:, None]], dim=1)
 
 
 def top_tokens(model: Model, probs: torch.Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
