@@ -43,6 +43,13 @@ DEEPEST = 100  # blocks offered where the model's depth is not known yet
 MOST = 3000  # facts in the list; the id of another can be typed
 EVERY = 0.3  # seconds between two looks at a run
 STYLE = {"description_width": "9em"}
+# For the keyboard: a ring that is seen (inside, for widgets cut off what stands out), and plain keys that reach the focused control. A notebook in
+# command mode takes them for itself: an arrow leaves the panel, X cuts its cell. Widgets cannot carry the attribute that forbids it, so it is set
+# as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
+KEYBOARD = """<style>
+.workbench-panel.jupyter-widgets :focus-visible { outline: 2px solid var(--jp-ui-font-color0, #000) !important; outline-offset: -2px !important }
+</style><img src="data:," alt="" onerror='window.addEventListener("keydown", ({target, ctrlKey, altKey, metaKey}) =>
+    target.matches?.(".workbench-panel *") && target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey)), true)'>"""
 
 
 class Panel(ipywidgets.VBox):
@@ -77,7 +84,8 @@ class Panel(ipywidgets.VBox):
         self.stop_button.on_click(lambda _: self.job and threading.Thread(target=self.job.stop).start())
         rows = [_row([self.choices[name] for name in names]) for names in ROWS]
         buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
-        children = [self.headline, *rows, self.strip, self.message, buttons, self.tail, self.result]
+        keyboard = ipywidgets.HTML(KEYBOARD, layout={"display": "none"})
+        children = [self.headline, *rows, self.strip, self.message, buttons, self.tail, self.result, keyboard]
         super().__init__(children, _dom_classes=("workbench-panel",))
         self._refresh()
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import time
 
+import nbformat
 import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -132,3 +134,105 @@ def test_a_fact_of_ones_own_is_shown_as_text(page):
     expect(panel).to_contain_text(f"{subject} plays the ... harp")
     assert page.locator("#own").count() == 0
     shoot(page, "panel-own")
+
+
+FOCUSED = "node => node === document.activeElement"
+RING = """node => {  // its width, as far as it is inside: widgets cut off the rest
+    const style = getComputedStyle(node);
+    return style.outlineStyle === 'none' ? 0 : Math.min(parseFloat(style.outlineWidth), -parseFloat(style.outlineOffset));
+}"""
+CELLS = "() => window.jupyterapp.shell.currentWidget.content.widgets.map(cell => [cell.model.type, cell.model.sharedModel.getSource()])"
+
+
+def name_of(control) -> str:
+    """As a screen reader says it, without the icon's glyph; "" if it has none."""
+    found = re.match(r'- (?:combobox|textbox|button) "([^"]*)"', control.aria_snapshot())
+    return found[1].strip("\uf04b\uf04d ") if found else ""
+
+
+def tab_to(page, control, key: str = "Tab") -> None:
+    for _ in range(40):
+        page.keyboard.press(key)
+        if control.evaluate(FOCUSED):
+            assert control.evaluate(RING) >= 2
+            return
+    pytest.fail(f"{key} does not lead to {control}")
+
+
+def test_the_keyboard_alone_will_do(lab, open_notebook):
+    from playwright.sync_api import expect
+
+    page = open_notebook("01_case_study.ipynb", run=False)
+    cells = nbformat.read(lab.root / "01_case_study.ipynb", as_version=4).cells
+    for _ in range(next(n for n, cell in enumerate(cells) if "panel.Panel(" in cell.source)):
+        page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Control+Enter")
+    panel = page.locator(".workbench-panel")
+    expect(panel).to_contain_text("E edited: 3.", timeout=60_000)
+    before, written = finished(lab), page.evaluate(CELLS)
+
+    def choice(name):
+        return panel.get_by_role("combobox", name=name, exact=True)
+
+    controls = panel.locator("select, input, button").all()
+    names = [name_of(control) for control in controls]
+    assert "" not in names
+    assert len(set(names)) == len(names)
+    for control in controls:
+        if control.is_enabled():
+            page.keyboard.press("Tab")
+            if control is controls[0] and not control.evaluate(FOCUSED):
+                tab_to(page, control)  # past the buttons of the cell
+            assert control.evaluate(FOCUSED), name_of(control)
+            assert control.evaluate(RING) >= 2
+
+    tab_to(page, choice("Editor"), "Shift+Tab")
+    page.keyboard.press("a")  # these keys insert and cut cells where a notebook takes them
+    expect(choice("Editor")).to_have_value("alphaedit")
+    page.keyboard.press("x")
+    page.keyboard.press("ArrowUp")
+    expect(choice("Editor")).to_have_value("memit")
+    tab_to(page, choice("First edited block"))
+    page.keyboard.press("3")
+    expect(panel).to_contain_text("E edited: 3.")
+    tab_to(page, choice("Last edited block"))
+    page.keyboard.press("ArrowDown")
+    expect(panel).to_contain_text("E edited: 3-4.")
+    tab_to(page, choice("Paraphrases"))
+    page.keyboard.press("ArrowDown")
+    expect(choice("Paraphrases")).to_have_value("2")
+    tab_to(page, choice("Steps at most"))
+    page.keyboard.press("End")
+    expect(panel).to_contain_text("at most 240 steps")
+    shoot(page, "keyboard-chosen")
+
+    run, stop = (panel.get_by_role("button", name=name) for name in ("Run", "Stop"))
+    tab_to(page, run)
+    page.keyboard.press("Enter")
+    expect(panel).to_contain_text(" of 240", timeout=150_000)
+    expect(run).to_be_disabled()
+    tab_to(page, stop)
+    shoot(page, "keyboard-running")
+    page.keyboard.press("Space")
+    expect(panel).to_contain_text("stopped after", timeout=10_000)
+    expect(stop).to_be_disabled()
+    assert finished(lab) == before
+
+    tab_to(page, choice("Steps at most"), "Shift+Tab")
+    page.keyboard.press("Home")
+    expect(panel).to_contain_text("at most 4 steps")
+    tab_to(page, run)
+    page.keyboard.press("Space")
+    explorer = panel.locator(".workbench-explorer")
+    explorer.wait_for(timeout=150_000)
+    (name,) = finished(lab) - before
+    spec = json.loads((lab.runs / name / "run.json").read_text())["spec"]
+    assert (spec["editor"], spec["layers"], spec["paraphrases"], spec["max_steps"]) == ("memit", [3, 4], 2, 4)
+    tab_to(page, choice("Checkpoint"))
+    page.keyboard.press("Home")
+    expect(explorer).to_contain_text("Checkpoint before")
+    tab_to(page, explorer.get_by_role("slider"))
+    page.keyboard.press("ArrowRight")
+    expect(explorer).to_contain_text("Checkpoint edited")
+    shoot(page, "keyboard-explorer")
+    assert page.evaluate(CELLS) == written
