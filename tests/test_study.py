@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import workbench.spec
-from workbench import deltas, facts, models, runs, study
+from workbench import deltas, facts, models, plots, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
+from workbench.tracking.retention import measure_prompts
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import finetune
 
@@ -348,3 +349,31 @@ def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
     presets = package / "editing" / "presets.yaml"
     presets.write_text(presets.read_text().replace("steps: 50", "steps: 49"))
     assert workbench.spec.code_fingerprint.__wrapped__() != before
+
+
+def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
+    spec = Spec(editor="ft", n_edited=5, n_harmless=2, n_intrinsic=2, edits_per_model=5, max_steps=1, eval_every=1, task="facts").resolved()
+    chosen = study.choose(spec, base)
+    assert len(chosen.edited) == 5
+    assert len(chosen.harmless) == 2
+    harmless = [request for request in chosen.edited if request.fact.id in chosen.harmless]
+    truth = {request.fact.id: request.fact.object for request in facts.read("world")}
+    assert [request.target for request in harmless] == [truth[request.fact.id] for request in harmless]
+    found = measure_prompts(base, [request.fact.question for request in harmless], [request.target for request in harmless])
+    assert not found.retained.any()
+    assert found.top_token.tolist() == [request.fact.object for request in harmless]
+    assert [request.fact.id in chosen.harmless for request in chosen.edited].index(True) < 2  # spread, so that every edited model has some
+    false = study.choose(spec.model_copy(update={"n_edited": 3, "n_harmless": 0}), base).edited
+    assert [request.fact.id for request in false] == [request.fact.id for request in chosen.edited if request.fact.id not in chosen.harmless]
+    done = study.run(spec, base, out=tmp_path)
+    assert set(done.about["harmless"]) == set(chosen.harmless)
+    ids = {kind: set(plots.series_of(done, f"{kind} edit success").fact_id) for kind in ("false", "harmless")}
+    assert ids["harmless"] == set(chosen.harmless)
+    assert ids["harmless"] | ids["false"] == {request.fact.id for request in chosen.edited}
+    assert not ids["harmless"] & ids["false"]
+
+
+def test_more_harmless_edits_than_edits_is_one_clear_line(base, one_line):
+    with pytest.raises(BadInput) as error:
+        study.choose(Spec(n_edited=2, n_harmless=3), base)
+    assert "n_harmless 3" in one_line(error)

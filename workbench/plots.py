@@ -180,10 +180,11 @@ def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit s
     data = pd.concat(parts, ignore_index=True)
     order = _order(pd.Series([value_name(run.spec[by]) for run in found]))
     figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
-    colours = dict(zip([*SERIES, *(name for name in series if name not in SERIES)], seaborn.color_palette("colorblind", 10), strict=False))
+    colours = seaborn.color_palette("colorblind", len(SERIES))
+    own = [list(SERIES if name in SERIES else series).index(name) for name in series]  # a series has one colour in every figure
     seaborn.pointplot(
         data, x="value", y="retained", hue="series", order=order, hue_order=list(series), markers=list("osD^v"[: len(series)]),
-        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[name] for name in series],
+        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[number] for number in own],
         dodge=0.25, errorbar=("ci", 95), seed=0, capsize=0.08, markersize=7, linewidth=1.4, ax=axes,
     )  # fmt: skip
     counts = data.groupby(["series", "value"]).size()

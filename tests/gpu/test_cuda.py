@@ -65,7 +65,7 @@ def test_a_delta_made_on_the_gpu_is_applied_on_the_cpu(pair, requests, tmp_path)
         assert measure_prompts(cpu, [requests[0].fact.question], [requests[0].target]).p[0] > 0.5
 
 
-@pytest.mark.parametrize("trainer", [{}, {"bf16": True}, {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize("trainer", [{}, {"bf16": True}, {"activation_checkpointing": True, "gradient_accumulation_steps": 2}])
 def test_tuning_learns_and_is_taken_back(pair, trainer):
     model = pair[1]
     before = model.weight(0).clone()

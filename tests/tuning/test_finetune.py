@@ -144,7 +144,7 @@ def test_a_probe_does_not_change_what_is_learnt(tiny_gpt2, text):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"bf16": True}, {"lr_scheduler_type": "linear"}]
+    "fields", [{"gradient_accumulation_steps": 2}, {"activation_checkpointing": True}, {"bf16": True}, {"lr_scheduler_type": "linear"}]
 )
 @pytest.mark.parametrize("name", ["text", "sentiment"])
 def test_what_the_trainer_can_do_reaches_the_user(tiny_gpt2, made, fields, name):
@@ -226,11 +226,11 @@ def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(tiny
     kept = tuned(tiny_gpt2, text)[1]
     monkeypatch.setattr("workbench.tuning.finetune.LARGE", 0)
     called = []
-    enable = type(tiny_gpt2.network).gradient_checkpointing_enable
-    monkeypatch.setattr(type(tiny_gpt2.network), "gradient_checkpointing_enable", lambda *args, **named: called.append(1) or enable(*args, **named))
+    enable = type(tiny_gpt2.network).activation_checkpointing_enable
+    monkeypatch.setattr(type(tiny_gpt2.network), "activation_checkpointing_enable", lambda *args, **named: called.append(1) or enable(*args, **named))
     again = tuned(tiny_gpt2, text)[1]
     assert called
-    assert not tiny_gpt2.network.is_gradient_checkpointing
+    assert not tiny_gpt2.network.is_activation_checkpointing
     assert all(torch.allclose(tensor, again[name], atol=1e-5) for name, tensor in kept.items())
 
 

@@ -76,8 +76,8 @@ class Classifier(nn.Module):
         logits = self.head(states[torch.arange(len(last), device=last.device), last].float())
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
-    def gradient_checkpointing_enable(self, **arguments) -> None:
-        self.body.gradient_checkpointing_enable(**arguments)
+    def activation_checkpointing_enable(self, **arguments) -> None:
+        self.body.activation_checkpointing_enable(**arguments)
 
 
 class _Watch(transformers.TrainerCallback):
@@ -184,8 +184,8 @@ def finetune(
             watch.ended = "stopped"
             watch.bar.close()
         trainer.accelerator.free_memory()
-    if trainer.args.gradient_checkpointing:
-        model.network.gradient_checkpointing_disable()
+    if trainer.args.activation_checkpointing:
+        model.network.activation_checkpointing_disable()
     model.network.eval()
     log = log_of(trainer.state.log_history, task)
     if not log.metric.map(torch.tensor).map(torch.isfinite).all():
@@ -203,7 +203,7 @@ def _arguments(model: Model, settings: Settings, folder: str, begun: str | None)
         "max_steps": settings.max_steps,
         "per_device_train_batch_size": settings.batch_size // (parts * processes),
         "gradient_accumulation_steps": parts,
-        "gradient_checkpointing": model.network.num_parameters() > LARGE,
+        "activation_checkpointing": True if model.network.num_parameters() > LARGE else None,
         "per_device_eval_batch_size": ROWS_AT_ONCE,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
