@@ -121,6 +121,7 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path) -> None:
             cwd=str(notebook.parent.resolve()),
             execution_timeout=TIMEOUT,
             log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # else it warns of TCP on loopback at every start, and of its own interrupt at the end
             progress_bar="WORKBENCH_SWEEP" not in os.environ,
         )
     except papermill.PapermillExecutionError as error:

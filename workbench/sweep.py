@@ -5,6 +5,7 @@ notebook at a time through `batch.run`, which takes a lock, so that two sweeps o
 """
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -161,7 +162,7 @@ def _local(workers: int) -> dict:
     def worker(number: int) -> dict:
         shared = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **shared}
-        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0}}
+        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": logging.ERROR}}
 
     scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard": False, "host": "127.0.0.1"}}
     return {"workers": {number: worker(number) for number in range(workers)}, "scheduler": scheduler}
