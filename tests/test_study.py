@@ -377,3 +377,11 @@ def test_more_harmless_edits_than_edits_is_one_clear_line(base, one_line):
     with pytest.raises(BadInput) as error:
         study.choose(Spec(n_edited=2, n_harmless=3), base)
     assert "n_harmless 3" in one_line(error)
+
+
+def test_as_many_facts_are_asked_as_the_split_needs(base):
+    """One relation alone, and known facts of it lie far apart."""
+    for seed in range(6):
+        chosen = study.choose(Spec(n_edited=1, n_intrinsic=8, seed=seed), base)
+        assert len(chosen.intrinsic) == 8
+        assert {request.fact.relation for request in chosen.intrinsic} == {chosen.edited[0].fact.relation}

@@ -248,3 +248,28 @@ def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_pa
         for process in (*hands, scheduler):
             process.kill()
     assert len(runs.listed(out)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_it_in_one_line_and_the_next_start_goes_on(grid, tmp_path, times):
+    """As a terminal sends it: to the sweep, its workers and their kernels together."""
+    path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "runs"
+    running = subprocess.Popen(
+        command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 200
+    while not list(out.glob(".*.partial")) and time.monotonic() < deadline:  # until a run has begun
+        time.sleep(0.2)
+    children = psutil.Process(running.pid).children(recursive=True)
+    for _ in range(times):
+        os.killpg(running.pid, signal.SIGINT)
+        time.sleep(0.5)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 130
+    assert told.splitlines()[-1] == "workbench: stopped; nothing half-written was kept"
+    assert "Traceback" not in told
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    assert len(sweep.sweep(grid, out)) == 0
+    assert sorted(each.name for each in out.iterdir()) == sorted(each.folder.name for each in sweep.planned(grid, out))

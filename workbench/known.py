@@ -1,7 +1,7 @@
 """Which facts a model knows, and which of them are edited and which only watched."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,8 +49,7 @@ def choose(spec: Spec, model: Model) -> Chosen:
     if spec.n_harmless > spec.n_edited:
         raise BadInput(f"n_harmless {spec.n_harmless}: is a part of n_edited, which is {spec.n_edited}")
     n_edited = 0 if named else spec.n_edited - spec.n_harmless
-    scores, known = _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40)
-    edited, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+    scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
     harmless = [] if named else _harmless(spec, model, requests, (*edited, *intrinsic))
     edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
@@ -113,17 +112,27 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int) -> tuple[pd.DataFrame, list[EditRequest]]:
-    """Ask the pool in its order until enough known facts are found."""
+def _chosen(spec: Spec, model: Model, pool: Sequence[EditRequest], named: list[EditRequest], n_edited: int) -> tuple[pd.DataFrame, list, list]:
+    """Scores of those asked, edited and intrinsic facts; as much of the pool is asked as the split needs."""
+    problem = BadInput(f"facts {spec.facts!r}: holds none that may be edited")
+    for scores, known in _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40):
+        try:
+            return scores, *_split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+        except BadInput as error:
+            problem = error
+    raise problem
+
+
+def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int) -> Iterator[tuple[pd.DataFrame, list[EditRequest]]]:
+    """Ask the pool in its order: what was found once so many facts are known, then again and again with more of the pool, to its end."""
     parts: list[pd.DataFrame] = []
     known: list[EditRequest] = []
     for start in range(0, len(pool), 256):
         part = pool[start : start + 256]
         parts.append(known_table(model, part, margin))
         known += [request for request, good in zip(part, parts[-1].known, strict=True) if good]
-        if len(known) >= wanted:
-            break
-    return pd.concat(parts, ignore_index=True), known
+        if len(known) >= wanted or start + 256 >= len(pool):
+            yield pd.concat(parts, ignore_index=True), known
 
 
 def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:

@@ -7,13 +7,15 @@ notebook at a time through `batch.run`, which takes a lock, so that two sweeps o
 import itertools
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
+import psutil
 import pydantic
 import torch
 import yaml
@@ -150,8 +152,27 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
         return
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one is needed")
-    with distributed.SpecCluster(**_local(workers), silence_logs="ERROR") as cluster, distributed.Client(cluster) as client:
-        yield client
+    handler = signal.getsignal(signal.SIGINT)
+    with suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: Ctrl-C is for the sweep alone, which ends them
+    cluster = distributed.SpecCluster(**_local(workers), silence_logs="ERROR")
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, handler)
+    try:
+        with cluster, distributed.Client(cluster) as client:
+            try:
+                yield client
+            except KeyboardInterrupt:
+                logging.disable(logging.CRITICAL)  # what is cut off in the middle complains
+                raise
+    except KeyboardInterrupt:  # perhaps the second one, while the first was being obeyed
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "resource_tracker" not in " ".join(child.cmdline()):  # Python's own; it ends by itself
+                    child.kill()
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _local(workers: int) -> dict:
@@ -185,20 +206,16 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
     }
     failed = 0
     with tqdm(total=len(todo), desc="runs", unit="run") as bar:
-        try:
-            for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
-                problem = error if future.status == "finished" else f"{future.status}: {' '.join(str(error[1]).split())[:200]}"
-                if problem:
-                    failed += 1
-                    told = batch.failure_of(futures[future].folder)[1]
-                    if not told.exists():
-                        told.write_text(problem + "\n", encoding="utf-8")
-                    tqdm.write(f"failed: {futures[future].folder.name}: {problem}")
-                bar.update()
-                bar.set_postfix_str(f"{failed} failed" if failed else "")
-        except KeyboardInterrupt:
-            client.cancel(list(futures), force=True)
-            raise
+        for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
+            problem = error if future.status == "finished" else f"{future.status}: {' '.join(str(error[1]).split())[:200]}"
+            if problem:
+                failed += 1
+                told = batch.failure_of(futures[future].folder)[1]
+                if not told.exists():
+                    told.write_text(problem + "\n", encoding="utf-8")
+                tqdm.write(f"failed: {futures[future].folder.name}: {problem}")
+            bar.update()
+            bar.set_postfix_str(f"{failed} failed" if failed else "")
 
 
 def _one(notebook: str, parameters: dict, out: str) -> str:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.tuning [MODEL ...]
 
 Tokens a second of the tuning on text with probes of 300 prompts every 50 steps, and of transformers.Trainer alone on the same rows in
-the same order; share of the time spent looking. Then 10 single-fact edits in one study against 10 processes that each load the model,
-choose facts and tune by themselves; 2 processes are run and scaled.
+the same order, without and with the same evaluations on the validation rows; share of the time spent looking. Then 10 single-fact
+edits in one study against 10 processes that each load the model, choose facts and tune by themselves; 2 processes are run and scaled.
 """
 
 import argparse
@@ -54,18 +54,19 @@ def _probing(model):
         looking.append(time.perf_counter() - start)
 
     seconds = {}
-    for name in ("bare", "probed") * ROUNDS:  # the fastest of each counts
+    for name in ("bare", "evaluating", "probed") * ROUNDS:  # the fastest of each counts
         start = time.perf_counter()
         with deltas.preserved(model.network):
-            if name == "bare":
-                _bare(model, task, spec)
+            if name != "probed":
+                _bare(model, task, spec, evaluating=name == "evaluating")
             else:
                 looking.clear()
                 finetune(model, task, plan, spec.settings(), look)
         seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
     per_look = sum(looking) / len(looking)
-    bare, probed, training = tokens / seconds["bare"], tokens / seconds["probed"], seconds["bare"] / STEPS * 50
-    yield {"what": "tuning, tokens a second", "plain": bare, "ours": probed, "ratio": probed / bare}
+    probed, training = tokens / seconds["probed"], seconds["bare"] / STEPS * 50
+    for name, what in (("bare", "tuning, tokens a second"), ("evaluating", "the same, the Trainer evaluating too")):
+        yield {"what": what, "plain": tokens / seconds[name], "ours": probed, "ratio": probed * seconds[name] / tokens}
     yield {
         "what": f"seconds of 50 steps; of a look at {len(probe.questions)} prompts",
         "plain": training,
@@ -74,7 +75,7 @@ def _probing(model):
     }
 
 
-def _bare(model, task, spec):
+def _bare(model, task, spec, evaluating):
     model.network.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
@@ -89,9 +90,14 @@ def _bare(model, task, spec):
             disable_tqdm=True,
             use_cpu=True,
             dataloader_pin_memory=False,
+            eval_strategy="steps" if evaluating else "no",
+            eval_steps=spec.eval_every,
+            eval_on_start=evaluating,
+            per_device_eval_batch_size=16,
+            prediction_loss_only=True,
         )
         collator = lambda rows: collate(rows, 0)  # noqa: E731
-        transformers.Trainer(model=model.network, args=arguments, train_dataset=task.train, data_collator=collator).train()
+        transformers.Trainer(model=model.network, args=arguments, train_dataset=task.train, eval_dataset=task.valid, data_collator=collator).train()
 
 
 def _cold(name):
