@@ -1,5 +1,6 @@
 """A model that is not whole, not allowed, too large or not there is refused in one line that says what to do; a whole one in the cache is loaded."""
 
+import errno
 import shutil
 
 import httpx2
@@ -69,6 +70,18 @@ def test_a_broken_index_is_one_line(sharded, one_line):
     assert "model.safetensors.index.json is broken" in refusal(one_line, sharded)
 
 
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": {"a": ["b"]}}', '{"weight_map": 3}', "{}"])
+def test_an_index_of_another_form_is_one_line(sharded, one_line, index):
+    (sharded / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json is broken" in refusal(one_line, sharded)
+
+
+def test_an_index_left_over_beside_whole_weights_is_not_read(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "whole")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00009.safetensors"}}')
+    assert models.load(folder, device="cpu").n_blocks == 3
+
+
 def test_a_shard_cut_short_is_one_line(sharded, one_line):
     shard = sorted(sharded.glob("model-*"))[1]
     shard.write_bytes(shard.read_bytes()[:500])
@@ -115,6 +128,23 @@ def test_a_cached_model_loads_offline_pinned_to_its_commit(hub, sharded):
     assert models.load(HUB_ID, device="cpu", revision=COMMIT).revision == COMMIT
     assert checkpoints.file_fingerprint(HUB_ID) == f"{HUB_ID}@{COMMIT}"
     assert checkpoints.downloads(HUB_ID) == []
+    assert model.network.name_or_path == HUB_ID
+
+
+def test_online_a_revision_is_asked_once_and_gives_files_and_fingerprint(hub, monkeypatch):
+    asked = []
+
+    class Api:
+        def model_info(self, name, **fields):
+            asked.append((name, fields["revision"]))
+            return type("Info", (), {"sha": COMMIT})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    checkpoints.commit.cache_clear()
+    assert checkpoints.file_fingerprint(HUB_ID, "v3") == f"{HUB_ID}@{COMMIT}"
+    assert models.load(HUB_ID, device="cpu", revision="v3").revision == COMMIT
+    assert asked == [(HUB_ID, "v3")]
+    checkpoints.commit.cache_clear()
 
 
 @pytest.mark.parametrize("pattern", ["model-00002*", "tokenizer.json", "config.json"])
@@ -130,7 +160,7 @@ def test_offline_another_revision_is_not_the_cached_one(hub, one_line):
     message = refusal(one_line, HUB_ID, revision="v2")
     assert "revision 'v2'" in message
     assert "out of reach" in message
-    assert f"`hf download {HUB_ID}`" in message
+    assert f"`hf download {HUB_ID} --revision v2`" in message
 
 
 def answer(status: int) -> httpx2.Response:
@@ -146,17 +176,17 @@ def answer(status: int) -> httpx2.Response:
         (errors.RevisionNotFoundError("no such", response=answer(404)), "no such model or revision"),
         (errors.OfflineModeIsEnabled("offline"), "out of reach"),
         (ConnectionError("two\nlines"), "out of reach"),
+        (httpx2.ReadTimeout("slow"), "out of reach"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     ],
-    ids=["gated", "not logged in", "unknown", "unknown revision", "offline", "no connection"],
+    ids=["gated", "not logged in", "unknown", "unknown revision", "offline", "no connection", "timeout", "disk full"],
 )
 @pytest.mark.parametrize("where", ["configuration", "weights"])
 def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error, told, where):
     def refuse(*args, **kwargs):
         raise error
 
-    asked = "transformers.AutoConfig.from_pretrained" if where == "configuration" else "huggingface_hub.snapshot_download"
-    monkeypatch.setattr(asked, refuse)
-    models._outline.cache_clear()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download" if where == "configuration" else "snapshot_download", refuse)
     assert told in refusal(one_line, HUB_ID)
 
 

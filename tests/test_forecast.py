@@ -10,6 +10,7 @@ import transformers
 from workbench import batch, forecast, models, runs
 from workbench.__main__ import main
 from workbench.spec import Spec
+from workbench.tuning import tasks
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RETENTION = NOTEBOOKS / "02_retention.ipynb"
@@ -31,11 +32,11 @@ def xl(tmp_path):
 
 def test_every_setting_is_told_as_it_would_be_resolved(nothing_loaded, tmp_path):
     told = forecast.forecast(RETENTION, {"task": "text", "seed": 3, "max_steps": 0}, out=tmp_path)
-    _, spec = batch.checked(RETENTION, {"task": "text", "seed": 3, "max_steps": 0})
+    spec = Spec(**batch.checked(RETENTION, {"task": "text", "seed": 3, "max_steps": 0})[1].model_dump()).resolved()
     assert spec.max_steps > 0
-    for name in Spec.model_fields:
+    for name in set(Spec.model_fields) - {"editor"}:
         assert f"\n  {name} = {getattr(spec, name)!r}\n" in told
-    assert "values = ['ft', 'memit', 'alphaedit']" in told
+    assert "\n  editor = 'ft' | 'memit' | 'alphaedit'\n" in told
     for editor in ("ft", "memit", "alphaedit"):
         assert told.count(f"hyper-parameters of {editor} on world-gpt2\n") == 1
     assert "fetched from the Hub\n  nothing" in told
@@ -102,3 +103,26 @@ def test_bad_parameters_are_one_line(nothing_loaded, capsys, one_line):
     assert "'no_such_thing'" in one_line(capsys.readouterr().err)
     assert main(["run", str(RETENTION), "--dry-run", "-p", "layers", "[77]"]) == 2
     assert "layer 77" in one_line(capsys.readouterr().err)
+
+
+def test_what_hangs_on_the_value_that_varies_is_told_too(nothing_loaded, tmp_path):
+    """An adapter has its own rank and learning rate, here as in the run."""
+    told = forecast.forecast(NOTEBOOKS / "07_adapters.ipynb", out=tmp_path)
+    usual = tasks.usual("facts", "", "world-gpt2")
+    assert f"learning_rate = {usual.learning_rate} | {usual.adapter_learning_rate}\n" in told
+    assert "adapter_rank = 0 | 32\n" in told
+    full = gigabytes(told)
+    lora = gigabytes(forecast.forecast(NOTEBOOKS / "07_adapters.ipynb", {"values": ["lora"]}, out=tmp_path))
+    assert 0 < lora["copies of the weights that carry an adapter"] < full["tuning: gradients, AdamW, a copy"]
+
+
+@pytest.mark.parametrize(("values", "told"), [(5, "values 5"), ([], "values []"), (["no such"], "no such")])
+def test_bad_values_are_one_line(nothing_loaded, capsys, one_line, values, told):
+    assert main(["run", str(RETENTION), "--dry-run", "-p", "values", str(values)]) == 2
+    assert told in one_line(capsys.readouterr().err)
+
+
+def test_an_editor_without_a_preset_for_a_model_out_of_reach_is_said(nothing_loaded, tmp_path):
+    told = forecast.forecast(RETENTION, {"model": "nobody/nothing"}, out=tmp_path)
+    assert "hyper-parameters of memit on nobody/nothing: not known before its configuration is here" in told
+    assert "memory    not known" in told

@@ -273,6 +273,20 @@ def test_a_hub_dataset_is_streamed_no_further_than_needed(tiny, corpus, monkeypa
     assert asked[-1][:2] == ("somebody/texts", "german")
 
 
+def test_what_is_no_text_is_passed_over_and_a_stream_that_breaks_off_is_one_line(tiny, corpus, monkeypatch, one_line):
+    def rows(after=None):
+        for number, paragraph in enumerate(everyday(120)):
+            if number == after:
+                raise ConnectionError("gone\naway")
+            yield from ({"text": paragraph}, {"text": None}, {"text": " "})
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+    assert torch.equal(second_moments(tiny, [1], "wikipedia", 300)[1].matrix, second_moments(tiny, [1], corpus, 300)[1].matrix)
+    broken = datasets.IterableDataset.from_generator(rows, gen_kwargs={"after": 50})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: broken)
+    assert "corpus 'wikipedia': broke off (ConnectionError" in refusal(one_line, tiny, [1], "wikipedia", 4000)
+
+
 def test_a_table_without_text_says_what_it_has(tiny, tmp_path, one_line):
     path = tmp_path / "table.csv"
     path.write_text("title,body\na,b\n")

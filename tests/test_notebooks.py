@@ -66,7 +66,7 @@ def test_its_presets_are_declared_and_make_a_spec(path):
     for preset in found:
         given, spec = batch.checked(path, {}, str(preset))
         assert given == yaml.safe_load(preset.read_text())
-        assert spec.settings().max_steps > 0
+        assert spec.resolved().settings().max_steps > 0
         if spec.model.rpartition("/")[2] in editing.presets():
             assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers
     if path.stem == "02_retention":

@@ -183,7 +183,7 @@ def test_vary_runs_each_value_and_names_its_members_in_a_folder_of_its_own(small
     monkeypatch.setenv("WORKBENCH_RUN", str(tmp_path / "notebook"))  # in a notebook run in batch the members lie beside its folder
     assert [run.folder for run in study.vary(small, "max_steps", [1, 2])] == [run.folder for run in found]
     assert runs.read(tmp_path / "notebook").about["values"] == [1, 2]
-    for field, values, named in (("stepps", [1], "stepps"), ("max_steps", [], "empty")):
+    for field, values, named in (("stepps", [1], "stepps"), ("max_steps", [], "at least one value")):
         with pytest.raises(BadInput) as error:
             study.vary(small, field, values, out=tmp_path)
         assert named in one_line(error)

@@ -269,7 +269,7 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_start_goes_on(grid, tmp_path, t
     assert running.returncode == 130
     assert told.splitlines()[-1] == "workbench: stopped; nothing half-written was kept"
     assert "Traceback" not in told
-    gone, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=20)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     assert len(sweep.sweep(grid, out)) == 0
     assert sorted(each.name for each in out.iterdir()) == sorted(each.folder.name for each in sweep.planned(grid, out))

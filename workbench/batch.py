@@ -33,26 +33,30 @@ def declared(notebook: Path) -> dict[str, dict]:
 
 
 def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, specs.Spec]:
-    """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults."""
+    """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults, not resolved."""
     known = declared(notebook)
     given = _preset(notebook, preset) | dict(parameters)
     for name in given:
         if name not in known:
             raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
-    for name in ("facts", "task_data"):  # a path counts from here, not from the notebook's folder
+    for name in ("facts", "task_data", "corpus"):  # a path counts from here, not from the notebook's folder
         if given.get(name) and Path(given[name]).exists():
             given[name] = str(Path(given[name]).resolve())
     if given.get("model") and Path(given["model"]).is_dir():
         given["model"] = str(Path(given["model"]).resolve())
     defaults = {name: _default(about) for name, about in known.items()}
     fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
-    return given, specs.Spec(**fields).resolved()
+    made = specs.Spec(**fields)
+    if found := values(notebook, given):
+        specs.varied(made, *found)
+    made.resolved()
+    return given, made
 
 
-def varied(notebook: Path, given: Mapping) -> dict:
-    """`vary` and `values` of a notebook that has them, else nothing."""
+def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
+    """The field that a notebook varies and its values; None if it varies none."""
     known = declared(notebook)
-    return {name: given.get(name, _default(known[name])) for name in ("vary", "values") if name in known}
+    return tuple(given.get(name, _default(known[name])) for name in ("vary", "values")) if "vary" in known else None
 
 
 def _default(about: Mapping):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -14,7 +15,7 @@ WORLD_MODELS = ("world-gpt2", "world-llama")
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER)  # what is fetched of a Hub repository
-CONVERT = "AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW)"
+CONVERT = "AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 
 
 def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
@@ -55,13 +56,35 @@ def fetched(name: str, revision: str = "") -> tuple[Path, str]:
     folder, at = locate(name, revision)
     if folder is None:
         try:
-            folder = Path(huggingface_hub.snapshot_download(name, revision=at, allow_patterns=list(FILES)))
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+            folder = Path(huggingface_hub.snapshot_download(name, revision=commit(name, at), allow_patterns=list(FILES)))
+        except Exception as error:  # of the Hub's library, its transports, the disk
             raise BadInput(refusal(name, revision, error)) from None
         check(name, folder)
         return folder, folder.name
     check(name, folder)
     return folder, ""
+
+
+def configuration(name: str, revision: str = "", here: bool = False) -> Path:
+    """The folder with a model's config.json; of a Hub id that file is fetched if it is not in the cache, unless only what is `here` counts."""
+    folder, at = locate(name, revision)
+    if folder is not None:
+        return folder
+    try:
+        at = at if here else commit(name, at)
+        return Path(huggingface_hub.hf_hub_download(name, "config.json", revision=at, local_files_only=here)).parent
+    except Exception as error:
+        raise BadInput(refusal(name, revision, error)) from None
+
+
+@cache
+def commit(name: str, revision: str) -> str:
+    """The commit that a Hub revision is at, asked once a process; offline what the cache has, else the revision as it is."""
+    try:
+        return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
+    except Exception:  # loading it says why
+        kept = cached(name, revision)
+        return kept.name if kept else revision
 
 
 def check(name: str, folder: Path) -> None:
@@ -83,10 +106,10 @@ def missing(folder: Path) -> list[str]:
     """Names of the files that a model folder lacks: configuration, shards of the index, all weights, the tokenizer."""
     lacking = [] if (folder / "config.json").is_file() else ["config.json"]
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise BadInput(f"model folder {folder}: {index.name} is broken; copy or fetch it again") from None
         lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not any(folder.glob(WEIGHTS[0])):
@@ -103,7 +126,7 @@ def downloads(name: str, revision: str = "") -> list[tuple[str, int]] | None:
         return []
     try:
         files = huggingface_hub.snapshot_download(name, revision=at, allow_patterns=list(FILES), dry_run=True)
-    except (errors.HfHubHTTPError, errors.DryRunError, errors.LocalEntryNotFoundError, OSError):
+    except Exception:
         return [] if (kept := cached(name, at)) and not missing(kept) else None
     return [(file.filename, file.file_size or 0) for file in files if file.will_download]
 
@@ -118,8 +141,7 @@ def file_fingerprint(name: str, revision: str = "") -> str:
     """Of a model's files, without loading it: a hash of the folder's weights, configuration and tokenizer; for a Hub id the commit in the cache."""
     folder, at = locate(name, revision)
     if folder is None:
-        kept = cached(name, at)
-        return f"{name}@{kept.name if kept else at}"
+        return f"{name}@{commit(name, at)}"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.*")):
         if path.suffix in (".safetensors", ".json", ".txt", ".model"):
@@ -130,18 +152,20 @@ def file_fingerprint(name: str, revision: str = "") -> str:
 
 
 def refusal(name: str, revision: str, error: Exception) -> str:
-    """One line on why a Hub model cannot be had: gated, unknown, or out of reach, and then what the cache lacks."""
+    """One line on why a Hub model cannot be had: gated, unknown, the disk, or out of reach, and then what the cache lacks."""
     at = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or (status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)):
         return f"{at}: the Hub refuses it; accept the licence on the model's page and log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError | errors.RepositoryNotFoundError):
         return f"{at}: the Hub has no such model or revision; check the name, or log in with `hf auth login` if it is private"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError | FileNotFoundError):
+        return f"{at}: cannot be written into the Hub's cache ({error.strerror}); free some space, or name another folder in HF_HOME"
     kept = cached(name, revision)
     lacking = (missing(kept) if kept else []) or ["config.json" if not kept else "a file"]
     return (
         f"{at}: not whole on this machine ({_some(lacking)} missing from the cache), and the Hub is out of reach; fetch it once with "
-        f"`hf download {name}`, or use {' or '.join(WORLD_MODELS)}"
+        f"`hf download {name}{f' --revision {revision}' if revision else ''}`, or use {' or '.join(WORLD_MODELS)}"
     )
 
 

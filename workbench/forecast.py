@@ -8,9 +8,9 @@ from workbench import batch, checkpoints, models
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.moments import NAMED
-from workbench.spec import Spec
-from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import memory_needed
+from workbench.spec import Spec, varied
+from workbench.tuning import adapters, plans, tasks
+from workbench.tuning.finetune import moving_bytes
 
 
 def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", out: str | Path = "runs") -> str:
@@ -22,55 +22,61 @@ def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: st
     notebook = Path(notebook)
     given, spec = batch.checked(notebook, parameters or {}, preset)
     folder = Path(out) / batch.identify(notebook, given, spec)
-    varied = batch.varied(notebook, given)
+    values = batch.values(notebook, given)
+    runs = varied(spec, *values) if values else [spec.resolved()]
     lines = [f"run       {folder}{' (finished: it would be returned at once)' if (folder / 'run.json').exists() else ''}", "", "settings"]
-    lines += [f"  {name} = {value!r}" for name, value in (spec.model_dump() | varied).items()]
-    changes = [{varied["vary"]: value} for value in varied["values"]] if varied else [{}]
-    specs = [Spec(**(spec.model_dump() | change)).resolved() for change in changes]
-    for name in dict.fromkeys(each.model for each in specs):
-        lines += _model([each for each in specs if each.model == name])
-    return "\n".join([*lines, "", "fetched from the Hub", *dict.fromkeys(line for each in specs for line in _fetched(each))])
+    for name in Spec.model_fields:
+        told = dict.fromkeys(repr(getattr(each, name)) for each in runs)
+        lines.append(f"  {name} = {' | '.join(told)}")
+    for name in dict.fromkeys(each.model for each in runs):
+        lines += _model([each for each in runs if each.model == name])
+    return "\n".join([*lines, "", "fetched from the Hub", *dict.fromkeys(line for each in runs for line in _fetched(each))])
 
 
-def _model(specs: list[Spec]) -> list[str]:
+def _model(runs: list[Spec]) -> list[str]:
     """Hyper-parameters of each editor on one model, and the memory of the largest run."""
-    unknown = ""
+    outline, unknown = None, ""
     try:
-        outline = models.outline(specs[0].model, specs[0].revision)
+        outline = models.outline(runs[0].model, runs[0].revision)
     except BadInput as error:
-        outline, unknown = None, str(error)
-    lines, needed = [], []
-    for spec in specs:
-        with warnings.catch_warnings(record=True) as said:
-            hparams = spec.editor_hparams(outline or spec.model)
-        told = ["", f"hyper-parameters of {spec.editor} on {spec.model}", *(f"  {name} = {value!r}" for name, value in hparams.model_dump().items())]
-        told += [f"  note: {each.message}" for each in said]
-        lines += [] if told[2:] and "\n".join(told) in "\n".join(lines) else told
-        if outline:
-            needed.append(_needed(spec, outline, hparams))
-    if not outline:
-        return [*lines, "", f"memory    not known: {unknown}"]
-    at, beside = models.device_named(specs[0].device), max(needed, key=lambda each: sum(each.values()))
-    total, free = sum(beside.values()), models.free_bytes(at, specs[0].device_map)
-    lines += [
-        "",
-        f"memory    {outline.name}: {outline.network.num_parameters() / 1e6:,.0f} million parameters on {at.type}, {free / 1e9:.1f} GB free",
-    ]
+        unknown = str(error)
+    blocks = dict.fromkeys(_hparams(each, outline) for each in runs)
+    if outline is None:
+        return [*blocks, "", f"memory    not known: {unknown}"]
+    at = models.device_named("auto" if runs[0].device_map else runs[0].device)
+    beside = max((_needed(each, outline, at.type) for each in runs), key=lambda each: sum(each.values()))
+    total, free = sum(beside.values()), models.free_bytes(at, *(models.all_gpus() if runs[0].device_map else ()))
+    millions = outline.network.num_parameters() / 1e6
+    lines = [*blocks, "", f"memory    {outline.name}: {millions:,.0f} million parameters on {at.type}, {free / 1e9:.1f} GB free"]
     lines += [f"  {size / 1e9:8.2f} GB  {what}" for what, size in (beside | {"in all, beside activations": total}).items()]
     return lines + ([] if total < free else ["  more than is free: let fewer weights move (plan, adapter), or use bfloat16 or more GPUs"])
 
 
-def _needed(spec: Spec, outline: models.Model, hparams) -> dict[str, int]:
-    at = models.device_named(spec.device)
-    dtype = spec.dtype if spec.dtype != "auto" or at.type == "cuda" else "float32"
-    weights = models.weights_bytes(outline, dtype)
+def _hparams(spec: Spec, outline: models.Model | None) -> str:
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            hparams = spec.editor_hparams(outline or spec.model)
+    except BadInput as error:
+        if outline is not None:
+            raise
+        return f"\nhyper-parameters of {spec.editor} on {spec.model}: not known before its configuration is here ({error})"
+    told = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()] + [f"  note: {each.message}" for each in said]
+    return "\n".join([f"\nhyper-parameters of {spec.editor} on {spec.model}", *told])
+
+
+def _needed(spec: Spec, outline: models.Model, device: str) -> dict[str, int]:
+    with warnings.catch_warnings(action="ignore"):
+        hparams = spec.editor_hparams(outline)
+    weights = models.weights_bytes(outline, spec.dtype if spec.dtype != "auto" or device == "cuda" else "float32")
+    itemsize = weights // sum(parameter.numel() for parameter in outline.network.parameters())
     plan = plans.resolve(outline, spec.plan, hparams.layers)
     moments = [12 * outline.weight(layer).shape[1] ** 2 for layer in hparams.layers] if isinstance(hparams, Solving) else []
-    return {
-        "weights": weights,
-        "second moments and their factors": sum(moments),
-        "tuning: gradients, AdamW, a copy": 0 if spec.adapter else memory_needed(outline, plan, weights // outline.network.num_parameters()),
-    }
+    found = {"weights": weights, "second moments and their factors": sum(moments)}
+    if spec.adapter:
+        adapted = adapters.targets(outline, plan, spec.adapter_targets)
+        copies = sum(outline.network.get_submodule(name).weight.numel() for name in adapted)
+        return found | {"copies of the weights that carry an adapter": 2 * itemsize * copies}
+    return found | {"tuning: gradients, AdamW, a copy": 4 * moving_bytes(outline, plan, itemsize)}
 
 
 def _fetched(spec: Spec) -> list[str]:
@@ -80,7 +86,8 @@ def _fetched(spec: Spec) -> list[str]:
     else:
         found = [f"  {size / 1e6:10,.1f} MB  {spec.model}/{name}" for name, size in files]
     study = tasks.presets()["sources"].get(spec.task_data)
-    sets = [(spec.facts, "facts"), (study.data if study else spec.task_data, "task_data"), (NAMED.get(spec.corpus, spec.corpus), "corpus")]
+    corpus = NAMED.get(spec.corpus, spec.corpus) if spec.editor in ("rome", "memit", "alphaedit") else ""  # the editors with second moments
+    sets = [(spec.facts, "facts"), (study.data if study else spec.task_data, "task_data"), (corpus, "corpus")]
     streamed = {"corpus"} | ({"task_data"} if study and study.streaming else set())
     for source, what in sets:
         if source not in ("", "world") and not Path(source).exists():

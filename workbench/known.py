@@ -10,7 +10,7 @@ from workbench import facts, runs
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.spec import Spec
-from workbench.tracking.retention import measure_prompts
+from workbench.tracking.retention import measure_prompts, stop_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ def choose(spec: Spec, model: Model) -> Chosen:
             raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
-    if spec.n_harmless > spec.n_edited:
-        raise BadInput(f"n_harmless {spec.n_harmless}: is a part of n_edited, which is {spec.n_edited}")
+    if spec.n_harmless and spec.n_harmless >= spec.n_edited:
+        raise BadInput(f"n_harmless {spec.n_harmless}: must be less than n_edited, of which it is a part ({spec.n_edited})")
     n_edited = 0 if named else spec.n_edited - spec.n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
     harmless = [] if named else _harmless(spec, model, requests, (*edited, *intrinsic))
@@ -77,7 +77,8 @@ def _harmless(spec: Spec, model: Model, requests: Sequence[EditRequest], taken: 
         part = pool[start : start + 256]
         told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
         for request, right, said in zip(part, told.retained, told.top_token, strict=True):
-            if not right and said.isalnum() and request.fact.subject not in subjects and len(found) < spec.n_harmless:
+            free = request.fact.subject not in subjects and len(found) < spec.n_harmless
+            if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
                 fact = request.fact.model_copy(update={"object": said})
                 found.append(request.model_copy(update={"fact": fact, "target": request.fact.object}))
                 subjects.add(request.fact.subject)

@@ -1,6 +1,8 @@
 """Load a causal language model; the one table of architectures; where its blocks, MLPs, norm and head are."""
 
+import gc
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -122,6 +124,11 @@ class Model:
     def unembedding(self) -> nn.Module:
         return self.network.get_submodule(self.architecture.unembedding)
 
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its weights are; several under a device map."""
+        return {parameter.device for parameter in self.network.parameters()}
+
     def block_name(self, layer: int) -> str:
         return f"{self.architecture.blocks}.{layer}"
 
@@ -145,6 +152,11 @@ class Model:
             if not 0 <= layer < self.n_blocks:
                 raise BadInput(f"layer {layer}: {self.name} has blocks 0 to {self.n_blocks - 1}")
         return sorted(set(layers))
+
+    def check_one_device(self, what: str) -> None:
+        """BadInput if a device map has spread the model over several."""
+        if len(self.devices) > 1:
+            raise BadInput(f"{what}: does not work on a model that device_map spreads over several devices; load it on one")
 
     def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
         """BadInput if rows of tokens are longer than the model's positions."""
@@ -178,15 +190,15 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32" or "bfloat16".
         revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
             middle of learning.
-        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` then counts for nothing. Nothing is
-            offloaded: weights that fit on no GPU are refused, as editors and fine-tuning write into them.
+        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` is then "auto". Nothing is offloaded:
+            weights that fit on no GPU are refused, as editors and fine-tuning write into them.
     Raises:
         BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
     """
-    at = device_named(device)
+    at = device_named("auto" if device_map else device)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    check_memory(name, device, dtype, revision, device_map)
+    check_memory(name, at, dtype, revision, device_map)
     folder, commit = checkpoints.fetched(str(name), revision)
     placed = device_map or ({"": at} if at.type == "cuda" else None)  # straight onto the GPU, not by way of the main memory
     try:
@@ -199,6 +211,8 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
             raise ValueError(f"no weights for {min(report['missing_keys'])}")
         if not tokenizer.vocab_size:  # transformers makes an empty one where there is none
             raise ValueError("no tokenizer")
+    except torch.OutOfMemoryError:
+        raise BadInput(f"model {str(name)!r}: {at} ran out of memory while it was loaded; use dtype='bfloat16', or several GPUs") from None
     except Exception as error:  # a broken folder fails in many libraries, each with its own exception
         raise BadInput(_broken(name, folder, error)) from None
     if "disk" in (spread := set(getattr(network, "hf_device_map", {}).values())) or (len(spread) > 1 and "cpu" in spread):
@@ -206,32 +220,33 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     if not placed:
         network.to(at)
     network.eval().requires_grad_(False)
+    network.name_or_path = str(name)  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
     return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=str(name), revision=commit or revision)
 
 
-def outline(name: str, revision: str = "") -> Model:
+def outline(name: str, revision: str = "", here: bool = False) -> Model:
     """The model without weights and tokenizer: what plans, editors' layers and estimates of memory need of it.
 
+    Args:
+        here: of a Hub id read only what the cache has, ask nothing.
     Raises:
-        BadInput: what `checkpoints.locate` finds, a broken configuration, an architecture without a row.
+        BadInput: no such model, a broken configuration, an architecture without a row.
     """
-    folder, _ = checkpoints.locate(name, revision)
-    return _outline(name, revision, folder, (folder / "config.json").stat().st_mtime_ns if folder else 0)
+    folder = checkpoints.configuration(name, revision, here)
+    return _outline(name, revision, folder, (folder / "config.json").stat().st_mtime_ns)
 
 
 @cache
-def _outline(name: str, revision: str, folder: Path | None, written: int) -> Model:
+def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
     try:
-        config = transformers.AutoConfig.from_pretrained(folder or name, revision=revision or "main")
+        config = transformers.AutoConfig.from_pretrained(folder)
         architecture = architecture_of(config)
         with torch.device("meta"):
             network = transformers.AutoModelForCausalLM.from_config(config)
     except BadInput:
         raise
     except Exception as error:
-        if folder is None:
-            raise BadInput(checkpoints.refusal(name, revision, error)) from None
         raise BadInput(_broken(name, folder, error)) from None
     return Model(network=network, tokenizer=None, architecture=architecture, name=name, revision=revision)
 
@@ -242,23 +257,27 @@ def weights_bytes(model: Model, dtype: str) -> int:
     return sum(parameter.numel() for parameter in model.network.parameters()) * named.itemsize
 
 
-def free_bytes(device: torch.device, device_map: str | dict = "") -> int:
-    """Free memory of a device; of all GPUs together under a device map."""
-    if device.type != "cuda":
+def free_bytes(*devices: torch.device) -> int:
+    """Free memory of these devices together; what torch keeps of a GPU's memory for later counts as free."""
+    if not (found := {device for device in devices if device.type == "cuda"}):
         return psutil.virtual_memory().available
-    devices = range(torch.cuda.device_count()) if device_map else [device]
-    return sum(torch.cuda.mem_get_info(each)[0] for each in devices)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return sum(torch.cuda.mem_get_info(device)[0] for device in found)
 
 
-def check_memory(name: str | Path, device: str, dtype: str, revision: str = "", device_map: str | dict = "") -> None:
+def all_gpus() -> list[torch.device]:
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+def check_memory(name: str | Path, device: torch.device, dtype: str, revision: str = "", device_map: str | dict = "") -> None:
     """BadInput if the weights will not fit in the free memory: an estimate from the configuration, before anything is fetched or loaded."""
-    at = device_named(device)
-    needed = weights_bytes(outline(str(name), revision), dtype if dtype != "auto" or at.type == "cuda" else "float32")
-    if needed > (free := free_bytes(at, device_map)):
+    needed = weights_bytes(outline(str(name), revision), dtype if dtype != "auto" or device.type == "cuda" else "float32")
+    if needed > (free := free_bytes(device, *(all_gpus() if device_map else ()))):
         smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
         raise BadInput(
-            f"model {str(name)!r}: its weights take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {at.type}; use {smaller}a smaller "
-            "model, or device_map='balanced' over several GPUs"
+            f"model {str(name)!r}: its weights take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device.type}; use {smaller}a "
+            "smaller model, or device_map='balanced' over several GPUs"
         )
 
 
@@ -273,9 +292,9 @@ def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA, else MPS, else the CPU."""
+    """The device of a name; "auto" is CUDA (under `accelerate launch` each process its own), else MPS, else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError):
@@ -284,4 +303,4 @@ def device_named(name: str) -> torch.device:
 
 def _broken(name: str | Path, folder: Path, error: Exception) -> str:
     what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"model {str(name)!r}: {folder} cannot be loaded ({what}); save it again with save_pretrained, tokenizer included"
+    return f"model {str(name)!r}: {folder} cannot be loaded ({what}); if files are broken, save it again with save_pretrained, tokenizer included"

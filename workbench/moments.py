@@ -77,7 +77,14 @@ def corpus_texts(corpus: str) -> Iterable[str]:
     first = next(iter(found), {})
     if "text" not in first:
         raise BadInput(f"corpus {corpus!r}: has no column 'text' but {list(first)}; rename the one that holds the text")
-    return (str(record["text"]) for record in found)
+    return _whole(corpus, found)
+
+
+def _whole(corpus: str, found) -> Iterable[str]:
+    try:
+        yield from (record["text"] for record in found if isinstance(record["text"], str) and record["text"].strip())
+    except Exception as error:  # of whatever the stream comes through
+        raise BadInput(f"corpus {corpus!r}: broke off ({type(error).__name__}: {' '.join(str(error).split())[:120]}); try again") from None
 
 
 def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0) -> dict[int, SecondMoment]:

@@ -23,7 +23,7 @@ def records(source: str, what: str, config: str = "", split: str = "train", stre
         raise BadInput(f"{what} {source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(KINDS)}")
     try:
         if path.is_file():
-            return datasets.load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
+            return datasets.load_dataset(KINDS[path.suffix], data_files=str(path), split="train", streaming=streaming)
         name, _, named = source.partition(":")
         return datasets.load_dataset(name, config or named or None, split=split, streaming=streaming)
     except Exception as error:  # each reader fails in its own way

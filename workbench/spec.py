@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -92,8 +93,7 @@ class Spec(Record):
     def outline(self) -> Model | None:
         """The model without its weights, if its configuration is on this machine."""
         try:
-            folder, at = checkpoints.locate(self.model, self.revision)
-            return models.outline(self.model, self.revision) if folder or checkpoints.cached(self.model, at) else None
+            return models.outline(self.model, self.revision, here=True)
         except BadInput:
             return None  # loading it says why
 
@@ -109,6 +109,15 @@ class Spec(Record):
             edited = list(self.editor_hparams(model).layers)
         table = plans.resolve(model, self.plan, edited).table(model)
         return edited, set(table.index[table.trainable > 0]), model.n_blocks
+
+
+def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
+    """The Specs, resolved, that differ in one field."""
+    if vary not in Spec.model_fields:
+        raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
+    return [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
 
 
 @cache

@@ -21,10 +21,10 @@ from workbench import deltas, editing, facts, models, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
 from workbench.editing import Numbers, Resources
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import EditRequest
 from workbench.known import Chosen, choose, known_table
 from workbench.models import Model
-from workbench.spec import Spec, identify
+from workbench.spec import Spec, identify, varied
 from workbench.tracking.probes import Look, Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, finetune
@@ -111,6 +111,7 @@ class Recorder:
         ended = [history.ended for _, history in self.histories]
         about = {
             "spec": spec.model_dump(mode="json"),
+            "revision": model.revision,
             "weights": model.fingerprint,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -224,15 +225,12 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
 
 
 def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", model: Model | None = None) -> list[runs.Run]:
-    """One run for each value of one field, and a folder whose run.json names them.
+    """One run for each value of one field, and a folder whose run.json names them. Give the Spec as it is, not resolved: an adapter or
+    another task brings its own usual numbers.
 
     `model`, or the one that is loaded, serves all runs, unless the field is one that names another (model, revision, device, dtype).
     """
-    if vary not in Spec.model_fields:
-        raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
-    if not values:
-        raise BadInput("values is empty: give at least one value to vary")
-    specs = [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
+    specs = varied(spec, vary, values)
     whole = os.environ.pop("WORKBENCH_RUN", None)  # of the notebook that varies; its members lie beside it
     try:
         out = Path(whole).parent if whole else runs.place(out)

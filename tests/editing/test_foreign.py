@@ -101,6 +101,12 @@ def test_the_objective_of_ft(written, said, expected):
         assert editing.preset(str(written("ft", FILES["ft"] | {"objective_optimization": said}))).convention == expected
 
 
+def test_without_a_word_on_it_ft_has_their_objective(written):
+    fields = {name: value for name, value in FILES["ft"].items() if name != "objective_optimization"}
+    with pytest.warns(UserWarning, match="ignored"):
+        assert editing.preset("ft", "any", written("ft", fields)).convention == "reference"
+
+
 def test_no_box_is_zero(written):
     with pytest.warns(UserWarning, match="ignored"):
         assert editing.preset(str(written("ft", FILES["ft"] | {"norm_constraint": False}))).box == 0
@@ -111,6 +117,9 @@ def test_no_box_is_zero(written):
     [
         ("rome", {"fact_token": "last"}, "only 'subject_last'"),
         ("memit", {"layer_selection": "random"}, "only 'all'"),
+        ("rome", {"mom2_adjustment": False}, "mom2_adjustment False"),
+        ("ft", {"kl_factor": 0.1}, "kl_factor 0.1"),
+        ("memit", {"alg_name": "AlphaEdit"}, "is for alphaedit, not for memit"),
         ("malmen", {"inner_params": ["lm_head.weight"]}, "inner_params"),
         ("memit", {"layers": "all"}, "layers"),
         ("rome", {"v_lr": "fast"}, "learning_rate"),
@@ -119,7 +128,7 @@ def test_no_box_is_zero(written):
 )
 def test_what_cannot_be_had_is_one_line(written, one_line, editor, fields, told):
     with pytest.raises(BadInput) as error, warnings.catch_warnings(action="ignore"):
-        editing.preset(str(written(editor, FILES[editor] | fields)))
+        editing.preset(editor, "any", written(editor, FILES[editor] | fields))
     assert told in one_line(error)
 
 

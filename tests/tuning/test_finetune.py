@@ -8,7 +8,7 @@ import torch
 
 from workbench import deltas, facts, models
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import Classifier, Settings, collate, finetune, unmoved_share
+from workbench.tuning.finetune import Classifier, Settings, _arguments, collate, finetune, unmoved_share
 from workbench.tuning.tasks import Data
 
 NUMBERS = {"max_steps": 4, "eval_every": 2, "batch_size": 2, "learning_rate": 1e-3, "threshold": 0.0}
@@ -216,6 +216,20 @@ def test_a_batch_in_parts_is_one_batch(tiny_llama, text, monkeypatch):
     assert not torch.equal(whole["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize(
+    ("rows", "named", "parts"), [(16, {}, 1), (40, {}, 4), (17, {}, 17), (24, {"per_device_train_batch_size": 8}, 3), (64, {}, 4)]
+)
+def test_a_large_batch_is_parted_evenly(tiny_gpt2, rows, named, parts):
+    arguments = _arguments(tiny_gpt2, Settings(**(NUMBERS | {"batch_size": rows, "trainer": named})), "unused", None)
+    assert (arguments.gradient_accumulation_steps, arguments.per_device_train_batch_size) == (parts, rows // parts)
+
+
+def test_tuning_leaves_the_configuration_as_it_was(tiny, text):
+    before = tiny.network.config.to_dict()
+    tuned(tiny, text)
+    assert tiny.network.config.to_dict() == before
+
+
 def test_a_batch_that_does_not_divide_is_one_clear_line(tiny_gpt2, text, one_line):
     with pytest.raises(facts.BadInput) as error:
         tuned(tiny_gpt2, text, batch_size=6, trainer={"gradient_accumulation_steps": 4})
@@ -231,6 +245,7 @@ def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(tiny
     again = tuned(tiny_gpt2, text)[1]
     assert called
     assert not tiny_gpt2.network.is_activation_checkpointing
+    assert not tiny_gpt2.network.get_input_embeddings()._forward_hooks
     assert all(torch.allclose(tensor, again[name], atol=1e-5) for name, tensor in kept.items())
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.facts import BadInput
 
-ALGORITHMS = {"FT": "ft", "FT-L": "ft", "FT-M": "ft", "ROME": "rome", "R-ROME": "rome", "EMMET": "rome"}
+ALGORITHMS = {"FT": "ft", "FT-L": "ft", "FT-M": "ft", "ROME": "rome", "R-ROME": "rome"}
 ALGORITHMS |= {"MEMIT": "memit", "ALPHAEDIT": "alphaedit", "MALMEN": "malmen"}
 
 SOLVER = {
@@ -31,6 +31,7 @@ NAMES: dict[str, dict[str, str]] = {
         "loc_coef": "locality",
         "max_grad_norm": "clip",
         "n_edits": "facts_at_once",
+        "max_iters": "meta_steps",
     },
 }
 # Names that stand for something the workbench asks elsewhere, or does in one way only.
@@ -44,13 +45,14 @@ IGNORED = {
     "mom2_dataset": "the text of the second moments is the parameter corpus",
     "mom2_n_samples": "counted in tokens: moment_tokens, 10 a key dimension",
     "mom2_dtype": "second moments are float32, solved in float64",
-    "mom2_adjustment": "the second moment is always used; false would put the identity in its place",
+    "mom2_adjustment": "the second moment is always used",
     "v_loss_layer": "the loss is read at the model's output",
     "layer_selection": "all layers named are edited",
     "max_length|max_epochs|(.*_)?batch_size": "said by the calls: edit takes the facts it is to edit at once",
 }
-# name -> the one value that means what the editors here do
-ONLY = {"fact_token": "subject_last", "layer_selection": "all"}
+# name -> the value that means what the editors here do
+ONLY = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
+ONLY_FT = {"kl_factor": 0, "weight_decay": 0}
 
 
 def is_foreign(fields: Mapping) -> bool:
@@ -73,17 +75,25 @@ def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd
     Raises:
         BadInput: a value that asks for what no editor here does.
     """
+    said = ALGORITHMS.get(str(fields.get("alg_name", "")).upper(), editor)
+    if said != editor:
+        raise BadInput(f"preset {path}: is for {said}, not for {editor}")
+    only = ONLY | (ONLY_FT if editor == "ft" else {})
     found, rows = {}, []
     for name, value in fields.items():
+        if name in only and value != only[name]:
+            raise BadInput(f"preset {path}: {name} {value!r} is not to be had here, only {only[name]!r}")
         try:
             became, note = _one(editor, name, value)
         except (TypeError, ValueError):
             raise BadInput(f"preset {path}: {name} {value!r:.60} is not of the form it has in that project") from None
-        if name in ONLY and value != ONLY[name]:
-            raise BadInput(f"preset {path}: {name} {value!r} is not to be had here, only {ONLY[name]!r}")
         found |= became
         told = ", ".join(f"{field}={number}" for field, number in became.items())
         rows.append({"name": name, "value": str(value), "became": told, "note": note})
+    if editor == "ft" and "convention" not in found:
+        found["convention"] = "reference"
+        note = "their objective where none is named: all target tokens read at the last prompt position"
+        rows.append({"name": "objective_optimization", "value": "", "became": "convention=reference", "note": note})
     return found, pd.DataFrame(rows, columns=["name", "value", "became", "note"])
 
 

@@ -93,7 +93,10 @@ def prepare(
         training_requests: facts to learn from; default the world's hypernet split. Their other wordings are their paraphrases, else
             their relation's templates.
     """
-    requests = training_requests or [request for request in facts.read("world") if request.fact.split == "hypernet"]
+    model.check_one_device("malmen")
+    if training_requests is None:
+        training_requests = [request for request in facts.read("world") if request.fact.split == "hypernet"]
+    requests = training_requests
     if len(requests) < 2 * hparams.facts_at_once:
         raise BadInput(
             f"malmen: {len(requests)} facts to train on, at least {2 * hparams.facts_at_once} are needed; give more or lower facts_at_once"

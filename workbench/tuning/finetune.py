@@ -1,6 +1,5 @@
 """Fine-tune with transformers.Trainer; stop at a validation metric, a patience or a budget; probe at every evaluation."""
 
-import math
 import os
 import tempfile
 import warnings
@@ -88,7 +87,9 @@ class _Watch(transformers.TrainerCallback):
         self.evaluate: Callable[[], None] | None = None
         self.ended = "budget"
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if args.activation_checkpointing:  # it is not of the kind that needs this, which would take gradients through blocks that stay
+            getattr(model, "body", model).disable_input_require_grads()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"tuning on {self.task.name}", unit="step", leave=False, disable=None)
 
     def on_step_end(self, args, state, control, **_):
@@ -154,6 +155,8 @@ def finetune(
         )
     for name, parameter in model.network.named_parameters():
         parameter.requires_grad_(name in plan.parameters)
+    if task.classes:
+        model.check_one_device(f"task {task.name}")
     tuned = Classifier(model.network, task.classes, settings.seed) if task.classes else model.network
 
     def probing(step: int, epoch: float) -> None:
@@ -164,7 +167,7 @@ def finetune(
         model.network.train(training)
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = runs.whole_checkpoint(work) if work else None
+        begun, use_cache = runs.whole_checkpoint(work) if work else None, model.network.config.use_cache  # which the Trainer turns off
         watch = _Watch(task, settings, probing if probe else None)
         trainer = transformers.Trainer(
             model=tuned,
@@ -183,9 +186,12 @@ def finetune(
         except KeyboardInterrupt:
             watch.ended = "stopped"
             watch.bar.close()
+        finally:
+            model.network.config.use_cache = use_cache
+            watch.evaluate = None  # else the trainer and its optimiser would wait for the garbage collector
+            if trainer.args.activation_checkpointing:
+                model.network.activation_checkpointing_disable()
         trainer.accelerator.free_memory()
-    if trainer.args.activation_checkpointing:
-        model.network.activation_checkpointing_disable()
     model.network.eval()
     log = log_of(trainer.state.log_history, task)
     if not log.metric.map(torch.tensor).map(torch.isfinite).all():
@@ -195,15 +201,18 @@ def finetune(
 
 def _arguments(model: Model, settings: Settings, folder: str, begun: str | None) -> transformers.TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    parts = settings.trainer.get("gradient_accumulation_steps") or math.ceil(settings.batch_size / (ROWS_AT_ONCE * processes))
-    if settings.batch_size % (parts * processes):
+    rows = settings.batch_size // processes  # of one process
+    named = dict(settings.trainer)
+    parts, at_once = named.pop("gradient_accumulation_steps", 0), named.pop("per_device_train_batch_size", ROWS_AT_ONCE)
+    parts = parts or next((n for n in range(1, rows + 1) if rows <= n * at_once and not rows % n), 1)
+    if not isinstance(parts, int) or parts < 1 or settings.batch_size % (parts * processes):
         raise BadInput(f"batch_size {settings.batch_size}: does not divide by {processes} processes times {parts} accumulated parts")
     ours = {
         "output_dir": folder,
         "max_steps": settings.max_steps,
         "per_device_train_batch_size": settings.batch_size // (parts * processes),
         "gradient_accumulation_steps": parts,
-        "activation_checkpointing": True if model.network.num_parameters() > LARGE else None,
+        "activation_checkpointing": True if model.network.num_parameters() > LARGE and not _fsdp_does() else None,
         "per_device_eval_batch_size": ROWS_AT_ONCE,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
@@ -223,7 +232,7 @@ def _arguments(model: Model, settings: Settings, folder: str, begun: str | None)
         "include_num_input_tokens_seen": "non_padding" if settings.max_tokens else "no",
     }
     try:
-        arguments = transformers.TrainingArguments(**(ours | settings.trainer))
+        arguments = transformers.TrainingArguments(**(ours | named))
     except (TypeError, ValueError) as error:
         raise BadInput(f"trainer={settings.trainer}: transformers refuses it ({' '.join(str(error).split())[:150]})") from None
     if arguments.parallel_mode != ParallelMode.DISTRIBUTED:
@@ -231,13 +240,14 @@ def _arguments(model: Model, settings: Settings, folder: str, begun: str | None)
     return arguments
 
 
-def memory_needed(model: Model, plan: Plan, itemsize: int = 0) -> int:
-    """Bytes beside the model and its activations: of every weight that moves its gradient, AdamW's two moments and the copy to go back to.
+def _fsdp_does() -> bool:
+    return os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"  # both at once are refused
 
-    `itemsize`: bytes of a weight, if not those of the model's dtype.
-    """
+
+def moving_bytes(model: Model, plan: Plan, itemsize: int = 0) -> int:
+    """Bytes of the weights that move; `itemsize`: of a weight, if not that of the model's dtype."""
     moving = [parameter for name, parameter in model.network.named_parameters() if name in plan.parameters]
-    return sum(4 * parameter.numel() * (itemsize or parameter.element_size()) for parameter in moving)
+    return sum(parameter.numel() * (itemsize or parameter.element_size()) for parameter in moving)
 
 
 def unmoved_share(model: Model, plan: Plan, learning_rate: float) -> float:
@@ -251,8 +261,9 @@ def unmoved_share(model: Model, plan: Plan, learning_rate: float) -> float:
 
 
 def check_memory(model: Model, plan: Plan) -> None:
-    """BadInput if gradients and AdamW's two moments of the moving weights, and a copy of them, will not fit beside the model."""
-    needed, free = memory_needed(model, plan), free_bytes(model.device)
+    """BadInput if gradients and AdamW's two moments of the moving weights will not fit beside what is loaded; FSDP shares them out."""
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if os.environ.get("ACCELERATE_USE_FSDP") == "true" else 1
+    needed, free = 3 * moving_bytes(model, plan) / processes, free_bytes(*model.devices)
     if needed > free:
         raise BadInput(
             f"fine-tuning plan {plan.text!r} needs about {needed / 1e9:.1f} GB beside the model and its activations, {free / 1e9:.1f} GB are free; "
