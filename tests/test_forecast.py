@@ -126,3 +126,9 @@ def test_an_editor_without_a_preset_for_a_model_out_of_reach_is_said(nothing_loa
     told = forecast.forecast(RETENTION, {"model": "nobody/nothing"}, out=tmp_path)
     assert "hyper-parameters of memit on nobody/nothing: not known before its configuration is here" in told
     assert "memory    not known" in told
+
+
+def test_a_notebook_that_only_reads_runs_says_so(nothing_loaded, tmp_path):
+    told = forecast.forecast(NOTEBOOKS / "10_collect.ipynb", out=tmp_path)
+    assert "reads what runs there are" in told
+    assert "hyper-parameters" not in told

@@ -84,6 +84,11 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     return specs.identify(spec, cells=text, name=notebook.stem)
 
 
+def makes_spec(notebook: Path) -> bool:
+    """Whether a notebook makes an experiment of its own, rather than reading what runs there are."""
+    return "study.Spec(" in notebook.read_text(encoding="utf-8")
+
+
 def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "runs") -> runs.Run:
     """Execute a notebook into a run folder.
 
@@ -94,7 +99,7 @@ def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "
     notebook, out = Path(notebook), Path(out)
     given, spec = checked(notebook, parameters or {}, preset)
     run_id = identify(notebook, given, spec)
-    again = again or "study.Spec(" not in notebook.read_text(encoding="utf-8")
+    again = again or not makes_spec(notebook)
     if (out / run_id / "run.json").exists() and not again:
         return runs.read(out / run_id)
     with locked(f"run {out.resolve()} {run_id}"):

@@ -22,6 +22,8 @@ def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: st
     notebook = Path(notebook)
     given, spec = batch.checked(notebook, parameters or {}, preset)
     folder = Path(out) / batch.identify(notebook, given, spec)
+    if not batch.makes_spec(notebook):
+        return f"run       {folder}\n\n{notebook.name} reads what runs there are; no model is loaded, nothing is fetched"
     values = batch.values(notebook, given)
     runs = varied(spec, *values) if values else [spec.resolved()]
     lines = [f"run       {folder}{' (finished: it would be returned at once)' if (folder / 'run.json').exists() else ''}", "", "settings"]
