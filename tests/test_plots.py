@@ -137,3 +137,12 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
     found = plots.series_of(again, "intrinsic kept")
     assert len(found) == 4
     assert set(found.retained) == {0.5, 0.0}
+
+
+def test_a_figure_says_over_what_unlike_runs_it_pools(made):
+    found = [made(2, editor="rome", task="text", seed=0), made(0, editor="rome", task="text", seed=1), made(3, editor="ft", task="text")]
+    assert "pooled" not in plots.retention_by(found, "editor").figure.axes[0].get_title()  # seeds are meant to be pooled
+    assert plots.retention_by(found, "task").figure.axes[0].get_title().endswith("; pooled over editor")
+    mixed = [*found, made(1, editor="ft", task="facts", plan="edited")]
+    assert plots.retention_grid(mixed, "editor", "task").figure.axes[0].get_title() == "edits kept"
+    assert plots.retention_grid(mixed, "editor", "model").figure.axes[0].get_title() == "edits kept; pooled over task, plan"

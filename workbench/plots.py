@@ -153,6 +153,7 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "held-out kept": ("paraphrase", "last", True),
     "intrinsic kept": ("intrinsic", "last", False),
 }
+CHOICES = ("model", "facts", "editor", "layers", "edits_per_model", "paraphrases", "task", "plan", "adapter")  # fields that make runs unlike
 KINDS = {"false": False, "harmless": True}  # whether an edit puts right what the model got wrong
 
 
@@ -167,6 +168,15 @@ def series_of(run: Run, name: str) -> pd.DataFrame:
     part = part[part.took] if only_took else part
     part = part[part.fact_id.isin(run.about.get("harmless", ())) == KINDS[kind]] if kind in KINDS else part
     return part.groupby("fact_id", as_index=False).retained.mean().assign(series=name)
+
+
+def _pooled(found: Sequence[Run], *by: str) -> str:
+    """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none does."""
+    cells: dict[tuple, list[dict]] = {}
+    for run in found:
+        cells.setdefault(tuple(value_name(run.spec[name]) for name in by), []).append(run.spec)
+    mixed = [name for name in CHOICES if name not in by and any(len({str(spec.get(name)) for spec in specs}) > 1 for specs in cells.values())]
+    return f"; pooled over {', '.join(mixed)}" if mixed else ""
 
 
 def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"), label: str = "") -> Drawing:
@@ -190,7 +200,8 @@ def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit s
     counts = data.groupby(["series", "value"]).size()
     means = data.groupby(["series", "value"]).retained.mean()
     axes.set(ylim=(-0.03, 1.05), xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
-    axes.set_title(f"n = {counts.min()} to {counts.max()} a point" if counts.min() < counts.max() else f"n = {counts.min()} a point", fontsize=10)
+    span = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else f"{counts.min()}"
+    axes.set_title(f"n = {span} a point{_pooled(found, by)}", fontsize=10)
     axes.legend(title=None, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     said = [f"{name}: " + ", ".join(f"{value} {means.get((name, value), float('nan')):.2f}" for value in order) for name in series]
     return Drawing(figure=figure, data=data, summary="; ".join(said))
@@ -292,7 +303,7 @@ def retention_grid(found: Sequence[Run], rows: str, columns: str, series: str = 
     axes.set_xticks(range(len(names[1])), names[1])
     axes.set_yticks(range(len(names[0])), names[0])
     axes.set(xlabel=columns, ylabel=rows)
-    axes.set_title(series, fontsize=10)
+    axes.set_title(series + _pooled(found, rows, columns), fontsize=10)
     figure.colorbar(image, ax=axes, label="share of facts")
     flat = means.stack()
     best = flat.idxmax()
