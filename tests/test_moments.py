@@ -305,3 +305,14 @@ def test_a_corpus_that_is_not_there_is_named(tiny, one_line, corpus, told):
 def test_the_worlds_text_for_another_model_is_said_not_to_be_wikipedia(tiny):
     with pytest.warns(UserWarning, match="which is not Wikipedia"):
         second_moments(tiny, [1], tokens=300)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: path.write_bytes(b"")], ids=["cut short", "empty"]
+)
+def test_a_damaged_file_is_collected_again(tiny, corpus, cache, damage):
+    first = second_moments(tiny, [1], corpus, 300)[1].matrix
+    (file,) = cache.iterdir()
+    damage(file)
+    assert torch.equal(second_moments(tiny, [1], corpus, 300)[1].matrix, first)
+    assert torch.equal(safetensors.torch.load_file(file)["matrix"], first)

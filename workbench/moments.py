@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
@@ -106,17 +107,27 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
     folder = cache_folder() / "moments"
     paths = {layer: folder / f"{digest}-{layer}.safetensors" for layer in layers}
     with locked(f"moments {digest}"):
-        missing = [layer for layer in layers if not paths[layer].exists()]
+        found = {layer: _kept(path) for layer, path in paths.items()}
+        missing = [layer for layer in layers if found[layer] is None]
         for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
             folder.mkdir(parents=True, exist_ok=True)
             partial = paths[layer].with_suffix(".partial")
-            safetensors.torch.save_file({"matrix": matrix.cpu()}, partial)
+            found[layer] = matrix.cpu()
+            safetensors.torch.save_file({"matrix": found[layer]}, partial)
             os.replace(partial, paths[layer])
     at = _solving_device(model, layers)
-    found = {layer: safetensors.torch.load_file(paths[layer])["matrix"].to(at) for layer in layers}
     return {
-        layer: SecondMoment(layer=layer, matrix=matrix, tokens=tokens, fingerprint=digest, model=model.fingerprint) for layer, matrix in found.items()
+        layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint)
+        for layer, matrix in found.items()
     }
+
+
+def _kept(path: Path) -> torch.Tensor | None:
+    """The matrix that was kept; None if there is none, or the file is damaged."""
+    try:
+        return safetensors.torch.load_file(path)["matrix"]
+    except (OSError, KeyError, safetensors.SafetensorError):
+        return None
 
 
 def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:
