@@ -352,7 +352,7 @@ def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
 
 
 def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
-    spec = Spec(editor="ft", n_edited=5, n_harmless=2, n_intrinsic=2, edits_per_model=5, max_steps=1, eval_every=1, task="facts").resolved()
+    spec = Spec(editor="ft", n_edited=5, harmless=0.4, n_intrinsic=2, edits_per_model=5, max_steps=1, eval_every=1, task="facts").resolved()
     chosen = study.choose(spec, base)
     assert len(chosen.edited) == 5
     assert len(chosen.harmless) == 2
@@ -363,7 +363,7 @@ def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
     assert not found.retained.any()
     assert found.top_token.tolist() == [request.fact.object for request in harmless]
     assert [request.fact.id in chosen.harmless for request in chosen.edited].index(True) < 2  # spread, so that every edited model has some
-    false = study.choose(spec.model_copy(update={"n_edited": 3, "n_harmless": 0}), base).edited
+    false = study.choose(spec.model_copy(update={"n_edited": 3, "harmless": 0}), base).edited
     assert [request.fact.id for request in false] == [request.fact.id for request in chosen.edited if request.fact.id not in chosen.harmless]
     done = study.run(spec, base, out=tmp_path)
     assert set(done.about["harmless"]) == set(chosen.harmless)
@@ -373,10 +373,10 @@ def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
     assert not ids["harmless"] & ids["false"]
 
 
-def test_more_harmless_edits_than_edits_is_one_clear_line(base, one_line):
+def test_more_harmless_edits_than_facts_that_are_wrong_is_one_clear_line(base, one_line):
     with pytest.raises(BadInput) as error:
-        study.choose(Spec(n_edited=2, n_harmless=3), base)
-    assert "n_harmless 3" in one_line(error)
+        study.choose(Spec(n_edited=4000, harmless=0.9995, n_intrinsic=2), base)
+    assert "facts wrong that could be put right, 3998 are asked for" in one_line(error)
 
 
 def test_as_many_facts_are_asked_as_the_split_needs(base):

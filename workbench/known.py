@@ -46,11 +46,10 @@ def choose(spec: Spec, model: Model) -> Chosen:
             raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
-    if spec.n_harmless and spec.n_harmless >= spec.n_edited:
-        raise BadInput(f"n_harmless {spec.n_harmless}: must be less than n_edited, of which it is a part ({spec.n_edited})")
-    n_edited = 0 if named else spec.n_edited - spec.n_harmless
+    n_harmless = 0 if named else int(spec.harmless * spec.n_edited)
+    n_edited = 0 if named else spec.n_edited - n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
-    harmless = [] if named else _harmless(spec, model, requests, (*edited, *intrinsic))
+    harmless = _harmless(model, requests, (*edited, *intrinsic), n_harmless, spec.seed)
     edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
     if named or harmless:
@@ -66,25 +65,25 @@ def choose(spec: Spec, model: Model) -> Chosen:
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
 
 
-def _harmless(spec: Spec, model: Model, requests: Sequence[EditRequest], taken: Sequence[EditRequest]) -> list[EditRequest]:
+def _harmless(model: Model, requests: Sequence[EditRequest], taken: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
     """Facts that the model gets wrong, as wishes to put them right; none shares a subject with another one chosen."""
-    if not spec.n_harmless:
+    if not count:
         return []
     subjects, found = {request.fact.subject for request in taken}, []
     pool = [request for request in requests if request.fact.split in ("", "unseen")]
-    random.Random(f"harmless {spec.seed}").shuffle(pool)
+    random.Random(f"harmless {seed}").shuffle(pool)
     for start in range(0, len(pool), 256):
         part = pool[start : start + 256]
         told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
         for request, right, said in zip(part, told.retained, told.top_token, strict=True):
-            free = request.fact.subject not in subjects and len(found) < spec.n_harmless
+            free = request.fact.subject not in subjects and len(found) < count
             if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
                 fact = request.fact.model_copy(update={"object": said})
                 found.append(request.model_copy(update={"fact": fact, "target": request.fact.object}))
                 subjects.add(request.fact.subject)
-        if len(found) == spec.n_harmless:
+        if len(found) == count:
             return found
-    raise BadInput(f"the model gets only {len(found)} facts wrong of n_harmless {spec.n_harmless}; lower it")
+    raise BadInput(f"the model gets only {len(found)} facts wrong that could be put right, {count} are asked for; lower harmless or n_edited")
 
 
 def _spread(some: Sequence[EditRequest], others: Sequence[EditRequest]) -> list[EditRequest]:

@@ -34,7 +34,7 @@ class Spec(Record):
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
     n_edited: int = Field(10, ge=1)
-    n_harmless: int = Field(0, ge=0)  # of n_edited: facts that the model gets wrong, edited to the truth; the others are made false
+    harmless: float = Field(0, ge=0, lt=1)  # share of n_edited: facts that the model gets wrong, edited to the truth; the others are made false
     n_intrinsic: int = Field(20, ge=0)
     edits_per_model: int = Field(10, ge=1)
     margin: float = Field(0.1, ge=0, lt=1)  # of the true token over the second; what a known fact has at least
