@@ -152,7 +152,7 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
         return
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one is needed")
-    handler = signal.getsignal(signal.SIGINT)
+    handler, logged, others = signal.getsignal(signal.SIGINT), logging.root.manager.disable, set(psutil.Process().children(recursive=True))
     with suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: Ctrl-C is for the sweep alone, which ends them
     cluster = distributed.SpecCluster(**_local(workers), silence_logs="ERROR")
@@ -166,13 +166,13 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
                 logging.disable(logging.CRITICAL)  # what is cut off in the middle complains
                 raise
     except KeyboardInterrupt:  # perhaps the second one, while the first was being obeyed
-        for child in psutil.Process().children(recursive=True):
+        for child in set(psutil.Process().children(recursive=True)) - others:  # of the caller's own none
             with suppress(psutil.NoSuchProcess):
                 if "resource_tracker" not in " ".join(child.cmdline()):  # Python's own; it ends by itself
                     child.kill()
         raise
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(logged)
 
 
 def _local(workers: int) -> dict:
