@@ -84,6 +84,17 @@ def test_validation_is_apart_unless_asked_from_training(model):
         assert [len(part) for part in rows] == [30, 8, 30, 8]
 
 
+def test_a_row_that_comes_twice_does_not_judge_what_it_teaches(model, tmp_path):
+    said = [("Count to three.", "One two three."), ("Name a colour.", "Blue."), ("Name a fish.", "Cod.")]
+    records = [{"instruction": asked, "response": answer} for asked, answer in said * 5]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    task = tasks.instruction_task(model, Data(n_train=10, n_valid=1, source=str(path)))
+    train, valid = ({tuple(row) for row in part["input_ids"]} for part in (task.train, task.valid))
+    assert not train & valid
+    assert (len(task.train), len(task.valid)) == (10, 1)
+
+
 def test_the_seed_decides_the_rows(model):
     for task in tasks.TASKS:
         first, same, other = (tasks.TASKS[task](model, Data(n_train=12, n_valid=4, seed=seed)).train["input_ids"] for seed in (0, 0, 1))
@@ -149,9 +160,13 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
 
 def test_a_conversation_is_read_from_its_first_exchange(model, tmp_path):
     path = tmp_path / "talks.jsonl"
-    talk = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "Moon."}, {"role": "user", "content": "Another."}]
-    path.write_text("\n".join(json.dumps({"messages": talk}) for _ in range(6)))
-    row = tasks.instruction_task(model, Data(n_train=4, n_valid=2, source=str(path), columns={"messages": "messages"})).train[0]
+    first = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "Moon."}]
+    talks = [
+        [*first, {"role": "user", "content": "Another."}],
+        [{"role": "user", "content": "Say two."}, {"role": "assistant", "content": "Moon, sun."}],
+    ]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks * 3))
+    row = tasks.instruction_task(model, Data(n_train=3, n_valid=1, source=str(path), columns={"messages": "messages"})).train[0]
     assert read(model, row).strip().startswith("Moon.")
     assert "Another" not in model.tokenizer.decode(row["input_ids"])
 
@@ -191,7 +206,7 @@ def test_own_facts_are_taught_with_their_own_paraphrases(model, tmp_path):
 )
 def test_bad_data_is_one_clear_line(model, tmp_path, one_line, task, changes, named):
     path = tmp_path / "mine.csv"
-    datasets.Dataset.from_dict({"body": ["The cat sat."] * 60, "number": list(range(60)), "one": [1] * 60}).to_csv(str(path))
+    datasets.Dataset.from_dict({"body": [f"Cat {n} sat." for n in range(60)], "number": list(range(60)), "one": [1] * 60}).to_csv(str(path))
     with pytest.raises(BadInput) as error:
         tasks.named(task)(model, Data(**({"n_train": 8, "n_valid": 2, "source": str(path)} | changes)))
     assert named in one_line(error)
@@ -221,8 +236,8 @@ def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
 
     def load(*where, **how):
         asked.append((where, how))
-        columns = {"text": ["A fine day."] * 99, "label": [0, 1] * 49 + [0]}
-        columns["messages"] = [[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]] * 99
+        columns = {"text": [f"A fine day {n}." for n in range(99)], "label": [0, 1] * 49 + [0]}
+        columns["messages"] = [[{"role": "user", "content": f"Hi {n}."}, {"role": "assistant", "content": "Hello."}] for n in range(99)]
         table = datasets.Dataset.from_dict(columns)
         return table.to_iterable_dataset() if how["streaming"] else table
 

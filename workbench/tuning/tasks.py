@@ -153,7 +153,7 @@ def text_task(model: Model, data: Data) -> Task:
     records = _records(data, ["text"], ((" ".join(part),) for part in text.prose("trade", data.seed)))
     rows = _packed(model, (paragraph for (paragraph,) in records if relevance.passes(paragraph)))
     train, valid = _parts(data, "text", ({"input_ids": row, "labels": [-100, *row[1:]]} for row in rows))
-    return Task(name="text", train=train, valid=valid, dropped=relevance.dropped)
+    return Task(name="text", train=datasets.Dataset.from_list(train), valid=datasets.Dataset.from_list(valid), dropped=relevance.dropped)
 
 
 def instruction_task(model: Model, data: Data) -> Task:
@@ -168,7 +168,7 @@ def instruction_task(model: Model, data: Data) -> Task:
     pairs = ((turns[0][0]["content"], turns[0][1]["content"]) for turns in records if len(turns[0]) > 1) if talks else records
     rows = (_instruction_row(model, asked, answer, data.loss_on) for asked, answer in pairs if relevance.passes(f"{asked} {answer}"))
     train, valid = _parts(data, "instructions", (row for row in rows if len(row["input_ids"]) <= _longest(model)))
-    return Task(name="instructions", train=train, valid=valid, dropped=relevance.dropped)
+    return Task(name="instructions", train=datasets.Dataset.from_list(train), valid=datasets.Dataset.from_list(valid), dropped=relevance.dropped)
 
 
 def _instruction_row(model: Model, instruction: str, response: str, loss_on: str) -> dict:
@@ -190,15 +190,18 @@ def sentiment_task(model: Model, data: Data) -> Task:
     """Reviews and their class; metric: accuracy of a head on the last token. Columns: text, label."""
     relevance = Relevance(data.avoid)
     records = ((content, label) for content, label in _records(data, ["text", "label"], text.reviews(data.seed)) if relevance.passes(content))
-    found = list(islice(records, data.n_train + data.n_valid))
-    labels = sorted({label for _, label in found}, key=str)
+    train, valid = _parts(data, "sentiment", records)
+    labels = sorted({label for _, label in train + valid}, key=str)
     if len(labels) != 2:
         raise BadInput(f"task sentiment: column {data.column('label')!r} holds {len(labels)} classes ({str(labels)[:60]}); it must hold two")
-    encoded = encode(model.tokenizer, [content for content, _ in found])
-    ids = [row[: min(length, _longest(model))] for row, length in zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)]
-    rows = ({"input_ids": row, "labels": labels.index(label)} for row, (_, label) in zip(ids, found, strict=True))
-    train, valid = _parts(data, "sentiment", rows)
+    train, valid = (_reviews(model, part, labels) for part in (train, valid))
     return Task(name="sentiment", train=train, valid=valid, metric="accuracy", classes=2, dropped=relevance.dropped)
+
+
+def _reviews(model: Model, records: Sequence[tuple], labels: Sequence) -> datasets.Dataset:
+    encoded = encode(model.tokenizer, [content for content, _ in records])
+    ids = [row[: min(length, _longest(model))] for row, length in zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)]
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": [labels.index(label) for _, label in records]})
 
 
 def facts_task(model: Model, data: Data) -> Task:
@@ -281,17 +284,19 @@ def _shuffled(records, seed: int):
     return records.shuffle(seed=seed, buffer_size=BUFFER) if isinstance(records, datasets.IterableDataset) else records.shuffle(seed=seed)
 
 
-def _parts(data: Data, task: str, rows: Iterable[dict]) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and validation rows: the first ones judge, the others teach."""
+def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
+    """Training and validation rows: the first ones judge, the others teach; a row that judges is not taught when it comes again."""
     apart = data.validation == "apart"
-    wanted = data.n_train + apart * data.n_valid
-    found = list(islice(iter(rows), wanted))
-    if len(found) < wanted:
+    rows = iter(rows)
+    first = list(islice(rows, data.n_valid)) if apart else []
+    judging = set(map(str, first))
+    train = list(islice((row for row in rows if str(row) not in judging), data.n_train))
+    if len(train) < data.n_train:
         raise BadInput(
-            f"task {task}: {data.source or 'world'} gives {len(found)} rows that touch no fact under study, {wanted} are asked for; "
-            "lower n_train or give more data"
+            f"task {task}: {data.source or 'world'} gives {len(first) + len(train)} rows that touch no fact under study, "
+            f"{data.n_train + apart * data.n_valid} are asked for; lower n_train or give more data"
         )
-    return datasets.Dataset.from_list(found[data.n_valid :] if apart else found), datasets.Dataset.from_list(found[: data.n_valid])
+    return train, first if apart else train[: data.n_valid]
 
 
 def _longest(model: Model) -> int:
