@@ -152,7 +152,7 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
         return
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one is needed")
-    handler, logged, others = signal.getsignal(signal.SIGINT), logging.root.manager.disable, set(psutil.Process().children(recursive=True))
+    handler, logged, others, ours = signal.getsignal(signal.SIGINT), logging.root.manager.disable, _children(), set()
     with suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: Ctrl-C is for the sweep alone, which ends them
     cluster = distributed.SpecCluster(**_local(workers), silence_logs="ERROR")
@@ -163,16 +163,21 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
             try:
                 yield client
             except KeyboardInterrupt:
+                ours = _children()  # kernels too, which are nobody's children once their worker has ended
                 logging.disable(logging.CRITICAL)  # what is cut off in the middle complains
                 raise
     except KeyboardInterrupt:  # perhaps the second one, while the first was being obeyed
-        for child in set(psutil.Process().children(recursive=True)) - others:  # of the caller's own none
+        for child in (ours | _children()) - others:  # of the caller's own none
             with suppress(psutil.NoSuchProcess):
                 if "resource_tracker" not in " ".join(child.cmdline()):  # Python's own; it ends by itself
                     child.kill()
         raise
     finally:
         logging.disable(logged)
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _local(workers: int) -> dict:
@@ -183,7 +188,7 @@ def _local(workers: int) -> dict:
     def worker(number: int) -> dict:
         shared = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **shared}
-        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": logging.ERROR}}
+        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
 
     scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard": False, "host": "127.0.0.1"}}
     return {"workers": {number: worker(number) for number in range(workers)}, "scheduler": scheduler}
