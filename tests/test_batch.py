@@ -126,19 +126,6 @@ def test_a_bad_notebook_is_one_clear_line(text, named, tmp_path, one_line):
     assert named in one_line(error)
 
 
-@pytest.mark.parametrize("cell", range(3, 12))
-@pytest.mark.slow
-def test_a_failure_in_any_step_is_a_failure_of_the_run(cell, parameters, tmp_path):
-    notebook = nbformat.read(CASE_STUDY, as_version=4)
-    code = [each for each in notebook.cells if each.cell_type == "code"]
-    code[cell].source = "raise RuntimeError('broken on purpose')\n" + code[cell].source
-    broken = tmp_path / "broken.ipynb"
-    nbformat.write(notebook, broken)
-    with pytest.raises(RuntimeError, match="broken on purpose"):
-        batch.run(broken, parameters, out=tmp_path / "runs")
-    assert sorted(path.suffix for path in (tmp_path / "runs").iterdir()) == [".ipynb", ".txt"]  # as far as it went, and the error
-
-
 def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
     arguments = ["run", str(CASE_STUDY), "--out", str(case_study.folder.parent)]
     for name, value in parameters.items():

@@ -149,6 +149,16 @@ def changed_weights(model, corpus):
     return second_moments(model, [1], corpus, 300)
 
 
+def test_what_is_kept_under_the_fingerprint_comes_from_its_weights(tiny, corpus, one_line):
+    kept = second_moments(tiny, [0], corpus, 300)
+    with torch.no_grad():
+        tiny.weight(1).mul_(1.001)
+    assert torch.equal(second_moments(tiny, [0], corpus, 300)[0].matrix, kept[0].matrix)
+    with pytest.raises(BadInput) as error:
+        second_moments(tiny, [2], corpus, 300)
+    assert "have been changed" in one_line(error)
+
+
 def other_tokens(model, corpus):
     return second_moments(model, [1], corpus, 299)
 
@@ -161,6 +171,7 @@ def other_corpus(model, corpus):
 
 def other_dtype(model, corpus):
     model.network.to(torch.bfloat16)
+    model.__dict__.pop("fingerprint", None)
     return second_moments(model, [1], corpus, 300)
 
 

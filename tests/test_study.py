@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import workbench.spec
-from workbench import deltas, facts, models, plots, runs, study
+from workbench import deltas, facts, known, models, plots, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
@@ -331,6 +331,31 @@ def test_a_run_killed_in_the_middle_leaves_nothing(small, base, tmp_path, monkey
         study.run(small, base, out=tmp_path)
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+
+
+def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(base, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return measure_prompts(*arguments)
+
+    monkeypatch.setattr(known, "measure_prompts", counted)
+    requests = facts.read("world")[:7]
+    first, second = (study.known_table(base, requests) for _ in range(2))
+    assert first.equals(second)
+    assert len(asked) == 1
+    with deltas.preserved(base.network), torch.no_grad():
+        base.weight(0).mul_(-1)
+        other = study.known_table(base, requests)
+        assert not other.p.equals(first.p)
+    assert study.known_table(base, requests).equals(first)
+    assert len(asked) == 2
+    for path in (tmp_path / "known").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert study.known_table(base, requests).equals(first)
+    assert len(asked) == 3
 
 
 def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():

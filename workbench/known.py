@@ -1,15 +1,20 @@
 """Which facts a model knows, and which of them are edited and which only watched."""
 
+import hashlib
+import json
+import os
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
 
 from workbench import facts, runs
+from workbench.cache import cache_folder, locked
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
-from workbench.spec import Spec
+from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.retention import measure_prompts, stop_words
 
 
@@ -101,7 +106,8 @@ def _typed(spec: Spec) -> EditRequest:
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
-    table = measure_prompts(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
+    """One row a fact: fact_id, known (the true token is on top by `margin`), p (of the true token), p_second."""
+    table = _answers(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
     return pd.DataFrame(
         {
             "fact_id": [request.fact.id for request in requests],
@@ -110,6 +116,25 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
             "p_second": table.p_second,
         }
     )
+
+
+def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataFrame:
+    """What the model says, from the cache if these very weights have been asked the same before."""
+    if model.is_changed():
+        return measure_prompts(model, questions, objects)
+    tokens = model.tokenizer([*questions, *objects])["input_ids"] if questions else []
+    about = [model.fingerprint, str(model.dtype), model.device.type, questions, objects, tokens, code_fingerprint()]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    path = cache_folder() / "known" / f"{digest}.parquet"
+    with locked(f"known {digest}"):
+        with suppress(OSError, ValueError):  # there is none, or it is damaged
+            return pd.read_parquet(path)
+        table = measure_prompts(model, questions, objects)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        table.to_parquet(partial)
+        os.replace(partial, path)
+        return table
 
 
 def _chosen(spec: Spec, model: Model, pool: Sequence[EditRequest], named: list[EditRequest], n_edited: int) -> tuple[pd.DataFrame, list, list]:

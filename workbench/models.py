@@ -185,6 +185,11 @@ class Model:
         """Whether the weights are other ones than those of the fingerprint: a sum over the bits of each, much faster than the hash."""
         return bool(self.fingerprint) and self._bit_sums() != self.__dict__["_sums"]
 
+    def check_unchanged(self, what: str) -> None:
+        """BadInput if what is to be kept under the fingerprint would come from other weights."""
+        if self.is_changed():
+            raise BadInput(f"{what}: the weights of {self.name} have been changed since they were read; take the change back, or save and load them")
+
     def _bit_sums(self) -> list[int]:
         same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return [int(tensor.detach().view(same_size[tensor.element_size()]).sum()) for tensor in self.network.state_dict().values()]

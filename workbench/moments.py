@@ -109,6 +109,8 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
     with locked(f"moments {digest}"):
         found = {layer: _kept(path) for layer, path in paths.items()}
         missing = [layer for layer in layers if found[layer] is None]
+        if missing:
+            model.check_unchanged("second moments")
         for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
             folder.mkdir(parents=True, exist_ok=True)
             partial = paths[layer].with_suffix(".partial")

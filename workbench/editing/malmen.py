@@ -111,6 +111,7 @@ def prepare(
         torch.manual_seed(seed)
         network = HyperNetwork(layers, d_in, d_out, hparams)
         if not path.exists():
+            model.check_unchanged("malmen")
             network.to(model.device)
             _Meta(model, network, requests, hparams, seed).train_to(path)
     network.load_state_dict(safetensors.torch.load_file(path))
