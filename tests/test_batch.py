@@ -136,6 +136,21 @@ def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
     assert any("top 1" in line for line in lines)
 
 
+def test_words_are_taken_as_they_are_and_the_rest_as_yaml():
+    given = {"prompt": "{} worked in the field of", "subject": "1984", "target": "no", "editor": '"ft"', "layers": "[2, 3]", "n_intrinsic": "4"}
+    found = batch.parsed(CASE_STUDY, list(given.items()))
+    assert found == given | {"editor": "ft", "layers": [2, 3], "n_intrinsic": 4}
+    with pytest.raises(BadInput, match="layers"):
+        batch.parsed(CASE_STUDY, [("layers", "[2")])
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", 3), ("facts", 3), ("task_data", [1]), ("seed", "2024-05-01")])
+def test_a_value_of_an_odd_type_is_one_clear_line(name, value, one_line):
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {name: value})
+    assert name in one_line(error)
+
+
 def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
     assert main(["run", str(CASE_STUDY), "-p", "edittor", "rome", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err

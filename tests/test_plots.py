@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy
 import pandas as pd
 import pytest
 
@@ -137,6 +138,46 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
     found = plots.series_of(again, "intrinsic kept")
     assert len(found) == 4
     assert set(found.retained) == {0.5, 0.0}
+
+
+def test_a_fact_of_runs_that_are_pooled_counts_once(made):
+    drawing = plots.retention_by([made(2, editor="rome"), made(0, editor="ft")], "model", series=["intrinsic kept", "edits kept"])
+    assert drawing.data.groupby("series").size().to_dict() == {"intrinsic kept": 4, "edits kept": 3}
+    assert drawing.data[drawing.data.series == "edits kept"].retained.tolist() == [0.5, 0.5, 0]
+    assert len(plots.retention_grid([made(2, editor="rome"), made(0, editor="ft")], "model", "task").data) == 3
+
+
+def with_one_that_ends_early(run):
+    """The run with a second edited model that keeps everything and ends at step 10."""
+    kept = run.probes[run.probes.step <= 10].assign(edited_model=1, retained=True, p_edited=0.9)
+    tables = {
+        "probes": pd.concat([run.probes, kept]),
+        "training": pd.concat([run.training, run.training[run.training.step <= 10].assign(edited_model=1)]),
+        "lens": run.lens,
+        "tokens": run.tokens,
+    }
+    return runs.write(run.folder, {key: value for key, value in run.about.items() if key not in ("schema", "status")}, tables)
+
+
+def test_a_model_that_ended_early_counts_to_the_end(made):
+    run = with_one_that_ends_early(made(0))
+    curve = plots.retention_curves([run], "editor").data
+    assert curve[(curve.group == "edited") & (curve.step == 20)].retained.mean() == 0.5
+    mass = plots.category_mass(run).data
+    assert mass[(mass.step == 20) & (mass.category == "edited")].probability.mean() == pytest.approx((0.05 + 0.9) / 2)
+    assert mass.groupby(["step", "category"]).size().max() == 4
+    table = plots.retention_table(run).set_index(["group", "step"])
+    assert table.loc[("edited", 20), "n"] == table.loc[("edited", 0), "n"] == 8
+
+
+def test_elasticity_is_of_all_runs_and_ends_with_the_first(made):
+    drawing = plots.elasticity([with_one_that_ends_early(made(0, editor="rome")), made(0, editor="ft")])
+    data = drawing.data[drawing.data.group == "edited"]
+    assert data.step.max() == 10
+    assert data.groupby(["wordings", "step"]).size().max() == 3  # one did not take
+    last = data[data.step == 10].bits.iloc[0]
+    assert last == pytest.approx(-numpy.log2([0.05, 0.05, 0.9]).mean())
+    assert "pooled over editor" in drawing.figure.axes[0].get_title()
 
 
 def test_a_figure_says_over_what_unlike_runs_it_pools(made):

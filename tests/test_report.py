@@ -77,6 +77,15 @@ def test_a_tasks_usual_numbers_do_not_keep_tasks_from_being_paired(tmp_path):
     assert (differences.n > 0).all()
 
 
+def test_any_field_that_runs_differ_in_keeps_them_apart(tmp_path):
+    for editor, rank, kept in (("rome", 4, 1.0), ("rome", 64, 0.0), ("memit", 4, 1.0)):
+        synthetic(tmp_path / "runs", kept, editor=editor, task="text", seed=0, adapter_rank=rank)
+    report.report(tmp_path / "runs", tmp_path / "report", figures=False)
+    differences = pd.read_csv(tmp_path / "report" / "differences.csv").set_index(["field", "series"])
+    assert set(differences.index.get_level_values("field")) == {"editor", "adapter_rank"}
+    assert abs(differences.loc[("editor", "edits kept"), "mean"]) < abs(differences.loc[("adapter_rank", "edits kept"), "mean"])
+
+
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
     (tmp_path / "runs" / "new").mkdir(parents=True)
     for text, named in (('{"schema": 99}', "schema 99"), ("", "broken")):

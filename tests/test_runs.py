@@ -277,6 +277,17 @@ def test_arms_are_compared_at_the_loosest_metric_that_all_reach_and_at_one_step(
     assert table.best.tolist() == [2 * sign, 3 * sign]
 
 
+def test_every_edited_model_is_read_where_it_is_at_the_level(tmp_path):
+    quick = arm(tmp_path / "quick", "all", [4, 3], [True, True], "reached")
+    slow = arm(tmp_path / "slow", "all", [4, 3.5, 3.2, 3], [True, True, True, False], "reached")
+    tables = {name: pd.concat([getattr(quick, name), getattr(slow, name).assign(edited_model=1)]) for name in ("probes", "training")}
+    about = {"spec": quick.spec, "ended": ["reached", "reached"], "tuning": {"metric": "loss"}}
+    (tmp_path / "both").mkdir()
+    (row,) = runs.compare([runs.write(tmp_path / "both", about, tables)], "plan").to_dict("records")
+    assert (row["level"], row["step"], row["edited"]) == (3, 20, 0.5)  # at 10 and at 30
+    assert row["edited_at_10"] == 1
+
+
 def test_what_cannot_be_compared_is_one_clear_line(tmp_path, one_line):
     first = arm(tmp_path / "a", "all", [4], [True])
     other = runs.Run(folder=first.folder, about={**first.about, "spec": {**first.spec, "task": "facts"}})

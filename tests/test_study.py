@@ -376,6 +376,26 @@ def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
     assert workbench.spec.code_fingerprint.__wrapped__() != before
 
 
+def test_harmless_edits_obey_the_papers_split_and_have_no_neighbourhood(base):
+    chosen = study.choose(Spec(n_edited=12, harmless=0.5, n_intrinsic=20, split_rule="paper"), base)
+    watched = {thing for each in chosen.intrinsic for thing in (each.fact.relation, each.fact.object)}
+    for each in chosen.edited:
+        assert not {each.fact.relation, each.fact.object, each.target} & watched
+    assert len(chosen.harmless) == 6
+    assert not any(each.neighbourhood for each in chosen.edited if each.fact.id in chosen.harmless)
+    assert any(each.neighbourhood for each in chosen.edited)
+
+
+def test_malmen_does_not_learn_on_a_fact_under_study(base, monkeypatch):
+    learnt = []
+    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: learnt.extend(requests))
+    spec = Spec(fact="animal_kind:anaconda", editor="malmen", n_intrinsic=2)
+    chosen = study.choose(spec, base)
+    study.prepare(spec, base, chosen)
+    assert {each.fact.split for each in learnt} == {"hypernet"}
+    assert chosen.edited[0].fact.subject not in {each.fact.subject for each in learnt}
+
+
 def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
     spec = Spec(editor="ft", n_edited=5, harmless=0.4, n_intrinsic=2, edits_per_model=5, max_steps=1, eval_every=1, task="facts").resolved()
     chosen = study.choose(spec, base)

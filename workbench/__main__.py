@@ -3,8 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-
-import yaml
+from pathlib import Path
 
 from workbench.facts import BadInput
 
@@ -23,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (RuntimeError, OSError, ValueError) as error:
         print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -78,10 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options) -> None:
     from workbench import batch, plots
 
-    try:
-        parameters = {name: yaml.safe_load(value) for name, value in options.p}
-    except yaml.YAMLError as error:
-        raise BadInput(f"-p: a value is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
+    parameters = batch.parsed(options.notebook, options.p)
     if options.dry_run:
         from workbench import forecast
 
@@ -127,6 +126,7 @@ def _edit(options) -> None:
     from workbench import deltas, editing, facts, models
 
     editor = editing.editor_named(options.editor)
+    deltas.check_new(options.out)
     requests = facts.read(options.facts)
     model = models.load(options.model)
     hparams = editing.preset(options.editor, model, options.hparams)
@@ -137,6 +137,8 @@ def _edit(options) -> None:
 def _facts(options) -> None:
     from workbench import facts, models, study
 
+    if not Path(options.out).absolute().parent.is_dir():
+        raise BadInput(f"{options.out}: there is no folder {Path(options.out).parent}; make it first")
     requests, problems = facts.inspect(options.file)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -149,8 +151,11 @@ def _facts(options) -> None:
 
 
 def _pretrain(options) -> None:
+    from workbench import deltas
     from workbench.world import pretrain
 
+    if options.out:
+        deltas.check_new(options.out)
     print(pretrain.pretrain(options.model, options.out))
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -39,10 +39,10 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     for name in given:
         if name not in known:
             raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
-    for name in ("facts", "task_data", "corpus"):  # a path counts from here, not from the notebook's folder
-        if given.get(name) and Path(given[name]).exists():
+    for name in ("facts", "task_data", "corpus", "folder"):  # a path counts from here, not from the notebook's folder
+        if given.get(name) and isinstance(given[name], str) and Path(given[name]).exists():
             given[name] = str(Path(given[name]).resolve())
-    if given.get("model") and Path(given["model"]).is_dir():
+    if given.get("model") and isinstance(given["model"], str) and Path(given["model"]).is_dir():
         given["model"] = str(Path(given["model"]).resolve())
     defaults = {name: _default(about) for name, about in known.items()}
     fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
@@ -51,6 +51,21 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
         specs.varied(made, *found)
     made.resolved()
     return given, made
+
+
+def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
+    """Parameters given as text: YAML, but what the notebook declares as `str` stays the text it is (`{} was born in`, 1984, no)."""
+    known, found = declared(Path(notebook)), {}
+    for name, text in pairs:
+        words = known.get(name, {}).get("inferred_type_name") == "str"
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            if not words:
+                raise BadInput(f"-p {name}: {text!r} is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
+            value = text
+        found[name] = text if words and not isinstance(value, str) else value
+    return found
 
 
 def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
@@ -69,7 +84,7 @@ def _preset(notebook: Path, name: str) -> dict:
     path = Path(name) if name.endswith((".yaml", ".yml")) else notebook.parent / PRESETS / f"{name}.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"preset {name!r}: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(found, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
@@ -80,7 +95,7 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     """The run's id: the Spec, the code, the notebook's code cells and what is given beside the Spec."""
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     extra = {name: value for name, value in given.items() if name not in specs.Spec.model_fields}
-    text = hashlib.sha256(json.dumps([cells, extra], sort_keys=True).encode()).hexdigest()
+    text = hashlib.sha256(json.dumps([cells, extra], sort_keys=True, default=str).encode()).hexdigest()
     return specs.identify(spec, cells=text, name=notebook.stem)
 
 
@@ -106,7 +121,7 @@ def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "
         if (out / run_id / "run.json").exists() and not again:  # another process made it meanwhile
             return runs.read(out / run_id)
         with runs.new_folder(out, run_id) as partial:
-            _execute(notebook, given, partial.resolve(), out / run_id)
+            _execute(notebook, given, partial.resolve(), out / run_id, again)
     for left in failure_of(out / run_id):
         left.unlink(missing_ok=True)
     return runs.read(out / run_id)
@@ -117,8 +132,14 @@ def failure_of(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f"{folder.name}.failed.ipynb"), folder.with_name(f"{folder.name}.failed.txt")
 
 
-def _execute(notebook: Path, given: Mapping, folder: Path, final: Path) -> None:
-    changed = {"WORKBENCH_RUN": str(folder), "WORKBENCH_BATCH": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: bool) -> None:
+    changed = {
+        "WORKBENCH_AGAIN": "1" if again else "",
+        "WORKBENCH_RUN": str(folder),
+        "WORKBENCH_BATCH": "1",
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     executed = folder / "notebook.ipynb"
@@ -128,6 +149,7 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path) -> None:
             str(executed),
             parameters=given,
             cwd=str(notebook.parent.resolve()),
+            kernel_name="python3",  # of this environment, whichever one the notebook was saved with
             execution_timeout=TIMEOUT,
             log_output=False,
             extra_arguments=["--IPKernelApp.log_level=50"],  # else it warns of TCP on loopback at every start, and of its own interrupt at the end
@@ -141,6 +163,13 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path) -> None:
         told.write_text(text + "\n", encoding="utf-8")
         failure = BadInput if error.ename == "BadInput" else RuntimeError
         raise failure(f"{text} (executed so far: {kept})") from None
+    except Exception as error:  # the kernel was killed, or took too long
+        kept, told = failure_of(final)
+        if executed.exists():
+            os.replace(executed, kept)
+        text = f"{notebook.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        told.write_text(text + "\n", encoding="utf-8")
+        raise RuntimeError(text) from None
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

@@ -222,13 +222,22 @@ def load(path: str | Path) -> WeightDelta:
 
 def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
     """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model itself stays as it was."""
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
+    folder = check_new(folder)
     with runs.new_folder(folder.parent, folder.name) as partial:
         with applied(model, delta):
-            model.network.save_pretrained(partial)
+            try:
+                model.network.save_pretrained(partial)
+            except safetensors.SafetensorError as error:  # a full disk, say
+                raise BadInput(f"{folder}: cannot be written ({' '.join(str(error).split())[:120]}); free some space") from None
         model.tokenizer.save_pretrained(partial)
         save(delta, partial / "delta.safetensors")
         (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder; BadInput if something is there already."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
     return folder

@@ -51,40 +51,49 @@ def choose(spec: Spec, model: Model) -> Chosen:
             raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
-    n_harmless = 0 if named else int(spec.harmless * spec.n_edited)
+    n_harmless = 0 if named else round(spec.harmless * spec.n_edited)
     n_edited = 0 if named else spec.n_edited - n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
-    harmless = _harmless(model, requests, (*edited, *intrinsic), n_harmless, spec.seed)
+    harmless = _harmless(spec, model, requests, edited, intrinsic, n_harmless)
     edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
+    asked, known = len(scores), int(scores.known.sum())
     if named or harmless:
         scores = pd.concat([scores, known_table(model, named or harmless, spec.margin)], ignore_index=True)
     rows = []
     for group, members in (("edited", edited), ("intrinsic", intrinsic), ("harmless edits", harmless)):
         if group == "harmless edits" and not harmless:
             continue
-        part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id")
+        part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id", keep="last")
         rows.append({"group": group, "n": len(members), "known": int(part.known.sum()), "p_true": part.p.mean(), "p_second": part.p_second.mean()})
-    table = pd.DataFrame(rows).assign(asked=len(scores), known_of_asked=int(scores.known.sum()))
+    table = pd.DataFrame(rows).assign(asked=asked, known_of_asked=known)
     ids = tuple(request.fact.id for request in harmless)
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
 
 
-def _harmless(model: Model, requests: Sequence[EditRequest], taken: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
-    """Facts that the model gets wrong, as wishes to put them right; none shares a subject with another one chosen."""
+def _harmless(
+    spec: Spec, model: Model, requests: Sequence[EditRequest], edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest], count: int
+) -> list[EditRequest]:
+    """Facts that the model gets wrong, as wishes to put them right; none shares a subject with another one chosen.
+
+    They have no neighbourhood: its facts have the target for their own object, so that an edit that spills over would look kept there.
+    """
     if not count:
         return []
-    subjects, found = {request.fact.subject for request in taken}, []
+    subjects, found = {request.fact.subject for request in (*edited, *intrinsic)}, []
+    relations, objects = ({getattr(request.fact, name) for request in intrinsic} for name in ("relation", "object"))
     pool = [request for request in requests if request.fact.split in ("", "unseen")]
-    random.Random(f"harmless {seed}").shuffle(pool)
+    if spec.split_rule == "paper":
+        pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
+    random.Random(f"harmless {spec.seed}").shuffle(pool)
     for start in range(0, len(pool), 256):
         part = pool[start : start + 256]
         told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
         for request, right, said in zip(part, told.retained, told.top_token, strict=True):
-            free = request.fact.subject not in subjects and len(found) < count
+            free = request.fact.subject not in subjects and len(found) < count and (spec.split_rule == "matched" or said not in objects)
             if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
                 fact = request.fact.model_copy(update={"object": said})
-                found.append(request.model_copy(update={"fact": fact, "target": request.fact.object}))
+                found.append(request.model_copy(update={"fact": fact, "target": request.fact.object, "neighbourhood": ()}))
                 subjects.add(request.fact.subject)
         if len(found) == count:
             return found

@@ -97,7 +97,8 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
         return _nothing(group)
     found = _one(run, found, fact_id) if fact_id else found
     names = [f"p_{name}" for name in CATEGORIES if found[f"p_{name}"].notna().any()]
-    data = found.melt(["step", "fact_id", "edited_model"], names, "category", "probability").dropna()
+    data = _to_the_end(found, ["edited_model"]).melt(["step", "fact_id"], names, "category", "probability").dropna()
+    data = data.groupby(["category", "step", "fact_id"], as_index=False, sort=False).probability.mean()  # a fact counts once
     data["category"] = data.category.str.removeprefix("p_")
     n = data.fact_id.nunique()
     steps = sorted(data.step.unique())
@@ -119,8 +120,25 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
     return Drawing(figure=figure, data=data.drop(columns="place"), summary=summary + (", bands are 95 % intervals over facts" if n > 1 else ""))
 
 
+def _to_the_end(table: pd.DataFrame, of: list[str]) -> pd.DataFrame:
+    """Each edited model at every step that any has: where it has none, because it ended before the others, it stays as it was.
+
+    Without it a mean late in the tuning would be of the models alone that were slow to learn.
+    """
+    steps = sorted(table.step.unique())
+    own = table.groupby(of, sort=False).step.unique()
+    places = [
+        (*(key if isinstance(key, tuple) else (key,)), at, have[have <= at].max()) for key, have in own.items() for at in steps if at >= have.min()
+    ]
+    places = pd.DataFrame(places, columns=[*of, "at", "step"])
+    return table.merge(places, on=[*of, "step"]).assign(step=lambda each: each["at"])[table.columns]
+
+
 def _facts(found: Sequence[Run], by: str) -> pd.DataFrame:
-    """Every probed fact of every run at every step from 0 on: value of `by`, group, step, metric, took, retained."""
+    """Every probed fact of every run at every step from 0 on: value of `by`, group, step, metric, took, retained.
+
+    The models of one value go on together, see `_to_the_end`.
+    """
     if not found:
         raise BadInput("no runs to draw; give at least one")
     parts = []
@@ -130,6 +148,7 @@ def _facts(found: Sequence[Run], by: str) -> pd.DataFrame:
         table = probes[["edited_model", "step", "group", "fact_id", "prompt", "took", "retained"]].merge(metric, on=["edited_model", "step"])
         parts.append(table.assign(value=value_name(run.spec[by]), run=run.folder.name))
     table = pd.concat(parts, ignore_index=True)
+    table = pd.concat([_to_the_end(part, ["run", "edited_model"]) for _, part in table.groupby("value", sort=False)], ignore_index=True)
     return table.assign(took=table.took.fillna(False).astype(bool), retained=table.retained.astype(float))
 
 
@@ -153,7 +172,9 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "held-out kept": ("paraphrase", "last", True),
     "intrinsic kept": ("intrinsic", "last", False),
 }
-CHOICES = ("model", "facts", "editor", "layers", "edits_per_model", "paraphrases", "task", "plan", "adapter")  # fields that make runs unlike
+ASIDE = ("seed", "device", "device_map", "fact", "subject", "prompt", "object", "target")  # fields of a Spec that do not make runs unlike
+BRING = ("model", "task", "task_data", "adapter")  # fields that bring usual numbers for these others
+BROUGHT = ("learning_rate", "max_steps", "eval_every", "n_train", "n_valid", "batch_size", "threshold")
 KINDS = {"false": False, "harmless": True}  # whether an edit puts right what the model got wrong
 
 
@@ -170,12 +191,27 @@ def series_of(run: Run, name: str) -> pd.DataFrame:
     return part.groupby("fact_id", as_index=False).retained.mean().assign(series=name)
 
 
+def _series(found: Sequence[Run], names: Sequence[str], **by: str) -> pd.DataFrame:
+    """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what else the runs differ in it counts once."""
+    parts = []
+    for run in found:
+        fields = {column: value_name(run.spec[field]) for column, field in by.items()}
+        fields |= {"model": value_name(run.spec.get("model")), "seed": run.spec.get("seed", 0)}
+        parts += [series_of(run, name).assign(**fields) for name in names]
+    if not parts:
+        return pd.DataFrame()
+    return pd.concat(parts, ignore_index=True).groupby(["series", *fields, "fact_id"], as_index=False, sort=False).retained.mean()
+
+
 def _pooled(found: Sequence[Run], *by: str) -> str:
     """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none does."""
     cells: dict[tuple, list[dict]] = {}
     for run in found:
         cells.setdefault(tuple(value_name(run.spec[name]) for name in by), []).append(run.spec)
-    mixed = [name for name in CHOICES if name not in by and any(len({str(spec.get(name)) for spec in specs}) > 1 for specs in cells.values())]
+    names = dict.fromkeys(name for run in found for name in run.spec if name not in (*by, *ASIDE))
+    mixed = [name for name in names if any(len({str(spec.get(name)) for spec in specs}) > 1 for specs in cells.values())]
+    if set(mixed) & set(BRING):
+        mixed = [name for name in mixed if name not in BROUGHT]
     return f"; pooled over {', '.join(mixed)}" if mixed else ""
 
 
@@ -186,8 +222,7 @@ def retention_by(found: Sequence[Run], by: str, series: Sequence[str] = ("edit s
     """
     if not found:
         raise BadInput("no runs to draw; give at least one")
-    parts = [series_of(run, name).assign(value=value_name(run.spec[by])) for run in found for name in series]
-    data = pd.concat(parts, ignore_index=True)
+    data = _series(found, series, value=by)
     order = _order(pd.Series([value_name(run.spec[by]) for run in found]))
     figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
     colours = seaborn.color_palette("colorblind", len(SERIES))
@@ -251,7 +286,8 @@ def elasticity(found: Sequence[Run]) -> Drawing:
     """Bits per fact token against fine-tuning tokens, by the number of wordings that wrote the fact.
 
     Bits are -log2 p of the object's first token, the edited one for edits that took, the true one for intrinsic facts. Wordings: the
-    statements that the edit saw, and the ones that pre-training showed, which are known for the embedded world alone.
+    statements that the edit saw, and the ones that pre-training showed, which are known for the embedded world alone. A line ends where
+    the first of its models does; a fact counts once, as its mean over models and runs.
     """
     if not found:
         raise BadInput("no runs to draw; give at least one")
@@ -264,9 +300,12 @@ def elasticity(found: Sequence[Run]) -> Drawing:
             by = run.spec["paraphrases"] if group == "edited" else part.fact_id.map(wordings)
             bits = -numpy.log2(part[column].clip(lower=1e-12))
             tokens = part.step * run.about["tuning"]["tokens_per_step"]
-            parts.append(part[["edited_model", "step", "fact_id"]].assign(group=group, wordings=by, bits=bits, tokens=tokens))
+            model = part.edited_model.map(lambda number, run=run: f"{run.folder} {number}")
+            parts.append(part[["step", "fact_id"]].assign(group=group, wordings=by, bits=bits, tokens=tokens, model=model))
     data = pd.concat(parts, ignore_index=True).dropna(subset="wordings").astype({"wordings": int})
-    data = data.drop_duplicates(["group", "wordings", "edited_model", "step", "fact_id"])
+    had = data.groupby(["group", "wordings", "tokens"]).model.transform("nunique")
+    data = data[had == data.groupby(["group", "wordings"]).model.transform("nunique")]
+    data = data.groupby(["group", "wordings", "step", "tokens", "fact_id"], as_index=False).bits.mean()
     figure, all_axes = _axes(8.2, 3.5, 2)
     order = sorted(data.wordings.unique())
     colours = seaborn.color_palette("viridis", len(order))
@@ -277,7 +316,7 @@ def elasticity(found: Sequence[Run]) -> Drawing:
             markers=True, dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1],
         )  # fmt: skip
         axes.set(xlabel="fine-tuning tokens", ylabel="bits per fact token (0 = certain)")
-        axes.set_title(f"{group} facts (n = {part.fact_id.nunique()})", fontsize=10)
+        axes.set_title(f"{group} facts (n = {part.fact_id.nunique()}){_pooled(found, 'paraphrases')}", fontsize=10)
     all_axes[-1].legend(title="wordings", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     ends = data[data.tokens == data.groupby(["group", "wordings"]).tokens.transform("max")].groupby(["group", "wordings"]).bits.mean()
     said = [f"{group} written in {count} wording{'s' if count > 1 else ''}: {bits:.1f} bits at the end" for (group, count), bits in ends.items()]
@@ -286,8 +325,7 @@ def elasticity(found: Sequence[Run]) -> Drawing:
 
 def retention_grid(found: Sequence[Run], rows: str, columns: str, series: str = "edits kept") -> Drawing:
     """One of SERIES by two fields of the runs, a cell the mean over facts and seeds with its 95 % interval: Table 1 of arXiv 2507.14198."""
-    parts = [series_of(run, series).assign(row=value_name(run.spec[rows]), column=value_name(run.spec[columns])) for run in found]
-    data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    data = _series(found, [series], row=rows, column=columns)
     if data.empty:
         return _nothing(SERIES[series][0])
     table = data.groupby(["row", "column"]).retained.agg(["mean", "size"]).join(data.groupby(["row", "column"]).retained.apply(interval))
@@ -328,7 +366,11 @@ def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories:
     if not len(members):
         return _nothing(group)
     found = run.lens[run.lens.fact_id.isin(members) & run.lens.category.isin(categories)]
-    data = found.groupby(["category", "layer", "step"], as_index=False).agg(probability=("probability", "mean"), rank=("rank", "median"))
+    data = (
+        _to_the_end(found, ["edited_model"])
+        .groupby(["category", "layer", "step"], as_index=False)
+        .agg(probability=("probability", "mean"), rank=("rank", "median"))
+    )
     steps = sorted(data.step.unique())
     layers = data.layer.max() + 1
     figure, all_axes = _axes(1.6 + 0.62 * len(steps) * len(categories), 0.8 + 0.27 * layers, len(categories))
@@ -358,7 +400,7 @@ def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories:
 
 def retention_table(run: Run) -> pd.DataFrame:
     """Share retained by group and step, over all facts and over those whose edit took, with n."""
-    probes = run.probes[run.probes.step >= 0]
+    probes = _to_the_end(run.probes[run.probes.step >= 0], ["edited_model"])
     every = probes.groupby(["group", "step"]).agg(n=("retained", "size"), retained=("retained", "mean"))
     took = (
         probes[probes.took.fillna(False).astype(bool)]

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from workbench import batch, runs
 from workbench.facts import BadInput
-from workbench.plots import SERIES, interval, series_of, value_name
+from workbench.plots import ASIDE, BRING, BROUGHT, SERIES, interval, series_of, value_name
 
 FIELDS = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model", "task", "plan", "adapter", "learning_rate",
           "max_steps")  # fmt: skip
-USUAL = {"learning_rate": ["model", "task", "adapter"], "max_steps": ["model", "task", "adapter"]}  # follow from these unless they were set
+TOLD = ("fact_id", "retained", "series", "number")  # columns of a run's facts that are no fields
 DRAWS = 1000  # of the bootstrap
 COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
 
@@ -33,9 +33,8 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
         BadInput: no finished run there, or one of a version that cannot be read.
     """
     folder, out = Path(folder), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     told = _told(folder, out)
-    varying = [name for name in FIELDS if _varies(told, name)] or ["editor"]
+    varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
     table.to_csv(out / "retention.csv", index=False)
     differences.to_csv(out / "differences.csv", index=False)
@@ -47,7 +46,8 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
 
 def _varies(told: pd.DataFrame, name: str) -> bool:
     """Whether the runs differ in the field of themselves; a task's usual numbers differ with the task, and nothing would pair."""
-    return told.groupby(USUAL[name], observed=True)[name].nunique().max() > 1 if name in USUAL else told[name].nunique() > 1
+    bring = [other for other in BRING if other in told]
+    return told.groupby(bring, observed=True)[name].nunique().max() > 1 if name in BROUGHT else told[name].nunique() > 1
 
 
 def _told(folder: Path, out: Path) -> pd.DataFrame:
@@ -55,6 +55,10 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
     found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
     if not found:
         raise BadInput(f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     partial, writer, parts, specs = out / ".probes.parquet.partial", None, [], []
     try:
         for path in tqdm(found, desc="runs", unit="run", disable=None):
@@ -62,12 +66,18 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
             if "members" in run.about:
                 continue
             fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {"seed": run.spec.get("seed", 0), "run": path.name}
-            rows = pyarrow.Table.from_pandas(pd.read_parquet(path / "probes.parquet").assign(**fields), preserve_index=False)
+            table = pd.read_parquet(path / "probes.parquet").assign(**fields)
+            categories = {name: float for name in table if name.startswith("p_")}  # of facts without a category p_related holds nothing at all
+            rows = pyarrow.Table.from_pandas(table.astype(categories), preserve_index=False)
             writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
             writer.write_table(rows.cast(writer.schema))
             table = pd.concat([series_of(run, name) for name in SERIES], ignore_index=True)
             parts.append(table.assign(number=len(specs)))
-            specs.append(fields)
+            others = {name: str(value) for name, value in run.spec.items() if name not in (*FIELDS, *ASIDE)}
+            specs.append(fields | others)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     finally:
         if writer:
             writer.close()
@@ -75,7 +85,9 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
         raise BadInput(f"{folder}: holds no run of an experiment of its own, only runs that name others")
     partial.replace(out / "probes.parquet")
     told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
-    return told.join(pd.DataFrame(specs).astype("category"), on="number")  # categories: the names of a Spec stand a million times here
+    fields = pd.DataFrame(specs).fillna("none")
+    fields = fields[[name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]]
+    return told.join(fields.astype("category"), on="number")  # categories: the names of a Spec stand a million times here
 
 
 def _summed(values: pd.Series) -> pd.Series:

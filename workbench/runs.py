@@ -132,36 +132,39 @@ def collect(out: str | Path, **fields) -> list[Run]:
 def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
     """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
 
-    Tuning that moves less of the model also learns less, so a table at the end of each run would reward it for that. Here every arm is
-    read at one `level` of the validation metric, the loosest of the arms' best ones, and once more at the last step that all arms have.
+    Tuning that moves less of the model also learns less, so a table at the end of each run would reward it for that. Here every edited
+    model is read where it first is at one `level` of the validation metric, the loosest of all models' best ones, and once more at the
+    last step that all of them have.
 
     Returns:
-        A row an arm: its value, `reached` (share of its models that reached the task's threshold), `best` metric, `level`, `step` (the first
-        at the level), `edited` (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the common step;
-        with an adapter `merged_gap`, the largest difference in p(true) of any probe once the adapter is merged.
+        A row an arm: its value, `reached` (share of its models that reached the task's threshold), `best` metric (the loosest of its
+        models'), `level`, `step` (where its models are first at the level; the mean), `edited` (share retained of the edits that took) and
+        `intrinsic` there, the same `_at_<step>` for the common step; with an adapter `merged_gap`, the largest difference in p(true) of any
+        probe once the adapter is merged.
     """
     if not found:
         raise BadInput("no runs to compare; give at least one")
     if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in found}) > 1:
         raise BadInput("runs of several tasks or models cannot be compared in one table; group them first")
     sign = 1 if found[0].about["tuning"]["metric"] == "loss" else -1
-    curves = [run.training.groupby("step").metric.mean() * sign for run in found]
-    level = max(curve.min() for curve in curves)
-    common = max(set.intersection(*(set(curve.index) for curve in curves)))
+    curves = [run.training.pivot_table(index="step", columns="edited_model", values="metric") * sign for run in found]  # NaN: it has ended
+    level = max(curve.min().max() for curve in curves)
+    common = int(max(set.intersection(*(set(curve.dropna().index) for curve in curves))))
     rows = []
     for run, curve in zip(found, curves, strict=True):
-        step = int(curve.index[curve <= level][0])
-        row = {by: run.spec[by], "reached": run.about["ended"].count("reached") / len(run.about["ended"]), "best": sign * curve.min()}
-        rows.append(row | {"level": sign * level, "step": step, **_retained(run, step)})
+        steps = (curve <= level).idxmax()
+        row = {by: run.spec[by], "reached": run.about["ended"].count("reached") / len(run.about["ended"]), "best": sign * curve.min().max()}
+        rows.append(row | {"level": sign * level, "step": steps.mean(), **_retained(run, steps)})
         if run.merged is not None:
             active = run.probes[run.probes.step == run.probes.groupby("edited_model").step.transform("max")]
             rows[-1]["merged_gap"] = abs(run.merged.p_true.to_numpy() - active.p_true.to_numpy()).max()
-        rows[-1] |= {f"{group}_at_{common}": share for group, share in _retained(run, common).items()}
+        rows[-1] |= {f"{group}_at_{common}": share for group, share in _retained(run, 0 * steps + common).items()}
     return pd.DataFrame(rows)
 
 
-def _retained(run: Run, step: int) -> dict[str, float]:
-    probes = run.probes[run.probes.step == step]
+def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
+    """Shares retained, each edited model at its own step."""
+    probes = run.probes[run.probes.step == run.probes.edited_model.map(steps)]
     took = probes.took.fillna(False).astype(bool)
     return {
         "edited": probes[(probes.group == "edited") & took].retained.mean(),

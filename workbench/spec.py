@@ -113,7 +113,7 @@ class Spec(Record):
 
 def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
     """The Specs, resolved, that differ in one field."""
-    if vary not in Spec.model_fields:
+    if not isinstance(vary, str) or vary not in Spec.model_fields:
         raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
@@ -122,11 +122,12 @@ def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
 
 @cache
 def code_fingerprint() -> str:
-    """Of every Python file of the package, and of the presets, which determine results as much."""
+    """Of every Python file of the package, of the presets and of the list of stop words, which determine results as much."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("presets.yaml")]):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    digest.update((facts.DATA / "stopwords.txt").read_bytes())
     return digest.hexdigest()
 
 

@@ -36,14 +36,17 @@ __all__ = ["Chosen", "Recorder", "Spec", "choose", "identify", "known_table", "m
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
     """The editor's hyper-parameters and what it prepares once per model.
 
-    An editor that learns (MALMEN) does so on the world's facts for that where the model is of the world, else on those of `spec.facts`
-    whose subject is not chosen.
+    An editor that learns (MALMEN) does so on the world's facts for that where the model is of the world, else on those of `spec.facts`;
+    never on one whose subject is chosen.
     """
     runs.progress(f"preparing {spec.editor}")
     hparams, learnt_from = spec.editor_hparams(model), None
-    if spec.editor == "malmen" and spec.model not in WORLD_MODELS:
-        taken = {request.fact.subject for request in (*chosen.edited, *chosen.intrinsic)}
-        learnt_from = [request for request in facts.read(spec.facts) if request.fact.subject not in taken]
+    if spec.editor == "malmen":
+        taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
+        own = (
+            [request for request in facts.read("world") if request.fact.split == "hypernet"] if spec.model in WORLD_MODELS else facts.read(spec.facts)
+        )
+        learnt_from = [request for request in own if request.fact.subject.lower() not in taken]
     return hparams, editing.EDITORS[spec.editor].prepare(model, hparams, spec.corpus, learnt_from, seed=spec.seed)
 
 
@@ -236,7 +239,7 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", mode
         out = Path(whole).parent if whole else runs.place(out)
         reload = vary in ("model", "revision", "device", "dtype", "device_map")
         model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)
-        done = [run(one, model, out) for one in tqdm(specs, desc=vary, disable=None)]
+        done = [run(one, model, out, again=bool(os.environ.get("WORKBENCH_AGAIN"))) for one in tqdm(specs, desc=vary, disable=None)]
     finally:
         if whole:
             os.environ["WORKBENCH_RUN"] = whole

@@ -153,6 +153,18 @@ def test_what_the_trainer_can_do_reaches_the_user(tiny_gpt2, made, fields, name)
     assert history.log.metric.map(math.isfinite).all()
 
 
+def test_looks_and_what_comes_after_are_not_in_the_tunings_precision(tiny_gpt2, text):
+    def logits():
+        with torch.no_grad():
+            return tiny_gpt2.network(input_ids=torch.tensor([[1, 2, 3]])).logits
+
+    before, seen = logits(), []
+    tuned(tiny_gpt2, text, trainer={"bf16": True}, learning_rate=1e-30, probe=lambda step, epoch: seen.append(logits()))
+    assert len(seen) == 3
+    assert all(torch.equal(each, before) for each in (*seen, logits()))
+    assert "forward" not in vars(tiny_gpt2.network)
+
+
 def test_a_killed_tuning_goes_on_from_its_checkpoint(tiny_gpt2, text, tmp_path):
     saving = {"trainer": {"save_strategy": "steps", "save_steps": 2}, "max_steps": 6, "eval_every": 1}
     undisturbed, weights = tuned(tiny_gpt2, text, **saving)

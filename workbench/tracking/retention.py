@@ -94,6 +94,9 @@ def _padded(rows: list[list[int]]) -> Encoded:
     return Encoded(input_ids=ids, attention_mask=mask, offsets=((),) * len(rows))
 
 
+MEASURED = ["prompt", "expected", "retained", "top_token", "p", "rank", "p_second", "margin", "top_is_expected"]
+
+
 @torch.no_grad()
 def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str], bos: bool = True) -> pd.DataFrame:
     """Retention of an answer after each prompt: columns prompt, expected, retained, top_token, p, rank, p_second, margin, top_is_expected.
@@ -125,7 +128,7 @@ def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str]
                 "margin": (first - second)[place].item(),
                 "top_is_expected": logits[place].argmax().item() == wanted[place],
             }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, columns=MEASURED)
 
 
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:

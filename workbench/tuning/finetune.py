@@ -158,13 +158,15 @@ def finetune(
     if task.classes:
         model.check_one_device(f"task {task.name}")
     tuned = Classifier(model.network, task.classes, settings.seed) if task.classes else model.network
+    forward = vars(model.network).get("forward")
 
     def probing(step: int, epoch: float) -> None:
-        training = model.network.training
+        training, autocast = model.network.training, _exchanged(model, forward)
         model.network.eval()
         with deltas.random_state_kept():  # a look does not change what is learnt
             probe(step, epoch)
         model.network.train(training)
+        _exchanged(model, autocast)
 
     with tempfile.TemporaryDirectory() as folder:
         begun, use_cache = runs.whole_checkpoint(work) if work else None, model.network.config.use_cache  # which the Trainer turns off
@@ -188,6 +190,7 @@ def finetune(
             watch.bar.close()
         finally:
             model.network.config.use_cache = use_cache
+            _exchanged(model, forward)
             watch.evaluate = None  # else the trainer and its optimiser would wait for the garbage collector
             if trainer.args.activation_checkpointing:
                 model.network.activation_checkpointing_disable()
@@ -238,6 +241,17 @@ def _arguments(model: Model, settings: Settings, folder: str, begun: str | None)
     if arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         arguments._n_gpu = 1  # the model stays where it is
     return arguments
+
+
+def _exchanged(model: Model, forward: Callable | None) -> Callable | None:
+    """Give the network another forward of its own (None: its class's), and return the one it had.
+
+    The Trainer's mixed precision is such a one; looks, and whatever comes after the tuning, compute in the weights' own dtype.
+    """
+    before = vars(model.network).pop("forward", None)
+    if forward is not None:
+        vars(model.network)["forward"] = forward
+    return before
 
 
 def _fsdp_does() -> bool:

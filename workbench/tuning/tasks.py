@@ -214,6 +214,7 @@ def facts_task(model: Model, data: Data) -> Task:
     subjects = {each.fact.subject.lower() for each in data.avoid}
     said = {(each.fact.relation, thing.lower()) for each in data.avoid if each.fact.relation for thing in (each.fact.object, each.target)}
     fresh = [each for each in pool if each.fact.subject.lower() not in subjects and (each.fact.relation, each.fact.object.lower()) not in said]
+    dropped = len(pool) - len(fresh)
     fresh = [each for each in _shuffled(fresh, data.seed) if each.held_out or data.validation == "training"]
     wrong: list[EditRequest] = []
     for start in range(0, len(fresh), 512):
@@ -234,7 +235,7 @@ def facts_task(model: Model, data: Data) -> Task:
     judged = wrong[: data.n_valid]
     apart = data.validation == "apart"
     valid = _fact_rows(model, [each.held_out[0] if apart else each.fact.question for each in judged], [each.fact.object for each in judged])
-    return Task(name="facts", train=train, valid=valid, metric="accuracy", dropped=len(pool) - len(fresh))
+    return Task(name="facts", train=train, valid=valid, metric="accuracy", dropped=dropped)
 
 
 def _fact_rows(model: Model, questions: Sequence[str], answers: Sequence[str]) -> datasets.Dataset:
