@@ -160,10 +160,9 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
 
 def test_a_conversation_is_read_from_its_first_exchange(model, tmp_path):
     path = tmp_path / "talks.jsonl"
-    first = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "Moon."}]
     talks = [
-        [*first, {"role": "user", "content": "Another."}],
-        [{"role": "user", "content": "Say two."}, {"role": "assistant", "content": "Moon, sun."}],
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": "Moon."}, {"role": "user", "content": "Another."}]
+        for asked in ("Say a word.", "Say a noun.")
     ]
     path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks * 3))
     row = tasks.instruction_task(model, Data(n_train=3, n_valid=1, source=str(path), columns={"messages": "messages"})).train[0]
