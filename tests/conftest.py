@@ -34,10 +34,11 @@ TINY = {
 
 @pytest.fixture(scope="session", autouse=True)
 def apart_from_the_world(tmp_path_factory):
-    """Own cache, no Hub, no progress bars."""
+    """Own cache, which the workers of one run of the tests share; no Hub, no progress bars."""
     with pytest.MonkeyPatch.context() as patch:
         if "WORKBENCH_CACHE" not in os.environ:  # name one to keep what is slow from one run of the tests to the next
-            patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+            base = tmp_path_factory.getbasetemp()
+            patch.setenv("WORKBENCH_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
         patch.setenv("TQDM_DISABLE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read from the environment at import only

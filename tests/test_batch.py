@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -212,3 +214,16 @@ def test_the_notebook_may_lie_anywhere(parameters, tmp_path):
     shutil.copy(CASE_STUDY, elsewhere / "mine.ipynb")
     given, spec = batch.checked(elsewhere / "mine.ipynb", parameters)
     assert batch.identify(elsewhere / "mine.ipynb", given, spec).startswith("mine-rome-text-")
+
+
+def test_checking_and_naming_a_run_needs_no_torch():
+    """Every command and every worker of a sweep would wait for it, the kernel that runs the notebook once more."""
+    code = f"""
+import subprocess
+import sys
+from workbench import batch, job, sweep
+given, spec = batch.checked(batch.Path({str(CASE_STUDY)!r}), {{"editor": "ft"}})
+print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), {{"torch", "transformers", "datasets"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("set()")

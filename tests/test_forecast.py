@@ -10,7 +10,7 @@ import transformers
 from workbench import batch, forecast, models, runs
 from workbench.__main__ import main
 from workbench.spec import Spec
-from workbench.tuning import tasks
+from workbench.tuning import numbers
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RETENTION = NOTEBOOKS / "02_retention.ipynb"
@@ -108,7 +108,7 @@ def test_bad_parameters_are_one_line(nothing_loaded, capsys, one_line):
 def test_what_hangs_on_the_value_that_varies_is_told_too(nothing_loaded, tmp_path):
     """An adapter has its own rank and learning rate, here as in the run."""
     told = forecast.forecast(NOTEBOOKS / "07_adapters.ipynb", out=tmp_path)
-    usual = tasks.usual("facts", "", "world-gpt2")
+    usual = numbers.usual("facts", "", "world-gpt2")
     assert f"learning_rate = {usual.learning_rate} | {usual.adapter_learning_rate}\n" in told
     assert "adapter_rank = 0 | 32\n" in told
     full = gigabytes(told)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import os
 import subprocess
 import sys
@@ -324,3 +325,13 @@ def test_progress_is_told_to_whoever_asks(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_PROGRESS", str(tmp_path / "progress.json"))
     runs.progress("fine-tuning", 3, 10)
     assert json.loads((tmp_path / "progress.json").read_text()) == {"phase": "fine-tuning", "done": 3, "total": 10}
+
+
+def test_a_run_that_names_others_is_finished_only_while_they_are_there(tmp_path):
+    for name, about in (("a", {}), ("b", {}), ("both", {"members": ["a", "b"]})):
+        (tmp_path / name).mkdir()
+        runs.write(tmp_path / name, about, {})
+    assert runs.finished(tmp_path / "both")
+    shutil.rmtree(tmp_path / "b")
+    assert not runs.finished(tmp_path / "both")
+    assert not runs.finished(tmp_path / "b")

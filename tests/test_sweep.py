@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import distributed
@@ -182,35 +183,96 @@ def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked
     assert batch.failure_of(failed.folder)[1].stat().st_mtime_ns > before
 
 
+@contextmanager
+def cluster_by_hand(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
+    """A Dask scheduler on loopback and workers of it, each a process: the address, the processes (the scheduler first), and what adds a worker."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    hands = []
+
+    def start(what: str, *arguments: str) -> None:
+        hands.append(
+            subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *common, *arguments], env=environment, stderr=subprocess.DEVNULL)
+        )
+
+    try:
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        while not file.exists():
+            time.sleep(0.2)
+        for _ in range(workers):
+            start("worker", "--nthreads", "1")
+        yield json.loads(file.read_text())["address"], hands, lambda: start("worker", "--nthreads", "1")
+    finally:
+        end(*hands)
+
+
+def end(*running: subprocess.Popen) -> None:
+    """Kill processes and whatever they started."""
+    for process in running:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.kill()
+        process.wait()
+
+
+def one_of(running: subprocess.Popen, part_of_its_command: str) -> int:
+    """The id of a process below another, or of that one while there is none yet."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(running.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if part_of_its_command in " ".join(child.cmdline()):
+                    return child.pid
+    return running.pid
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kills_at_random_moments_lose_nothing(grid, tmp_path):
-    """The sweep (its process is the scheduler too), a nanny, a worker or a kernel is killed; in the end all is as if undisturbed."""
-    path, quiet, out = write(tmp_path / "grid.yaml", grid), tmp_path / "quiet", tmp_path / "out"
-    start = time.monotonic()
+def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_path):
+    """The sweep (its process is the scheduler too), a worker, a kernel or a scheduler of its own is killed; in the end all is as if undisturbed."""
+    grid = grid.model_copy(update={"grid": {"editor": ["ft", "rome"], "seed": list(range(6))}})
+    path, quiet, out, moments = write(tmp_path / "grid.yaml", grid), tmp_path / "quiet", tmp_path / "out", random.Random(0)
     subprocess.run(command(path, quiet, "--workers", "2"), check=True, capture_output=True)
-    whole, moments = time.monotonic() - start, random.Random(0)
-    for number in range(12):
-        running = subprocess.Popen(command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.2, 0.9) * whole)
-        below = psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []
-        victim = [running.pid, *(child.pid for child in below)][number % (1 + len(below))]
-        with suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-        time.sleep(1)
-        running.kill()
-        running.wait()
-        for child in below:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        if number < 11:
-            for run in runs.listed(out)[1:]:  # so that there is something left to do
-                shutil.rmtree(run.folder)
+    alone = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for number in range(20):
+        kind, seconds = ("sweep", "worker", "kernel", "scheduler")[number % 4], moments.uniform(3, 24)
+        with cluster_by_hand(tmp_path, 2) if kind == "scheduler" else nullcontext() as apart:
+            running = subprocess.Popen(command(path, out, *(("--scheduler", apart[0]) if apart else ("--workers", "2"))), **alone)
+            time.sleep(seconds)
+            parts = {"sweep": running.pid, "worker": one_of(running, "spawn_main"), "kernel": one_of(running, "ipykernel")}
+            os.kill(apart[1][0].pid if apart else parts[kind], signal.SIGKILL)
+            time.sleep(1)
+            end(running)
+        found = runs.listed(out)
+        assert all(same(run, runs.read(quiet / run.folder.name)) for run in found)
+        for run in found[6:]:  # so that there is something left to do
+            shutil.rmtree(run.folder)
     subprocess.run([*command(path, out, "--workers", "2"), "--retry-failed"], check=True, capture_output=True)
     found = {run.folder.name: run for run in runs.listed(out)}
     assert set(found) == {run.folder.name for run in runs.listed(quiet)}
+    assert len(found) == 12
     assert all(same(run, found[run.folder.name]) for run in runs.listed(quiet))
     assert {path.name for path in out.iterdir()} == set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_scheduler_that_dies_is_one_clear_line_and_the_next_start_goes_on(grid, tmp_path):
+    path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "out"
+    with cluster_by_hand(tmp_path, 1) as (address, hands, _):
+        running = subprocess.Popen(command(path, out, "--scheduler", address), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not list(out.glob(".*.partial")):
+            time.sleep(0.2)
+        hands[0].kill()
+        told = running.communicate(timeout=120)[1]
+    assert running.returncode == 1
+    assert "Traceback" not in told
+    assert "scheduler" in told.splitlines()[-1]
+    assert sweep.sweep(grid, out, retry_failed=True) == []
+    assert {path.name for path in out.iterdir()} == {run.folder.name for run in runs.listed(out)}
 
 
 @pytest.mark.slow
@@ -226,27 +288,16 @@ def test_two_sweeps_at_once_share_the_work(grid, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_path):
-    out, environment = tmp_path / "out", {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
-    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-                                  "--scheduler-file", str(tmp_path / "scheduler.json")], stderr=subprocess.DEVNULL)  # fmt: skip
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"), "--nthreads", "1",
-              "--no-dashboard"]  # fmt: skip
-    hands = []
-    try:
-        while not (tmp_path / "scheduler.json").exists():
-            time.sleep(0.2)
-        address = json.loads((tmp_path / "scheduler.json").read_text())["address"]
-        hands.append(subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL))
+    out = tmp_path / "out"
+    with cluster_by_hand(tmp_path, 1) as (address, hands, join):
         running = subprocess.Popen(command(write(tmp_path / "grid.yaml", grid), out, "--scheduler", address))
-        time.sleep(12)
-        hands.append(subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL))
+        while not list(out.glob(".*.partial")):
+            time.sleep(0.2)
+        join()
         with distributed.Client(address) as client:
             client.wait_for_workers(2, timeout=60)
-        hands[0].kill()  # in the middle of its run
+        end(hands[1])  # in the middle of its run
         assert running.wait() == 0
-    finally:
-        for process in (*hands, scheduler):
-            process.kill()
     assert len(runs.listed(out)) == 4
 
 

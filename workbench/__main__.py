@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options) -> None:
-    from workbench import batch, plots
+    from workbench import batch
 
     parameters = batch.parsed(options.notebook, options.p)
     if options.dry_run:
@@ -87,6 +87,8 @@ def _run(options) -> None:
         print(forecast.forecast(options.notebook, parameters, options.preset, options.out))
         return
     done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
+    from workbench import plots
+
     if "members" in done.about:
         field = done.about.get("vary", "editor")
         for member in done.members:

@@ -115,10 +115,10 @@ def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "
     given, spec = checked(notebook, parameters or {}, preset)
     run_id = identify(notebook, given, spec)
     again = again or not makes_spec(notebook)
-    if (out / run_id / "run.json").exists() and not again:
+    if runs.finished(out / run_id) and not again:
         return runs.read(out / run_id)
     with locked(f"run {out.resolve()} {run_id}"):
-        if (out / run_id / "run.json").exists() and not again:  # another process made it meanwhile
+        if runs.finished(out / run_id) and not again:  # another process made it meanwhile
             return runs.read(out / run_id)
         with runs.new_folder(out, run_id) as partial:
             _execute(notebook, given, partial.resolve(), out / run_id, again)

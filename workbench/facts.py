@@ -19,6 +19,7 @@ def _data_folder() -> Path:
     return installed if installed.exists() else Path(__file__).parents[1] / "data"
 
 
+FILES = (".json", ".jsonl", ".csv", ".txt", ".parquet")  # endings of files of facts, rows and text
 DATA = _data_folder()
 NEIGHBOURS = 5
 
@@ -286,8 +287,15 @@ def _csv_record(row: dict) -> dict:
     return record
 
 
+def check_file(source: str, what: str) -> None:
+    """BadInput if a source is named as a file is, and no such file is there."""
+    if (Path(source).suffix in FILES or source.startswith((".", "/", "~"))) and not Path(source).is_file():
+        raise BadInput(f"{what} {source!r}: no such file; give a path that counts from here, or a Hub dataset id (owner/name)")
+
+
 def _hub_records(name: str) -> list[dict]:
-    if name.count("/") != 1 or name.startswith((".", "/")) or Path(name).suffix in {".json", ".jsonl", ".csv"}:
+    check_file(name, "facts")
+    if name.count("/") != 1:
         raise BadInput(f"facts {name!r}: no such file; give 'world', a path or a Hub dataset id (owner/name)")
     import datasets
 

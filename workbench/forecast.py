@@ -8,8 +8,9 @@ from workbench import batch, checkpoints, models
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.moments import NAMED
+from workbench.runs import finished
 from workbench.spec import Spec, varied
-from workbench.tuning import adapters, plans, tasks
+from workbench.tuning import adapters, numbers, plans
 from workbench.tuning.finetune import moving_bytes
 
 
@@ -26,7 +27,7 @@ def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: st
         return f"run       {folder}\n\n{notebook.name} reads what runs there are; no model is loaded, nothing is fetched"
     values = batch.values(notebook, given)
     runs = varied(spec, *values) if values else [spec.resolved()]
-    lines = [f"run       {folder}{' (finished: it would be returned at once)' if (folder / 'run.json').exists() else ''}", "", "settings"]
+    lines = [f"run       {folder}{' (finished: it would be returned at once)' if finished(folder) else ''}", "", "settings"]
     for name in Spec.model_fields:
         told = dict.fromkeys(repr(getattr(each, name)) for each in runs)
         lines.append(f"  {name} = {' | '.join(told)}")
@@ -87,7 +88,7 @@ def _fetched(spec: Spec) -> list[str]:
         found = [f"  model {spec.model}: the Hub is out of reach, and the cache does not hold the whole model"]
     else:
         found = [f"  {size / 1e6:10,.1f} MB  {spec.model}/{name}" for name, size in files]
-    study = tasks.presets()["sources"].get(spec.task_data)
+    study = numbers.presets()["sources"].get(spec.task_data)
     corpus = NAMED.get(spec.corpus, spec.corpus) if spec.editor in ("rome", "memit", "alphaedit") else ""  # the editors with second moments
     sets = [(spec.facts, "facts"), (study.data if study else spec.task_data, "task_data"), (corpus, "corpus")]
     streamed = {"corpus"} | ({"task_data"} if study and study.streaming else set())

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ipywidgets
 
@@ -19,15 +20,17 @@ from workbench import editing, facts, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest, Fact
-from workbench.job import Job, parameters
 from workbench.spec import Spec
-from workbench.tuning import tasks
+from workbench.tuning import numbers
+
+if TYPE_CHECKING:
+    from workbench.job import Job
 
 OFFERED = {  # field -> (label, values)
     "model": ("Model", WORLD_MODELS),
     "editor": ("Editor", tuple(editing.EDITORS)),
     "paraphrases": ("Paraphrases", (1, 2, 3, 5, 10)),
-    "task": ("Task", tuple(tasks.TASKS)),
+    "task": ("Task", tuple(numbers.presets()["world"])),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
 }
@@ -212,6 +215,8 @@ class Panel(ipywidgets.VBox):
             self.phase.value = self._why_not()
 
     def _run(self) -> None:
+        from workbench.job import Job, parameters  # papermill takes a second to import, and a notebook in batch needs none
+
         try:
             given = parameters(self.notebook, self.spec, [name for name in self._moved if self._moved[name] != getattr(self._start, name)])
             self.job = Job(self.notebook, given, self.out)
@@ -223,7 +228,7 @@ class Panel(ipywidgets.VBox):
         self._enable()
         threading.Thread(target=self._follow, args=(self.job,), daemon=True).start()
 
-    def _follow(self, job: Job) -> None:
+    def _follow(self, job: "Job") -> None:
         """In a thread: show how far the job is, then what it made. It sets traits only."""
         try:
             while job.running:
@@ -243,7 +248,7 @@ class Panel(ipywidgets.VBox):
             self.job, self.tail.value = None, ""
             self._enable()
 
-    def _ended(self, job: Job, status: int) -> str:
+    def _ended(self, job: "Job", status: int) -> str:
         """What became of the job, in words; its run and the explorer are shown if it ended well."""
         if status and job.stopped:
             return f"stopped after {job.seconds:.0f} s; nothing half-written was kept"

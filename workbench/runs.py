@@ -104,6 +104,15 @@ def read(folder: str | Path) -> Run:
     return Run(folder=folder, about=about)
 
 
+def finished(folder: Path) -> bool:
+    """Whether a finished run lies there, and beside it whatever runs it names."""
+    try:
+        members = read(folder).about.get("members", ())
+    except BadInput:
+        return False
+    return all((folder.parent / name / "run.json").exists() for name in members)
+
+
 def place(out: str | Path) -> Path:
     """The folder of runs: `out`, unless WORKBENCH_OUT names another (the tests' own runs are not to lie among a person's)."""
     return Path(os.environ.get("WORKBENCH_OUT") or out)

@@ -1,4 +1,7 @@
-"""A whole experiment as a record: its fields are the notebooks' parameters, its id a hash of whatever determines the result."""
+"""A whole experiment as a record: its fields are the notebooks' parameters, its id a hash of whatever determines the result.
+
+Checking and identifying one needs no torch, which takes seconds to import; what does is imported where it is used.
+"""
 
 import hashlib
 import json
@@ -6,16 +9,18 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workbench import checkpoints, editing, facts, models
-from workbench.editing import Numbers
+from workbench import checkpoints, editing, facts
 from workbench.facts import BadInput, Record
-from workbench.models import Model
-from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import Settings
+from workbench.tuning import numbers
+
+if TYPE_CHECKING:
+    from workbench.editing.records import Numbers
+    from workbench.models import Model
+    from workbench.tuning.finetune import Settings
 
 
 class Spec(Record):
@@ -70,28 +75,33 @@ class Spec(Record):
 
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
-        tasks.named(self.task)
-        editing.editor_named(self.editor)
-        usual = tasks.usual(self.task, self.task_data, self.model).model_dump()
+        editing.check_named(self.editor)
+        for name in ("facts", "task_data", "corpus"):
+            facts.check_file(getattr(self, name), name)
+        usual = numbers.usual(self.task, self.task_data, self.model).model_dump()
         if self.adapter:
-            usual |= tasks.presets()["adapter"] | {"learning_rate": usual["adapter_learning_rate"]}
+            usual |= numbers.presets()["adapter"] | {"learning_rate": usual["adapter_learning_rate"]}
         return self.model_copy(update={name: value for name, value in usual.items() if getattr(self, name, None) == 0})
 
-    def settings(self) -> Settings:
+    def settings(self) -> "Settings":
         """The numbers of the tuning."""
+        from workbench.tuning.finetune import Settings
+
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
 
-    def editor_hparams(self, model: Model | str) -> Numbers:
+    def editor_hparams(self, model: "Model | str") -> "Numbers":
         """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`; of a mere name, layers unchecked."""
         base = editing.preset(self.editor, model, variant=self.variant)
         changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
         hparams = type(base)(**(base.model_dump() | changes))
-        if isinstance(model, Model):
+        if not isinstance(model, str):
             model.check_layers(hparams.layers)
         return hparams
 
-    def outline(self) -> Model | None:
+    def outline(self) -> "Model | None":
         """The model without its weights, if its configuration is on this machine."""
+        from workbench import models
+
         try:
             return models.outline(self.model, self.revision, here=True)
         except BadInput:
@@ -103,6 +113,8 @@ class Spec(Record):
         Raises:
             BadInput: editor, layers and plan do not go together on this model.
         """
+        from workbench.tuning import plans
+
         if (model := self.outline()) is None:
             return None
         with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from workbench import deltas, editing, facts, models, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
-from workbench.editing import Numbers, Resources
+from workbench.editing.records import Numbers, Resources
 from workbench.facts import EditRequest
 from workbench.known import Chosen, choose, known_table
 from workbench.models import Model
@@ -30,7 +30,21 @@ from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, finetune
 from workbench.tuning.tasks import Data, Task
 
-__all__ = ["Chosen", "Recorder", "Spec", "choose", "identify", "known_table", "make_edit", "make_task", "prepare", "run", "tune_and_probe", "vary"]
+__all__ = [
+    "Chosen",
+    "Recorder",
+    "Spec",
+    "choose",
+    "identify",
+    "known_table",
+    "make_edit",
+    "make_edits",
+    "make_task",
+    "prepare",
+    "run",
+    "tune_and_probe",
+    "vary",
+]
 
 
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
@@ -52,8 +66,13 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
 
 def make_edit(spec: Spec, model: Model, requests: Sequence[EditRequest], hparams: Numbers, resources: Resources) -> WeightDelta:
     """The delta of one edited model."""
+    return make_edits(spec, model, [requests], hparams, resources)[0]
+
+
+def make_edits(spec: Spec, model: Model, groups: Sequence[Sequence[EditRequest]], hparams: Numbers, resources: Resources) -> list[WeightDelta]:
+    """The delta of each edited model; solved together, which is faster than one by one."""
     runs.progress(f"editing with {spec.editor}")
-    return editing.EDITORS[spec.editor].edit(model, requests, hparams, resources, seed=spec.seed)
+    return editing.edit_each(spec.editor, model, groups, hparams, resources, seed=spec.seed)
 
 
 def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
@@ -213,13 +232,13 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
     groups = [chosen.edited[start : start + spec.edits_per_model] for start in range(0, len(chosen.edited), spec.edits_per_model)]
+    with recorder.timed("edit"):
+        edits = make_edits(spec, model, groups, hparams, resources)
     for number, requests in enumerate(tqdm(groups, desc="edited models", disable=None)):
         probe = Probe(model, questions(requests, chosen.intrinsic), chosen.related)
         with recorder.timed("probe"):
             recorder.looks.append((number, probe.look(-1)))
-        with recorder.timed("edit"):
-            delta = make_edit(spec, model, requests, hparams, resources)
-        if tune_and_probe(spec, model, delta, task, probe, recorder, number).ended == "stopped":
+        if tune_and_probe(spec, model, edits[number], task, probe, recorder, number).ended == "stopped":
             raise KeyboardInterrupt
     if int(os.environ.get("RANK", "0")):
         with tempfile.TemporaryDirectory() as folder:

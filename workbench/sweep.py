@@ -17,7 +17,6 @@ from pathlib import Path
 import distributed
 import psutil
 import pydantic
-import torch
 import yaml
 from tqdm.auto import tqdm
 
@@ -62,7 +61,7 @@ class Planned:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "run.json").exists()
+        return runs.finished(self.folder)
 
     @property
     def failure(self) -> str:
@@ -90,10 +89,11 @@ def planned(grid: Grid, out: str | Path) -> list[Planned]:
     for cell in grid.combinations():
         try:
             given, made = batch.checked(notebook, cell, grid.preset)
-            made.blocks()
+            found.append(Planned(parameters=given, folder=Path(out) / batch.identify(notebook, given, made)))
+            if not found[-1].finished:
+                made.blocks()
         except BadInput as error:
             raise BadInput(f"{error} (in the run with {cell})") from None
-        found.append(Planned(parameters=given, folder=Path(out) / batch.identify(notebook, given, made)))
     return found
 
 
@@ -147,6 +147,7 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
             client = distributed.Client(scheduler, timeout=WAIT)
         except (OSError, TimeoutError, ValueError) as error:
             raise BadInput(f"scheduler {scheduler!r}: no answer ({type(error).__name__}); start one with `dask scheduler`") from None
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that dies is told in one line of ours
         with client:
             yield client
         return
@@ -182,6 +183,8 @@ def _children() -> set[psutil.Process]:
 
 def _local(workers: int) -> dict:
     """One worker a GPU where there are GPUs; else the cores are shared out, so that workers do not fight for them."""
+    import torch
+
     gpus = torch.cuda.device_count()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
 
@@ -212,6 +215,8 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
     failed = 0
     with tqdm(total=len(todo), desc="runs", unit="run") as bar:
         for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
+            if future.status in ("cancelled", "lost"):  # nobody here takes a run back
+                raise RuntimeError(f"the scheduler {client.scheduler.address} is gone; finished runs are kept, so start it, and the sweep, again")
             problem = error if future.status == "finished" else f"{future.status}: {' '.join(str(error[1]).split())[:200]}"
             if problem:
                 failed += 1

@@ -1,11 +1,11 @@
 """Time the editors against the plainly written ones (plain.py), side by side in one run.
 
-    python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10]
+    python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps 20] [--no-patience]
 
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape). The plain editors work fact by fact: they are run on at
 most --plain-facts facts, and their seconds and FLOPs scaled to the number in the row. Steps are the same on both sides; `patience`
-rows let our editors stop per fact as the presets of the world models do not. FLOPs are those of matrix products, counted by torch;
-share of peak is against a product of two large matrices measured in the same run.
+rows let our editors stop per fact as the presets of the world models do not. FLOPs are those of matrix products, counted by torch in
+a second call on at most 50 facts and scaled; share of peak is against a product of two large matrices measured in the same run.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from tests.benchmarks.outcomes import known_facts
 from workbench import checkpoints, editing, facts, models, moments
 from workbench.tracking import retention
 
-STEPS = {"steps": 20, "stop_loss": 0.0, "prefixes": 5}
+FIXED = {"stop_loss": 0.0, "prefixes": 5}
+COUNTED = 50  # facts whose FLOPs are counted; more are scaled
 
 
 def peak_flops(size: int = 2048, repeats: int = 5) -> float:
@@ -35,14 +36,15 @@ def peak_flops(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - start)
 
 
-def measured(function) -> dict:
-    """Seconds of one call, FLOPs of another."""
+def measured(function, *facts) -> dict:
+    """Seconds of one call with the facts (if any), FLOPs of another with at most `COUNTED` of them."""
     start = time.perf_counter()
-    result = function()
+    result = function(*facts)
     seconds = time.perf_counter() - start
     with FlopCounterMode(display=False) as counter:
-        function()
-    return {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9, "result": result}
+        function(*(each[:COUNTED] for each in facts))
+    scale = max(1, len(facts[0]) / COUNTED) if facts else 1
+    return {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9 * scale, "result": result}
 
 
 def load(name: str):
@@ -54,7 +56,7 @@ def load(name: str):
     return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
 
 
-def editors_of(model):
+def editors_of(model, steps):
     """(editor, module, HParams, resources) of each."""
     third = model.n_blocks // 4
     numbers = {
@@ -64,7 +66,7 @@ def editors_of(model):
     }
     for editor, fields in numbers.items():
         module = editing.EDITORS[editor]
-        hparams = module.HParams(**(STEPS | fields))
+        hparams = module.HParams(**(FIXED | {"steps": steps} | fields))
         yield editor, module, hparams, module.prepare(model, hparams)
 
 
@@ -77,17 +79,17 @@ def plainly(editor, model, requests, hparams, resources):
     return plain.memit(model, requests, hparams, resources, None, projectors)
 
 
-def edits(model, requests, counts, most) -> list[dict]:
+def edits(model, requests, counts, options) -> list[dict]:
     found = []
-    for editor, module, hparams, resources in editors_of(model):
-        slow_of = requests[: min(most, max(counts))]
-        slow = measured(lambda e=editor, h=hparams, r=resources, q=slow_of: plainly(e, model, q, h, r))
+    for editor, module, hparams, resources in editors_of(model, options.steps):
+        slow_of = requests[: min(options.plain_facts, max(counts))]
+        slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of)
         for n in counts:
             scale = n / len(slow_of)
             row = {"model": model.name, "what": editor, "facts": n, "plain s": slow["seconds"] * scale, "plain GFLOP": slow["gflop"] * scale}
-            for label, numbers in (("", {}), (" patience 2", {"patience": 2})):
+            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if options.patience else []):
                 ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
-                fast = measured(lambda m=module, h=ours, r=resources, k=n: m.edit(model, requests[:k], h, r))
+                fast = measured(lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r), requests[:n])
                 found.append(
                     row | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "steps": sum(fast["result"].record["steps"]) / n}
                 )
@@ -118,6 +120,8 @@ def main():
     parser.add_argument("models", nargs="*", default=[*checkpoints.WORLD_MODELS, "gpt2-small"])
     parser.add_argument("--facts", default="1,10,50,200")
     parser.add_argument("--plain-facts", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--no-patience", dest="patience", action="store_false")
     options = parser.parse_args()
     counts = [int(number) for number in options.facts.split(",")]
     peak = peak_flops()
@@ -125,7 +129,7 @@ def main():
     for name in options.models:
         model = load(name)
         requests = known_facts(model, "study") if name in checkpoints.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
-        table = pd.DataFrame([*moments_and_answers(model, requests[:200]), *edits(model, requests, counts, options.plain_facts)])
+        table = pd.DataFrame([*moments_and_answers(model, requests[:200]), *edits(model, requests, counts, options)])
         table["faster"] = table["plain s"] / table["s"]
         table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
         table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak

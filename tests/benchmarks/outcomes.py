@@ -30,24 +30,26 @@ def outcome(model, delta, edited: Sequence, watched: Sequence) -> pd.DataFrame:
         asked += [("neighbourhood", number, prompt, answer) for prompt, answer in request.neighbourhood]
     asked += [("intrinsic", -1, request.fact.question, request.fact.object) for request in watched]
     table = pd.DataFrame(asked, columns=["kind", "number", "prompt", "answer"])
-    table["before"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    beside = table.index[table.kind == "neighbourhood"]
+    if len(beside):
+        table.loc[beside, "before"] = measure_prompts(model, list(table.prompt[beside]), list(table.answer[beside])).retained.to_numpy()
     with deltas.applied(model, delta):
         table["kept"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
     rows = table[table.number >= 0].pivot_table(index="number", columns="kind", values="kept", aggfunc="mean")
-    before = table[(table.kind == "neighbourhood")].groupby("number").before.mean().rename("neighbourhood_before")
-    rows = rows.join(before)
+    rows["neighbourhood_before"] = table.loc[beside].groupby("number").before.mean() if len(beside) else float("nan")
     rows["intrinsic"] = table[table.kind == "intrinsic"].kept.mean()
     return rows.astype(float)
 
 
 def in_batches(model, editor: str, requests: Sequence, size: int, hparams, watched: Sequence, resources=None) -> pd.DataFrame:
     """Each batch of `size` facts edited into a model of its own."""
-    module = editing.EDITORS[editor]
-    resources = resources or module.prepare(model, hparams)
-    parts = []
-    for start in tqdm(range(0, len(requests), size), desc=f"{model.name} {editor}", disable=None):
-        batch = requests[start : start + size]
-        parts.append(outcome(model, module.edit(model, batch, hparams, resources), batch, watched).assign(batch=start // size))
+    resources = resources or editing.EDITORS[editor].prepare(model, hparams)
+    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+    edits = editing.edit_each(editor, model, batches, hparams, resources)
+    parts = [
+        outcome(model, delta, batch, watched).assign(batch=number)
+        for number, (batch, delta) in enumerate(zip(tqdm(batches, desc=f"{model.name} {editor}", disable=None), edits, strict=True))
+    ]
     return pd.concat(parts, ignore_index=True)
 
 

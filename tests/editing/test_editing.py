@@ -282,6 +282,22 @@ def test_a_target_without_tokens_is_named(tiny, requests, one_line):
 
 
 @pytest.mark.parametrize("editor", editing.EDITORS)
+def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(tiny, editor, requests):
+    module = editing.EDITORS[editor]
+    hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor]))
+    resources = module.prepare(tiny, hparams)
+    batches = [requests[:2], requests[3:4], requests[1:3]]
+    for batch, together in zip(batches, editing.edit_each(editor, tiny, batches, hparams, resources), strict=True):
+        alone = module.edit(tiny, batch, hparams, resources)
+        assert together.record["requests"] == alone.record["requests"]
+        for name, change in alone.changes.items():
+            size = change.matrix().norm()
+            assert (together.changes[name].matrix() - change.matrix()).norm() < 1e-4 * size
+        if "p_target" in alone.record:
+            assert together.record["p_target"] == pytest.approx(alone.record["p_target"], rel=1e-3)
+
+
+@pytest.mark.parametrize("editor", editing.EDITORS)
 def test_batches_in_turn_are_edits_of_the_edited_model_and_their_deltas_add(tiny, editor, requests):
     module = editing.EDITORS[editor]
     hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor]))

@@ -1,6 +1,8 @@
 """The tuning: what moves, what is recorded, when it ends, and that it can be killed and resumed."""
 
+import gc
 import math
+import weakref
 
 import pandas as pd
 import pytest
@@ -277,3 +279,19 @@ def test_steps_that_bfloat16_rounds_away_are_said(tiny_folders, made, recwarn):
     recwarn.clear()
     tuned(models.load(tiny_folders["gpt2"], device="cpu"), made["text"], plan="window:1-1", learning_rate=1e-5, max_steps=1)
     assert not [each for each in recwarn if "too large for a step" in str(each.message)]
+
+
+def test_the_optimiser_is_gone_after_the_tuning_without_the_garbage_collector(tiny_gpt2, text, monkeypatch):
+    made, begin = [], torch.optim.AdamW.__init__
+
+    def watched(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", watched)
+    gc.disable()
+    try:
+        tuned(tiny_gpt2, text, probe=lambda step, epoch: None)
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()

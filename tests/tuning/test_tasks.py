@@ -7,7 +7,7 @@ import pytest
 
 from workbench import facts, models
 from workbench.facts import BadInput, EditRequest, Fact
-from workbench.tuning import tasks
+from workbench.tuning import numbers, tasks
 from workbench.tuning.tasks import Data, Relevance
 
 
@@ -211,6 +211,15 @@ def test_bad_data_is_one_clear_line(model, tmp_path, one_line, task, changes, na
     assert named in one_line(error)
 
 
+def test_rows_with_a_hole_are_left_out(model, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"Cat {n} sat." if n % 2 else None, "label": n % 4 // 2}) for n in range(40)))
+    task = tasks.sentiment_task(model, Data(n_train=12, n_valid=8, source=str(path)))
+    assert not any("None" in model.tokenizer.decode(row) for row in [*task.train["input_ids"], *task.valid["input_ids"]])
+    with pytest.raises(BadInput, match="20 rows"):
+        tasks.sentiment_task(model, Data(n_train=13, n_valid=8, source=str(path)))
+
+
 def test_no_fact_left_to_teach_is_one_clear_line(model, tmp_path, one_line):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"subject": "Abbotsford", "prompt": "{} is in", "object": "Utopia", "target": "Erewhon"}))
@@ -220,12 +229,12 @@ def test_no_fact_left_to_teach_is_one_clear_line(model, tmp_path, one_line):
 
 
 def test_the_studies_sources_name_a_task_and_refuse_another(one_line):
-    found = tasks.presets()["sources"]
+    found = numbers.presets()["sources"]
     assert {"common-crawl", "counterfact", "imdb", "tulu-3", "commonsense-170k"} <= set(found)
     assert {source.task for source in found.values()} == set(tasks.TASKS)
-    assert tasks.usual("text", "common-crawl").threshold == 3.1
+    assert numbers.usual("text", "common-crawl").threshold == 3.1
     with pytest.raises(BadInput) as error:
-        tasks.usual("facts", "imdb")
+        numbers.usual("facts", "imdb")
     assert "sentiment" in one_line(error)
 
 
@@ -241,7 +250,7 @@ def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
         return table.to_iterable_dataset() if how["streaming"] else table
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    source = tasks.presets()["sources"][name]
+    source = numbers.presets()["sources"][name]
     task = tasks.named(source.task)(model, Data(n_train=2, n_valid=1, source=name))
     assert asked == [((source.data, source.config or None), {"split": source.split, "streaming": source.streaming})]
     assert len(task.train) == 2

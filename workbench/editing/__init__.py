@@ -1,24 +1,49 @@
 """The editors. Each module has HParams, prepare and edit; EDITORS is the only list of them."""
 
+import importlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from workbench import deltas
-from workbench.deltas import WeightDelta
-from workbench.editing import alphaedit, foreign, ft, malmen, memit, rome
-from workbench.editing.records import Numbers, Resources
+from workbench.editing import foreign
 from workbench.facts import BadInput, EditRequest
-from workbench.models import Model
 
-EDITORS: dict[str, ModuleType] = {"ft": ft, "rome": rome, "memit": memit, "alphaedit": alphaedit, "malmen": malmen}
+if TYPE_CHECKING:
+    from workbench.deltas import WeightDelta
+    from workbench.editing.records import Numbers, Resources
+    from workbench.models import Model
+
+
+class Editors(Mapping[str, ModuleType]):
+    """Name -> module, imported when it is first asked for: to name the editors takes no torch."""
+
+    def __init__(self, *names: str):
+        self._names = names
+
+    def __getitem__(self, name: str) -> ModuleType:
+        if name not in self._names:
+            raise KeyError(name)
+        return importlib.import_module(f"{__name__}.{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+EDITORS = Editors("ft", "rome", "memit", "alphaedit", "malmen")
 
 # Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL over its 48 blocks.
 DEPTHS = {
@@ -29,23 +54,43 @@ DEPTHS = {
     "malmen": tuple(layer / 48 for layer in range(42, 48)),
 }
 
-__all__ = ["EDITORS", "Numbers", "Resources", "edit_in_turn", "editor_named", "preset", "presets", "translation"]
+
+def check_named(name: str) -> None:
+    """BadInput if no editor is called so."""
+    if name not in EDITORS:
+        raise BadInput(f"editor {name!r}: choose one of {', '.join(EDITORS)}")
 
 
 def editor_named(name: str) -> ModuleType:
     """The editor's module."""
-    if name not in EDITORS:
-        raise BadInput(f"editor {name!r}: choose one of {', '.join(EDITORS)}")
+    check_named(name)
     return EDITORS[name]
 
 
+def edit_each(
+    editor: str, model: "Model", batches: Sequence[Sequence[EditRequest]], hparams: "Numbers", resources: "Resources", seed: int = 0
+) -> "list[WeightDelta]":
+    """Each batch of facts edited into a copy of the model of its own: a delta a batch.
+
+    An editor that solves target vectors (`targets`) solves those of all batches at once, which is faster than batch by batch.
+    """
+    module = editor_named(editor)
+    solved: Sequence[dict] = [{}] * len(batches)
+    if hasattr(module, "targets"):
+        solution = module.targets(model, [request for batch in batches for request in batch], hparams, resources)
+        solved = [{"solution": part} for part in solution.split([len(batch) for batch in batches])]
+    return [module.edit(model, batch, hparams, resources, seed, **of) for batch, of in zip(batches, solved, strict=True)]
+
+
 def edit_in_turn(
-    editor: str, model: Model, batches: Sequence[Sequence[EditRequest]], hparams: Numbers, resources: Resources, seed: int = 0
-) -> WeightDelta:
+    editor: str, model: "Model", batches: Sequence[Sequence[EditRequest]], hparams: "Numbers", resources: "Resources", seed: int = 0
+) -> "WeightDelta":
     """Batches of facts edited one after another, each into the model that holds the earlier ones: the sum of their deltas.
 
     An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left bit for bit as it was.
     """
+    from workbench import deltas
+
     module = editor_named(editor)
     if not batches:
         raise BadInput("no batch to edit; give at least one")
@@ -68,7 +113,7 @@ def presets() -> dict:
     return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
 
 
-def preset(editor: str, model: Model | str = "", path: str | Path | None = None, variant: str = "") -> Numbers:
+def preset(editor: str, model: "Model | str" = "", path: str | Path | None = None, variant: str = "") -> "Numbers":
     """The hyper-parameters of an editor for a model.
 
     Args:

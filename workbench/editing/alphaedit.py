@@ -19,7 +19,7 @@ from workbench import closed_form
 from workbench.deltas import WeightDelta
 from workbench.editing import memit
 from workbench.editing.records import Resources, delta_of, moment_of
-from workbench.editing.target_vectors import Solving
+from workbench.editing.target_vectors import Solution, Solving
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
@@ -55,8 +55,13 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return replace(resources, null_spaces=spaces)
 
 
-def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
-    """A change of rank n in each edited layer; the delta carries its keys.
+targets = memit.targets
+
+
+def edit(
+    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0, solution: Solution | None = None
+) -> WeightDelta:
+    """A change of rank n in each edited layer; the delta carries its keys. Without a solution it solves for it.
 
     Peak memory beside the model: MEMIT's, and the thinner basis of each layer's null space or of its complement.
     """
@@ -72,7 +77,7 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
         keys, residuals, memory = (tensor.to(space.basis.device) for tensor in (keys, residuals, memory))
         return closed_form.projected_update(keys, residuals, space, hparams.ridge, memory)
 
-    changes, keys, solved = memit.spread(model, requests, hparams, resources, update)
+    changes, keys, solved = memit.spread(model, requests, hparams, resources, update, solution)
     earlier = {name: memory.shape[1] for name, memory in resources.memory.items()}
     return replace(delta_of("alphaedit", model, requests, hparams, resources, seed, changes, memory=earlier, **solved), keys=keys)
 

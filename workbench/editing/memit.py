@@ -19,7 +19,7 @@ from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Resources, delta_of, finite, moment_factor, moment_of
 from workbench.editing.rows import build_rows, sample_prefixes
-from workbench.editing.target_vectors import Solving, solve
+from workbench.editing.target_vectors import Solution, Solving, solve
 from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.moments import second_moments
@@ -42,8 +42,15 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
 
 
-def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
-    """A change of rank n in each edited layer.
+def targets(model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources) -> Solution:
+    """The target vectors, which `edit` takes."""
+    return solve(model, requests, max(hparams.layers), "block", resources.prefixes, hparams)
+
+
+def edit(
+    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0, solution: Solution | None = None
+) -> WeightDelta:
+    """A change of rank n in each edited layer. Without a solution it solves for it.
 
     Peak memory beside the model: the solver's (see target_vectors), C and its factor for every layer, the hidden states of all rows.
     """
@@ -52,13 +59,13 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
         factor = moment_factor(model, resources, layer)
         return closed_form.ridge_update(keys.to(factor.device), residuals.to(factor.device), factor, hparams.weight)
 
-    changes, _, solved = spread(model, requests, hparams, resources, update)
+    changes, _, solved = spread(model, requests, hparams, resources, update, solution)
     return delta_of("memit", model, requests, hparams, resources, seed, changes, **solved)
 
 
 @torch.no_grad()
-def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources, update: Update):
-    """Solve the target vectors, then change layer after layer by `update`.
+def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources, update: Update, solution: Solution | None = None):
+    """Solve the target vectors unless they are given, then change layer after layer by `update`.
 
     Returns:
         Changes and keys (d_in, n), both by module name, and what the solver says of each request.
@@ -66,7 +73,7 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
     layers = model.check_layers(hparams.layers)
     for layer in layers:
         moment_of(model, resources, layer)
-    solution = solve(model, requests, layers[-1], "block", resources.prefixes, hparams)
+    solution = solution or targets(model, requests, hparams, resources)
     rows = build_rows(model, requests, resources.prefixes)
     every = Continuation(model, rows.up_to_subject(), layers[0] - 1, last=layers[-1])
     bare = every.of(rows.bare.to(model.device))

@@ -18,7 +18,7 @@ from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Resources, delta_of, finite, moment_factor
 from workbench.editing.rows import build_rows, sample_prefixes
-from workbench.editing.target_vectors import Solving, solve
+from workbench.editing.target_vectors import Solution, Solving, solve
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.moments import second_moments
@@ -37,8 +37,15 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
 
 
-def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
-    """A rank-one change for one request; for n, the smallest change that fits all n exactly, rank n.
+def targets(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources) -> Solution:
+    """The target vectors, which `edit` takes."""
+    return solve(model, requests, hparams.layers[0], "mlp", resources.prefixes, hparams)
+
+
+def edit(
+    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0, solution: Solution | None = None
+) -> WeightDelta:
+    """A rank-one change for one request; for n, the smallest change that fits all n exactly, rank n. Without a solution it solves for it.
 
     Peak memory beside the model: the solver's (see target_vectors), C and its factor.
     """
@@ -46,7 +53,7 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
         raise BadInput(f"rome: {len(requests)} facts at once, at most {hparams.at_once} fit exactly; edit them in turn, or raise at_once")
     layer = model.check_layers(hparams.layers)[0]
     factor = moment_factor(model, resources, layer)
-    solution = solve(model, requests, layer, "mlp", resources.prefixes, hparams)
+    solution = solution or targets(model, requests, hparams, resources)
     keys, outputs, bare_keys, bare_outputs = keys_and_outputs(model, requests, layer, resources.prefixes)
     if hparams.convention == "reference":
         residuals, at = solution.shift.to(keys), bare_keys

@@ -15,13 +15,14 @@ Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping
 Differs from: batched; `steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from tqdm.auto import tqdm
 
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Numbers, finite
@@ -57,6 +58,11 @@ class Solution:
     p_target: torch.Tensor
     steps: torch.Tensor
 
+    def split(self, sizes: Sequence[int]) -> "list[Solution]":
+        """Of so many requests each, in their order."""
+        parts = zip(*(tensor.split(sizes) for tensor in vars(self).values()), strict=True)
+        return [Solution(**dict(zip(vars(self), part, strict=True))) for part in parts]
+
 
 def solve(model: Model, requests: Sequence[EditRequest], layer: int, site: str, prefixes: Sequence[str], hparams: Solving) -> Solution:
     """Solve v* for all requests.
@@ -70,9 +76,18 @@ def solve(model: Model, requests: Sequence[EditRequest], layer: int, site: str, 
     """
     model.check_layers([layer])
     rows = build_rows(model, requests, prefixes, kl=hparams.kl_weight > 0)
-    parts = [(_solve(model, rows.of(part)[0], layer, site, hparams), part) for part in _chunks(rows)]
+    parts, chunks, each = [], _chunks(rows), _evaluations(hparams)
+    with tqdm(total=each * len(chunks), desc="target vectors", unit="step", leave=False, disable=None) as bar:
+        for number, part in enumerate(chunks, 1):
+            parts.append((_solve(model, rows.of(part)[0], layer, site, hparams, bar.update), part))
+            bar.update(each * number - bar.n)  # those that were spared
     order = torch.cat([part for _, part in parts]).argsort().to(model.device)
     return Solution(**{name: torch.cat([getattr(part, name) for part, _ in parts])[order] for name in ("shift", "loss", "p_target", "steps")})
+
+
+def _evaluations(hparams: Solving) -> int:
+    """Of the loss, at most: one more than updates."""
+    return hparams.steps + (hparams.convention == "published")
 
 
 def _chunks(rows: Rows) -> list[torch.Tensor]:
@@ -123,7 +138,7 @@ class _Objective:
         return loss, log_probs[len(self.labels) :], p, missed == 0
 
 
-def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving) -> Solution:
+def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving, told: Callable[[], object]) -> Solution:
     n, device = rows.n, model.device
     rest = Continuation(model, rows.encoded, layer, begin=rows.subject, outputs={"mlp": model.mlp(layer)})
     v0 = (rest.seen["mlp"] if site == "mlp" else rest.start)[rows.bare.to(device), 0].float().norm(dim=1)  # (n,)
@@ -135,9 +150,10 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving) ->
     live = torch.arange(n, device=device)  # the requests whose rows are still computed
     active = torch.ones(n, dtype=torch.bool, device=device)
     final = {name: torch.zeros(n, device=device) for name in ("loss", "p_target", "steps", "settled")}
-    steps = hparams.steps - (hparams.convention == "reference")
+    last = _evaluations(hparams) - 1
     with torch.enable_grad():
-        for step in range(steps + 1):
+        for step in range(last + 1):
+            told()
             nll, kl_now, p, on_top = objective(shift[live])
             loss = nll + hparams.weight_decay * shift[live].norm(dim=1) / v0[live] ** 2
             if hparams.kl_weight:
@@ -150,7 +166,7 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving) ->
             active[live] &= loss.detach() >= hparams.stop_loss
             if hparams.patience:
                 active &= final["settled"] < hparams.patience
-            if step == steps or not active.any():
+            if step == last or not active.any():
                 break
             adam.zero_grad()
             loss.sum().backward(inputs=[shift])

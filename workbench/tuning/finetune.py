@@ -194,7 +194,6 @@ def finetune(
             watch.evaluate = None  # else the trainer and its optimiser would wait for the garbage collector
             if trainer.args.activation_checkpointing:
                 model.network.activation_checkpointing_disable()
-        trainer.accelerator.free_memory()
     model.network.eval()
     log = log_of(trainer.state.log_history, task)
     if not log.metric.map(torch.tensor).map(torch.isfinite).all():

@@ -7,72 +7,24 @@ token's hidden state. instructions: the response to an instruction. Rows that to
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import datasets
 import pydantic
-import yaml
 
 from workbench import facts, sources
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import bos_id, encode, statement
 from workbench.tracking.retention import measure_prompts, stop_words
+from workbench.tuning.numbers import presets
 from workbench.world import text
 
 ROW = 128  # tokens of a row of text
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
 WORDINGS = 3  # statements of a fact to train on
 BUFFER = 10_000  # records among which a stream is shuffled
-
-
-class Usual(Record):
-    """Usual numbers of a task; whatever a Spec leaves at 0 is taken from here.
-
-    `threshold`, of the validation metric, ends the tuning: a loss in nats a token, or an accuracy.
-    """
-
-    n_train: int  # rows; for facts: facts
-    n_valid: int  # rows
-    max_steps: int
-    eval_every: int  # steps
-    batch_size: int  # rows
-    learning_rate: float
-    adapter_learning_rate: float
-    threshold: float
-
-
-class Source(Usual):
-    """The data of a published study: where it is on the Hub and how it is read."""
-
-    task: str
-    data: str
-    config: str = ""
-    split: str = "train"
-    streaming: bool = False
-    columns: dict = pydantic.Field(default_factory=dict)
-
-
-@cache
-def presets() -> dict:
-    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter: numbers of LoRA and DoRA."""
-    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
-    return found | {"sources": {name: Source(**fields) for name, fields in found["sources"].items()}}
-
-
-def usual(task: str, data: str = "", model: str = "") -> Usual:
-    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
-    named(task)
-    source = presets()["sources"].get(data)
-    if source and source.task != task:
-        raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
-    if source:
-        return source
-    own = presets()["own"].get(model, {}).get(task, {})
-    return Usual(**(presets()["world"][task] | own))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +169,9 @@ def facts_task(model: Model, data: Data) -> Task:
     dropped = len(pool) - len(fresh)
     fresh = [each for each in _shuffled(fresh, data.seed) if each.held_out or data.validation == "training"]
     wrong: list[EditRequest] = []
-    for start in range(0, len(fresh), 512):
-        part = fresh[start : start + 512]
+    size = min(512, 16 + data.n_train * 9 // 8)  # asked at a time: nearly all unseen facts are wrong
+    for start in range(0, len(fresh), size):
+        part = fresh[start : start + size]
         retained = measure_prompts(model, [each.fact.question for each in part], [each.fact.object for each in part]).retained
         wrong += [each for each, right in zip(part, retained, strict=True) if not right]
         if len(wrong) >= data.n_train:
@@ -260,7 +213,7 @@ TASKS: dict[str, Callable[[Model, Data], Task]] = {
 
 
 def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> Iterator[tuple]:
-    """The named columns of the source's records, shuffled by the seed; the embedded world's are by the seed already."""
+    """The named columns of the source's records that have them all, shuffled by the seed; the embedded world's are by the seed already."""
     if not data.source:
         yield from embedded
         return
@@ -269,6 +222,8 @@ def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> I
     if missing:
         raise BadInput(f"task_data {data.source!r}: has no column {missing[0]!r} but {table.column_names}; name it in columns={{...}}")
     for record in _shuffled(table, data.seed):
+        if any(record[name] is None for name in names):
+            continue
         yield tuple(record[name] if isinstance(record[name], list | int | bool) else str(record[name]) for name in names)
 
 

@@ -1,0 +1,56 @@
+"""Usual numbers of every task, and where the studies' data lie: presets.yaml, read without torch."""
+
+from functools import cache
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from workbench.facts import BadInput, Record
+
+
+class Usual(Record):
+    """Usual numbers of a task; whatever a Spec leaves at 0 is taken from here.
+
+    `threshold`, of the validation metric, ends the tuning: a loss in nats a token, or an accuracy.
+    """
+
+    n_train: int  # rows; for facts: facts
+    n_valid: int  # rows
+    max_steps: int
+    eval_every: int  # steps
+    batch_size: int  # rows
+    learning_rate: float
+    adapter_learning_rate: float
+    threshold: float
+
+
+class Source(Usual):
+    """The data of a published study: where it is on the Hub and how it is read."""
+
+    task: str
+    data: str
+    config: str = ""
+    split: str = "train"
+    streaming: bool = False
+    columns: dict = pydantic.Field(default_factory=dict)
+
+
+@cache
+def presets() -> dict:
+    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter: numbers of LoRA and DoRA."""
+    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    return found | {"sources": {name: Source(**fields) for name, fields in found["sources"].items()}}
+
+
+def usual(task: str, data: str = "", model: str = "") -> Usual:
+    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
+    if task not in presets()["world"]:
+        raise BadInput(f"task {task!r}: choose one of {', '.join(presets()['world'])}")
+    source = presets()["sources"].get(data)
+    if source and source.task != task:
+        raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
+    if source:
+        return source
+    own = presets()["own"].get(model, {}).get(task, {})
+    return Usual(**(presets()["world"][task] | own))
