@@ -1,5 +1,6 @@
 """Tiny random models for every test; the models of the small world for the tests that need a trained one."""
 
+import gc
 import itertools
 import os
 
@@ -42,6 +43,8 @@ def apart_from_the_world(tmp_path_factory):
         patch.setenv("TQDM_DISABLE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read from the environment at import only
+        gc.collect()
+        gc.freeze()  # every Trainer collects garbage, and would look through all that was imported
         yield
 
 

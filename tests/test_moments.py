@@ -1,6 +1,8 @@
 """C = E[k k'] is what a plain loop over the same tokens finds; it is collected once and kept under a fingerprint of all that it depends on."""
 
+import errno
 import itertools
+from pathlib import Path
 
 import datasets
 import pandas as pd
@@ -198,6 +200,27 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 # what is refused
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), safetensors.SafetensorError("IoError: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny, corpus, cache, monkeypatch, one_line, error):
+    def full(tensors, path):
+        Path(path).touch()
+        raise error
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    message = refusal(one_line, tiny, [1], corpus, 300)
+    assert "No space left" in message
+    assert "WORKBENCH_CACHE" in message
+    assert not list(cache.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(tiny, corpus, tmp_path, monkeypatch, one_line):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "file"))
+    assert "WORKBENCH_CACHE" in refusal(one_line, tiny, [1], corpus, 300)
 
 
 def refusal(one_line, *args) -> str:

@@ -3,10 +3,13 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import safetensors
+
+from workbench.facts import BadInput
 
 
 def cache_folder() -> Path:
@@ -20,6 +23,33 @@ def cache_folder() -> Path:
 def locked(what: str) -> Iterator[None]:
     """Inside, no other process that shares the cache folder is inside the same; the system frees the lock of a process that was killed."""
     folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / hashlib.sha256(what.encode()).hexdigest()[:20]):
+    lock = filelock.FileLock(folder / hashlib.sha256(what.encode()).hexdigest()[:20])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(error) from None
+    try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary name, which becomes `path` when the block ends well; a disk that is full or read-only is one clear line."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unwritable(error) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _unwritable(error: Exception) -> BadInput:
+    what = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return BadInput(f"the cache {cache_folder()} cannot be written ({what}); free some space, or name another folder in WORKBENCH_CACHE")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from workbench import facts, runs
-from workbench.cache import cache_folder, locked
+from workbench.cache import cache_folder, locked, written
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.spec import Spec, code_fingerprint
@@ -139,10 +138,8 @@ def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataF
         with suppress(OSError, ValueError):  # there is none, or it is damaged
             return pd.read_parquet(path)
         table = measure_prompts(model, questions, objects)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        table.to_parquet(partial)
-        os.replace(partial, path)
+        with written(path) as partial:
+            table.to_parquet(partial)
         return table
 
 

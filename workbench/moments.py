@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from workbench import sources
 from workbench.activations import recorded, stop_after
-from workbench.cache import cache_folder, locked
+from workbench.cache import cache_folder, locked, written
 from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
@@ -112,11 +111,9 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
         if missing:
             model.check_unchanged("second moments")
         for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = paths[layer].with_suffix(".partial")
             found[layer] = matrix.cpu()
-            safetensors.torch.save_file({"matrix": found[layer]}, partial)
-            os.replace(partial, paths[layer])
+            with written(paths[layer]) as partial:
+                safetensors.torch.save_file({"matrix": found[layer]}, partial)
     at = _solving_device(model, layers)
     return {
         layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint)

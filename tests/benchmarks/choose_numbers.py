@@ -34,7 +34,7 @@ CANDIDATES = {
     "rome": (1, [SOLVER | {"layers": (layer,)} for layer in range(5)]),
     "memit": (
         10,
-        [SOLVER | {"layers": layers, "weight": weight} for layers in WINDOWS for weight in (30, 100, 300, 600)]
+        [SOLVER | {"layers": layers, "weight": weight} for layers in WINDOWS for weight in (30, 100, 300, 400, 500, 600)]
         + [SOLVER | {"layers": layers, "weight": weight, "clamp": 1.0} for layers in WINDOWS for weight in (30, 100)],
     ),
     "alphaedit": (
@@ -83,8 +83,12 @@ def main():
                 good = [mean >= wanted for mean, wanted in zip(means, WANTED[editor], strict=True)]
                 row |= means.round(4).to_dict() | {"score": round(means.mean(), 4), "reached": 2 if all(good) else int(all(good[:2]))}
                 pd.DataFrame([row])[COLUMNS].to_csv(path, mode="a", header=False, index=False)
-    result = pd.read_csv(path).sort_values(["model", "editor", "reached", "score"])
-    print(result.groupby(["model", "editor"]).tail(3).to_string(index=False))
+    print(ranked(path).groupby(["model", "editor"]).tail(3).to_string(index=False))
+
+
+def ranked(path=facts.DATA / "world" / "choices.csv") -> pd.DataFrame:
+    """The candidates, the chosen one of each model and editor last."""
+    return pd.read_csv(path).sort_values(["model", "editor", "reached", "score"], kind="stable")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import tokenizers
 import torch
 
+from tests.benchmarks import choose_numbers
 from workbench import closed_form, deltas, editing, facts, models
 from workbench.activations import replaced
 from workbench.editing import malmen, rome, target_vectors
@@ -383,6 +386,11 @@ def test_presets_of_published_models_and_of_depth(tiny):
     assert editing.preset("rome", "meta-llama/Meta-Llama-3-8B").layers == (5,)
     with pytest.warns(UserWarning, match="proposed from its depth"):
         assert editing.preset("rome", tiny).layers == (1,)
+
+
+def test_the_presets_of_the_world_models_are_those_of_the_recorded_choice():
+    for (model, editor), candidates in choose_numbers.ranked().groupby(["model", "editor"]):
+        assert editing.presets()[model][editor]["published"] == json.loads(candidates.hparams.iloc[-1]), (model, editor)
 
 
 def test_a_preset_file_is_read_and_its_faults_named(tmp_path, one_line):

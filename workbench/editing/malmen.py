@@ -12,7 +12,6 @@ summed loss, so that a fact's wish does not depend on how many are edited at onc
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections import defaultdict
@@ -29,7 +28,7 @@ from torch import nn
 
 from workbench import closed_form, deltas, facts, runs
 from workbench.activations import replaced
-from workbench.cache import cache_folder, locked
+from workbench.cache import cache_folder, locked, written
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Numbers, Resources, delta_of, finite
@@ -113,7 +112,11 @@ def prepare(
         if not path.exists():
             model.check_unchanged("malmen")
             network.to(model.device)
-            _Meta(model, network, requests, hparams, seed).train_to(path)
+            with written(path) as partial:
+                _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
+                weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+                safetensors.torch.save_file(weights, partial)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     network.load_state_dict(safetensors.torch.load_file(path))
     network.model, network.digest = model.fingerprint, digest
     return Resources(network=network.to(model.device).requires_grad_(False))
@@ -220,13 +223,12 @@ class _Meta(nn.Module):
         same = self.sharing[request.fact.relation, request.fact.object]
         return [other for other in same if other.fact.subject != request.fact.subject]
 
-    def train_to(self, path) -> None:
-        """Measure the normaliser, train, and write the weights under a temporary name; then rename."""
+    def learn(self, work: Path) -> None:
+        """Measure the normaliser, then train, from the newest whole checkpoint in `work` if there is one."""
         rng = random.Random(f"malmen {self.seed}")
         size = 2 * self.hparams.facts_at_once
         batches = [{"batch": rng.sample(range(len(self.requests)), size)} for _ in range(max(self.hparams.meta_steps, 1))]
         self._normalise()
-        work = path.with_suffix("")
         if self.hparams.meta_steps:
             arguments = transformers.TrainingArguments(
                 output_dir=str(work),
@@ -249,11 +251,6 @@ class _Meta(nn.Module):
             arguments._n_gpu = 1  # the model stays where it is
             trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches, data_collator=collate)
             trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}, partial)
-        os.replace(partial, path)
-        shutil.rmtree(work, ignore_errors=True)
 
     @torch.no_grad()
     def _normalise(self, count: int = 200) -> None:

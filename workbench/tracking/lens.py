@@ -12,6 +12,7 @@ import torch
 from workbench.activations import recorded
 from workbench.models import Model
 from workbench.positions import Encoded, encode
+from workbench.tracking.retention import token_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,9 @@ def layer_logits(model: Model, encoded: Encoded, at: torch.Tensor | None = None)
 
 def top_tokens(model: Model, probs: torch.Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
     """For each row of probs (n, vocab) the k likeliest tokens with their probabilities."""
-    found = probs.topk(k)
+    found, texts = probs.topk(k), token_texts(model.tokenizer)
     return [
-        [(model.tokenizer.decode([token]), p) for token, p in zip(tokens, values, strict=True)]
+        [(texts[token] if token < len(texts) else "", p) for token, p in zip(tokens, values, strict=True)]
         for tokens, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     ]
 

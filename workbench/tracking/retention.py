@@ -23,9 +23,15 @@ def stop_words() -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token says, (vocab,): to decode one at a time takes longer than to ask the model."""
+    return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+
+
+@lru_cache(maxsize=8)
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Which tokens are a stop word, punctuation or white space, (vocab,), bool. Special tokens are not."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    texts = token_texts(tokenizer)
     found = [text.strip().lower() in stop_words() or not any(map(str.isalnum, text)) for text in texts]
     mask = torch.tensor(found)
     mask[tokenizer.all_special_ids] = False
