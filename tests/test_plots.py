@@ -135,7 +135,7 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
         run.folder, {key: value for key, value in run.about.items() if key not in ("schema", "status")}, {"probes": pd.concat([run.probes, twice])}
     )
     again = runs.read(run.folder)
-    found = plots.series_of(again, "intrinsic kept")
+    found = runs.series([again], ["intrinsic kept"])
     assert len(found) == 4
     assert set(found.retained) == {0.5, 0.0}
 

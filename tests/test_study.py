@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import workbench.spec
-from workbench import deltas, facts, known, models, plots, runs, study
+from workbench import deltas, facts, known, models, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
@@ -422,7 +422,7 @@ def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
     assert [request.fact.id for request in false] == [request.fact.id for request in chosen.edited if request.fact.id not in chosen.harmless]
     done = study.run(spec, base, out=tmp_path)
     assert set(done.about["harmless"]) == set(chosen.harmless)
-    ids = {kind: set(plots.series_of(done, f"{kind} edit success").fact_id) for kind in ("false", "harmless")}
+    ids = {kind: set(runs.series([done], [f"{kind} edit success"]).fact_id) for kind in ("false", "harmless")}
     assert ids["harmless"] == set(chosen.harmless)
     assert ids["harmless"] | ids["false"] == {request.fact.id for request in chosen.edited}
     assert not ids["harmless"] & ids["false"]

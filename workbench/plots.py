@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from workbench import facts, runs
 from workbench.facts import BadInput
-from workbench.runs import Run
+from workbench.runs import SERIES, Run
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 _COLOURS = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
@@ -165,42 +165,19 @@ def value_name(value) -> str:
     return str(value) or "none"
 
 
-SERIES = {  # name -> (group, which checkpoint, only edits that took)
-    "edit success": ("edited", "first", False),
-    "held-out success": ("paraphrase", "first", False),
-    "edits kept": ("edited", "last", True),
-    "held-out kept": ("paraphrase", "last", True),
-    "intrinsic kept": ("intrinsic", "last", False),
-}
 ASIDE = ("seed", "device", "device_map", "fact", "subject", "prompt", "object", "target")  # fields of a Spec that do not make runs unlike
 BRING = ("model", "task", "task_data", "adapter")  # fields that bring usual numbers for these others
 BROUGHT = ("learning_rate", "max_steps", "eval_every", "n_train", "n_valid", "batch_size", "threshold")
-KINDS = {"false": False, "harmless": True}  # whether an edit puts right what the model got wrong
-
-
-def series_of(run: Run, name: str) -> pd.DataFrame:
-    """One of SERIES, a row a fact: the share retained of its prompts and edited models, which are no independent draws.
-
-    "false" or "harmless" before the name of a series of edits takes those edits alone.
-    """
-    kind, _, rest = name.partition(" ")
-    group, end, only_took = SERIES[rest if kind in KINDS else name]
-    part = run.ends[(run.ends.group == group) & (run.ends.end == end)]
-    part = part[part.took] if only_took else part
-    part = part[part.fact_id.isin(run.about.get("harmless", ())) == KINDS[kind]] if kind in KINDS else part
-    return part.groupby("fact_id", as_index=False).retained.mean().assign(series=name)
 
 
 def _series(found: Sequence[Run], names: Sequence[str], **by: str) -> pd.DataFrame:
     """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what else the runs differ in it counts once."""
-    parts = []
-    for run in found:
-        fields = {column: value_name(run.spec[field]) for column, field in by.items()}
-        fields |= {"model": value_name(run.spec.get("model")), "seed": run.spec.get("seed", 0)}
-        parts += [series_of(run, name).assign(**fields) for name in names]
-    if not parts:
+    if not found:
         return pd.DataFrame()
-    return pd.concat(parts, ignore_index=True).groupby(["series", *fields, "fact_id"], as_index=False, sort=False).retained.mean()
+    fields = pd.DataFrame({column: [value_name(run.spec[field]) for run in found] for column, field in by.items()})
+    fields = fields.assign(model=[value_name(run.spec.get("model")) for run in found], seed=[run.spec.get("seed", 0) for run in found])
+    data = runs.series(found, names).join(fields, on="number")
+    return data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False).retained.mean()
 
 
 def _pooled(found: Sequence[Run], *by: str) -> str:

@@ -17,11 +17,13 @@ from tqdm.auto import tqdm
 
 from workbench import batch, runs
 from workbench.facts import BadInput
-from workbench.plots import ASIDE, BRING, BROUGHT, SERIES, interval, series_of, value_name
+from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
+from workbench.runs import SERIES
 
 FIELDS = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model", "task", "plan", "adapter", "learning_rate",
           "max_steps")  # fmt: skip
 TOLD = ("fact_id", "retained", "series", "number")  # columns of a run's facts that are no fields
+AT_ONCE = 100  # runs held in memory
 DRAWS = 1000  # of the bootstrap
 COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
 
@@ -61,20 +63,16 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
         raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     partial, writer, parts, specs = out / ".probes.parquet.partial", None, [], []
     try:
-        for path in tqdm(found, desc="runs", unit="run", disable=None):
-            run = runs.read(path)
-            if "members" in run.about:
+        for start in tqdm(range(0, len(found), AT_ONCE), desc=f"{len(found)} runs", unit=f"{AT_ONCE} runs", disable=None):
+            some = [run for run in map(runs.read, found[start : start + AT_ONCE]) if "members" not in run.about]
+            if not some:
                 continue
-            fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {"seed": run.spec.get("seed", 0), "run": path.name}
-            table = pd.read_parquet(path / "probes.parquet").assign(**fields)
-            categories = {name: float for name in table if name.startswith("p_")}  # of facts without a category p_related holds nothing at all
-            rows = pyarrow.Table.from_pandas(table.astype(categories), preserve_index=False)
+            rows = pyarrow.concat_tables(map(_probes, some), promote_options="permissive")
             writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
             writer.write_table(rows.cast(writer.schema))
-            table = pd.concat([series_of(run, name) for name in SERIES], ignore_index=True)
-            parts.append(table.assign(number=len(specs)))
-            others = {name: str(value) for name, value in run.spec.items() if name not in (*FIELDS, *ASIDE)}
-            specs.append(fields | others)
+            table = runs.series(some, list(SERIES))
+            parts.append(table.assign(number=table.number + len(specs)))
+            specs += [_fields(run) | {name: str(value) for name, value in run.spec.items() if name not in (*FIELDS, *ASIDE)} for run in some]
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -88,6 +86,21 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
     fields = pd.DataFrame(specs).fillna("none")
     fields = fields[[name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]]
     return told.join(fields.astype("category"), on="number")  # categories: the names of a Spec stand a million times here
+
+
+def _fields(run: runs.Run) -> dict:
+    return {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {"seed": run.spec.get("seed", 0), "run": run.folder.name}
+
+
+def _probes(run: runs.Run) -> pyarrow.Table:
+    """Its probes, with the fields of its Spec beside them."""
+    table = pyarrow.parquet.read_table(run.folder / "probes.parquet").replace_schema_metadata(None)
+    for place, name in enumerate(table.column_names):  # of facts without a category p_related holds nothing at all
+        if name.startswith("p_"):
+            table = table.set_column(place, name, table[name].cast(pyarrow.float64()))
+    for name, value in _fields(run).items():
+        table = table.append_column(name, pyarrow.repeat(value, len(table)))
+    return table
 
 
 def _summed(values: pd.Series) -> pd.Series:

@@ -21,13 +21,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy
 import pandas as pd
 import psutil
+import pyarrow.parquet
 
 from workbench.facts import BadInput
 
 SCHEMA = 1  # of the folder; raise it when a column changes its meaning
 TABLES = ("probes", "lens", "tokens", "training")
+SERIES = {  # name -> (group, which checkpoint, only edits that took)
+    "edit success": ("edited", "first", False),
+    "held-out success": ("paraphrase", "first", False),
+    "edits kept": ("edited", "last", True),
+    "held-out kept": ("paraphrase", "last", True),
+    "intrinsic kept": ("intrinsic", "last", False),
+}
+KINDS = {"false": False, "harmless": True}  # before the name of a series of edits: whether they put right what the model got wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +57,26 @@ class Run:
         return pd.read_parquet(self.folder / "probes.parquet")
 
     @cached_property
-    def ends(self) -> pd.DataFrame:
-        """The probes right after the edit (`end` "first") and at the last step ("last"), without their probabilities: little to hold."""
-        names = ["edited_model", "step", "group", "fact_id", "prompt", "took", "retained"]
-        probes = pd.read_parquet(self.folder / "probes.parquet", columns=names)
-        last = probes[probes.step == probes.groupby("edited_model").step.transform("max")]
-        parts = [probes[probes.step == 0].assign(end="first"), last.assign(end="last")]
-        table = pd.concat(parts, ignore_index=True).astype({"group": "category", "end": "category"})
-        return table.assign(took=table.took.fillna(False).astype(bool), retained=table.retained.astype(float))
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of each of SERIES: fact -> the share retained of its prompts and edited models, which are no independent draws.
+
+        Made without pandas, whose small tables take ten times as long: a report reads thousands of runs.
+        """
+        columns = ["edited_model", "step", "group", "fact_id", "took", "retained"]
+        table = pyarrow.parquet.read_table(self.folder / "probes.parquet", columns=columns)
+        model, step, took, retained = (table[name].cast("int64").fill_null(0).to_numpy() for name in ("edited_model", "step", "took", "retained"))
+        group, fact = (table[name].combine_chunks().dictionary_encode() for name in ("group", "fact_id"))
+        names, facts = group.dictionary.to_pylist(), fact.dictionary.to_pylist()
+        group, fact = (each.indices.to_numpy() for each in (group, fact))
+        last = numpy.full(model.max() + 1, step.min())
+        numpy.maximum.at(last, model, step)
+        found = {}
+        for name, (wanted, end, only_took) in SERIES.items():
+            part = (step == (0 if end == "first" else last[model])) & (group == (names.index(wanted) if wanted in names else -1))
+            part &= (took > 0) | (not only_took)
+            counts, sums = (numpy.bincount(fact[part], weights, len(facts)) for weights in (None, retained[part]))
+            found[name] = {facts[number]: sums[number] / counts[number] for number in counts.nonzero()[0]}
+        return found
 
     @cached_property
     def lens(self) -> pd.DataFrame:
@@ -102,6 +124,23 @@ def read(folder: str | Path) -> Run:
     if schema != SCHEMA:
         raise BadInput(f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it")
     return Run(folder=folder, about=about)
+
+
+def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
+    """Some SERIES of runs: a row a fact, with `number` (of the run in `found`), `series`, `fact_id`, `retained` (a share).
+
+    "false" or "harmless" before the name of a series of edits takes those edits alone.
+    """
+    rows = {"number": [], "series": [], "fact_id": [], "retained": []}
+    for number, run in enumerate(found):
+        harmless = set(run.about.get("harmless", ()))
+        for name in names:
+            kind, _, rest = name.partition(" ")
+            shares = run.shares[rest if kind in KINDS else name]
+            shares = {fact: share for fact, share in shares.items() if kind not in KINDS or (fact in harmless) == KINDS[kind]}
+            for column, values in zip(rows, ([number] * len(shares), [name] * len(shares), shares, shares.values()), strict=True):
+                rows[column].extend(values)
+    return pd.DataFrame(rows)
 
 
 def finished(folder: Path) -> bool:
