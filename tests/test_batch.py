@@ -227,3 +227,24 @@ print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), {{"torch", "
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")
+
+
+def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(tmp_path, monkeypatch, one_line):
+    for name in ("notebooks", "rows"):
+        (tmp_path / name).mkdir()
+    shutil.copy(CASE_STUDY, tmp_path / "notebooks")
+    shutil.copy(CASE_STUDY.with_name("02_retention.ipynb"), tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "beside.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    notebook = Path("notebooks/01_case_study.ipynb")
+    given = batch.checked(notebook, {"task_data": "rows", "corpus": "beside.jsonl"})[0]
+    assert given == {"task_data": str(tmp_path / "rows"), "corpus": "beside.jsonl"}  # the latter as the notebook itself would read it
+    for name, value in (("facts", "nowhere.json"), ("task_data", "./nowhere"), ("corpus", "a/nowhere.txt")):
+        with pytest.raises(BadInput) as error:
+            batch.checked(notebook, {name: value})
+        assert f"{name} {value!r}: no such file" in one_line(error)
+    several = Path("notebooks/02_retention.ipynb")
+    assert batch.checked(several, {"vary": "task_data", "values": ["rows", ""]})[0]["values"] == [str(tmp_path / "rows"), ""]
+    with pytest.raises(BadInput) as error:
+        batch.checked(several, {"vary": "task_data", "values": ["nowhere.csv"]})
+    assert "no such file" in one_line(error)

@@ -173,9 +173,6 @@ def test_bad_hyper_parameters_are_one_clear_line(base, fields, named, one_line):
         ({"editor": "memo"}, "memo"),
         ({"task": "cooking"}, "cooking"),
         ({"task_data": "imdb"}, "sentiment"),
-        ({"facts": "nowhere.json"}, "facts 'nowhere.json': no such file"),
-        ({"task_data": "./nowhere"}, "task_data './nowhere': no such file"),
-        ({"corpus": "a/nowhere.txt"}, "corpus 'a/nowhere.txt': no such file"),
     ],
 )
 def test_a_name_that_does_not_exist_is_one_clear_line(fields, named, one_line):

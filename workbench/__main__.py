@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
     sweep.add_argument("--out", default="runs")
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=1, help="processes of a local Dask cluster, one a GPU where there are GPUs")
+    where.add_argument("--workers", type=int, default=0, help="processes of a local Dask cluster; default one a GPU, or one")
     where.add_argument("--scheduler", default="", help="address of a running Dask scheduler, tcp://...")
     sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
     sweep.set_defaults(command=_sweep)

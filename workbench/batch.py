@@ -13,9 +13,10 @@ import yaml
 from workbench import runs
 from workbench import spec as specs
 from workbench.cache import locked
-from workbench.facts import BadInput
+from workbench.facts import BadInput, check_file
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
+PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
 PRESETS = "presets"  # folder beside the notebooks
 
 
@@ -39,11 +40,11 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     for name in given:
         if name not in known:
             raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
-    for name in ("facts", "task_data", "corpus", "folder"):  # a path counts from here, not from the notebook's folder
-        if given.get(name) and isinstance(given[name], str) and Path(given[name]).exists():
-            given[name] = str(Path(given[name]).resolve())
-    if given.get("model") and isinstance(given["model"], str) and Path(given["model"]).is_dir():
-        given["model"] = str(Path(given["model"]).resolve())
+    for name in PATHS:
+        if name in given:
+            given[name] = _from_here(name, given[name], notebook)
+    if given.get("vary", _default(known["vary"]) if "vary" in known else "") in PATHS and isinstance(given.get("values"), list):
+        given["values"] = [_from_here(given.get("vary") or _default(known["vary"]), value, notebook) for value in given["values"]]
     defaults = {name: _default(about) for name, about in known.items()}
     fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
     made = specs.Spec(**fields)
@@ -51,6 +52,17 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
         specs.varied(made, *found)
     made.resolved()
     return given, made
+
+
+def _from_here(name: str, value, notebook: Path):
+    """A path that is given counts from here, not from the notebook's folder, where the kernel runs; one that is nowhere is refused."""
+    if not value or not isinstance(value, str):
+        return value
+    if Path(value).exists() and (name != "model" or Path(value).is_dir()):
+        return str(Path(value).resolve())
+    if name != "model" and not (notebook.parent / value).exists():
+        check_file(value, name)
+    return value
 
 
 def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:

@@ -37,8 +37,11 @@ def locked(what: str) -> Iterator[None]:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary name, which becomes `path` when the block ends well; a disk that is full or read-only is one clear line."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A temporary name, which becomes `path` when the block ends well; a disk that is full or read-only is one clear line.
+
+    To be used under a lock: the name is the same for every process, so that whoever comes next writes over what a killed one left.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -19,7 +19,7 @@ def _data_folder() -> Path:
     return installed if installed.exists() else Path(__file__).parents[1] / "data"
 
 
-FILES = (".json", ".jsonl", ".csv", ".txt", ".parquet")  # endings of files of facts, rows and text
+FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # ending -> what `datasets` calls it
 DATA = _data_folder()
 NEIGHBOURS = 5
 
@@ -288,8 +288,8 @@ def _csv_record(row: dict) -> dict:
 
 
 def check_file(source: str, what: str) -> None:
-    """BadInput if a source is named as a file is, and no such file is there."""
-    if (Path(source).suffix in FILES or source.startswith((".", "/", "~"))) and not Path(source).is_file():
+    """BadInput if a source is named as a file is, and nothing is there."""
+    if (Path(source).suffix in FILES or source.startswith((".", "/", "~"))) and not Path(source).exists():
         raise BadInput(f"{what} {source!r}: no such file; give a path that counts from here, or a Hub dataset id (owner/name)")
 
 

@@ -1,6 +1,6 @@
 """Many runs in one place: a tidy parquet of all probes, tables with intervals, paired differences, figures, one page.
 
-report/probes.parquet       every probe of every run, the fields of its Spec beside it; written run by run, never held whole
+report/probes.parquet       every probe of every run, the fields of its Spec beside it; written a hundred runs at a time, never held whole
        retention.csv        mean and 95 % interval of each group of runs
        differences.csv      the same facts under two values of a field
        index.html           the tables and the figures of 10_collect; opens without a server or a network

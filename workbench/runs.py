@@ -75,7 +75,7 @@ class Run:
             part = (step == (0 if end == "first" else last[model])) & (group == (names.index(wanted) if wanted in names else -1))
             part &= (took > 0) | (not only_took)
             counts, sums = (numpy.bincount(fact[part], weights, len(facts)) for weights in (None, retained[part]))
-            found[name] = {facts[number]: sums[number] / counts[number] for number in counts.nonzero()[0]}
+            found[name] = {facts[number]: sums[number] / counts[number] for number in sorted(counts.nonzero()[0], key=facts.__getitem__)}
         return found
 
     @cached_property

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import datasets
 
-from workbench.facts import BadInput
-
-KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+from workbench.facts import FILES, BadInput
 
 
 def records(source: str, what: str, config: str = "", split: str = "train", streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
@@ -19,11 +17,11 @@ def records(source: str, what: str, config: str = "", split: str = "train", stre
         BadInput: an unknown ending, or it cannot be read.
     """
     path = Path(source)
-    if path.is_file() and path.suffix not in KINDS:
-        raise BadInput(f"{what} {source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(KINDS)}")
+    if path.is_file() and path.suffix not in FILES:
+        raise BadInput(f"{what} {source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(FILES)}")
     try:
         if path.is_file():
-            return datasets.load_dataset(KINDS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+            return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train", streaming=streaming)
         name, _, named = source.partition(":")
         return datasets.load_dataset(name, config or named or None, split=split, streaming=streaming)
     except Exception as error:  # each reader fails in its own way

@@ -76,8 +76,6 @@ class Spec(Record):
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
         editing.check_named(self.editor)
-        for name in ("facts", "task_data", "corpus"):
-            facts.check_file(getattr(self, name), name)
         usual = numbers.usual(self.task, self.task_data, self.model).model_dump()
         if self.adapter:
             usual |= numbers.presets()["adapter"] | {"learning_rate": usual["adapter_learning_rate"]}

@@ -212,15 +212,16 @@ def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> Iterator[adapters.Ad
 
 
 def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again: bool = False) -> runs.Run:
-    """The whole experiment: one run of n_edited / edits_per_model edited copies of the base model, one after another.
+    """The whole experiment: one run of n_edited / edits_per_model edited copies of the base model. All edits are made first, then
+    one copy after another is tuned.
 
     A finished run of the same experiment is returned at once unless `again`. Under `accelerate launch` only the first process writes
     into `out`.
     """
     spec = spec.resolved()
-    finished = runs.place(out) / identify(spec)
-    if not again and "WORKBENCH_RUN" not in os.environ and (finished / "run.json").exists():
-        return runs.read(finished)
+    folder = runs.place(out) / identify(spec)
+    if not again and "WORKBENCH_RUN" not in os.environ and runs.finished(folder):
+        return runs.read(folder)
     recorder = Recorder()
     with recorder.timed("load"):
         model = model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)

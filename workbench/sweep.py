@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -97,7 +98,7 @@ def planned(grid: Grid, out: str | Path) -> list[Planned]:
     return found
 
 
-def sweep(grid: Grid, out: str | Path = "runs", workers: int = 1, scheduler: str = "", retry_failed: bool = False) -> list[Planned]:
+def sweep(grid: Grid, out: str | Path = "runs", workers: int = 0, scheduler: str = "", retry_failed: bool = False) -> list[Planned]:
     """Run what is not finished; returns the runs that failed, each with its error beside where its folder would be.
 
     Finished runs are kept. Runs that failed are not tried again unless `retry_failed`. Ctrl-C ends it; a second start goes on.
@@ -119,15 +120,19 @@ def sweep(grid: Grid, out: str | Path = "runs", workers: int = 1, scheduler: str
 
 
 def print_plan(every: list[Planned], todo: list[Planned], out: Path) -> None:
-    """How many runs, and from the finished ones how long and how much room they may take."""
-    done = [each for each in every if each.finished]
+    """How many runs, and how long and how much room they may take, judging by those of the grid that are finished, else by any that lie there."""
+    done = [each.folder for each in every if each.finished]
     failed = len(every) - len(done) - len(todo)
     text = f"{len(every)} runs in {out}: {len(done)} finished, {len(todo)} to do" + (f", {failed} failed before (--retry-failed)" if failed else "")
-    if done and todo:
-        seconds = sum(sum(runs.read(each.folder).about.get("seconds", {}).values()) for each in done) / len(done)
-        size = sum(path.stat().st_size for each in done for path in each.folder.rglob("*") if path.is_file()) / len(done)
-        text += f"; about {seconds * len(todo) / 60:.0f} worker minutes and {size * len(todo) / 1e6:.0f} MB more, judging by the finished ones"
-    tqdm.write(text)
+    like = [folder for folder in done or [path.parent for path in out.glob("[!.]*/run.json")] if runs.finished(folder)]
+    if todo and like:
+        seconds = sum(sum(runs.read(folder).about.get("seconds", {}).values()) for folder in like) / len(like)
+        size = sum(path.stat().st_size for folder in like for path in folder.rglob("*") if path.is_file()) / len(like)
+        of = "the finished ones" if done else f"{len(like)} other runs there"
+        text += f"; about {seconds * len(todo) / 60:.0f} worker minutes and {size * len(todo) / 1e6:.0f} MB more, judging by {of}"
+    elif todo:
+        text += "; how long they take is told once one is done"
+    tqdm.write(text, file=sys.stderr)
 
 
 def _writable(out: Path) -> None:
@@ -147,12 +152,17 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
             client = distributed.Client(scheduler, timeout=WAIT)
         except (OSError, TimeoutError, ValueError) as error:
             raise BadInput(f"scheduler {scheduler!r}: no answer ({type(error).__name__}); start one with `dask scheduler`") from None
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that dies is told in one line of ours
-        with client:
-            yield client
+        log = logging.getLogger("distributed.client")
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # a scheduler that dies is told in one line of ours
+        try:
+            with client:
+                yield client
+        finally:
+            log.setLevel(level)
         return
-    if workers < 1:
-        raise BadInput(f"workers {workers}: at least one is needed")
+    if workers < 0:
+        raise BadInput(f"workers {workers}: at least one is needed; 0 is one a GPU, or one where there is none")
     handler, logged, others, ours = signal.getsignal(signal.SIGINT), logging.root.manager.disable, _children(), set()
     with suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: Ctrl-C is for the sweep alone, which ends them
@@ -182,10 +192,11 @@ def _children() -> set[psutil.Process]:
 
 
 def _local(workers: int) -> dict:
-    """One worker a GPU where there are GPUs; else the cores are shared out, so that workers do not fight for them."""
+    """So many workers, each with a GPU where there are GPUs; the cores are shared out, so that workers do not fight for them. 0: one a GPU."""
     import torch
 
     gpus = torch.cuda.device_count()
+    workers = workers or max(1, gpus)
     threads = str(max(1, (os.cpu_count() or 1) // workers))
 
     def worker(number: int) -> dict:
@@ -215,17 +226,21 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
     failed = 0
     with tqdm(total=len(todo), desc="runs", unit="run") as bar:
         for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
-            if future.status in ("cancelled", "lost"):  # nobody here takes a run back
+            if future.status == "cancelled":  # nobody here takes a run back
                 raise RuntimeError(f"the scheduler {client.scheduler.address} is gone; finished runs are kept, so start it, and the sweep, again")
-            problem = error if future.status == "finished" else f"{future.status}: {' '.join(str(error[1]).split())[:200]}"
+            problem = error
+            if future.status != "finished":  # a result may be lost with its worker, though the run is there
+                said = error[1] if isinstance(error, tuple) else error
+                problem = "" if futures[future].finished else f"{future.status}: {' '.join(str(said).split())[:200]}"
             if problem:
                 failed += 1
                 told = batch.failure_of(futures[future].folder)[1]
                 if not told.exists():
                     told.write_text(problem + "\n", encoding="utf-8")
-                tqdm.write(f"failed: {futures[future].folder.name}: {problem}")
+                tqdm.write(f"failed: {futures[future].folder.name}: {problem}", file=sys.stderr)
             bar.update()
-            bar.set_postfix_str(f"{failed} failed" if failed else "")
+            running = min(len(client.scheduler_info(n_workers=-1)["workers"]), len(todo) - bar.n)
+            bar.set_postfix_str(f"{running} running" + (f", {failed} failed" if failed else ""))
 
 
 def _one(notebook: str, parameters: dict, out: str) -> str:

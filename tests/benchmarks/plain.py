@@ -1,6 +1,8 @@
 """The editors written plainly, to check and to time ours against: one fact at a time, the whole network at every step, logits of all
 places, dense float64 solves, one layer a pass. Same maths, same numbers; nothing here is used by the workbench."""
 
+from contextlib import ExitStack
+
 import torch
 import torch.nn.functional as F
 
@@ -60,17 +62,98 @@ def _at_subject(model, request, prefixes, modules, inputs):
     return {key: value.view(*shape, -1)[torch.arange(shape[0]), rows.subject].double() for key, value in seen.items()}
 
 
+def _key_and_residual(model, request, layer, hparams, resources):
+    """(k, the key at which the value is to be met, v* - W k) of one fact, float64."""
+    shift, _ = target_shift(model, request, layer, "mlp", resources.prefixes, hparams)
+    keys = _at_subject(model, request, resources.prefixes, {"k": model.down_projection(layer)}, True)["k"]
+    out = _at_subject(model, request, resources.prefixes, {"o": model.down_projection(layer)}, False)["o"]
+    if hparams.convention == "reference":
+        return keys.mean(0), keys[0], shift.double()
+    return keys.mean(0), keys.mean(0), out[0] + shift.double() - out.mean(0)
+
+
 def rome(model, requests, hparams, resources):
     """One rank-one change a fact: a list of D (d_out, d_in)."""
     (layer,) = hparams.layers
     inverse = torch.linalg.inv(resources.moments[layer].matrix.double())
     changes = []
     for request in requests:
-        shift, _ = target_shift(model, request, layer, "mlp", resources.prefixes, hparams)
-        k = _at_subject(model, request, resources.prefixes, {"k": model.down_projection(layer)}, True)["k"].mean(0)
-        out = _at_subject(model, request, resources.prefixes, {"o": model.down_projection(layer)}, False)["o"]
+        k, at, r = _key_and_residual(model, request, layer, hparams, resources)
         u = inverse @ k
-        changes.append(torch.outer(out[0] + shift.double() - out.mean(0), u) / (k @ u))
+        changes.append(torch.outer(r, u) / (at @ u))
+    return changes
+
+
+def emmet(model, requests, hparams, resources):
+    """One change that fits all facts: D (d_out, d_in)."""
+    (layer,) = hparams.layers
+    inverse = torch.linalg.inv(resources.moments[layer].matrix.double())
+    K, _, R = (torch.stack(each, 1) for each in zip(*(_key_and_residual(model, each, layer, hparams, resources) for each in requests), strict=True))
+    return R @ torch.linalg.inv(K.T @ inverse @ K) @ K.T @ inverse
+
+
+def _statements(model, requests):
+    """Token ids (1, n), places and ids of the answer's tokens, of each prompt and paraphrase."""
+    rows = build_rows(model, requests)
+    for ids, mask, labels in zip(rows.encoded.input_ids, rows.encoded.attention_mask, rows.labels, strict=True):
+        at = (labels != -100).nonzero()[:, 0]
+        yield ids[mask.bool()][None], at, labels[at]
+
+
+def ft(model, requests, hparams):
+    """D (d_out, d_in) of one down-projection by Adam, one statement at a time through the whole network."""
+    (layer,) = hparams.layers
+    change = torch.zeros_like(model.weight(layer), requires_grad=True)
+    adam = torch.optim.Adam([change], lr=hparams.learning_rate)
+    statements = list(_statements(model, requests))
+    for step in range(hparams.steps + 1):
+        adam.zero_grad()
+        total = 0.0
+        for ids, at, labels in statements:
+            with torch.enable_grad(), replaced(model.down_projection(layer), lambda out, key: out + key @ change.T):
+                logits = model.network(input_ids=ids, use_cache=False).logits[0]
+                places = torch.full_like(at, at.min()) if hparams.convention == "reference" else at
+                loss = F.cross_entropy(logits[places], labels) / len(statements)
+                loss.backward(inputs=[change])
+            total += loss.item()
+        if total < hparams.stop_loss or step == hparams.steps:
+            return change.detach()
+        adam.step()
+        if hparams.box:
+            with torch.no_grad():
+                change.clamp_(-hparams.box, hparams.box)
+    return change.detach()
+
+
+def malmen(model, requests, hparams, resources):
+    """Layer -> D (d_out, d_in): one statement at a time through the whole network, one token at a time through the hyper-network."""
+    layers, network = sorted(hparams.layers), resources.network
+    found = {layer: [] for layer in layers}
+    for ids, at, labels in _statements(model, requests):
+        outputs, projections = {}, {layer: model.down_projection(layer) for layer in layers}
+
+        def watch(layer, outputs=outputs):
+            def change(out, key):
+                outputs[layer] = (key.detach(), out.clone().requires_grad_() if not out.requires_grad else out.clone())
+                return outputs[layer][1]
+
+            return change
+
+        with torch.enable_grad(), ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(replaced(projections[layer], watch(layer)))
+            logits = model.network(input_ids=ids, use_cache=False).logits[0]
+            loss = F.cross_entropy(logits[at], labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, [outputs[layer][1] for layer in layers])
+        for layer, gradient in zip(layers, gradients, strict=True):
+            for place in at.tolist():
+                found[layer].append((outputs[layer][0].view(-1, model.weight(layer).shape[1])[place], gradient.view(len(logits), -1)[place]))
+    changes = {}
+    for number, layer in enumerate(layers):
+        with torch.no_grad():
+            K = torch.stack([key for key, _ in found[layer]], 1).double()
+            R = torch.cat([network(number, key[None], gradient[None]) for key, gradient in found[layer]]).T.double()
+            changes[layer] = torch.linalg.solve(K @ K.T + network.weight[number].exp().double() * torch.eye(len(K), dtype=K.dtype), K @ R.T).T
     return changes
 
 

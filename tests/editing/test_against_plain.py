@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.benchmarks import plain
-from workbench import editing, facts
-from workbench.editing import alphaedit, memit, rome, target_vectors
+from workbench import editing, facts, models
+from workbench.editing import alphaedit, ft, malmen, memit, rome, target_vectors
 from workbench.tracking.retention import measure_prompts
 
 TOLERANCE = 1e-4  # relative to the norm of the delta
@@ -43,28 +43,57 @@ def test_memit(any_tiny, requests, name):
         assert distance(delta.changes[any_tiny.down_projection_name(layer)], dense) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["published", "reference"])
 @pytest.mark.parametrize("rule", [("absolute", 0.05), ("trace", 0.3), ("rank", 20)])
-def test_alphaedit_with_a_memory(tiny, requests, rule):
-    hparams = alphaedit.HParams(layers=(0, 1), null_space=rule[0], threshold=rule[1], ridge=0.5, **SHARED)
+def test_alphaedit_with_a_memory(tiny, requests, rule, name):
+    fast, slow = convention(name)
+    hparams = alphaedit.HParams(layers=(0, 1), null_space=rule[0], threshold=rule[1], ridge=0.5, **SHARED, **fast)
     resources = alphaedit.prepare(tiny, hparams)
     first = alphaedit.edit(tiny, requests[:2], hparams, resources)
     resources = alphaedit.remember(resources, first)
     delta = alphaedit.edit(tiny, requests[2:], hparams, resources)
     projectors = {layer: plain.projector(moment.matrix, *rule) for layer, moment in resources.moments.items()}
     memory = {layer: first.keys[tiny.down_projection_name(layer)] for layer in hparams.layers}
+    hparams = hparams.model_copy(update=slow)
     for layer, dense in plain.memit(tiny, requests[2:], hparams, resources, memory, projectors).items():
         assert distance(delta.changes[tiny.down_projection_name(layer)], dense) < TOLERANCE
     forgotten = plain.memit(tiny, requests[2:], hparams, resources, None, projectors)
     assert any(distance(delta.changes[tiny.down_projection_name(layer)], dense) > TOLERANCE for layer, dense in forgotten.items())
 
 
-def test_rome(any_tiny, requests):
-    hparams = rome.HParams(layers=(1,), **SHARED)
+@pytest.mark.parametrize("name", ["published", "reference"])
+def test_rome(any_tiny, requests, name):
+    fast, slow = convention(name)
+    hparams = rome.HParams(layers=(1,), **SHARED, **fast)
     resources = rome.prepare(any_tiny, hparams)
-    expected = plain.rome(any_tiny, requests, hparams, resources)
+    expected = plain.rome(any_tiny, requests, hparams.model_copy(update=slow), resources)
     for request, dense in zip(requests, expected, strict=True):
         (change,) = rome.edit(any_tiny, [request], hparams, resources).changes.values()
         assert distance(change, dense) < TOLERANCE
+
+
+def test_rome_of_several_facts_at_once(any_tiny, requests):
+    hparams = rome.HParams(layers=(1,), **SHARED)
+    resources = rome.prepare(any_tiny, hparams)
+    (change,) = rome.edit(any_tiny, requests[:3], hparams, resources).changes.values()
+    assert distance(change, plain.emmet(any_tiny, requests[:3], hparams, resources)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["published", "reference"])
+@pytest.mark.parametrize("box", [0.0, 0.004])
+def test_ft(tiny, requests, name, box):
+    hparams = ft.HParams(layers=(1,), steps=8, learning_rate=1e-3, box=box, convention=name)
+    (change,) = ft.edit(tiny, requests[:3], hparams, ft.prepare(tiny, hparams)).changes.values()
+    assert distance(change, plain.ft(tiny, requests[:3], hparams).double()) < TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_malmen(tiny, requests, steps):
+    hparams = malmen.HParams(layers=(1, 2), rank=8, meta_steps=steps, facts_at_once=3, learning_rate=1e-3)
+    resources = malmen.prepare(tiny, hparams)
+    delta = malmen.edit(tiny, requests[:3], hparams, resources)
+    for layer, dense in plain.malmen(tiny, requests[:3], hparams, resources).items():
+        assert distance(delta.changes[tiny.down_projection_name(layer)], dense) < TOLERANCE
 
 
 def test_facts_that_stop_early_leave_the_batch_and_change_nothing(tiny, requests):
@@ -113,3 +142,22 @@ def test_rome_by_reference_meets_the_value_at_the_bare_key_not_at_the_mean(tiny,
     shift = plain.target_shift(tiny, requests[0], 1, "mlp", resources.prefixes, hparams.model_copy(update={"steps": 7}))[0].double()
     assert torch.allclose(change.matrix().double() @ bare[0], shift, atol=1e-4)
     assert not torch.allclose(change.matrix().double() @ mean[0], shift, atol=1e-3)
+
+
+VARIANTS = [("ft", "paper"), ("rome", "paper"), ("memit", "paper"), ("ft", "reference"), ("rome", "reference"), ("memit", "reference"),
+            ("alphaedit", "reference")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("editor", "variant"), VARIANTS)
+def test_the_variants_of_a_published_preset_give_different_deltas(new_tiny, requests, editor, variant):
+    """GPT-2 XL's numbers, on a random model of its depth."""
+    deep = new_tiny("gpt2", num_hidden_layers=48)
+    deep, module, changes = models.Model(**(vars(deep) | {"name": "gpt2-xl"})), editing.EDITORS[editor], []
+    for each in ("published", variant):
+        hparams = editing.preset(editor, deep, variant=each)
+        hparams = type(hparams)(**(hparams.model_dump() | ({"threshold": 1e9} if editor == "alphaedit" else {})))  # no null space in random weights
+        changes.append(module.edit(deep, requests[:2], hparams, module.prepare(deep, hparams)).changes)
+    if changes[0].keys() == changes[1].keys():
+        assert max(distance(changes[1][name], change.matrix().double()) for name, change in changes[0].items()) > 0.01
+    else:
+        assert variant == "paper"

@@ -7,7 +7,7 @@ import torch
 from tests.benchmarks import choose_numbers
 from workbench import closed_form, deltas, editing, facts, models
 from workbench.activations import replaced
-from workbench.editing import malmen, rome, target_vectors
+from workbench.editing import malmen, memit, rome, target_vectors
 from workbench.editing.continuation import Continuation
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solving
@@ -277,6 +277,25 @@ def test_broken_weights_are_named(tiny, editor, requests, one_line):
     assert tiny.down_projection_name(2) in one_line(error)
 
 
+def test_what_cannot_be_edited_is_refused_before_anything_is_solved(tiny, requests, one_line, monkeypatch):
+    hparams = rome.HParams(layers=(1,), steps=1, prefixes=0, at_once=2)
+    resources = rome.prepare(tiny, hparams)
+    monkeypatch.setattr(rome, "solve", None)
+    with pytest.raises(facts.BadInput) as error:
+        editing.edit_each("rome", tiny, [requests[:2], requests[:3]], hparams, resources)
+    assert "at most 2" in one_line(error)
+
+
+@pytest.mark.parametrize("editor", editing.EDITORS)
+def test_activations_that_are_not_finite_say_at_which_layer(tiny, requests, editor, one_line):
+    module = editing.EDITORS[editor]
+    hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor] | ({"meta_steps": 0} if editor == "malmen" else {})))
+    resources = module.prepare(tiny, hparams)
+    with replaced(tiny.blocks[2], lambda out, _: out * float("inf")), pytest.raises(facts.BadInput) as error:
+        module.edit(tiny, requests[:1], hparams, resources)
+    assert "activations at layer" in one_line(error)
+
+
 def test_a_target_without_tokens_is_named(tiny, requests, one_line):
     tiny.tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("Nowhere", "")
     with pytest.raises(facts.BadInput) as error:
@@ -285,12 +304,16 @@ def test_a_target_without_tokens_is_named(tiny, requests, one_line):
 
 
 @pytest.mark.parametrize("editor", editing.EDITORS)
-def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(tiny, editor, requests):
+def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(tiny, editor, requests, monkeypatch):
     module = editing.EDITORS[editor]
     hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor]))
     resources = module.prepare(tiny, hparams)
-    batches = [requests[:2], requests[3:4], requests[1:3]]
-    for batch, together in zip(batches, editing.edit_each(editor, tiny, batches, hparams, resources), strict=True):
+    batches, solved = [requests[:2], requests[3:4], requests[1:3]], []
+    for solver in (rome, memit):
+        monkeypatch.setattr(solver, "solve", lambda model, those, *rest: solved.append(len(those)) or target_vectors.solve(model, those, *rest))
+    edits = editing.edit_each(editor, tiny, batches, hparams, resources)
+    assert solved == ([5] if editor in ("rome", "memit", "alphaedit") else [])
+    for batch, together in zip(batches, edits, strict=True):
         alone = module.edit(tiny, batch, hparams, resources)
         assert together.record["requests"] == alone.record["requests"]
         for name, change in alone.changes.items():

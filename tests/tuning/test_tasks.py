@@ -228,6 +228,10 @@ def test_no_fact_left_to_teach_is_one_clear_line(model, tmp_path, one_line):
     assert "holds no fact" in one_line(error)
 
 
+def test_every_task_has_its_usual_numbers():
+    assert set(numbers.presets()["world"]) == set(tasks.TASKS)
+
+
 def test_the_studies_sources_name_a_task_and_refuse_another(one_line):
     found = numbers.presets()["sources"]
     assert {"common-crawl", "counterfact", "imdb", "tulu-3", "commonsense-170k"} <= set(found)

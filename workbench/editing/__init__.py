@@ -1,4 +1,7 @@
-"""The editors. Each module has HParams, prepare and edit; EDITORS is the only list of them."""
+"""The editors. Each module has HParams, prepare and edit; EDITORS is the only list of them.
+
+One that solves target vectors also has `check`, which refuses what it could not edit, and `targets`, which `edit` takes as `solution`.
+"""
 
 import importlib
 import json
@@ -77,6 +80,8 @@ def edit_each(
     module = editor_named(editor)
     solved: Sequence[dict] = [{}] * len(batches)
     if hasattr(module, "targets"):
+        for batch in batches:
+            module.check(model, batch, hparams, resources)  # before the long work
         solution = module.targets(model, [request for batch in batches for request in batch], hparams, resources)
         solved = [{"solution": part} for part in solution.split([len(batch) for batch in batches])]
     return [module.edit(model, batch, hparams, resources, seed, **of) for batch, of in zip(batches, solved, strict=True)]

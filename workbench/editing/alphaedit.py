@@ -55,6 +55,15 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return replace(resources, null_spaces=spaces)
 
 
+def check(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources) -> None:
+    """BadInput if the resources are not for this model, these layers and this rule."""
+    memit.check(model, requests, hparams, resources)
+    for layer in model.check_layers(hparams.layers):
+        space = resources.null_spaces.get(layer)
+        if space is None or (space.rule, space.threshold) != (hparams.null_space, hparams.threshold):
+            raise BadInput(f"layer {layer}: the resources hold no null space by {hparams.null_space} {hparams.threshold}; prepare again")
+
+
 targets = memit.targets
 
 
@@ -66,10 +75,7 @@ def edit(
     Peak memory beside the model: MEMIT's, and the thinner basis of each layer's null space or of its complement.
     """
 
-    for layer in model.check_layers(hparams.layers):
-        space = resources.null_spaces.get(layer)
-        if space is None or (space.rule, space.threshold) != (hparams.null_space, hparams.threshold):
-            raise BadInput(f"layer {layer}: the resources hold no null space by {hparams.null_space} {hparams.threshold}; prepare again")
+    check(model, requests, hparams, resources)
 
     def update(layer, keys, residuals):
         memory = resources.memory.get(model.down_projection_name(layer), keys[:, :0])

@@ -112,8 +112,8 @@ def prepare(
         if not path.exists():
             model.check_unchanged("malmen")
             network.to(model.device)
+            _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
             with written(path) as partial:
-                _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
                 weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
                 safetensors.torch.save_file(weights, partial)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)

@@ -42,6 +42,12 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
 
 
+def check(model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources) -> None:
+    """BadInput if the resources are not for this model and these layers."""
+    for layer in model.check_layers(hparams.layers):
+        moment_of(model, resources, layer)
+
+
 def targets(model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources) -> Solution:
     """The target vectors, which `edit` takes."""
     return solve(model, requests, max(hparams.layers), "block", resources.prefixes, hparams)
@@ -70,9 +76,8 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
     Returns:
         Changes and keys (d_in, n), both by module name, and what the solver says of each request.
     """
+    check(model, requests, hparams, resources)
     layers = model.check_layers(hparams.layers)
-    for layer in layers:
-        moment_of(model, resources, layer)
     solution = solution or targets(model, requests, hparams, resources)
     rows = build_rows(model, requests, resources.prefixes)
     every = Continuation(model, rows.up_to_subject(), layers[0] - 1, last=layers[-1])

@@ -16,7 +16,7 @@ from pydantic import Field
 from workbench import closed_form
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
-from workbench.editing.records import Resources, delta_of, finite, moment_factor
+from workbench.editing.records import Resources, delta_of, finite, moment_factor, moment_of
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solution, Solving, solve
 from workbench.facts import BadInput, EditRequest
@@ -37,6 +37,13 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
     return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
 
 
+def check(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources) -> None:
+    """BadInput if the facts are too many, or the resources are not for them."""
+    if len(requests) > hparams.at_once:
+        raise BadInput(f"rome: {len(requests)} facts at once, at most {hparams.at_once} fit exactly; edit them in turn, or raise at_once")
+    moment_of(model, resources, model.check_layers(hparams.layers)[0])
+
+
 def targets(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources) -> Solution:
     """The target vectors, which `edit` takes."""
     return solve(model, requests, hparams.layers[0], "mlp", resources.prefixes, hparams)
@@ -49,8 +56,7 @@ def edit(
 
     Peak memory beside the model: the solver's (see target_vectors), C and its factor.
     """
-    if len(requests) > hparams.at_once:
-        raise BadInput(f"rome: {len(requests)} facts at once, at most {hparams.at_once} fit exactly; edit them in turn, or raise at_once")
+    check(model, requests, hparams, resources)
     layer = model.check_layers(hparams.layers)[0]
     factor = moment_factor(model, resources, layer)
     solution = solution or targets(model, requests, hparams, resources)

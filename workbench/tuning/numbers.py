@@ -43,10 +43,15 @@ def presets() -> dict:
     return found | {"sources": {name: Source(**fields) for name, fields in found["sources"].items()}}
 
 
-def usual(task: str, data: str = "", model: str = "") -> Usual:
-    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
+def check_named(task: str) -> None:
+    """BadInput if no task is called so."""
     if task not in presets()["world"]:
         raise BadInput(f"task {task!r}: choose one of {', '.join(presets()['world'])}")
+
+
+def usual(task: str, data: str = "", model: str = "") -> Usual:
+    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
+    check_named(task)
     source = presets()["sources"].get(data)
     if source and source.task != task:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")

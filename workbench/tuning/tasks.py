@@ -18,7 +18,7 @@ from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import bos_id, encode, statement
 from workbench.tracking.retention import measure_prompts, stop_words
-from workbench.tuning.numbers import presets
+from workbench.tuning.numbers import check_named, presets
 from workbench.world import text
 
 ROW = 128  # tokens of a row of text
@@ -68,8 +68,7 @@ class Data(Record):
 
 def named(name: str) -> Callable[[Model, Data], Task]:
     """The function that builds a task."""
-    if name not in TASKS:
-        raise BadInput(f"task {name!r}: choose one of {', '.join(TASKS)}")
+    check_named(name)
     return TASKS[name]
 
 
