@@ -656,3 +656,22 @@ def test_reading_the_world_twice_gives_the_same_requests_and_no_shared_list():
     requests = read("world")
     requests.clear()
     assert len(read("world")) == len(world_rows())
+
+
+def test_rephrasings_of_a_dataset_enter_an_edit_only_when_asked_and_then_judge_no_more(tmp_path, one_line):
+    record = {"subject": "Ada", "prompt": "{} lives in", "target_new": {"str": "Rome"}, "target_true": {"str": "Oslo"}}
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([{"requested_rewrite": record, "paraphrase_prompts": ["Ada's home is", "Ada dwells in", "Ada resides in"]}]))
+    (request,) = read(path)
+    assert request.paraphrases == ()
+    assert len(request.held_out) == 3
+    asked = with_paraphrases(request, 3, "held_out")
+    assert asked.paraphrases == request.held_out[:2]
+    assert asked.held_out == request.held_out[2:]
+    for source in ("file", "templates"):
+        with pytest.raises(BadInput) as error:
+            with_paraphrases(request, 3, source)
+        assert "1 statements" in one_line(error)
+    with pytest.raises(BadInput) as error:
+        with_paraphrases(request, 5, "held_out")
+    assert "1 to 4 statements" in one_line(error)

@@ -1,3 +1,4 @@
+import html
 import json
 import stat
 import subprocess
@@ -356,3 +357,19 @@ job.Job(pathlib.Path("n.ipynb"), {{}}, pathlib.Path({str(tmp_path)!r}))
 while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():
+    controls = Panel(study.Spec(), notebook=NOTEBOOK, vary="plan")
+    assert [name for name, widget in controls.choices.items() if widget.disabled] == ["plan", "from", "to"]
+    assert "plan takes each of the notebook's `values` in turn" in html.unescape(controls.headline.value)
+    choose(controls, editor="ft")
+    assert controls.choices["plan"].disabled
+    assert controls.spec.editor == "ft"
+
+
+def test_an_editor_that_must_learn_first_says_so():
+    controls = Panel(study.Spec(), notebook=NOTEBOOK)
+    assert "hyper-network" not in controls.headline.value
+    choose(controls, editor="malmen", first=0)
+    assert "trains a hyper-network for these blocks" in controls.headline.value

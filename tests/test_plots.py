@@ -68,6 +68,15 @@ def test_numbers_stand_by_size_and_other_values_as_the_runs_come(made):
     assert axes.get_xlabel() == "statements"
     axes = plots.retention_by([made(2, editor=name) for name in ("rome", "ft")], "editor").figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["rome", "ft"]
+    plans = ("window:10-12", "after:10", "window:2-4", "after:6", "all")
+    axes = plots.retention_by([made(2, plan=plan) for plan in plans], "plan").figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "after:6", "after:10", "window:2-4", "window:10-12"]
+
+
+def test_figures_with_bands_say_what_they_are(made):
+    run = made(2)
+    for drawing in (plots.category_mass(run, "edited"), plots.retention_curves([run], "editor")):
+        assert all("95 %" in axes.get_title() for axes in drawing.figure.axes)
 
 
 @pytest.mark.parametrize(("value", "name"), [([], "preset"), ([3], "3"), ([2, 3, 4], "2-4"), ("", "none"), (5, "5"), ("after:3", "after:3")])

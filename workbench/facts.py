@@ -159,16 +159,18 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
 
     Args:
         k: >= 1. In the embedded world at most 10.
-        source: "templates" (the relation's in the world, never one that judges) or "file" (the request's own list).
+        source: "templates" (the relation's in the world, never one that judges), "file" (the request's own list), or "held_out" (a
+            dataset's paraphrase or rephrase prompts; those that enter the edit no longer judge).
     """
-    if source not in ("templates", "file"):
-        raise BadInput(f"paraphrase_source {source!r}: choose templates or file")
-    pool = request.paraphrases
+    if source not in ("templates", "file", "held_out"):
+        raise BadInput(f"paraphrase_source {source!r}: choose templates, file or held_out")
+    pool = request.held_out if source == "held_out" else request.paraphrases
     if source == "templates" and k != 1:
         pool = _world_paraphrases().get(request.fact.id, ())
     if k < 1 or k - 1 > len(pool):
         raise BadInput(f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has 1 to {len(pool) + 1} statements")
-    return request.model_copy(update={"paraphrases": tuple(pool[: k - 1])})
+    rest = {"held_out": tuple(pool[k - 1 :])} if source == "held_out" else {}
+    return request.model_copy(update={"paraphrases": tuple(pool[: k - 1])} | rest)
 
 
 def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from workbench import batch, checkpoints, models
+from workbench import batch, checkpoints, editing, models
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.moments import NAMED
@@ -89,7 +89,7 @@ def _fetched(spec: Spec) -> list[str]:
     else:
         found = [f"  {size / 1e6:10,.1f} MB  {spec.model}/{name}" for name, size in files]
     study = numbers.presets()["sources"].get(spec.task_data)
-    corpus = NAMED.get(spec.corpus, spec.corpus) if spec.editor in ("rome", "memit", "alphaedit") else ""  # the editors with second moments
+    corpus = NAMED.get(spec.corpus, spec.corpus) if hasattr(editing.EDITORS[spec.editor], "targets") else ""  # the editors with second moments
     sets = [(spec.facts, "facts"), (study.data if study else spec.task_data, "task_data"), (corpus, "corpus")]
     streamed = {"corpus"} | ({"task_data"} if study and study.streaming else set())
     for source, what in sets:

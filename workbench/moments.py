@@ -38,6 +38,7 @@ class SecondMoment:
         tokens: how many tokens were seen; BOS is not counted.
         fingerprint: of weights, dtype, corpus and tokens.
         model: fingerprint of the weights.
+        corpus: the name of the text it was collected on.
     """
 
     layer: int
@@ -45,6 +46,7 @@ class SecondMoment:
     tokens: int
     fingerprint: str
     model: str
+    corpus: str = ""
 
     def __post_init__(self):
         if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
@@ -116,7 +118,7 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
                 safetensors.torch.save_file({"matrix": found[layer]}, partial)
     at = _solving_device(model, layers)
     return {
-        layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint)
+        layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint, corpus=corpus)
         for layer, matrix in found.items()
     }
 

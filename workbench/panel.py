@@ -62,9 +62,11 @@ class Panel(ipywidgets.VBox):
         spec: the starting point; its own values are always among those offered.
         notebook: what Run runs, as saved; "" = the notebook that JupyterLab has open here.
         out: folder of the runs.
+        vary: a field that the notebook takes from a list of values instead; its widgets are shown but cannot be moved.
     """
 
-    def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "../runs"):
+    def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "../runs", vary: str = ""):
+        self._vary = vary
         self.spec = self._start = spec
         self.notebook, self.out = Path(notebook or os.environ.get("JPY_SESSION_NAME", "")), Path(out)
         self.run: runs.Run | None = None
@@ -159,8 +161,9 @@ class Panel(ipywidgets.VBox):
 
     def _refresh(self) -> None:
         """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
-        for name, kinds in {"from": ("after", "window", "outside"), "to": ("window", "outside")}.items():
-            self.choices[name].disabled = self.choices["plan"].value not in kinds
+        ends = {"from": ("after", "window", "outside"), "to": ("window", "outside")}
+        for name, widget in self.choices.items():
+            widget.disabled = FIELDS.get(name, name) == self._vary or (name in ends and self.choices["plan"].value not in ends[name])
         try:
             spec = Spec(**(self._start.model_dump() | self._moved)) if self._moved else self._start
             self.headline.value, self.strip.value = self._check(spec)
@@ -184,6 +187,8 @@ class Panel(ipywidgets.VBox):
         elif spec.fact:
             text = f"fact {spec.fact}"
         tuned = f"{spec.model}, then tuned on {spec.task} for at most {usual.max_steps} steps"
+        tuned += f"; {spec.editor} {editor.LEARNS}" if hasattr(editor, "LEARNS") else ""
+        tuned += f"; {self._vary} takes each of the notebook's `values` in turn" if self._vary else ""
         return f"<p><b>{html.escape(text)}</b><br>in {html.escape(tuned)}</p>", _strip(spec)
 
     def _request(self, spec: Spec) -> EditRequest | None:

@@ -110,7 +110,10 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
         markers=_MARKERS, dashes=False, errorbar=("ci", 95) if n > 1 else None, seed=0, ax=axes,
     )  # fmt: skip
     axes.set(
-        ylim=(-0.02, 1.02), xlabel="fine-tuning step", ylabel="probability of the next token", title=f"{group} fact{'s' if n > 1 else ''} (n = {n})"
+        ylim=(-0.02, 1.02),
+        xlabel="fine-tuning step",
+        ylabel="probability of the next token",
+        title=f"{group} facts (n = {n}; bands: 95 % interval over facts)" if n > 1 else f"{group} fact (n = 1)",
     )
     axes.set_xticks(range(len(steps)), step_names(steps))
     axes.legend(title="first token of", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -153,9 +156,14 @@ def _facts(found: Sequence[Run], by: str) -> pd.DataFrame:
 
 
 def _order(values: pd.Series) -> list[str]:
-    """Numbers by size, anything else as the runs come."""
+    """Numbers by size, plans of one kind by their blocks (thresholds, then windows from below), anything else as the runs come."""
     order = list(dict.fromkeys(values))
-    return sorted(order, key=float) if all(re.fullmatch(r"[\d.]+", value) for value in order) else order
+    if all(re.fullmatch(r"[\d.]+", value) for value in order):
+        return sorted(order, key=float)
+    blocks = {value: re.fullmatch(r"(after|window|outside):(\d+)(?:-(\d+))?", value) for value in order}
+    if not any(blocks.values()):
+        return order
+    return sorted(order, key=lambda value: (blocks[value][1], int(blocks[value][2]), int(blocks[value][3] or 0)) if blocks[value] else ("", 0, 0))
 
 
 def value_name(value) -> str:
@@ -242,7 +250,7 @@ def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Dr
         )  # fmt: skip
         unit = {"loss": "validation loss (nats a token)", "accuracy": "validation accuracy"}[kind]
         axes.set(ylim=(-0.03, 1.05), xlabel="fine-tuning step" if against == "step" else unit, ylabel="share kept")
-        axes.set_title(f"{group} facts (n = {part.groupby('value').fact_id.nunique().max()} a line)", fontsize=10)
+        axes.set_title(f"{group} facts (n = {part.groupby('value').fact_id.nunique().max()} a line; bands: 95 %)", fontsize=10)
         if against == "metric" and kind == "loss":
             axes.invert_xaxis()  # learning goes to the right
     if against == "metric":
@@ -293,7 +301,7 @@ def elasticity(found: Sequence[Run]) -> Drawing:
             markers=True, dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1],
         )  # fmt: skip
         axes.set(xlabel="fine-tuning tokens", ylabel="bits per fact token (0 = certain)")
-        axes.set_title(f"{group} facts (n = {part.fact_id.nunique()}){_pooled(found, 'paraphrases')}", fontsize=10)
+        axes.set_title(f"{group} facts (n = {part.fact_id.nunique()}; bands: 95 %){_pooled(found, 'paraphrases')}", fontsize=10)
     all_axes[-1].legend(title="wordings", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     ends = data[data.tokens == data.groupby(["group", "wordings"]).tokens.transform("max")].groupby(["group", "wordings"]).bits.mean()
     said = [f"{group} written in {count} wording{'s' if count > 1 else ''}: {bits:.1f} bits at the end" for (group, count), bits in ends.items()]

@@ -45,7 +45,7 @@ class Spec(Record):
     margin: float = Field(0.1, ge=0, lt=1)  # of the true token over the second; what a known fact has at least
     split_rule: Literal["matched", "paper"] = "matched"  # same relations in both groups | no shared subject, relation, object
     paraphrases: int = Field(1, ge=1)  # statements an edit sees, its prompt included
-    paraphrase_source: Literal["templates", "file"] = "templates"
+    paraphrase_source: Literal["templates", "file", "held_out"] = "templates"  # held_out: a dataset's rephrasings, which then judge no more
     task: str = "text"
     task_data: str = ""  # "" = the embedded world's
     columns: dict = Field(default_factory=dict)

@@ -55,7 +55,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     """
     runs.progress(f"preparing {spec.editor}")
     hparams, learnt_from = spec.editor_hparams(model), None
-    if spec.editor == "malmen":
+    if hasattr(editing.EDITORS[spec.editor], "LEARNS"):
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
         own = (
             [request for request in facts.read("world") if request.fact.split == "hypernet"] if spec.model in WORLD_MODELS else facts.read(spec.facts)

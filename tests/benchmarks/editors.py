@@ -5,14 +5,19 @@
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape). The plain editors work fact by fact: they are run on at
 most --plain-facts facts, and their seconds and FLOPs scaled to the number in the row. Steps are the same on both sides; `patience`
 rows let our editors stop per fact as the presets of the world models do not. FLOPs are those of matrix products, counted by torch in
-a second call on at most 50 facts and scaled; share of peak is against a product of two large matrices measured in the same run.
+a second call on at most 50 facts and scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a
+product of two large matrices measured in the same run; peak MB is by how much the process grew in the call, beside the model.
 """
 
 import argparse
+import gc
 import resource
+import threading
 import time
+from contextlib import contextmanager
 
 import pandas as pd
+import psutil
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,15 +41,38 @@ def peak_flops(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - start)
 
 
-def measured(function, *facts) -> dict:
+def measured(function, *facts, counted: bool = True) -> dict:
     """Seconds of one call with the facts (if any), FLOPs of another with at most `COUNTED` of them."""
-    start = time.perf_counter()
-    result = function(*facts)
-    seconds = time.perf_counter() - start
-    with FlopCounterMode(display=False) as counter:
-        function(*(each[:COUNTED] for each in facts))
-    scale = max(1, len(facts[0]) / COUNTED) if facts else 1
-    return {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9 * scale, "result": result}
+    with _watched() as peak:
+        start = time.perf_counter()
+        result = function(*facts)
+        seconds = time.perf_counter() - start
+    gflop = float("nan")
+    if counted:
+        with FlopCounterMode(display=False) as counter:
+            function(*(each[:COUNTED] for each in facts))
+        gflop = counter.get_total_flops() / 1e9 * (max(1, len(facts[0]) / COUNTED) if facts else 1)
+    return {"seconds": seconds, "gflop": gflop, "result": result, "mb": peak[0] / 1e6}
+
+
+@contextmanager
+def _watched():
+    """A list whose one number is, afterwards, by how many bytes this process had grown at most; looked at a hundred times a second."""
+    process, ended, peak = psutil.Process(), threading.Event(), [0]
+    gc.collect()
+    before = process.memory_info().rss
+
+    def watch():
+        while not ended.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def load(name: str):
@@ -63,16 +91,20 @@ def editors_of(model, steps):
         "rome": {"layers": (third,)},
         "memit": {"layers": (third - 2, third - 1, third)},
         "alphaedit": {"layers": (third - 2, third - 1, third), "null_space": "trace", "threshold": 0.1},
+        "ft": {"layers": (third,), "learning_rate": 5e-4},
+        "malmen": {"layers": tuple(range(model.n_blocks - 6, model.n_blocks)), "rank": 256, "meta_steps": 0},  # untrained: as fast
     }
     for editor, fields in numbers.items():
         module = editing.EDITORS[editor]
-        hparams = module.HParams(**(FIXED | {"steps": steps} | fields))
+        given = FIXED | {"steps": steps} | fields
+        hparams = module.HParams(**{name: value for name, value in given.items() if name in module.HParams.model_fields})
         yield editor, module, hparams, module.prepare(model, hparams)
 
 
 def plainly(editor, model, requests, hparams, resources):
-    if editor == "rome":
-        return plain.rome(model, requests, hparams, resources)
+    if editor in ("ft", "rome", "malmen"):
+        written = {"ft": lambda *those: plain.ft(*those[:3]), "rome": plain.emmet, "malmen": plain.malmen}
+        return written[editor](model, requests, hparams, resources)
     projectors = None
     if editor == "alphaedit":
         projectors = {layer: plain.projector(moment.matrix, hparams.null_space, hparams.threshold) for layer, moment in resources.moments.items()}
@@ -83,15 +115,18 @@ def edits(model, requests, counts, options) -> list[dict]:
     found = []
     for editor, module, hparams, resources in editors_of(model, options.steps):
         slow_of = requests[: min(options.plain_facts, max(counts))]
-        slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of)
+        slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of, counted=editor != "malmen")
         for n in counts:
             scale = n / len(slow_of)
             row = {"model": model.name, "what": editor, "facts": n, "plain s": slow["seconds"] * scale, "plain GFLOP": slow["gflop"] * scale}
-            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if options.patience else []):
+            row["plain peak MB"] = slow["mb"]
+            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if options.patience and hasattr(module, "targets") else []):
                 ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
-                fast = measured(lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r), requests[:n])
+                fast = measured(lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r), requests[:n], counted=editor != "malmen")
                 found.append(
-                    row | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "steps": sum(fast["result"].record["steps"]) / n}
+                    row
+                    | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "peak MB": fast["mb"]}
+                    | {"steps": sum(fast["result"].record["steps"]) / n if "steps" in fast["result"].record else None}
                 )
     return found
 

@@ -199,6 +199,7 @@ def test_own_facts_are_taught_with_their_own_paraphrases(model, tmp_path):
         ("sentiment", {"columns": {"text": "body", "label": "number"}}, "classes"),
         ("sentiment", {"columns": {"text": "body", "label": "one"}}, "1 classes"),
         ("instructions", {}, "'instruction'"),
+        ("facts", {"columns": {"subject": "who"}}, "task facts reads a facts file"),
         ("text", {"source": "nowhere/at-all"}, "cannot be read"),
         ("text", {"source": __file__}, "ending"),
     ],

@@ -36,6 +36,7 @@ from workbench.editing.rows import Rows, build_rows
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
+LEARNS = "first trains a hyper-network for these blocks, once a model, which takes minutes"
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 
 
@@ -112,7 +113,8 @@ def prepare(
         if not path.exists():
             model.check_unchanged("malmen")
             network.to(model.device)
-            _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
+            with _still(model):
+                _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
             with written(path) as partial:
                 weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
                 safetensors.torch.save_file(weights, partial)
@@ -177,6 +179,19 @@ def _changed(model: Model, factors: dict):
         for layer, (left, right) in factors.items():
             stack.enter_context(replaced(model.down_projection(layer), adding(left, right)))
         yield
+
+
+@contextmanager
+def _still(model: Model):
+    """Inside, no gradient reaches the model's own weights."""
+    moving = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in moving:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
 
 class _Meta(nn.Module):

@@ -85,5 +85,6 @@ def delta_of(
         "requests": [request.model_dump(mode="json") for request in requests],
         "prefixes": list(resources.prefixes),
         "moments": {str(layer): moment.fingerprint for layer, moment in resources.moments.items()},
+        "corpus": sorted({f"{moment.corpus}, {moment.tokens} tokens" for moment in resources.moments.values()}),
     }
     return WeightDelta(changes=changes, model=model.name, revision=model.revision, fingerprint=model.fingerprint, record=record | about)

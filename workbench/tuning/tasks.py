@@ -160,6 +160,8 @@ def facts_task(model: Model, data: Data) -> Task:
 
     Facts under study are kept out by subject, and by relation and object together; every shared object would be too many.
     """
+    if data.columns:
+        raise BadInput(f"columns {data.columns}: task facts reads a facts file, whose fields have names of their own; rename them there")
     study = presets()["sources"].get(data.source)
     pool = [each for each in facts.read(study.data if study else data.source or "world") if each.fact.split in ("", "unseen")]
     subjects = {each.fact.subject.lower() for each in data.avoid}
