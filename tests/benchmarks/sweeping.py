@@ -30,9 +30,8 @@ def main():
             seconds.append(time.perf_counter() - start)
         own = [nbformat.read(each, as_version=4).metadata.papermill.duration for each in out.glob("*/notebook.ipynb")]
     beside = (WORKERS * seconds[0] - sum(own)) / len(own)
-    print(
-        f"{len(own)} runs, {WORKERS} workers: {seconds[0]:.0f} s; the notebooks themselves {sum(own):.0f} s; {beside:.1f} worker seconds a run beside them"
-    )
+    print(f"{len(own)} runs, {WORKERS} workers: {seconds[0]:.0f} s, the notebooks themselves {sum(own):.0f} s")
+    print(f"beside them {beside:.1f} worker seconds a run")
     print(f"second start: {seconds[1]:.1f} s")
 
 
