@@ -1,6 +1,7 @@
 """The notebooks as they are run: with their defaults, with other parameters, and with a step that fails."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -65,6 +66,31 @@ def test_collect_reads_four_runs(tmp_path):
     assert {(each.spec["editor"], each.spec["task"]) for each in run.members} == {(e, t) for e in ("ft", "rome") for t in ("text", "facts")}
     cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
     assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])) == 6
+
+
+def test_the_exercises_of_the_tour_know_the_right_answers(tmp_path):
+    """Answered from what a first run recorded; the answers that stand in the notebook are wrong ones."""
+    tour, few = nbformat.read(FOLDER / "00_tour.ipynb", as_version=4), {"max_steps": 20, "eval_every": 10}
+
+    def said(run) -> list[str]:
+        cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
+        return [cell.outputs[-1].data["text/plain"].strip("'") for cell in cells if "# your answer" in cell.source]
+
+    first = batch.run(FOLDER / "00_tour.ipynb", few, out=tmp_path / "first")
+    assert "Right." not in said(first)
+    own = first.probes[first.probes.group == "edited"].set_index("step")
+    lens = first.lens[(first.lens.fact_id == own.fact_id.iloc[0]) & (first.lens.step == -1) & (first.lens.category == "true")]
+    block = lens[lens["rank"] > 1].layer.max() + 1
+    near = first.probes[(first.probes.group == "neighbourhood") & (first.probes.step == 0)]
+    lost = own[(own.index > 0) & (own.rank_edited > 1)].index
+    answers = {"my_block": block, "my_count": int((~near.retained).sum()), "my_step": lost.min() if len(lost) else -1}
+    for cell in tour.cells:
+        for name, answer in answers.items():
+            cell.source = re.sub(rf"^{name} = -?\d+", f"{name} = {answer}", cell.source)
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(tour, tmp_path / "notebooks" / "00_tour.ipynb")
+    second = batch.run(tmp_path / "notebooks" / "00_tour.ipynb", few, out=tmp_path / "second")
+    assert said(second) == ["Right."] * 3
 
 
 STEPS = [
