@@ -236,6 +236,9 @@ def test_the_rows_to_tune_on_touch_no_edited_and_no_intrinsic_fact(small, base, 
         assert "monday" not in rows[group]
     assert done.about["tuning"]["train_rows"] == 32
     assert done.about["tuning"]["moving"] > 1e6
+    assert sum(done.about["tuning"]["moving_by_part"].values()) == done.about["tuning"]["moving"]
+    assert set(done.about["tuning"]["moving_by_part"]) >= {"0", "11", "embeddings"}
+    assert done.about["peak_memory_mb_after"]["edit"] <= done.about["peak_memory_mb"]
     assert done.about["ended"] == ["budget", "budget"]
 
 

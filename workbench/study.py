@@ -102,6 +102,7 @@ class Recorder:
     histories: list[tuple[int, History]] = field(default_factory=list)
     deltas: list[WeightDelta] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)  # MB, the highest so far at the end of each phase
     tuning: dict = field(default_factory=dict)
     _adapters: tempfile.TemporaryDirectory | None = None
 
@@ -112,6 +113,7 @@ class Recorder:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.memory[phase] = _peak_memory_mb()
 
     def keep(self, adapter: adapters.Adapter, edited_model: int) -> None:
         self._adapters = self._adapters or tempfile.TemporaryDirectory()
@@ -144,6 +146,7 @@ class Recorder:
             "hparams": [delta.record.get("hparams") for delta in self.deltas][:1],
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb_after": self.memory,
             "packages": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")},
             "python": platform.python_version(),
             "commit": _commit(),
@@ -190,6 +193,7 @@ def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, task: Task, pro
             "valid_rows": len(task.valid),
             "dropped": task.dropped,
             "moving": int(moving.table(model).trainable.sum()),
+            "moving_by_part": {str(part): int(count) for part, count in moving.table(model).trainable.items() if count},
             "tokens_per_step": spec.batch_size * sum(map(len, task.train["input_ids"])) / len(task.train),
         }
         history = finetune(model, task, moving, spec.settings(), look)
