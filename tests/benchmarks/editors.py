@@ -1,6 +1,7 @@
 """Time the editors against the plainly written ones (plain.py), side by side in one run.
 
     python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps 20] [--no-patience]
+        [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
 
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape). The plain editors work fact by fact: they are run on at
 most --plain-facts facts, and their seconds and FLOPs scaled to the number in the row. Steps are the same on both sides; `patience`
@@ -84,7 +85,7 @@ def load(name: str):
     return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
 
 
-def editors_of(model, steps):
+def editors_of(model, steps, chosen):
     """(editor, module, HParams, resources) of each."""
     third = model.n_blocks // 4
     numbers = {
@@ -94,7 +95,7 @@ def editors_of(model, steps):
         "ft": {"layers": (third,), "learning_rate": 5e-4},
         "malmen": {"layers": tuple(range(model.n_blocks - 6, model.n_blocks)), "rank": 256, "meta_steps": 0},  # untrained: as fast
     }
-    for editor, fields in numbers.items():
+    for editor, fields in ((editor, numbers[editor]) for editor in chosen):
         module = editing.EDITORS[editor]
         given = FIXED | {"steps": steps} | fields
         hparams = module.HParams(**{name: value for name, value in given.items() if name in module.HParams.model_fields})
@@ -113,7 +114,7 @@ def plainly(editor, model, requests, hparams, resources):
 
 def edits(model, requests, counts, options) -> list[dict]:
     found = []
-    for editor, module, hparams, resources in editors_of(model, options.steps):
+    for editor, module, hparams, resources in editors_of(model, options.steps, options.editors.split(",")):
         slow_of = requests[: min(options.plain_facts, max(counts))]
         slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of, counted=editor != "malmen")
         for n in counts:
@@ -156,6 +157,8 @@ def main():
     parser.add_argument("--facts", default="1,10,50,200")
     parser.add_argument("--plain-facts", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--editors", default="rome,memit,alphaedit,ft,malmen")
+    parser.add_argument("--edits-alone", action="store_true", help="leave moments and answers out")
     parser.add_argument("--no-patience", dest="patience", action="store_false")
     options = parser.parse_args()
     counts = [int(number) for number in options.facts.split(",")]
@@ -164,7 +167,7 @@ def main():
     for name in options.models:
         model = load(name)
         requests = known_facts(model, "study") if name in checkpoints.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
-        table = pd.DataFrame([*moments_and_answers(model, requests[:200]), *edits(model, requests, counts, options)])
+        table = pd.DataFrame(([] if options.edits_alone else moments_and_answers(model, requests[:200])) + edits(model, requests, counts, options))
         table["faster"] = table["plain s"] / table["s"]
         table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
         table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
