@@ -3,14 +3,16 @@
     python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps 20] [--no-patience]
         [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
 
-MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape). The plain editors work fact by fact: they are run on at
-most --plain-facts facts, and their seconds and FLOPs scaled to the number in the row. Steps are the same on both sides; `patience`
-rows let our editors stop per fact as the presets of the world models do not. FLOPs are those of matrix products, counted by torch in
-a second call on at most 50 facts and scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a
-product of two large matrices measured in the same run; peak MB is by how much the process grew in the call, beside the model.
+MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps and no patience, since they never
+reach a target). The plain editors work fact by fact: they are run on at most --plain-facts facts, and their seconds and FLOPs scaled to
+the number in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the presets of the world
+models do not. FLOPs are those of matrix products, counted by torch in a second call on at most 50 facts, prompts or rows of text and
+scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a product of two large matrices measured in
+the same run; peak MB is by how much the process grew in the call, beside the model, stated MB what the docstrings say it may.
 """
 
 import argparse
+import ctypes
 import gc
 import resource
 import threading
@@ -26,10 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks import plain
 from tests.benchmarks.outcomes import known_facts
 from workbench import checkpoints, editing, facts, models, moments
+from workbench.editing import target_vectors
+from workbench.editing.rows import build_rows
 from workbench.tracking import retention
 
 FIXED = {"stop_loss": 0.0, "prefixes": 5}
-COUNTED = 50  # facts whose FLOPs are counted; more are scaled
+COUNTED = 50  # facts, prompts or rows whose FLOPs are counted; more are scaled
 
 
 def peak_flops(size: int = 2048, repeats: int = 5) -> float:
@@ -42,17 +46,17 @@ def peak_flops(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - start)
 
 
-def measured(function, *facts, counted: bool = True) -> dict:
-    """Seconds of one call with the facts (if any), FLOPs of another with at most `COUNTED` of them."""
+def measured(function, *parts, counted: bool = True) -> dict:
+    """Seconds and memory of one call with the parts (facts, prompts or rows), FLOPs of another with at most `COUNTED` of them."""
     with _watched() as peak:
         start = time.perf_counter()
-        result = function(*facts)
+        result = function(*parts)
         seconds = time.perf_counter() - start
     gflop = float("nan")
     if counted:
         with FlopCounterMode(display=False) as counter:
-            function(*(each[:COUNTED] for each in facts))
-        gflop = counter.get_total_flops() / 1e9 * (max(1, len(facts[0]) / COUNTED) if facts else 1)
+            function(*(each[:COUNTED] for each in parts))
+        gflop = counter.get_total_flops() / 1e9 * max(1, len(parts[0]) / COUNTED)
     return {"seconds": seconds, "gflop": gflop, "result": result, "mb": peak[0] / 1e6}
 
 
@@ -61,6 +65,7 @@ def _watched():
     """A list whose one number is, afterwards, by how many bytes this process had grown at most; looked at a hundred times a second."""
     process, ended, peak = psutil.Process(), threading.Event(), [0]
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what earlier calls left to the allocator would hide what this one takes
     before = process.memory_info().rss
 
     def watch():
@@ -76,6 +81,28 @@ def _watched():
         watcher.join()
 
 
+def stated_bytes(model, editor, hparams, requests, resources) -> int:
+    """What the docstrings of the editor and of the solver say that an edit takes beside the model."""
+    d_out, d_in = model.weight(0).shape
+    rows = build_rows(model, requests, resources.prefixes, kl=hasattr(hparams, "kl_weight"))
+    solves = hasattr(hparams, "kl_weight")
+    network = sum(tensor.nbytes for tensor in resources.network.parameters()) if resources.network else 0
+    matrices = {"ft": 16 * d_out * d_in, "malmen": network}.get(editor, (12 * len(hparams.layers) + 16) * d_in**2)
+    matrices += 4 * len(hparams.layers) * d_in**2 if editor == "alphaedit" else 0
+    blocks = model.n_blocks - (max(hparams.layers) + 1 if solves else min(hparams.layers))
+    text = model.network.config.get_text_config()
+    d_kv = d_out * getattr(text, "num_key_value_heads", text.num_attention_heads) // text.num_attention_heads
+    largest = 16 * (d_out + d_in) * rows.up_to_subject().input_ids.numel() if solves else 0
+    for part in target_vectors._chunks(rows) if solves else [torch.arange(rows.n)]:
+        some, _ = rows.of(part)
+        later = (some.encoded.lengths - some.subject).max() if solves else some.encoded.lengths.max()
+        read = (some.labels != -100).sum() + some.is_kl.sum()
+        kept = 16 * d_kv * some.encoded.input_ids.numel() if solves else 0
+        size = blocks * (kept + (64 * d_out + 24 * d_in) * len(some.owner) * later) + 16 * text.vocab_size * read
+        largest = max(largest, int(size))
+    return matrices + largest
+
+
 def load(name: str):
     if name != "gpt2-small":
         return models.load(name, device="cpu")
@@ -85,7 +112,11 @@ def load(name: str):
     return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
 
 
-def editors_of(model, steps, chosen):
+def trained(model) -> bool:
+    return model.name in checkpoints.WORLD_MODELS
+
+
+def editors_of(model, options):
     """(editor, module, HParams, resources) of each."""
     third = model.n_blocks // 4
     numbers = {
@@ -95,9 +126,9 @@ def editors_of(model, steps, chosen):
         "ft": {"layers": (third,), "learning_rate": 5e-4},
         "malmen": {"layers": tuple(range(model.n_blocks - 6, model.n_blocks)), "rank": 256, "meta_steps": 0},  # untrained: as fast
     }
-    for editor, fields in ((editor, numbers[editor]) for editor in chosen):
+    for editor in options.editors.split(","):
         module = editing.EDITORS[editor]
-        given = FIXED | {"steps": steps} | fields
+        given = FIXED | {"steps": options.steps if trained(model) else -(-options.steps // 4)} | numbers[editor]
         hparams = module.HParams(**{name: value for name, value in given.items() if name in module.HParams.model_fields})
         yield editor, module, hparams, module.prepare(model, hparams)
 
@@ -114,19 +145,21 @@ def plainly(editor, model, requests, hparams, resources):
 
 def edits(model, requests, counts, options) -> list[dict]:
     found = []
-    for editor, module, hparams, resources in editors_of(model, options.steps, options.editors.split(",")):
+    for editor, module, hparams, resources in editors_of(model, options):
         slow_of = requests[: min(options.plain_facts, max(counts))]
         slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of, counted=editor != "malmen")
         for n in counts:
             scale = n / len(slow_of)
             row = {"model": model.name, "what": editor, "facts": n, "plain s": slow["seconds"] * scale, "plain GFLOP": slow["gflop"] * scale}
             row["plain peak MB"] = slow["mb"]
-            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if options.patience and hasattr(module, "targets") else []):
+            stops = options.patience and trained(model) and hasattr(module, "targets")
+            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if stops else []):
                 ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
                 fast = measured(lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r), requests[:n], counted=editor != "malmen")
                 found.append(
                     row
                     | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "peak MB": fast["mb"]}
+                    | {"stated MB": stated_bytes(model, editor, ours, requests[:n], resources) / 1e6}
                     | {"steps": sum(fast["result"].record["steps"]) / n if "steps" in fast["result"].record else None}
                 )
     return found
@@ -136,13 +169,13 @@ def moments_and_answers(model, requests) -> list[dict]:
     layers = list(range(model.n_blocks))
     tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
     rows = moments._rows(model, "world", tokens)
-    slow = measured(lambda: plain.moments(model, layers, rows, tokens))
-    fast = measured(lambda: moments._collect(model, layers, rows, tokens))
+    slow = measured(lambda some: plain.moments(model, layers, some, tokens), rows)
+    fast = measured(lambda some: moments._collect(model, layers, some, tokens), rows)
     prompts = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
     stop = set(retention.stop_tokens(model.tokenizer).nonzero()[:, 0].tolist())
-    slow_answers = measured(lambda: plain.answers(model, prompts, stop))
-    fast_answers = measured(lambda: retention.measure_prompts(model, prompts, objects))
+    slow_answers = measured(lambda some: plain.answers(model, some, stop), prompts)
+    fast_answers = measured(lambda *some: retention.measure_prompts(model, *some), prompts, objects)
     return [
         {"model": model.name, "what": f"moments, {len(layers)} layers", "facts": tokens}
         | {"plain s": slow["seconds"], "plain GFLOP": slow["gflop"], "s": fast["seconds"], "GFLOP": fast["gflop"]},
@@ -166,12 +199,13 @@ def main():
     print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads", flush=True)
     for name in options.models:
         model = load(name)
-        requests = known_facts(model, "study") if name in checkpoints.WORLD_MODELS else [r for r in facts.read("world") if r.fact.split == "study"]
+        requests = known_facts(model, "study") if trained(model) else [r for r in facts.read("world") if r.fact.split == "study"]
         table = pd.DataFrame(([] if options.edits_alone else moments_and_answers(model, requests[:200])) + edits(model, requests, counts, options))
         table["faster"] = table["plain s"] / table["s"]
         table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
         table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
         table["plain share"] = table["plain GFLOP"] * 1e9 / table["plain s"] / peak
+        print(f"{name}: weights {models.weights_bytes(model, 'float32') / 1e6:.0f} MB")
         print(table.round(2).to_string(index=False))
         print(f"peak memory so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB", flush=True)
 

@@ -72,7 +72,7 @@ def edit(
 ) -> WeightDelta:
     """A change of rank n in each edited layer; the delta carries its keys. Without a solution it solves for it.
 
-    Peak memory beside the model: MEMIT's, and the thinner basis of each layer's null space or of its complement.
+    Peak memory beside the model: MEMIT's, and 4 d_in^2 bytes a layer at most (the thinner basis of the null space or of its complement).
     """
 
     check(model, requests, hparams, resources)

@@ -127,7 +127,8 @@ def prepare(
 def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
     """A change of every edited layer, its rank the number of the answers' tokens in all statements.
 
-    Peak memory beside the model: the hyper-network, and the activations of the blocks from the first edited one on.
+    Peak memory beside the model: the hyper-network; for all statements at once, a token and block from the first edited one on,
+    64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
     """
     network, layers = resources.network, model.check_layers(hparams.layers)
     if network is None or network.layers != tuple(layers) or network.model != model.fingerprint:

@@ -58,7 +58,8 @@ def edit(
 ) -> WeightDelta:
     """A change of rank n in each edited layer. Without a solution it solves for it.
 
-    Peak memory beside the model: the solver's (see target_vectors), C and its factor for every layer, the hidden states of all rows.
+    Peak memory beside the model: the solver's (see target_vectors) or 16 (d_model + d_in) bytes a token of all rows up to the subject, which
+    is more; and 12 d_in^2 bytes a layer (C, its factor), 16 more while factorising.
     """
 
     def update(layer, keys, residuals):

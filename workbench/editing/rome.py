@@ -54,7 +54,7 @@ def edit(
 ) -> WeightDelta:
     """A rank-one change for one request; for n, the smallest change that fits all n exactly, rank n. Without a solution it solves for it.
 
-    Peak memory beside the model: the solver's (see target_vectors), C and its factor.
+    Peak memory beside the model: the solver's (see target_vectors), and 28 d_in^2 bytes (C, its factor, and while factorising).
     """
     check(model, requests, hparams, resources)
     layer = model.check_layers(hparams.layers)[0]

@@ -9,8 +9,9 @@ the unshifted vector in the bare prompt. All requests are solved at once: the lo
 number, so each gets the solution it would get alone. Only what d can change is computed again at each step: blocks after the layer,
 tokens from the subject's last one on, the head where a target is read, requests that have not stopped.
 
-Memory beside the model: keys and values of `TOKENS_AT_ONCE` tokens, activations in the later blocks of those from the subject's last
-on, and float32 logits where a target is read.
+Memory beside the model, in bytes (float32), of at most `TOKENS_AT_ONCE` tokens at once: in each later block 16 d_kv a token (keys and
+values, by themselves and joined to the new ones) and 64 d_model + 24 d_in a token from the subject's last on, padded (activations that
+the gradient needs); 16 vocab a token that is read.
 Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636.
 Differs from: batched; `steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
 """
