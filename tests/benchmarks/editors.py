@@ -4,11 +4,11 @@
         [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
 
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps and no patience, since they never
-reach a target). The plain editors work fact by fact: they are run on at most --plain-facts facts, and their seconds and FLOPs scaled to
-the number in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the presets of the world
-models do not. FLOPs are those of matrix products, counted by torch in a second call on at most 50 facts, prompts or rows of text and
-scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a product of two large matrices measured in
-the same run; peak MB is by how much the process grew in the call, beside the model, stated MB what the docstrings say it may.
+reach a target). The plain editors work fact by fact: they are run on 1 and on --plain-facts facts, and the line through their seconds and
+FLOPs is read at the number in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the presets of
+the world models do not. FLOPs are those of matrix products, counted by torch in a second call on at most 50 facts, prompts or rows of
+text and scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a product of two large matrices
+measured in the same run; peak MB is by how much the process grew in the call, beside the model, stated MB what the docstrings say it may.
 """
 
 import argparse
@@ -146,12 +146,15 @@ def plainly(editor, model, requests, hparams, resources):
 def edits(model, requests, counts, options) -> list[dict]:
     found = []
     for editor, module, hparams, resources in editors_of(model, options):
-        slow_of = requests[: min(options.plain_facts, max(counts))]
-        slow = measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), slow_of, counted=editor != "malmen")
+        slow = [
+            measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), requests[:k], counted=editor != "malmen")
+            for k in (1, options.plain_facts)
+        ]
         for n in counts:
-            scale = n / len(slow_of)
-            row = {"model": model.name, "what": editor, "facts": n, "plain s": slow["seconds"] * scale, "plain GFLOP": slow["gflop"] * scale}
-            row["plain peak MB"] = slow["mb"]
+            row = {"model": model.name, "what": editor, "facts": n, "plain peak MB": slow[1]["mb"]}
+            for name, measure in (("plain s", "seconds"), ("plain GFLOP", "gflop")):
+                each = (slow[1][measure] - slow[0][measure]) / (options.plain_facts - 1)  # a fact; what is done once for all does not scale
+                row[name] = slow[0][measure] + (n - 1) * each
             stops = options.patience and trained(model) and hasattr(module, "targets")
             for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if stops else []):
                 ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
