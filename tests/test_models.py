@@ -96,7 +96,16 @@ def test_a_row_works_after_save_and_load(new_tiny, tmp_path, model_type):
     saved.tokenizer.save_pretrained(tmp_path)
     model = models.load(tmp_path, device="cpu")
     assert model.n_blocks == 3
-    assert torch.equal(model.network(**encoded(saved)).logits, saved.network(**encoded(saved)).logits)
+    torch.testing.assert_close(model.network(**encoded(saved)).logits, saved.network(**encoded(saved)).logits, rtol=0, atol=1e-6)
+
+
+def test_a_fused_gelu_is_the_same_function_and_leaves_the_configuration(new_tiny):
+    plain, fused = new_tiny("gpt2"), new_tiny("gpt2")
+    kinds = lambda model: {type(module).__name__ for module in model.network.modules() if "GELU" in type(module).__name__}  # noqa: E731
+    models.fuse(fused.network)
+    assert (kinds(plain), kinds(fused)) == ({"NewGELUActivation"}, {"GELUTanh"})
+    assert fused.network.config.activation_function == "gelu_new"
+    torch.testing.assert_close(fused.network(**encoded(fused)).logits, plain.network(**encoded(plain)).logits, rtol=0, atol=1e-6)
 
 
 def test_names_lead_to_the_modules(tiny):

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from workbench import checkpoints
 from workbench.facts import BadInput
@@ -233,10 +234,18 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         raise BadInput(f"model {str(name)!r}: does not fit on the GPUs, part of it would be offloaded; use dtype='bfloat16' or more GPUs")
     if not placed:
         network.to(at)
-    network.eval().requires_grad_(False)
+    fuse(network.eval().requires_grad_(False))
     network.name_or_path = str(name)  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
     return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=str(name), revision=commit or revision)
+
+
+def fuse(network: nn.Module) -> None:
+    """GPT-2's GELU by torch's one kernel instead of eight, on a CPU a fifth off the time of an edit; the same function, rounded once."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELUTanh())
 
 
 def outline(name: str, revision: str = "", here: bool = False) -> Model:

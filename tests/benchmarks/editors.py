@@ -93,7 +93,7 @@ def stated_bytes(model, editor, hparams, requests, resources) -> int:
     text = model.network.config.get_text_config()
     d_kv = d_out * getattr(text, "num_key_value_heads", text.num_attention_heads) // text.num_attention_heads
     largest = 16 * (d_out + d_in) * rows.up_to_subject().input_ids.numel() if solves else 0
-    for part in target_vectors._chunks(rows) if solves else [torch.arange(rows.n)]:
+    for part in target_vectors._chunks(rows, target_vectors.tokens_at_once(model)) if solves else [torch.arange(rows.n)]:
         some, _ = rows.of(part)
         later = (some.encoded.lengths - some.subject).max() if solves else some.encoded.lengths.max()
         read = (some.labels != -100).sum() + some.is_kl.sum()
@@ -109,6 +109,7 @@ def load(name: str):
     tokenizer = models.load("world-gpt2", device="cpu").tokenizer
     torch.manual_seed(0)
     network = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).eval().requires_grad_(False)
+    models.fuse(network)
     return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
 
 

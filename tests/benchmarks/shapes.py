@@ -36,6 +36,7 @@ def made(shape: str, device: str, dtype: str) -> models.Model:
     torch.manual_seed(0)
     with torch.device(device):
         network = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+    models.fuse(network)
     network.loss_type = "ForCausalLM"
     tokenizer = models.load("world-gpt2", device="cpu").tokenizer
     return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(config), name=preset)

@@ -135,7 +135,7 @@ def test_many_facts_at_once_get_the_vectors_they_would_get_alone(tiny, requests)
 
 def test_chunks_do_not_change_the_solution(tiny, requests, monkeypatch):
     whole = solve(tiny, requests, 1, ())
-    monkeypatch.setattr(target_vectors, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(target_vectors, "tokens_at_once", lambda model: 1)
     assert torch.allclose(solve(tiny, requests, 1, ()).shift, whole.shift, rtol=1e-3, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ the unshifted vector in the bare prompt. All requests are solved at once: the lo
 number, so each gets the solution it would get alone. Only what d can change is computed again at each step: blocks after the layer,
 tokens from the subject's last one on, the head where a target is read, requests that have not stopped.
 
-Memory beside the model, in bytes (float32), of at most `TOKENS_AT_ONCE` tokens at once: in each later block 16 d_kv a token (keys and
+Memory beside the model, in bytes (float32), of at most `tokens_at_once` tokens: in each later block 16 d_kv a token (keys and
 values, by themselves and joined to the new ones) and 64 d_model + 24 d_in a token from the subject's last on, padded (activations that
 the gradient needs); 16 vocab a token that is read.
 Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636.
@@ -31,7 +31,6 @@ from workbench.editing.rows import Rows, build_rows
 from workbench.facts import EditRequest
 from workbench.models import Model
 
-TOKENS_AT_ONCE = 16_384  # of all rows together, to bound memory
 WORTHWHILE = 1024  # tokens that keep the machine busy; a batch that has them is closed rather than padded for longer rows
 
 
@@ -77,7 +76,7 @@ def solve(model: Model, requests: Sequence[EditRequest], layer: int, site: str, 
     """
     model.check_layers([layer])
     rows = build_rows(model, requests, prefixes, kl=hparams.kl_weight > 0)
-    parts, chunks, each = [], _chunks(rows), _evaluations(hparams)
+    parts, chunks, each = [], _chunks(rows, tokens_at_once(model)), _evaluations(hparams)
     with tqdm(total=each * len(chunks), desc="target vectors", unit="step", leave=False, disable=None) as bar:
         for number, part in enumerate(chunks, 1):
             parts.append((_solve(model, rows.of(part)[0], layer, site, hparams, bar.update), part))
@@ -91,8 +90,13 @@ def _evaluations(hparams: Solving) -> int:
     return hparams.steps + (hparams.convention == "published")
 
 
-def _chunks(rows: Rows) -> list[torch.Tensor]:
-    """Requests of like length together: little padding, and rows of at most `TOKENS_AT_ONCE` tokens in all."""
+def tokens_at_once(model: Model) -> int:
+    """Of all rows together, to bound memory; on a CPU fewer, which stay nearer to its caches."""
+    return 4_096 if model.device.type == "cpu" else 16_384
+
+
+def _chunks(rows: Rows, most: int) -> list[torch.Tensor]:
+    """Requests of like length together: little padding, and rows of at most so many tokens in all."""
     later = rows.encoded.lengths - rows.subject  # tokens that are run at every step
     longest = torch.zeros(rows.n, dtype=torch.long).scatter_reduce(0, rows.owner, later, "amax").tolist()
     tokens = torch.zeros(rows.n, dtype=torch.long).index_add(0, rows.owner, rows.encoded.lengths).tolist()
@@ -100,7 +104,7 @@ def _chunks(rows: Rows) -> list[torch.Tensor]:
     size = 0  # tokens of the last chunk
     for request in sorted(range(rows.n), key=longest.__getitem__):
         more = tokens[request]
-        if not chunks or size + more > TOKENS_AT_ONCE or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]]):
+        if not chunks or size + more > most or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]]):
             chunks.append([])
             size = 0
         chunks[-1].append(request)
