@@ -572,6 +572,9 @@ def test_an_exported_model_is_an_ordinary_one_with_equal_logits(model, tmp_path)
     folder = deltas.export(model, delta, tmp_path / "new" / "edited")
     exported = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert exported.dtype == model.dtype
+    rounding = 1e-5 if model.dtype == torch.float32 else 0.05  # of GPT-2's GELU, which load computes by one kernel
+    assert (exported(input_ids=IDS).logits - expected).abs().max() < rounding < (expected - plain).abs().max()
+    models.fuse(exported)
     assert torch.equal(exported(input_ids=IDS).logits, expected)
     assert not torch.equal(expected, plain)
     assert differing(model, before) == set()

@@ -67,7 +67,7 @@ def test_its_presets_are_declared_and_make_a_spec(path):
         given, spec = batch.checked(path, {}, str(preset))
         assert given == yaml.safe_load(preset.read_text())
         assert spec.resolved().settings().max_steps > 0
-        if spec.model.rpartition("/")[2] in editing.presets():
+        if spec.model.rpartition("/")[2].lower() in editing.presets():
             assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers
     if path.stem == "02_retention":
         assert {"gpt2-xl", "llama-3-8b", "world-large"} <= {preset.stem for preset in found}

@@ -49,7 +49,9 @@ def constrained_update(
     gram = (keys if at is None else at).T @ whitened  # (n, n)
     scale = gram.diagonal().abs().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
-    if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e14:  # cosines: the lengths of the keys do not matter
+    if (
+        failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8
+    ):  # cosines: lengths do not matter; float32 keys that differ by rounding are one
         raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
     return solved.T, whitened
 
@@ -75,7 +77,14 @@ def ridge_update(
         raise ValueError(f"weight {weight}: must be > 0")
     whitened = keys if factor is None else torch.cholesky_solve(keys, factor)
     gram = keys.T @ whitened + weight * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-    return torch.cholesky_solve(residuals.T.contiguous(), torch.linalg.cholesky(gram)).T, whitened
+    return torch.cholesky_solve(residuals.T.contiguous(), _lower(gram)).T, whitened
+
+
+def _lower(gram: torch.Tensor) -> torch.Tensor:
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise Singular(f"the system of {len(gram)} keys is singular to rounding; edit fewer facts at once")
+    return factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +127,8 @@ def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
         "rank": lambda: len(values) - int(threshold),
     }[rule]()
     if below <= 0:
-        raise Singular(f"no eigenvalue of the second moment is below threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); raise it")
+        change = "lower" if rule == "rank" else "raise"
+        raise Singular(f"no eigenvalue of the second moment is left by threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); {change} it")
     small, large = vectors[:, :below], vectors[:, below:]
     complement = large.shape[1] < small.shape[1]
     return NullSpace(basis=(large if complement else small).contiguous(), complement=complement, rule=rule, threshold=threshold)
@@ -146,4 +156,4 @@ def projected_update(
     gram = both.T @ both
     gram.diagonal().add_(ridge)
     first = torch.eye(len(gram), keys.shape[1], dtype=gram.dtype, device=gram.device)
-    return residuals, both @ torch.cholesky_solve(first, torch.linalg.cholesky(gram))
+    return residuals, both @ torch.cholesky_solve(first, _lower(gram))

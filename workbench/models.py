@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -18,6 +19,7 @@ from workbench import checkpoints
 from workbench.facts import BadInput
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a configuration: nothing that the logits depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +176,10 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of names and bytes of the weights as they were when first asked for."""
+        """SHA-256 (16 hex digits) of the configuration and of names and bytes of the weights as they were when first asked for."""
         self.__dict__["_sums"] = self._bit_sums()
-        digest = hashlib.sha256()
+        shape = {name: value for name, value in self.network.config.to_dict().items() if name not in NO_SHAPE}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -202,7 +205,7 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     Args:
         name: "world-gpt2", "world-llama", a folder in Hugging Face layout, or a Hub id; of that, what is not in the cache is fetched.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
-        dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32" or "bfloat16".
+        dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32", "bfloat16" or "float16".
         revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
             middle of learning.
         device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` is then "auto". Nothing is offloaded:
@@ -245,7 +248,7 @@ def fuse(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
+                setattr(module, name, GELUTanh().train(child.training))
 
 
 def outline(name: str, revision: str = "", here: bool = False) -> Model:

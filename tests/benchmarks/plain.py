@@ -85,11 +85,11 @@ def rome(model, requests, hparams, resources):
 
 
 def emmet(model, requests, hparams, resources):
-    """One change that fits all facts: D (d_out, d_in)."""
+    """One change that fits all facts, at the keys where the values are to be met: D (d_out, d_in)."""
     (layer,) = hparams.layers
     inverse = torch.linalg.inv(resources.moments[layer].matrix.double())
-    K, _, R = (torch.stack(each, 1) for each in zip(*(_key_and_residual(model, each, layer, hparams, resources) for each in requests), strict=True))
-    return R @ torch.linalg.inv(K.T @ inverse @ K) @ K.T @ inverse
+    K, at, R = (torch.stack(each, 1) for each in zip(*(_key_and_residual(model, each, layer, hparams, resources) for each in requests), strict=True))
+    return R @ torch.linalg.inv(K.T @ inverse @ at) @ K.T @ inverse
 
 
 def _statements(model, requests):

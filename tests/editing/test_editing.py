@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tests.benchmarks import choose_numbers
 from workbench import closed_form, deltas, editing, facts, models
 from workbench.activations import replaced
-from workbench.editing import malmen, memit, rome, target_vectors
+from workbench.editing import alphaedit, malmen, memit, rome, target_vectors
 from workbench.editing.continuation import Continuation
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solving
@@ -137,6 +138,24 @@ def test_chunks_do_not_change_the_solution(tiny, requests, monkeypatch):
     whole = solve(tiny, requests, 1, ())
     monkeypatch.setattr(target_vectors, "tokens_at_once", lambda model: 1)
     assert torch.allclose(solve(tiny, requests, 1, ()).shift, whole.shift, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_that_pass_the_edited_blocks_in_batches_give_the_same_edit(tiny, requests, monkeypatch):
+    whole = edited(tiny, "memit", requests, prefixes=2)
+    monkeypatch.setattr(memit, "tokens_at_once", lambda model: 40)
+    for name, change in edited(tiny, "memit", requests, prefixes=2).changes.items():
+        assert (change.matrix() - whole.changes[name].matrix()).norm() < 1e-5 * whole.changes[name].matrix().norm()
+
+
+def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
+    long = requests[0].model_copy(update={"fact": requests[0].fact.model_copy(update={"prompt": "and so on " * 20 + "{} is"})})
+    rows = build_rows(tiny, [*requests, long], sample_prefixes(tiny, 3, seed=1), kl=True)
+    chunks = target_vectors._chunks(rows, 500)
+    assert torch.cat(chunks).sort().values.tolist() == list(range(rows.n))
+    for chunk in chunks:
+        some, _ = rows.of(chunk)
+        size = len(some.owner) * int(some.subject.max() + (some.encoded.lengths - some.subject).max())
+        assert size <= 500 or len(chunk) == 1
 
 
 def test_a_fact_stops_by_itself_below_the_stop_loss(tiny, requests):
@@ -293,7 +312,7 @@ def test_activations_that_are_not_finite_say_at_which_layer(tiny, requests, edit
     resources = module.prepare(tiny, hparams)
     with replaced(tiny.blocks[2], lambda out, _: out * float("inf")), pytest.raises(facts.BadInput) as error:
         module.edit(tiny, requests[:1], hparams, resources)
-    assert "activations at layer" in one_line(error)
+    assert "activations at layer 2" in one_line(error)
 
 
 def test_a_target_without_tokens_is_named(tiny, requests, one_line):
@@ -340,6 +359,17 @@ def test_batches_in_turn_are_edits_of_the_edited_model_and_their_deltas_add(tiny
     assert [len(part["requests"]) for part in total.record["parts"]] == [2, 2]
     if editor == "alphaedit":
         assert all(keys.shape[1] == 4 for keys in total.keys.values())
+
+
+def test_only_deltas_with_keys_for_the_same_weights_are_remembered(tiny, requests, one_line):
+    hparams = alphaedit.HParams(**NUMBERS["alphaedit"])
+    resources = alphaedit.prepare(tiny, hparams)
+    delta = alphaedit.edit(tiny, requests[:2], hparams, resources)
+    assert alphaedit.remember(resources, delta).memory
+    for other in (dataclasses.replace(delta, fingerprint="another"), edited(tiny, "rome", requests[:1])):
+        with pytest.raises(facts.BadInput) as error:
+            alphaedit.remember(resources, other)
+        assert "keys to remember" in one_line(error)
 
 
 def test_a_saved_delta_keeps_the_keys_of_its_edit(tiny, requests, tmp_path):

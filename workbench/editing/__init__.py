@@ -114,8 +114,9 @@ def edit_in_turn(
 
 @cache
 def presets() -> dict:
-    """Model -> editor -> variant -> numbers."""
-    return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    """Model, in lower case -> editor -> variant -> numbers."""
+    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    return {name.lower(): numbers for name, numbers in found.items()}
 
 
 def preset(editor: str, model: "Model | str" = "", path: str | Path | None = None, variant: str = "") -> "Numbers":
@@ -139,7 +140,7 @@ def preset(editor: str, model: "Model | str" = "", path: str | Path | None = Non
     if variant not in ("", "published", "paper", "reference"):
         raise BadInput(f"variant {variant!r}: choose published, paper or reference")
     name = (model if isinstance(model, str) else model.name).rstrip("/").rsplit("/", 1)[-1]
-    known = presets().get(name, {}).get(editor, {})
+    known = presets().get(name.lower(), {}).get(editor, {})
     convention = {"convention": "reference"} if variant == "reference" else {}
     if convention and "convention" not in module.HParams.model_fields:
         raise BadInput(f"variant 'reference': {editor} has none; choose published")

@@ -89,7 +89,13 @@ def edit(
 
 
 def remember(resources: Resources, delta: WeightDelta) -> Resources:
-    """New resources that also hold the keys of this delta, for the edits that follow it."""
+    """New resources that also hold the keys of this delta, for the edits that follow it.
+
+    Raises:
+        BadInput: a delta without keys, or of other weights than the resources.
+    """
+    if not delta.keys or {delta.fingerprint} != {moment.model for moment in resources.moments.values()}:
+        raise BadInput(f"only AlphaEdit's deltas for the weights of these resources have keys to remember; this one is of {delta.model}")
     memory = dict(resources.memory)
     for name, keys in delta.keys.items():
         memory[name] = torch.cat([memory[name].to(keys.device), keys], 1) if name in memory else keys

@@ -1,11 +1,13 @@
 """Run only the blocks, and only the tokens, that an edit can change."""
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 import transformers
 
-from workbench.activations import calls, hidden, recorded, stop_after
+from workbench.activations import calls, hidden, recorded, replaced, stop_after
 from workbench.models import Model
 from workbench.positions import Encoded
 
@@ -127,3 +129,16 @@ def _after(model: Model, encoded: Encoded, begin: torch.Tensor, past: _Past) -> 
     model.network(input_ids=ids[:, first], attention_mask=mask[:, first].long(), position_ids=token[:, first], **known)
     past.fixed = True
     return {"input_ids": ids[:, rest], "attention_mask": mask.long(), "position_ids": token[:, rest], "past_key_values": past}
+
+
+@contextmanager
+def changed(model: Model, factors: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    """Inside, each layer's down-projection also adds its D k, differentiable in the factors (left, right) of D = left @ right.T."""
+
+    def adding(left, right):
+        return lambda out, key: out + ((key.float() @ right.to(key.device)) @ left.T.to(key.device)).to(out.dtype)
+
+    with ExitStack() as stack:
+        for layer, (left, right) in factors.items():
+            stack.enter_context(replaced(model.down_projection(layer), adding(left, right)))
+        yield

@@ -43,7 +43,7 @@ def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requ
 def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
     """A dense change of one down-projection. Everything below the edited block runs once.
 
-    Peak memory beside the model: four float32 copies of the weight; for all statements at once, a token and block from the edited one on,
+    Peak memory beside the model: six float32 copies of the weight; for all statements at once, a token and block from the edited one on,
     64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
     """
     layer = model.check_layers(hparams.layers)[0]
@@ -62,7 +62,7 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     with torch.enable_grad(), replaced(model.down_projection(layer), lambda out, key: out + (key.float() @ change.T).to(out.dtype)):
         for step in range(hparams.steps + 1):
             loss = (F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="none") * weight).sum()
-            losses.append(finite(loss.detach(), model, layer).item())
+            losses.append(finite(loss.detach(), model, layer, rows.encoded).item())
             if losses[-1] < hparams.stop_loss or step == hparams.steps:
                 break
             adam.zero_grad()

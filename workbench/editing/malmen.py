@@ -30,13 +30,14 @@ from workbench import closed_form, deltas, facts, runs
 from workbench.activations import replaced
 from workbench.cache import cache_folder, locked, written
 from workbench.deltas import Change, WeightDelta
-from workbench.editing.continuation import Continuation
+from workbench.editing.continuation import Continuation, changed
 from workbench.editing.records import Numbers, Resources, delta_of, finite
 from workbench.editing.rows import Rows, build_rows
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
 LEARNS = "first trains a hyper-network for these blocks, once a model, which takes minutes"
+TRAINED_BY = [Path(__file__).parent / name for name in ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")]
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 
 
@@ -104,7 +105,8 @@ def prepare(
     layers = model.check_layers(hparams.layers)
     d_out, d_in = model.weight(layers[0]).shape
     about = [model.fingerprint, str(model.dtype), hparams.model_dump(mode="json"), seed, [request.model_dump(mode="json") for request in requests]]
-    about.append(Path(__file__).read_text(encoding="utf-8"))  # another way to train gives another network
+    about += [model.tokenizer([request.fact.prompt for request in requests])["input_ids"], [list(_wordings(request)) for request in requests]]
+    about += [each.read_text(encoding="utf-8") for each in TRAINED_BY]  # another way to train gives another network
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     path = cache_folder() / "malmen" / f"{digest}.safetensors"
     with deltas.random_state_kept(), locked(f"malmen {digest}"):
@@ -134,12 +136,13 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     if network is None or network.layers != tuple(layers) or network.model != model.fingerprint:
         trained = "none" if network is None else f"one of layers {list(network.layers)} for the weights {network.model}"
         raise BadInput(f"malmen needs a hyper-network of layers {layers} for {model.name}; the resources hold {trained}; prepare again")
-    keys, gradients = keys_and_gradients(model, build_rows(model, requests), layers)
-    changes = {}
+    rows, changes = build_rows(model, requests), {}
+    keys, gradients = keys_and_gradients(model, rows, layers)
     for number, layer in enumerate(layers):
         with torch.no_grad():
-            left, right = network.factors(number, finite(keys[layer], model, layer).float(), finite(gradients[layer], model, layer).float())
-        changes[model.down_projection_name(layer)] = Change(left=left, right=right.contiguous())
+            values = finite(network(number, keys[layer], gradients[layer]), model, layer, rows.encoded)
+            left, right = closed_form.ridge_update(keys[layer].to(values).T, values.T, None, network.weight[number].to(values).exp())
+        changes[model.down_projection_name(layer)] = Change(left=left.float(), right=right.float().contiguous())
     return delta_of("malmen", model, requests, hparams, resources, seed, changes, hyper_network=network.digest)
 
 
@@ -162,24 +165,11 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
         for layer in layers:
             stack.enter_context(watch(layer))
         loss = F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="sum")  # each token as if it were edited alone
-        finite(loss.detach(), model, layers[0])
+        finite(loss.detach(), model, layers[0], rows.encoded)
         found = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
     shape = rest.start.shape[:2]
     read = {layer: gradient.view(*shape, -1)[row, at].float() for layer, gradient in zip(layers, found, strict=True)}
     return {layer: keys[layer].detach().view(*shape, -1)[row, at].float() for layer in layers}, read
-
-
-@contextmanager
-def _changed(model: Model, factors: dict):
-    """Inside, each layer's down-projection also adds its D k, differentiable in the factors (left, right)."""
-
-    def adding(left, right):
-        return lambda out, key: out + ((key.float() @ right) @ left.T).to(out.dtype)
-
-    with ExitStack() as stack:
-        for layer, (left, right) in factors.items():
-            stack.enter_context(replaced(model.down_projection(layer), adding(left, right)))
-        yield
 
 
 @contextmanager
@@ -217,7 +207,7 @@ class _Meta(nn.Module):
         keys, gradients = keys_and_gradients(model, build_rows(model, edited), layers)
         factors = {layer: self.network.factors(number, keys[layer], gradients[layer]) for number, layer in enumerate(layers)}
         reworded = [_ask(request, rng.choice(self.wordings[number]), request.target) for number, request in zip(numbers, edited, strict=False)]
-        near = [rng.choice(found) for request in edited if (found := self._neighbours(request))]
+        near = [rng.choice(found) for request in edited if (found := self._neighbours(request, edited))]
         asked = [_ask(request, request.fact.prompt, request.fact.object) for request in others + near]
         rows = build_rows(model, reworded + asked)
         rest = Continuation(model, rows.encoded, layers[0] - 1)
@@ -225,19 +215,19 @@ class _Meta(nn.Module):
         labels = rows.labels.to(model.device)[row, at]
         with torch.no_grad():
             before = rest.logits(rest.start, row, at).log_softmax(1)
-        with _changed(model, factors):
+        with changed(model, factors):
             after = rest.logits(rest.start, row, at).log_softmax(1)
         mine = row < len(edited)
         taught = F.nll_loss(after[mine], labels[mine])
         spared = F.kl_div(after[~mine], before[~mine], log_target=True, reduction="batchmean")
         loss = taught + self.hparams.locality * spared
-        finite(loss.detach(), model, layers[0])
+        finite(loss.detach(), model, layers[0], rows.encoded)
         return {"loss": loss}
 
-    def _neighbours(self, request: EditRequest) -> list[EditRequest]:
-        """Training facts of the same relation and object; a request's own neighbourhood judges, and may hold facts under study."""
-        same = self.sharing[request.fact.relation, request.fact.object]
-        return [other for other in same if other.fact.subject != request.fact.subject]
+    def _neighbours(self, request: EditRequest, edited: Sequence[EditRequest]) -> list[EditRequest]:
+        """Training facts of the same relation and object, not edited; a request's own neighbourhood judges, and may hold facts under study."""
+        subjects = {each.fact.subject for each in edited}
+        return [other for other in self.sharing[request.fact.relation, request.fact.object] if other.fact.subject not in subjects]
 
     def learn(self, work: Path) -> None:
         """Measure the normaliser, then train, from the newest whole checkpoint in `work` if there is one."""

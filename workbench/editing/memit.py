@@ -16,13 +16,14 @@ from pydantic import Field
 from workbench import closed_form
 from workbench.activations import recorded
 from workbench.deltas import Change, WeightDelta
-from workbench.editing.continuation import Continuation
+from workbench.editing.continuation import Continuation, changed
 from workbench.editing.records import Resources, delta_of, finite, moment_factor, moment_of
-from workbench.editing.rows import build_rows, sample_prefixes
-from workbench.editing.target_vectors import Solution, Solving, solve
-from workbench.facts import EditRequest
+from workbench.editing.rows import Rows, build_rows, sample_prefixes
+from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
+from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.moments import second_moments
+from workbench.positions import Encoded
 
 Update = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # layer, K (d_in, n), R (d_out, n) -> left, right
 
@@ -58,8 +59,8 @@ def edit(
 ) -> WeightDelta:
     """A change of rank n in each edited layer. Without a solution it solves for it.
 
-    Peak memory beside the model: the solver's (see target_vectors) or 16 (d_model + d_in) bytes a token of all rows up to the subject, which
-    is more; and 12 d_in^2 bytes a layer (C, its factor), 16 more while factorising.
+    Peak memory beside the model: the solver's (see target_vectors) or, if more, 8 d_model bytes a token of all rows up to the subject; and
+    12 d_in^2 bytes a layer (C, its factor), 16 more while factorising.
     """
 
     def update(layer, keys, residuals):
@@ -81,22 +82,50 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
     layers = model.check_layers(hparams.layers)
     solution = solution or targets(model, requests, hparams, resources)
     rows = build_rows(model, requests, resources.prefixes)
-    every = Continuation(model, rows.up_to_subject(), layers[0] - 1, last=layers[-1])
-    bare = every.of(rows.bare.to(model.device))
-    row, at, weights = torch.arange(len(rows.owner)), rows.subject, rows.context_weights(bare_share=0.5)
-    state, goal = every.start, None
-    changes, used = {}, {}
+    up = rows.up_to_subject()
+    parts = [_Part(model, rows, up.rows(index), torch.tensor(index), layers) for index in up.batches(tokens_at_once(model))]
+    changes, used, goal = {}, {}, None
     for number, layer in enumerate(layers):
-        with recorded({"key": model.down_projection(layer)}, inputs=True) as seen:
-            after = every.through(state, layer, layer)
-        all_keys = seen["key"].view(*after.shape[:2], -1).to(model.device)
-        now = finite(bare.through(after[rows.bare], layer + 1, layers[-1])[row[: rows.n], at[rows.bare]], model, layer)
+        keys, now = (sum(each) for each in zip(*(part.read(layer) for part in parts), strict=True))  # (n, d_in), (n, d_out)
         goal = now + solution.shift.to(now) if goal is None else goal
-        keys = rows.mean(finite(all_keys[row, at], model, layer), weights).T  # (d_in, n)
         residuals = ((goal - now) / (len(layers) - number)).T  # (d_out, n)
         name = model.down_projection_name(layer)
-        left, right = (factor.float().to(model.device) for factor in update(layer, keys, residuals))
-        changes[name], used[name] = Change(left=left, right=right), keys
-        if layer != layers[-1]:  # what the block puts out moves by D k
-            state = every.through((after + all_keys.float() @ right @ left.T).to(after.dtype), layer + 1, layers[number + 1] - 1)
+        try:
+            left, right = (factor.float().to(model.device) for factor in update(layer, keys.T, residuals))
+        except closed_form.Singular as error:
+            raise BadInput(f"layer {layer}: {error}") from None
+        changes[name], used[name] = Change(left=left, right=right), keys.T
+        if layer != layers[-1]:
+            with changed(model, {layer: (left, right)}):
+                for part in parts:
+                    part.advance(layer, layers[number + 1] - 1)
     return changes, used, {"p_target": solution.p_target.tolist(), "steps": solution.steps.tolist()}
+
+
+class _Part:
+    """Some of the rows, up to the subject, on their way through the edited blocks; `rest.start` is the state before the next edited one."""
+
+    def __init__(self, model: Model, rows: Rows, encoded: Encoded, index: torch.Tensor, layers: Sequence[int]):
+        self.model, self.encoded, self.n = model, encoded, rows.n
+        self.owner, self.subject, self.last = rows.owner[index], rows.subject[index], layers[-1]
+        self.weights = rows.context_weights(bare_share=0.5)[index]
+        self.bare = torch.isin(index, rows.bare).nonzero()[:, 0]
+        self.rest = Continuation(model, encoded, layers[0] - 1, last=layers[-1])
+        self.of_bare = self.rest.of(self.bare.to(model.device))
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Its share of the mean keys of the layer (n, d_in), and the hidden states after the last block in its bare prompts (n, d_out)."""
+        with recorded({"key": self.model.down_projection(layer)}, inputs=True) as seen:
+            after = self.rest.through(self.rest.start, layer, layer)
+        key = seen["key"].view(*after.shape[:2], -1).to(self.model.device)[torch.arange(len(self.owner)), self.subject]
+        key = finite(key, self.model, layer, self.encoded)
+        keys = torch.zeros(self.n, key.shape[1]).to(key).index_add(0, self.owner.to(key.device), key * self.weights.to(key)[:, None])
+        ends = torch.zeros(self.n, after.shape[2]).to(key)
+        if len(self.bare):
+            end = self.of_bare.through(after[self.bare], layer + 1, self.last)[torch.arange(len(self.bare)), self.subject[self.bare]]
+            ends[self.owner[self.bare]] = finite(end, self.model, layer, self.encoded)
+        return keys, ends
+
+    def advance(self, layer: int, last: int) -> None:
+        """Through the block, now changed, to the state before the next edited one."""
+        self.rest.start = self.rest.through(self.rest.start, layer, last)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from workbench.activations import recorded
 from workbench.closed_form import NullSpace, Singular
 from workbench.deltas import Change, WeightDelta
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.moments import SecondMoment
+from workbench.positions import Encoded
 
 
 class Numbers(Record):
@@ -57,14 +59,20 @@ def moment_factor(model: Model, resources: Resources, layer: int) -> torch.Tenso
         raise BadInput(f"layer {layer}: {error}") from None
 
 
-def finite(values: torch.Tensor, model: Model, layer: int) -> torch.Tensor:
-    """The values, float64 (on the CPU where the device has none); BadInput if one is NaN or infinite: in which weights, or at which layer."""
+def finite(values: torch.Tensor, model: Model, layer: int, encoded: Encoded) -> torch.Tensor:
+    """The values, float64 (on the CPU where the device has none), which the texts gave at a layer; BadInput if one is NaN or infinite.
+
+    It names the weights, or the first layer whose activations are so, or the given one if that came of the edit alone.
+    """
     if torch.isfinite(values).all():
         return (values.cpu() if values.device.type == "mps" else values).double()
     for name, parameter in model.network.named_parameters():
         if not torch.isfinite(parameter).all():
             raise BadInput(f"{model.name}: {name} holds NaN or infinite numbers; load sound weights")
-    raise BadInput(f"{model.name}: NaN or infinite activations at layer {layer}; load the model in float32, or lower the learning rate")
+    with torch.no_grad(), recorded(dict(enumerate(model.blocks))) as seen:
+        model.network(**encoded.to(model.device).arguments(), use_cache=False)
+    first = next((number for number in sorted(seen) if not torch.isfinite(seen[number]).all()), layer)
+    raise BadInput(f"{model.name}: NaN or infinite activations at layer {first}; load the model in float32, or lower the learning rate")
 
 
 def delta_of(

@@ -80,6 +80,6 @@ def keys_and_outputs(model: Model, requests: Sequence[EditRequest], layer: int, 
     projection = {"at": model.down_projection(layer)}
     seen = Continuation(model, rows.up_to_subject(), layer, last=layer, outputs={"out": projection["at"]}, inputs={"key": projection["at"]}).seen
     place = (torch.arange(len(rows.owner)), rows.subject)
-    keys, outputs = finite(seen["key"][place], model, layer), finite(seen["out"][place], model, layer)
+    keys, outputs = (finite(seen[name][place], model, layer, rows.encoded) for name in ("key", "out"))
     weights = rows.context_weights()
     return rows.mean(keys, weights), rows.mean(outputs, weights), keys[rows.bare], outputs[rows.bare]

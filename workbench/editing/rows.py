@@ -120,10 +120,10 @@ def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] 
             if not share:
                 continue
             start = torch.full((share, 1), bos_id(model.tokenizer), device=model.device)
-            finite(model.network(input_ids=start).logits, model, model.n_blocks - 1)
+            encoded = Encoded(input_ids=start, attention_mask=torch.ones_like(start), offsets=())
+            finite(model.network(**encoded.arguments()).logits, model, model.n_blocks - 1, encoded)
             out = model.network.generate(
-                input_ids=start,
-                attention_mask=torch.ones_like(start),
+                **encoded.arguments(),
                 max_new_tokens=length,
                 min_new_tokens=length,
                 do_sample=True,

@@ -9,9 +9,9 @@ the unshifted vector in the bare prompt. All requests are solved at once: the lo
 number, so each gets the solution it would get alone. Only what d can change is computed again at each step: blocks after the layer,
 tokens from the subject's last one on, the head where a target is read, requests that have not stopped.
 
-Memory beside the model, in bytes (float32), of at most `tokens_at_once` tokens: in each later block 16 d_kv a token (keys and
-values, by themselves and joined to the new ones) and 64 d_model + 24 d_in a token from the subject's last on, padded (activations that
-the gradient needs); 16 vocab a token that is read.
+Memory beside the model, in bytes (float32), of at most `tokens_at_once` tokens or one request: in each later block 8 (d_kv + d_model) a
+token (keys and values, by themselves and as attention takes them) and 64 d_model + 24 d_in a token from the subject's last on
+(activations that the gradient needs); 16 vocab a token that is read.
 Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636.
 Differs from: batched; `steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
 """
@@ -91,24 +91,27 @@ def _evaluations(hparams: Solving) -> int:
 
 
 def tokens_at_once(model: Model) -> int:
-    """Of all rows together, to bound memory; on a CPU fewer, which stay nearer to its caches."""
+    """Of all rows together with their padding, to bound memory; on a CPU fewer, which stay nearer to its caches."""
     return 4_096 if model.device.type == "cpu" else 16_384
 
 
 def _chunks(rows: Rows, most: int) -> list[torch.Tensor]:
-    """Requests of like length together: little padding, and rows of at most so many tokens in all."""
+    """Requests of like length together: little padding, and with it rows of at most so many tokens in all, or one request."""
     later = rows.encoded.lengths - rows.subject  # tokens that are run at every step
-    longest = torch.zeros(rows.n, dtype=torch.long).scatter_reduce(0, rows.owner, later, "amax").tolist()
-    tokens = torch.zeros(rows.n, dtype=torch.long).index_add(0, rows.owner, rows.encoded.lengths).tolist()
+    most_of = torch.zeros(rows.n, dtype=torch.long).scatter_reduce
+    longest, before = (most_of(0, rows.owner, each, "amax").tolist() for each in (later, rows.subject))
+    count = torch.bincount(rows.owner).tolist()
     chunks: list[list[int]] = []
-    size = 0  # tokens of the last chunk
+    size = height = ahead = 0  # of the last chunk: tokens, rows, tokens of a row that are run once
     for request in sorted(range(rows.n), key=longest.__getitem__):
-        more = tokens[request]
-        if not chunks or size + more > most or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]]):
+        height, ahead = height + count[request], max(ahead, before[request])
+        grown = height * (ahead + longest[request])
+        if not chunks or grown > most or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]]):
             chunks.append([])
-            size = 0
+            height, ahead = count[request], before[request]
+            grown = height * (ahead + longest[request])
         chunks[-1].append(request)
-        size += more
+        size = grown
     return [torch.tensor(sorted(chunk)) for chunk in chunks]
 
 
@@ -163,7 +166,7 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving, to
             loss = nll + hparams.weight_decay * shift[live].norm(dim=1) / v0[live] ** 2
             if hparams.kl_weight:
                 loss = loss + hparams.kl_weight * F.kl_div(before[live], kl_now, log_target=True, reduction="none").sum(1)
-            finite(loss.detach(), model, layer)
+            finite(loss.detach(), model, layer, rows.encoded)
             going = active[live]
             final["loss"][live] = torch.where(going, loss.detach(), final["loss"][live])
             final["p_target"][live] = torch.where(going, p, final["p_target"][live])
@@ -182,7 +185,7 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving, to
                 part, index = rows.of(active[live].nonzero()[:, 0].cpu())
                 rows, rest, live = part, rest.of(index.to(device)), live[active[live]]
                 objective = _Objective(model, rows, rest)
-    finite(shift.detach(), model, layer)
+    finite(shift.detach(), model, layer, rows.encoded)
     return Solution(shift=shift.detach(), loss=final["loss"], p_target=final["p_target"], steps=final["steps"].long())
 
 
