@@ -1,7 +1,7 @@
 """Record or replace what modules put out (or take in), for the length of a `with`."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import nn
@@ -22,15 +22,13 @@ def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
     """
     record: dict = {}
 
-    def keep(key):
-        def hook(module, args, output):
-            record[key] = args[0] if inputs else hidden(output)
-
-        return hook
-
     with ExitStack() as stack:
         for key, module in modules.items():
-            stack.callback(module.register_forward_hook(keep(key)).remove)
+
+            def hook(module, args, output, key=key):
+                record[key] = args[0] if inputs else hidden(output)
+
+            stack.enter_context(module.register_forward_hook(hook))
         yield record
 
 
@@ -39,15 +37,13 @@ def calls(modules: Mapping) -> Iterator[dict]:
     """A dict that holds, under each module's key, the (args, kwargs) of its last call, so that it can be called again."""
     record: dict = {}
 
-    def keep(key):
-        def hook(module, args, kwargs):
-            record[key] = (args, kwargs)
-
-        return hook
-
     with ExitStack() as stack:
         for key, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(keep(key), with_kwargs=True).remove)
+
+            def hook(module, args, kwargs, key=key):
+                record[key] = (args, kwargs)
+
+            stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield record
 
 
@@ -62,13 +58,8 @@ def stop_after(module: nn.Module) -> Iterator[None]:
     def hook(module, args, output):
         raise _Enough
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with suppress(_Enough), module.register_forward_hook(hook):
         yield
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -80,8 +71,5 @@ def replaced(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], t
             return change(output, args[0])
         return (change(output[0], args[0]), *output[1:])
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()

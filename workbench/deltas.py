@@ -97,27 +97,18 @@ class WeightDelta:
         return {name: change.matrix().double().norm().item() for name, change in self.changes.items()}
 
 
-def _random_state() -> list:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda]
-
-
-def _restore_random(state: list) -> None:
-    random.setstate(state[0])
-    numpy.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])
-
-
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Afterwards the random numbers of Python, NumPy and torch go on as if nothing had been drawn inside."""
-    state = _random_state()
+    python, array, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
         yield
     finally:
-        _restore_random(state)
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager
@@ -134,11 +125,11 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
     copies = {name: tensors[name].detach().clone() for name in (tensors if parameters is None else parameters)}
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
     modules = [(module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS}) for module in network.modules()]
-    state = _random_state()
     for parameter in network.parameters():
         parameter.grad = None  # set aside, so that nothing inside can write into it
     try:
-        yield
+        with random_state_kept():
+            yield
     finally:
         with torch.no_grad():
             for name, saved in copies.items():
@@ -151,7 +142,6 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
             for name, saved in hooks.items():
                 getattr(module, name).clear()
                 getattr(module, name).update(saved)
-        _restore_random(state)
 
 
 @contextmanager

@@ -40,8 +40,6 @@ def choose(spec: Spec, model: Model) -> Chosen:
     """
     runs.progress("choosing facts")
     requests = facts.read(spec.facts)
-    if not requests:
-        raise BadInput(f"facts {spec.facts!r}: holds none")
     related = facts.objects_of(requests)
     named = [_typed(spec)] if spec.subject or spec.prompt or spec.target else []
     if spec.fact and not named:

@@ -142,22 +142,14 @@ def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
     """Token ids (rows, ROW), each row BOS and running text; together at least so many tokens."""
     length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - 1
     count = -(-tokens // length)
-    stream: list[int] = []
-    for paragraphs in _batched(corpus_texts(corpus), 256):
-        for ids in model.tokenizer(list(paragraphs), add_special_tokens=False, verbose=False)["input_ids"]:
+    stream, texts = [], iter(corpus_texts(corpus))
+    while len(stream) < count * length and (paragraphs := list(itertools.islice(texts, 256))):
+        for ids in model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"]:
             stream += ids
-        if len(stream) >= count * length:
-            break
     if len(stream) < count * length:
         raise BadInput(f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens")
     rows = torch.tensor(stream[: count * length]).view(count, length)
     return torch.cat([torch.full((count, 1), bos_id(model.tokenizer)), rows], dim=1)
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterable[list[str]]:
-    texts = iter(texts)
-    while batch := list(itertools.islice(texts, size)):
-        yield batch
 
 
 @torch.no_grad()

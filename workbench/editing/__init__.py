@@ -6,7 +6,8 @@ One that solves target vectors also has `check`, which refuses what it could not
 import importlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -25,28 +26,14 @@ if TYPE_CHECKING:
     from workbench.models import Model
 
 
-class Editors(Mapping[str, ModuleType]):
+class Editors(UserDict):
     """Name -> module, imported when it is first asked for: to name the editors takes no torch."""
 
-    def __init__(self, *names: str):
-        self._names = names
-
     def __getitem__(self, name: str) -> ModuleType:
-        if name not in self._names:
-            raise KeyError(name)
-        return importlib.import_module(f"{__name__}.{name}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return importlib.import_module(f"{__name__}.{self.data[name]}")
 
 
-EDITORS = Editors("ft", "rome", "memit", "alphaedit", "malmen")
+EDITORS = Editors({name: name for name in ("ft", "rome", "memit", "alphaedit", "malmen")})
 
 # Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL over its 48 blocks.
 DEPTHS = {

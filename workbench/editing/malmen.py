@@ -16,7 +16,7 @@ import random
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import safetensors.torch
@@ -115,7 +115,8 @@ def prepare(
         if not path.exists():
             model.check_unchanged("malmen")
             network.to(model.device)
-            with _still(model):
+            with deltas.preserved(model.network, ()):
+                model.network.requires_grad_(False)  # no gradient reaches the model's own weights
                 _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
             with written(path) as partial:
                 weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -170,19 +171,6 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
     shape = rest.start.shape[:2]
     read = {layer: gradient.view(*shape, -1)[row, at].float() for layer, gradient in zip(layers, found, strict=True)}
     return {layer: keys[layer].detach().view(*shape, -1)[row, at].float() for layer in layers}, read
-
-
-@contextmanager
-def _still(model: Model):
-    """Inside, no gradient reaches the model's own weights."""
-    moving = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
-    try:
-        for parameter in moving:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_(True)
 
 
 class _Meta(nn.Module):

@@ -18,7 +18,7 @@ from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Resources, delta_of, finite, moment_factor, moment_of
 from workbench.editing.rows import build_rows, sample_prefixes
-from workbench.editing.target_vectors import Solution, Solving, solve
+from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.moments import second_moments
@@ -77,9 +77,12 @@ def edit(
 def keys_and_outputs(model: Model, requests: Sequence[EditRequest], layer: int, prefixes: Sequence[str]):
     """Mean key k (n, d_in), mean output W k + b (n, d_out), and both in the bare prompt, float64, at the subject's last token."""
     rows = build_rows(model, requests, prefixes)
-    projection = {"at": model.down_projection(layer)}
-    seen = Continuation(model, rows.up_to_subject(), layer, last=layer, outputs={"out": projection["at"]}, inputs={"key": projection["at"]}).seen
-    place = (torch.arange(len(rows.owner)), rows.subject)
-    keys, outputs = (finite(seen[name][place], model, layer, rows.encoded) for name in ("key", "out"))
+    up, projection, found = rows.up_to_subject(), model.down_projection(layer), {}
+    for index in up.batches(tokens_at_once(model)):
+        part, place = up.rows(index), (torch.arange(len(index)), rows.subject[index])
+        seen = Continuation(model, part, layer, last=layer, outputs={"out": projection}, inputs={"key": projection}).seen
+        for name in seen:
+            values = finite(seen[name][place], model, layer, part)
+            found.setdefault(name, torch.zeros(len(rows.owner), values.shape[1]).to(values))[index] = values
     weights = rows.context_weights()
-    return rows.mean(keys, weights), rows.mean(outputs, weights), keys[rows.bare], outputs[rows.bare]
+    return rows.mean(found["key"], weights), rows.mean(found["out"], weights), found["key"][rows.bare], found["out"][rows.bare]

@@ -153,8 +153,6 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving, to
     shift = torch.zeros(n, rest.start.shape[-1], device=device, requires_grad=True)
     adam = torch.optim.Adam([shift], lr=hparams.learning_rate)
     objective = _Objective(model, rows, rest)
-    with torch.no_grad():
-        before = objective(shift)[1]  # (n, vocab) log-probabilities of the KL rows
     live = torch.arange(n, device=device)  # the requests whose rows are still computed
     active = torch.ones(n, dtype=torch.bool, device=device)
     final = {name: torch.zeros(n, device=device) for name in ("loss", "p_target", "steps", "settled")}
@@ -163,6 +161,8 @@ def _solve(model: Model, rows: Rows, layer: int, site: str, hparams: Solving, to
         for step in range(last + 1):
             told()
             nll, kl_now, p, on_top = objective(shift[live])
+            if step == 0:
+                before = kl_now.detach()  # (n, vocab) log-probabilities of the KL rows, unshifted
             loss = nll + hparams.weight_decay * shift[live].norm(dim=1) / v0[live] ** 2
             if hparams.kl_weight:
                 loss = loss + hparams.kl_weight * F.kl_div(before[live], kl_now, log_target=True, reduction="none").sum(1)

@@ -13,7 +13,6 @@ from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, mass, token_categories
 from workbench.tracking.retention import expected_tokens, first_words, tokens_at_once
 
-GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
 TOP = 10
 
 

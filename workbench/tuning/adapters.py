@@ -25,16 +25,13 @@ class Adapter:
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Inside, the change is written into the weights; afterwards it stands beside them again, the weights bit for bit as before."""
-        bases = [module.get_base_layer().weight for module in self.network.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
-        copies = [weight.detach().clone() for weight in bases]
-        self.network.merge_adapter()
-        try:
-            yield
-        finally:
-            self.network.unmerge_adapter()
-            with torch.no_grad():
-                for weight, saved in zip(bases, copies, strict=True):
-                    weight.copy_(saved)
+        carrying = [name for name, module in self.network.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        with deltas.preserved(self.network, [f"{name}.base_layer.weight" for name in carrying]):
+            self.network.merge_adapter()
+            try:
+                yield
+            finally:
+                self.network.unmerge_adapter()
 
     def save(self, folder: str | Path) -> Path:
         """A PEFT folder."""

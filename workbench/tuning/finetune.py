@@ -25,13 +25,6 @@ from workbench.tuning.tasks import Task
 ROWS_AT_ONCE = 16  # of a device; a larger batch is accumulated
 LARGE = 500_000_000  # parameters from which activations are computed again in the backward pass rather than kept
 
-ENDS = {
-    "reached": "the validation metric reached its threshold",
-    "patience": "the validation metric got no better",
-    "budget": "the budget was used up before the threshold was reached",
-    "stopped": "stopped by a person",
-}
-
 
 class Settings(Record):
     """Numbers of a tuning. AdamW, decay .01, betas .9 and .999, constant learning rate (arXiv 2507.14198 names no schedule)."""
@@ -52,7 +45,7 @@ class History:
     """What happened.
 
     `log`: one row an evaluation: step, epoch, metric (of the validation rows), loss (mean training loss since the last evaluation,
-    nats a token), learning_rate. `ended`: one of ENDS.
+    nats a token), learning_rate. `ended`: reached (the threshold), patience (no better for so long), budget (used up) or stopped (by a person).
     """
 
     log: pd.DataFrame

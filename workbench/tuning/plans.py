@@ -46,27 +46,22 @@ def resolve(model: Model, text: str, edited_layers: Sequence[int] = ()) -> Plan:
         edited_layers: blocks that the edit changed; `edited`, `edited-matrices` and `not-edited` need them.
     """
     edited_layers = model.check_layers(edited_layers)
+    if not edited_layers and text in ("edited", "edited-matrices", "not-edited"):
+        raise BadInput(f"plan {text!r} needs edited layers, and nothing was edited")
     names = [name for name, _ in model.network.named_parameters()]
     if text == "all":
         return Plan(text=text, parameters=tuple(names))
     if text == "edited-matrices":
-        _need_edited(text, edited_layers)
         matrices = {f"{model.down_projection_name(layer)}.weight" for layer in edited_layers}
         return Plan(text=text, parameters=tuple(name for name in names if name in matrices))
     blocks = _blocks(model, text, edited_layers)
     prefixes = tuple(f"{model.block_name(layer)}." for layer in blocks)  # with the dot: h.1. is not h.10.
-    return Plan(text=text, parameters=tuple(name for name in names if name.startswith(prefixes)) if prefixes else ())
-
-
-def _need_edited(text: str, edited_layers: Sequence[int]) -> None:
-    if not edited_layers:
-        raise BadInput(f"plan {text!r} needs edited layers, and nothing was edited")
+    return Plan(text=text, parameters=tuple(name for name in names if name.startswith(prefixes)))
 
 
 def _blocks(model: Model, text: str, edited_layers: Sequence[int]) -> list[int]:
     every = range(model.n_blocks)
     if text in ("edited", "not-edited"):
-        _need_edited(text, edited_layers)
         return [layer for layer in every if (layer in edited_layers) == (text == "edited")]
     if found := re.fullmatch(r"after:(\d+)", text):
         bound = int(found[1])

@@ -15,7 +15,7 @@ import transformers
 
 from workbench import runs
 from workbench.checkpoints import WORLD_MODELS
-from workbench.facts import DATA, BadInput, read, relations, world_rows
+from workbench.facts import DATA, BadInput, objects_of, read, world_rows
 from workbench.models import Model, architecture_of, load
 from workbench.positions import first_tokens
 from workbench.tracking.retention import measure_prompts
@@ -75,11 +75,7 @@ def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 def check_first_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """ValueError if two objects of a category share their first token."""
-    by_category: dict[str, set[str]] = {}
-    for row in world_rows():
-        by_category.setdefault(relations()[row["relation"]]["category"], set()).add(row["object"])
-    for category, objects in by_category.items():
-        ordered = sorted(objects)
+    for category, ordered in objects_of(read("world")).items():
         seen: dict[int, str] = {}
         for thing, token in zip(ordered, first_tokens(tokenizer, ordered), strict=True):
             if token in seen:
