@@ -324,6 +324,18 @@ def test_one_bit_changes_the_fingerprint(tiny_folders, dtype):
     assert changed.fingerprint != whole.fingerprint
 
 
+def test_equal_weights_of_another_configuration_are_another_model(new_tiny, tmp_path):
+    saved = new_tiny("llama")
+    saved.network.save_pretrained(tmp_path)
+    saved.tokenizer.save_pretrained(tmp_path)
+    before = models.load(tmp_path, device="cpu").fingerprint
+    assert saved.fingerprint == before
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rms_norm_eps"] = 0.1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert models.load(tmp_path, device="cpu").fingerprint != before
+
+
 def test_the_fingerprint_stays_that_of_the_weights_first_asked_for(tiny):
     before = tiny.fingerprint
     with torch.no_grad():

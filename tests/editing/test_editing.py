@@ -437,6 +437,8 @@ def test_unknown_names_are_one_clear_line(editor, model, named, one_line):
 def test_presets_of_published_models_and_of_depth(tiny):
     assert editing.preset("rome", "openai-community/gpt2-xl").layers == (17,)
     assert editing.preset("rome", "meta-llama/Meta-Llama-3-8B").layers == (5,)
+    assert editing.preset("memit", "EleutherAI/gpt-j-6B").layers == (3, 4, 5, 6, 7, 8)
+    assert editing.preset("memit", "meta-llama/Llama-2-7b-hf") == editing.preset("memit", "Llama-2-7b")
     with pytest.warns(UserWarning, match="proposed from its depth"):
         assert editing.preset("rome", tiny).layers == (1,)
 
