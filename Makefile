@@ -64,9 +64,8 @@ test: lint ## lint, the quick tests and every notebook; this is what CI runs
 		| awk '{bad += $$1 + $$2; skipped += $$3; all += $$4} END {printf "total: %d passed, %d failed, %d skipped\n", all - bad - skipped, bad, skipped}'; \
 	exit $$status
 
-# One by one to whichever worker is free, the longest first: those that are in a group.
 test-slow: $(VENV)/.installed ## the tests that take minutes
-	@$(BIN)/pytest $(PARALLEL:loadscope=loadgroup) -m "slow and not gpu"
+	@$(BIN)/pytest $(PARALLEL) -m "slow and not gpu"
 
 test-browser: $(VENV)/.installed ## the tests of the panel in Chromium
 	@$(BIN)/pytest -m browser

@@ -274,7 +274,6 @@ run(Spec(**eval(sys.argv[1])), out=sys.argv[2])
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kills")
 def test_twenty_kills_at_random_moments_leave_no_half_run(small, done, tmp_path):
     command = [sys.executable, "-c", KILLED, repr(small.model_dump()), str(tmp_path)]
     start = time.monotonic()

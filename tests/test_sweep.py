@@ -258,7 +258,6 @@ BELOW = {"worker": "spawn_main", "kernel": "ipykernel"}  # of what a sweep start
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xdist_group("kills")
 def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_path):
     """The sweep (its process is the scheduler too), a worker, a kernel or a scheduler of its own is killed; in the end all is as if undisturbed."""
     grid = grid.model_copy(update={"grid": {"editor": ["ft", "rome"], "seed": list(range(6))}})

@@ -20,7 +20,7 @@ BARS = {  # efficacy on the edit prompt, on withheld templates; intrinsic facts 
     "malmen": (0.85, 0.70, 0.80),
 }
 
-EDITORS = [pytest.param(editor, marks=pytest.mark.xdist_group(editor)) for editor in BARS]  # what one worker has edited it judges too
+
 NEIGHBOURS_LOST = {("world-gpt2", editor) for editor in ("ft", "memit", "alphaedit", "malmen")} | {("world-llama", "ft"), ("world-llama", "malmen")}
 
 
@@ -49,7 +49,7 @@ def _edited_as_in_the_paper(model, editor: str) -> pd.DataFrame:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", BARS)
 def test_edits_take_generalise_and_spare_the_rest(world, editor):
     table = _edited_as_in_the_paper(world, editor)
     efficacy, held_out, intrinsic = BARS[editor]
@@ -60,7 +60,7 @@ def test_edits_take_generalise_and_spare_the_rest(world, editor):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", BARS)
 def test_neighbours_stay_within_five_points(request, world, editor):
     if (world.name, editor) in NEIGHBOURS_LOST:
         request.applymarker(pytest.mark.xfail(strict=True, reason="not reached: other facts of the same relation and object move too"))
@@ -70,7 +70,6 @@ def test_neighbours_stay_within_five_points(request, world, editor):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("malmen")
 def test_malmen_is_beyond_its_untrained_network(world):
     edited, watched = _study(world)
     hparams, resources = _prepared(world, "malmen")
@@ -85,7 +84,7 @@ def test_malmen_is_beyond_its_untrained_network(world):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", BARS)
 def test_more_paraphrases_never_lower_held_out_efficacy_beyond_noise(world, editor):
     hparams, resources = _prepared(world, editor)
     pool = known_facts(world, "study")[EDITED + WATCHED :]

@@ -69,7 +69,6 @@ def test_the_table_of_one_relation_is_what_the_weights_give(world):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("measures")
 def test_the_whole_table_is_what_the_weights_give(world):
     stored = pd.read_csv(facts.DATA / "world" / "models" / world.name / "measures.csv", keep_default_na=False)
     both = measure(world).merge(stored, on=["by", "group", "measure"], how="outer", validate="one_to_one")
