@@ -53,8 +53,8 @@ CANDIDATES = {
     "malmen": (
         10,
         [
-            {"layers": tuple(range(6, 12)), "rank": 256, "learning_rate": 1e-3, "meta_learning_rate": 3e-4, "meta_steps": 1000, "locality": weight}
-            for weight in (1, 3, 10, 30)
+            {"layers": tuple(range(6, 12)), "rank": 256, "learning_rate": 1e-3, "meta_learning_rate": 3e-4, "meta_steps": steps, "locality": weight}
+            for steps, weight in ((1000, 1), (1000, 2), (1000, 3), (1000, 10), (1000, 30), (2000, 3))
         ],
     ),
 }
