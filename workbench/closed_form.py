@@ -49,9 +49,8 @@ def constrained_update(
     gram = (keys if at is None else at).T @ whitened  # (n, n)
     scale = gram.diagonal().abs().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
-    if (
-        failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8
-    ):  # cosines: lengths do not matter; float32 keys that differ by rounding are one
+    # Of cosines, so that the lengths do not matter; float32 keys that differ by rounding alone are one.
+    if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8:
         raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
     return solved.T, whitened
 

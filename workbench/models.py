@@ -19,7 +19,7 @@ from workbench import checkpoints
 from workbench.facts import BadInput
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a configuration: nothing that the logits depend on
+NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}  # of a configuration: nothing that the logits depend on
 
 
 @dataclass(frozen=True, kw_only=True)

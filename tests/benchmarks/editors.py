@@ -91,7 +91,8 @@ def stated_bytes(model, editor, hparams, requests, resources) -> int:
     blocks = model.n_blocks - (max(hparams.layers) + 1 if solves else min(hparams.layers))
     text = model.network.config.get_text_config()
     d_kv = d_out * getattr(text, "num_key_value_heads", text.num_attention_heads) // text.num_attention_heads
-    largest = 8 * d_out * rows.up_to_subject().input_ids.numel() if solves and editor != "rome" else 0
+    spreads = solves and editor != "rome"
+    largest = 8 * d_out * rows.up_to_subject().input_ids.numel() + 20 * (d_in + d_out) * rows.n if spreads else 0
     for part in target_vectors._chunks(rows, target_vectors.tokens_at_once(model)) if solves else [torch.arange(rows.n)]:
         some, _ = rows.of(part)
         first = some.subject if solves else torch.zeros_like(some.subject)

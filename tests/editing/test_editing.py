@@ -152,6 +152,7 @@ def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
     rows = build_rows(tiny, [*requests, long], sample_prefixes(tiny, 3, seed=1), kl=True)
     chunks = target_vectors._chunks(rows, 500)
     assert torch.cat(chunks).sort().values.tolist() == list(range(rows.n))
+    assert max(map(len, chunks)) > 1
     for chunk in chunks:
         some, _ = rows.of(chunk)
         size = len(some.owner) * int(some.subject.max() + (some.encoded.lengths - some.subject).max())

@@ -74,7 +74,8 @@ class Continuation:
             stop_after(model.blocks[self.last]),
         ):
             model.network(**arguments, logits_to_keep=1, use_cache=begin is not None)
-        self.start = (self.calls[layer + 1][0][0] if later else out["at"]).to(model.device)
+        at = out.pop("at")
+        self.start = (self.calls[layer + 1][0][0] if later else at).to(model.device)
         self.calls = {number: (args[1:], kwargs) for number, (args, kwargs) in self.calls.items()}
         self.past = self.past.of(slice(None), layer + 1)
         shape = self.start.shape[:2]

@@ -59,8 +59,8 @@ def edit(
 ) -> WeightDelta:
     """A change of rank n in each edited layer. Without a solution it solves for it.
 
-    Peak memory beside the model: the solver's (see target_vectors) or, if more, 8 d_model bytes a token of all rows up to the subject; and
-    12 d_in^2 bytes a layer (C, its factor), 16 more while factorising.
+    Peak memory beside the model: the solver's (see target_vectors) or, if more, 8 d_model bytes a token of all rows up to the subject and
+    20 (d_in + d_model) a request; and 12 d_in^2 bytes a layer (C, its factor), 16 more while factorising.
     """
 
     def update(layer, keys, residuals):
@@ -82,11 +82,15 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
     layers = model.check_layers(hparams.layers)
     solution = solution or targets(model, requests, hparams, resources)
     rows = build_rows(model, requests, resources.prefixes)
-    up = rows.up_to_subject()
-    parts = [_Part(model, rows, up.rows(index), torch.tensor(index), layers) for index in up.batches(tokens_at_once(model))]
+    up, weights = rows.up_to_subject(), rows.context_weights(bare_share=0.5)
+    parts = [_Part(model, rows, weights, up.rows(index), torch.tensor(index), layers) for index in up.batches(tokens_at_once(model))]
     changes, used, goal = {}, {}, None
+    d_out, d_in = model.weight(layers[0]).shape
+    wide = {"dtype": torch.float64, "device": "cpu" if model.device.type == "mps" else model.device}
     for number, layer in enumerate(layers):
-        keys, now = (sum(each) for each in zip(*(part.read(layer) for part in parts), strict=True))  # (n, d_in), (n, d_out)
+        keys, now = torch.zeros(rows.n, d_in, **wide), torch.zeros(rows.n, d_out, **wide)
+        for part in parts:
+            part.add(layer, keys, now)
         goal = now + solution.shift.to(now) if goal is None else goal
         residuals = ((goal - now) / (len(layers) - number)).T  # (d_out, n)
         name = model.down_projection_name(layer)
@@ -105,26 +109,23 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
 class _Part:
     """Some of the rows, up to the subject, on their way through the edited blocks; `rest.start` is the state before the next edited one."""
 
-    def __init__(self, model: Model, rows: Rows, encoded: Encoded, index: torch.Tensor, layers: Sequence[int]):
-        self.model, self.encoded, self.n = model, encoded, rows.n
+    def __init__(self, model: Model, rows: Rows, weights: torch.Tensor, encoded: Encoded, index: torch.Tensor, layers: Sequence[int]):
+        self.model, self.encoded, self.weights = model, encoded, weights[index]
         self.owner, self.subject, self.last = rows.owner[index], rows.subject[index], layers[-1]
-        self.weights = rows.context_weights(bare_share=0.5)[index]
         self.bare = torch.isin(index, rows.bare).nonzero()[:, 0]
         self.rest = Continuation(model, encoded, layers[0] - 1, last=layers[-1])
         self.of_bare = self.rest.of(self.bare.to(model.device))
 
-    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Its share of the mean keys of the layer (n, d_in), and the hidden states after the last block in its bare prompts (n, d_out)."""
+    def add(self, layer: int, keys: torch.Tensor, now: torch.Tensor) -> None:
+        """Its share of the mean keys of the layer (n, d_in), and of the hidden states after the last block in the bare prompts (n, d_out)."""
         with recorded({"key": self.model.down_projection(layer)}, inputs=True) as seen:
             after = self.rest.through(self.rest.start, layer, layer)
         key = seen["key"].view(*after.shape[:2], -1).to(self.model.device)[torch.arange(len(self.owner)), self.subject]
         key = finite(key, self.model, layer, self.encoded)
-        keys = torch.zeros(self.n, key.shape[1]).to(key).index_add(0, self.owner.to(key.device), key * self.weights.to(key)[:, None])
-        ends = torch.zeros(self.n, after.shape[2]).to(key)
+        keys.index_add_(0, self.owner.to(key.device), key * self.weights.to(key)[:, None])
         if len(self.bare):
             end = self.of_bare.through(after[self.bare], layer + 1, self.last)[torch.arange(len(self.bare)), self.subject[self.bare]]
-            ends[self.owner[self.bare]] = finite(end, self.model, layer, self.encoded)
-        return keys, ends
+            now[self.owner[self.bare]] = finite(end, self.model, layer, self.encoded)
 
     def advance(self, layer: int, last: int) -> None:
         """Through the block, now changed, to the state before the next edited one."""
