@@ -1,5 +1,6 @@
 """A grid is checked whole before its first run, every combination runs once, and whatever is killed is taken up again."""
 
+import asyncio
 import json
 import os
 import random
@@ -8,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import dask
 import distributed
 import nbformat
 import psutil
@@ -145,14 +150,59 @@ def test_the_plan_says_what_it_may_take_as_far_as_that_can_be_judged(grid, tmp_p
     assert "about 8 worker minutes and 0 MB more, judging by 1 other runs there" in capsys.readouterr().err
 
 
-def test_workers_are_one_a_gpu_where_there_are_gpus(monkeypatch):
-    def devices(workers):
-        return [worker["options"]["env"].get("CUDA_VISIBLE_DEVICES") for worker in sweep._local(workers)["workers"].values()]
-
-    assert devices(0) == [None]
+def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch):
+    assert sweep._closed(0)["n_workers"] == 1
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert devices(0) == ["0", "1", "2"]
-    assert devices(2) == ["0", "1"]
+    assert sweep._closed(0)["n_workers"] == 3
+    assert sweep._closed(2)["n_workers"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setattr(sweep.batch, "run", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    seen, gpus = [], sweep._gpus()
+    for number in range(4):
+        monkeypatch.setattr(distributed, "get_worker", lambda number=number: types.SimpleNamespace(name=number))
+        assert sweep._one("notebook", {}, "runs", gpus) == ""
+    assert seen == ["4", "5", "7", "4"]
+
+
+def listeners(*processes: psutil.Process) -> set[tuple[str, int]]:
+    """Address and port of whatever these processes and their children listen on."""
+    every = {process for parent in processes for process in (parent, *parent.children(recursive=True))}
+    connections = [connection for process in every for connection in process.net_connections("inet")]
+    return {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
+
+
+def answers(address: str, security: distributed.Security) -> bool:
+    """Whether a server of Dask's takes an order from somebody with these certificates."""
+
+    async def ask() -> bool:
+        comm = await distributed.comm.connect(address, **security.get_connection_args("client"))
+        try:
+            return "id" in await distributed.core.send_recv(comm, op="identity", reply=True)
+        finally:
+            comm.abort()
+
+    try:
+        return asyncio.run(asyncio.wait_for(ask(), 2))
+    except (OSError, TimeoutError, RuntimeError):
+        return False
+
+
+def test_a_local_cluster_is_closed_to_the_network_and_to_other_users():
+    """Whoever a worker or nanny listens to runs code here: all listen on loopback, and only to the holder of the certificates."""
+    before = listeners(psutil.Process())
+    with sweep._local_cluster(1) as client:
+        opened = listeners(psutil.Process()) - before
+        assert {host for host, _ in opened} == {"127.0.0.1"}
+        mine, stranger = client.security, distributed.Security.temporary()
+        taking_orders = [port for _, port in opened if answers(f"tls://127.0.0.1:{port}", mine)]
+        assert len(taking_orders) == 3  # the scheduler, a nanny, its worker
+        for _, port in opened:
+            assert not answers(f"tcp://127.0.0.1:{port}", distributed.Security())
+            assert not answers(f"tls://127.0.0.1:{port}", stranger)
+        for port in {port for _, port in opened} - set(taking_orders):  # Dask's HTTP servers
+            for page in ("health", "metrics", "info/main/workers.html", "json/identity.json", "status", "proxy/1/127.0.0.1/health"):
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
 
 
 def test_a_grid_of_finished_runs_starts_no_cluster(grid, tmp_path, monkeypatch):
@@ -207,7 +257,7 @@ def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked
 
 
 @contextmanager
-def cluster_by_hand(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
+def cluster_by_hand(folder: Path, workers: int, protocol: str = "tcp") -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
     """A Dask scheduler on loopback and workers of it, each a process: the address, the processes (the scheduler first), and what adds a worker."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
@@ -221,7 +271,7 @@ def cluster_by_hand(folder: Path, workers: int) -> Iterator[tuple[str, list[subp
         )
 
     try:
-        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        start("scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", protocol)
         while not file.exists():
             time.sleep(0.2)
         for _ in range(workers):
@@ -339,6 +389,43 @@ def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_pa
         end(hands[1])  # in the middle of its run
         assert running.wait() == 0
     assert len(runs.listed(out)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configuration(grid, tmp_path, monkeypatch, capsys, one_line):
+    grid, keys = grid.model_copy(update={"grid": {"editor": ["ft"]}}), distributed.Security.temporary()
+    for name in ("ca_file", "client_cert", "client_key", "scheduler_cert", "scheduler_key", "worker_cert", "worker_key"):
+        (tmp_path / f"{name}.pem").write_text(getattr(keys, f"tls_{name}"))
+    parts = {part: {kind: str(tmp_path / f"{part}_{kind}.pem") for kind in ("cert", "key")} for part in ("client", "scheduler", "worker")}
+    told = {"distributed": {"comm": {"tls": {"ca-file": str(tmp_path / "ca_file.pem"), **parts}}}}
+    (tmp_path / "dask.yaml").write_text(yaml.safe_dump(told))
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "dask.yaml"))
+    with cluster_by_hand(tmp_path, 1, "tls") as (address, _, _):
+        assert address.startswith("tls://")
+        with pytest.raises(BadInput) as error:  # this process does not have them yet
+            sweep.sweep(grid, tmp_path / "out", scheduler=address)
+        assert "distributed.comm.tls" in one_line(error)
+        with dask.config.set(told):
+            assert sweep.sweep(grid, tmp_path / "out", scheduler=address) == []
+    assert "not encrypted" not in capsys.readouterr().err
+    assert len(runs.listed(tmp_path / "out")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_whatever_a_running_sweep_starts_listens_on_loopback(grid, tmp_path):
+    """Kernels too."""
+    path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "runs"
+    running = subprocess.Popen(command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        one_below(running, "ipykernel")
+        time.sleep(3)
+        opened = listeners(psutil.Process(running.pid))
+    finally:
+        end(running)
+    assert len(opened) >= 5 + 5  # scheduler, two nannies, two workers; a kernel's five
+    assert {host for host, _ in opened} == {"127.0.0.1"}
 
 
 CALLER = """

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
 import distributed
 import psutil
 import pydantic
@@ -25,6 +26,13 @@ from workbench import batch, runs, spec
 from workbench.facts import BadInput, Record
 
 WAIT = 15  # seconds for a scheduler to answer
+LOOPBACK = "127.0.0.1"
+NO_PAGES = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}  # Dask's HTTP servers answer nothing
+START = "start one with `dask scheduler`; for tls:// set distributed.comm.tls in Dask's configuration"
+OPEN = (
+    "scheduler {}: not encrypted, and whoever reaches it or a worker can run code as you; on a network that others share use "
+    "tls:// with certificates in Dask's configuration (distributed.comm.tls)"
+)
 
 
 class Grid(Record):
@@ -112,8 +120,9 @@ def sweep(grid: Grid, out: str | Path = "runs", workers: int = 0, scheduler: str
     if todo:
         with _cluster(workers, scheduler) as client:
             _check(client)
+            gpus = [] if scheduler else _gpus()  # workers of a cluster that is running have theirs
             try:
-                _work(client, Path(grid.notebook).resolve(), todo, out.resolve())
+                _work(client, Path(grid.notebook).resolve(), todo, out.resolve(), gpus)
             finally:
                 runs.clean(out)
     return [each for each in every if not each.finished]
@@ -147,26 +156,40 @@ def _writable(out: Path) -> None:
 
 @contextmanager
 def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
-    if scheduler:
-        try:
-            client = distributed.Client(scheduler, timeout=WAIT)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise BadInput(f"scheduler {scheduler!r}: no answer ({type(error).__name__}); start one with `dask scheduler`") from None
-        log = logging.getLogger("distributed.client")
-        level = log.level
-        log.setLevel(logging.CRITICAL)  # a scheduler that dies is told in one line of ours
-        try:
-            with client:
-                yield client
-        finally:
-            log.setLevel(level)
-        return
     if workers < 0:
         raise BadInput(f"workers {workers}: at least one is needed; 0 is one a GPU, or one where there is none")
-    handler, logged, others, ours = signal.getsignal(signal.SIGINT), logging.root.manager.disable, _children(), set()
+    with _remote_cluster(scheduler) if scheduler else _local_cluster(workers) as client:
+        yield client
+
+
+@contextmanager
+def _remote_cluster(scheduler: str) -> Iterator[distributed.Client]:
+    """A cluster that is running. Its certificates are the ones that Dask's own configuration names (distributed.comm.tls)."""
+    if not scheduler.startswith("tls://"):
+        tqdm.write(OPEN.format(scheduler), file=sys.stderr)
+    try:
+        client = distributed.Client(scheduler, timeout=WAIT)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:  # the last two: TLS without or with broken certificates
+        raise BadInput(f"scheduler {scheduler!r}: no answer ({type(error).__name__}: {error}); {START}") from None
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a scheduler that dies is told in one line of ours
+    try:
+        with client:
+            yield client
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _local_cluster(workers: int) -> Iterator[distributed.Client]:
+    """So many workers on this machine, 0 for one a GPU. Ctrl-C ends them, their kernels and no other child of the caller."""
+    handler, others, ours = signal.getsignal(signal.SIGINT), _children(), set()
+    logged = logging.root.manager.disable
     with suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: Ctrl-C is for the sweep alone, which ends them
-    cluster = distributed.SpecCluster(**_local(workers), silence_logs="ERROR")
+    with dask.config.set(NO_PAGES):
+        cluster = distributed.LocalCluster(**_closed(workers))
     with suppress(ValueError):
         signal.signal(signal.SIGINT, handler)
     try:
@@ -187,25 +210,38 @@ def _cluster(workers: int, scheduler: str) -> Iterator[distributed.Client]:
         logging.disable(logged)
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+def _closed(workers: int) -> dict:
+    """A local cluster that nobody else can use: every listener on loopback, behind certificates that live in memory alone.
+
+    Whoever reaches a Dask worker or nanny runs code as its owner, so other users of the machine are kept out too. The cores are
+    shared out, so that workers do not fight for them.
+    """
+    workers = workers or max(1, len(_gpus()))
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    return {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "host": LOOPBACK,
+        "security": distributed.Security.temporary(),
+        "dashboard_address": None,
+        "scheduler_kwargs": {"dashboard_address": f"{LOOPBACK}:0"},  # else the port of everybody's dashboard
+        "memory_limit": 0,
+        "env": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        "silence_logs": logging.CRITICAL,
+    }
 
 
-def _local(workers: int) -> dict:
-    """So many workers, each with a GPU where there are GPUs; the cores are shared out, so that workers do not fight for them. 0: one a GPU."""
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that this process may use."""
     import torch
 
-    gpus = torch.cuda.device_count()
-    workers = workers or max(1, gpus)
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
-    def worker(number: int) -> dict:
-        shared = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **shared}
-        return {"cls": distributed.Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
 
-    scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard": False, "host": "127.0.0.1"}}
-    return {"workers": {number: worker(number) for number in range(workers)}, "scheduler": scheduler}
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _check(client: distributed.Client) -> None:
@@ -217,12 +253,13 @@ def _check(client: distributed.Client) -> None:
             raise BadInput(f"worker {address} runs another version of the workbench; install the same on every machine")
 
 
-def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: Path) -> None:
+def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: Path, gpus: list[str]) -> None:
     """Hand the runs out; show done, failed, left, and the last error. A worker that dies loses its current run, which another takes up."""
-    futures = {
-        client.submit(_one, str(notebook), dict(each.parameters), str(out), pure=False, retries=0, key=f"{each.folder.name}-{time.time_ns()}"): each
-        for each in todo
-    }
+    futures = {}
+    for planned_run in todo:
+        key = f"{planned_run.folder.name}-{time.time_ns()}"
+        task = (_one, str(notebook), dict(planned_run.parameters), str(out), gpus)
+        futures[client.submit(*task, pure=False, retries=0, key=key)] = planned_run
     failed = 0
     with tqdm(total=len(todo), desc="runs", unit="run") as bar:
         for future, error in distributed.as_completed(futures, with_results=True, raise_errors=False):
@@ -243,9 +280,11 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
             bar.set_postfix_str(f"{running} running" + (f", {failed} failed" if failed else ""))
 
 
-def _one(notebook: str, parameters: dict, out: str) -> str:
-    """In a worker: one run; "" or what went wrong in one line."""
+def _one(notebook: str, parameters: dict, out: str, gpus: list[str]) -> str:
+    """In a worker: one run, its kernel on the GPU of that worker's number; "" or what went wrong in one line."""
     os.environ["WORKBENCH_SWEEP"] = "1"
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[distributed.get_worker().name % len(gpus)]
     try:
         batch.run(notebook, parameters, out=out)
     except Exception as error:
