@@ -102,6 +102,17 @@ def test_a_missing_tokenizer_is_named(tiny_folders, tmp_path, one_line):
     assert "no tokenizer in it; add the one it was trained with" in refusal(one_line, folder)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside a model"])
+def test_an_adapter_in_the_folder_is_refused_with_what_to_do(tiny_folders, tmp_path, one_line, alone):
+    """transformers attaches it to the model without a word."""
+    folder = tmp_path / "adapted"
+    folder.mkdir() if alone else shutil.copytree(tiny_folders["gpt2"], folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "somewhere/else"}')
+    message = refusal(one_line, folder)
+    for part in (str(folder), "adapter", "merge_and_unload"):
+        assert part in message
+
+
 def test_a_model_too_large_is_refused_before_it_is_read(sharded, one_line, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000})())
     monkeypatch.setattr(checkpoints, "fetched", lambda *_: pytest.fail("nothing is fetched or read before the estimate"))

@@ -19,6 +19,19 @@ from workbench import checkpoints
 from workbench.facts import BadInput
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SIZES = (  # of a configuration, by every name that a family has for them
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+MOST_BLOCKS, MOST_WEIGHTS = 4_096, 1e13  # beyond any model that there is
 NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}  # of a configuration: nothing that the logits depend on
 
 
@@ -218,13 +231,20 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     check_memory(name, at, dtype, revision, device_map)
     folder, commit = checkpoints.fetched(str(name), revision)
+    config = _configuration(str(name), folder)
     placed = device_map or ({"": at} if at.type == "cuda" else None)  # straight onto the GPU, not by way of the main memory
     try:
         wanted = dtype if dtype != "auto" or at.type == "cuda" or device_map else "float32"
         network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=wanted, use_safetensors=True, output_loading_info=True, device_map=placed
+            folder,
+            config=config,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            device_map=placed,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if report["missing_keys"]:  # transformers would leave them random
             raise ValueError(f"no weights for {min(report['missing_keys'])}")
         if not tokenizer.vocab_size:  # transformers makes an empty one where there is none
@@ -265,16 +285,55 @@ def outline(name: str, revision: str = "", here: bool = False) -> Model:
 
 @cache
 def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
+    config = _configuration(name, folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        architecture = architecture_of(config)
         with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(config)
+            network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise BadInput(_broken(name, folder, error)) from None
+    return Model(network=network, tokenizer=None, architecture=architecture_of(config), name=name, revision=revision)
+
+
+def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
+    """A model's configuration. No code that comes with it is run, and nobody is asked whether it should be.
+
+    The family is read from the file itself, so that only families of the table reach transformers, which has the code of each.
+
+    Raises:
+        BadInput: no row for its family, code of its own (also as kernels from the Hub), sizes that no model has, or broken.
+    """
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+            raise ValueError("config.json names no model_type")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(_broken(name, folder, error)) from None
+    _check_family(fields["model_type"], "auto_map" in fields)
+    for field in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if "/" in str(fields.get(field)):
+            raise BadInput(f"model {name!r}: its config.json names code from the Hub in {field!r}, which is not run; take the field out")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_sizes(name, config)
+        architecture_of(config)
     except BadInput:
         raise
     except Exception as error:
         raise BadInput(_broken(name, folder, error)) from None
-    return Model(network=network, tokenizer=None, architecture=architecture, name=name, revision=revision)
+    return config
+
+
+def _check_sizes(name: str, config: transformers.PretrainedConfig) -> None:
+    """BadInput if a configuration asks for a model that cannot be: building even its outline would take hours or all memory."""
+    sizes = {field: getattr(config, field, None) for field in SIZES}
+    for field, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise BadInput(f"model {name!r}: {field} in its config.json is {size!r:.80}; it must be a whole number of at least 1")
+    width, blocks = sizes["hidden_size"] or 1, sizes["num_hidden_layers"] or 1
+    weights = blocks * 4 * width**2 + width * max(size or 1 for size in sizes.values())
+    if blocks > MOST_BLOCKS or weights > MOST_WEIGHTS:
+        size = f"{blocks:,} blocks and at least {weights:.1e} weights"
+        raise BadInput(f"model {name!r}: its config.json asks for {size:.60}, more than any model has; look for a mistyped size")
 
 
 def weights_bytes(model: Model, dtype: str) -> int:
@@ -307,11 +366,16 @@ def check_memory(name: str | Path, device: torch.device, dtype: str, revision: s
         )
 
 
+def _check_family(family: str, own_code: bool = False) -> None:
+    if family not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        code = " and brings code of its own (auto_map), which is not run" if own_code else ""
+        raise BadInput(f"architecture {family!r} is not in the table ({known}){code}; add a row to ARCHITECTURES in workbench/models.py")
+
+
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     """The row of a model's family."""
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise BadInput(f"architecture {config.model_type!r} is not in the table ({known}); add a row to ARCHITECTURES in workbench/models.py")
+    _check_family(config.model_type)
     if not getattr(config, "do_layer_norm_before", True):  # OPT 350m alone
         raise BadInput(f"architecture {config.model_type!r} with its norms behind the blocks cannot be edited; choose another size")
     return ARCHITECTURES[config.model_type]
