@@ -4,6 +4,7 @@ import os
 import platform
 import random
 import resource
+import stat
 from contextlib import contextmanager, suppress
 
 import numpy
@@ -589,6 +590,25 @@ def test_an_exported_folder_holds_tokenizer_delta_and_record(tiny, tmp_path):
     again = models.load(folder, device="cpu")
     assert again.tokenizer("Moby Dick")["input_ids"] == tiny.tokenizer("Moby Dick")["input_ids"]
     assert again.fingerprint != tiny.fingerprint
+
+
+def test_an_exported_model_is_readable_by_whoever_the_umask_lets(tiny, tmp_path):
+    """safetensors writes files that their owner alone can read."""
+    before = os.umask(0o022)
+    try:
+        folder = deltas.export(tiny, delta_of(tiny), tmp_path / "edited")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+
+
+def test_an_export_through_a_link_is_refused(tiny, tmp_path, one_line):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "edited").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput) as error:
+        deltas.export(tiny, delta_of(tiny), tmp_path / "edited")
+    assert "is a link" in one_line(error)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_an_export_into_an_empty_folder_is_fine(tiny, tmp_path):

@@ -88,7 +88,7 @@ def test_any_field_that_runs_differ_in_keeps_them_apart(tmp_path):
 
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
     (tmp_path / "runs" / "new").mkdir(parents=True)
-    for text, named in (('{"schema": 99}', "schema 99"), ("", "broken")):
+    for text, named in (('{"schema": 99}', "schema 99"), ("", "damaged")):
         (tmp_path / "runs" / "new" / "run.json").write_text(text)
         with pytest.raises(BadInput) as error:
             report.report(tmp_path / "runs", tmp_path / "report")
@@ -112,3 +112,16 @@ def test_every_grid_that_is_shipped_is_whole(path, tmp_path):
     assert len(planned) >= 16
     assert len({each.folder for each in planned}) == len(planned)
     assert all(set(each.parameters) <= set(batch.declared(report.COLLECT.parent / "03_token_distribution.ipynb")) for each in planned)
+
+
+def test_a_run_that_is_damaged_does_not_end_a_report_and_is_listed(tmp_path, capsys):
+    for number, editor in enumerate(("rome", "memit", "ft")):
+        synthetic(tmp_path / "runs", 1.0, editor=editor, task="text", seed=number)
+    damaged = sorted((tmp_path / "runs").iterdir())[1] / "probes.parquet"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    page = report.report(tmp_path / "runs", tmp_path / "report", figures=False).read_text()
+    assert f"left out: {damaged}: damaged" in capsys.readouterr().err
+    assert str(damaged) in page
+    assert "2 runs" in page

@@ -208,7 +208,7 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_other_users():
 def test_a_grid_of_finished_runs_starts_no_cluster(grid, tmp_path, monkeypatch):
     for each in sweep.planned(grid, tmp_path):
         each.folder.mkdir()
-        (each.folder / "run.json").write_text('{"schema": 1}')
+        runs.write(each.folder, {}, {})
     monkeypatch.setattr(sweep, "_cluster", None)
     assert sweep.sweep(grid, tmp_path) == []
 

@@ -125,10 +125,10 @@ def _table(table) -> str:
 
 
 def _edit(options) -> None:
-    from workbench import deltas, editing, facts, models
+    from workbench import deltas, editing, facts, files, models
 
     editor = editing.editor_named(options.editor)
-    deltas.check_new(options.out)
+    files.check_new(options.out)
     requests = facts.read(options.facts)
     model = models.load(options.model)
     hparams = editing.preset(options.editor, model, options.hparams)
@@ -153,11 +153,11 @@ def _facts(options) -> None:
 
 
 def _pretrain(options) -> None:
-    from workbench import deltas
+    from workbench import files
     from workbench.world import pretrain
 
     if options.out:
-        deltas.check_new(options.out)
+        files.check_new(options.out)
     print(pretrain.pretrain(options.model, options.out))
 
 

@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import yaml
 
-from workbench import runs
+from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.facts import BadInput, check_file
@@ -134,6 +134,7 @@ def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "
             return runs.read(out / run_id)
         with runs.new_folder(out, run_id) as partial:
             _execute(notebook, given, partial.resolve(), out / run_id, again)
+            runs.seal(partial)
     for left in failure_of(out / run_id):
         left.unlink(missing_ok=True)
     return runs.read(out / run_id)
@@ -168,19 +169,20 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
             progress_bar="WORKBENCH_SWEEP" not in os.environ,
         )
     except papermill.PapermillExecutionError as error:
-        kept, told = failure_of(final)
+        kept = failure_of(final)[0]
         os.replace(executed, kept)
         what = error.evalue if error.ename == "BadInput" else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
         text = f"{notebook.name}, cell {error.exec_count}: {what}"
-        told.write_text(text + "\n", encoding="utf-8")
+        _tell(final, text)
         failure = BadInput if error.ename == "BadInput" else RuntimeError
         raise failure(f"{text} (executed so far: {kept})") from None
     except Exception as error:  # the kernel was killed, or took too long
-        kept, told = failure_of(final)
+        if files.no_room(error):
+            raise
         if executed.exists():
-            os.replace(executed, kept)
+            os.replace(executed, failure_of(final)[0])
         text = f"{notebook.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        told.write_text(text + "\n", encoding="utf-8")
+        _tell(final, text)
         raise RuntimeError(text) from None
     finally:
         for name, value in before.items():
@@ -188,6 +190,12 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
     if not (folder / "run.json").exists():
         raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
     _to_html(executed)
+
+
+def _tell(final: Path, text: str) -> None:
+    """Leave the error of a failed run where its folder would be."""
+    with files.written(failure_of(final)[1]) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _to_html(notebook: Path) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from workbench import runs
+from workbench import files, runs
 from workbench.facts import BadInput
 from workbench.models import Model
 
@@ -185,12 +184,12 @@ def save(delta: WeightDelta, path: str | Path) -> Path:
         for part, tensor in change.tensors().items()
     } | {f"{name}|keys": keys.cpu().contiguous().clone() for name, keys in delta.keys.items()}
     about = {"model": delta.model, "revision": delta.revision, "fingerprint": delta.fingerprint, "record": dict(delta.record)}
-    partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.unwritable(path, error) from None
+    with files.written(path) as partial:
         safetensors.torch.save_file(tensors, partial, metadata={"workbench": json.dumps(about)})
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BadInput(f"{path}: the delta cannot be written ({' '.join(str(error).split())[:120]}); free some space") from None
     return path
 
 
@@ -212,22 +211,11 @@ def load(path: str | Path) -> WeightDelta:
 
 def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
     """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model itself stays as it was."""
-    folder = check_new(folder)
+    folder = files.check_new(folder)
     with runs.new_folder(folder.parent, folder.name) as partial:
         with applied(model, delta):
-            try:
-                model.network.save_pretrained(partial)
-            except safetensors.SafetensorError as error:  # a full disk, say
-                raise BadInput(f"{folder}: cannot be written ({' '.join(str(error).split())[:120]}); free some space") from None
+            model.network.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
         save(delta, partial / "delta.safetensors")
         (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
-    return folder
-
-
-def check_new(folder: str | Path) -> Path:
-    """The folder; BadInput if something is there already."""
-    folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
     return folder

@@ -8,6 +8,7 @@ report/probes.parquet       every probe of every run, the fields of its Spec bes
 
 import html
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -35,14 +36,16 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
         BadInput: no finished run there, or one of a version that cannot be read.
     """
     folder, out = Path(folder), Path(out)
-    told = _told(folder, out)
+    told, problems = _told(folder, out)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
     table.to_csv(out / "retention.csv", index=False)
     differences.to_csv(out / "differences.csv", index=False)
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
-    page.write_text(_page(folder, told, table, differences, images), encoding="utf-8")
+    page.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
     return page
 
 
@@ -52,8 +55,11 @@ def _varies(told: pd.DataFrame, name: str) -> bool:
     return told.groupby(bring, observed=True)[name].nunique().max() > 1 if name in BROUGHT else told[name].nunique() > 1
 
 
-def _told(folder: Path, out: Path) -> pd.DataFrame:
-    """One value a run, series and fact: the share of its prompts with the answer. On the way all probes go into probes.parquet."""
+def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One value a run, series and fact: the share of its prompts with the answer; and a line for each run that cannot be read.
+
+    On the way all probes go into probes.parquet.
+    """
     found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
     if not found:
         raise BadInput(f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`")
@@ -61,13 +67,21 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    partial, writer, parts, specs = out / ".probes.parquet.partial", None, [], []
+    partial, writer, parts, specs, problems = out / ".probes.parquet.partial", None, [], [], []
     try:
         for start in tqdm(range(0, len(found), AT_ONCE), desc=f"{len(found)} runs", unit=f"{AT_ONCE} runs", disable=None):
-            some = [run for run in map(runs.read, found[start : start + AT_ONCE]) if "members" not in run.about]
+            some, tables = [], []
+            for one in found[start : start + AT_ONCE]:
+                try:
+                    run = runs.read(one)
+                    if "members" not in run.about:
+                        tables.append(_probes(run))
+                        some.append(run)
+                except BadInput as error:
+                    problems.append(str(error))
             if not some:
                 continue
-            rows = pyarrow.concat_tables(map(_probes, some), promote_options="permissive")
+            rows = pyarrow.concat_tables(tables, promote_options="permissive")
             writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
             writer.write_table(rows.cast(writer.schema))
             table = runs.series(some, list(SERIES))
@@ -80,12 +94,13 @@ def _told(folder: Path, out: Path) -> pd.DataFrame:
         if writer:
             writer.close()
     if not parts:
-        raise BadInput(f"{folder}: holds no run of an experiment of its own, only runs that name others")
+        first = f"; the first: {problems[0]}" if problems else ""
+        raise BadInput(f"{folder}: holds no run of an experiment of its own that can be read{first}")
     partial.replace(out / "probes.parquet")
     told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
     fields = pd.DataFrame(specs).fillna("none")
     fields = fields[[name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]]
-    return told.join(fields.astype("category"), on="number")  # categories: the names of a Spec stand a million times here
+    return told.join(fields.astype("category"), on="number"), problems  # categories: the names of a Spec stand a million times here
 
 
 def _fields(run: runs.Run) -> dict:
@@ -94,7 +109,7 @@ def _fields(run: runs.Run) -> dict:
 
 def _probes(run: runs.Run) -> pyarrow.Table:
     """Its probes, with the fields of its Spec beside them."""
-    table = pyarrow.parquet.read_table(run.folder / "probes.parquet").replace_schema_metadata(None)
+    table = pyarrow.parquet.read_table(run.file("probes.parquet")).replace_schema_metadata(None)
     for place, name in enumerate(table.column_names):  # of facts without a category p_related holds nothing at all
         if name.startswith("p_"):
             table = table.set_column(place, name, table[name].cast(pyarrow.float64()))
@@ -137,7 +152,9 @@ def _figures(folder: Path, out: Path) -> list[tuple[str, str]]:
     return [("".join(data["image/png"]).replace("\n", ""), "".join(data["text/plain"])) for data in found]
 
 
-def _page(folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd.DataFrame, images: list[tuple[str, str]]) -> str:
+def _page(
+    folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd.DataFrame, images: list[tuple[str, str]], problems: list[str]
+) -> str:
     style = "body{font:15px sans-serif;margin:2em auto;max-width:70em}td,th{padding:.2em .7em;text-align:right}table{border-collapse:collapse}"
     number = "{:.3f}".format
     said = f"{told.run.nunique()} runs, {told.seed.nunique()} seeds, {told.fact_id.nunique()} facts in {html.escape(str(folder))}"
@@ -147,5 +164,7 @@ def _page(folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd
         "<h2>Paired differences</h2><p>The same facts under two values of a field, all else equal.</p>",
         differences.to_html(index=False, float_format=number, border=0) if len(differences) else "<p>None: no two runs share facts.</p>",
         *(f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>' for image, said in images),
+        *(["<h2>Left out</h2>"] if problems else []),
+        *(f"<p>{html.escape(problem)}</p>" for problem in problems),
     ]
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Retention</title><style>{style}</style>{"".join(parts)}</html>'

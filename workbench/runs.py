@@ -1,6 +1,6 @@
 """The run folder: written under a temporary name, renamed when whole; read, listed, compared. Reading needs no torch.
 
-runs/<id>/run.json              status, every parameter, versions, seconds; written last
+runs/<id>/run.json              status, every parameter, versions, seconds; size and SHA-256 of every other file, and its own; written last
           probes.parquet        a row an edited model, step, and prompt (step -1: before the edit, 0: after it, then training steps)
           lens.parquet          edited_model, step, fact_id, layer, category, probability, rank
           tokens.parquet        edited_model, step, fact_id, layer, rank (1 to 10), token, probability
@@ -15,7 +15,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +26,15 @@ import numpy
 import pandas as pd
 import psutil
 import pyarrow.parquet
+import safetensors
 
+from workbench import files
 from workbench.facts import BadInput
 
-SCHEMA = 1  # of the folder; raise it when a column changes its meaning
+SCHEMA = 2  # of the folder; raise it when a column changes its meaning
+AGAIN = "make the run again (`workbench run ... --again`; a sweep does it by itself)"
 TABLES = ("probes", "lens", "tokens", "training")
+NOTEBOOK = ("notebook.ipynb", "notebook.html")  # which papermill goes on writing while the notebook runs
 SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "edit success": ("edited", "first", False),
     "held-out success": ("paraphrase", "first", False),
@@ -52,9 +57,31 @@ class Run:
         """The experiment as it was resolved, every number named."""
         return self.about["spec"]
 
+    @property
+    def files(self) -> Mapping[str, Mapping]:
+        """Size and SHA-256 of every file but run.json, by its name."""
+        return self.about["files"]
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files.
+
+        Raises:
+            BadInput: its sum, which is looked at once, is not the recorded one, or the run has no such file.
+        """
+        if name not in self._checked:
+            if name not in self.files:
+                raise BadInput(f"{self.folder}: this run has no {name}")
+            _check_file(self.folder, name, self.files[name])
+            self._checked.add(name)
+        return self.folder / name
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
     @cached_property
     def probes(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "probes.parquet")
+        return pd.read_parquet(self.file("probes.parquet"))
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]]:
@@ -63,7 +90,7 @@ class Run:
         Made without pandas, whose small tables take ten times as long: a report reads thousands of runs.
         """
         columns = ["edited_model", "step", "group", "fact_id", "took", "retained"]
-        table = pyarrow.parquet.read_table(self.folder / "probes.parquet", columns=columns)
+        table = pyarrow.parquet.read_table(self.file("probes.parquet"), columns=columns)
         model, step, took, retained = (table[name].cast("int64").fill_null(0).to_numpy() for name in ("edited_model", "step", "took", "retained"))
         group, fact = (table[name].combine_chunks().dictionary_encode() for name in ("group", "fact_id"))
         names, facts = group.dictionary.to_pylist(), fact.dictionary.to_pylist()
@@ -80,50 +107,76 @@ class Run:
 
     @cached_property
     def lens(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "lens.parquet")
+        return pd.read_parquet(self.file("lens.parquet"))
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "tokens.parquet")
+        return pd.read_parquet(self.file("tokens.parquet"))
 
     @cached_property
     def training(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "training.parquet")
+        return pd.read_parquet(self.file("training.parquet"))
 
     @cached_property
     def merged(self) -> pd.DataFrame | None:
         """Of a run with an adapter: the last probes again, with the adapter written into the weights."""
-        path = self.folder / "merged.parquet"
-        return pd.read_parquet(path) if path.exists() else None
+        return pd.read_parquet(self.file("merged.parquet")) if "merged.parquet" in self.files else None
 
     @property
     def members(self) -> list["Run"]:
         """The runs that this one is made of, if it varied a field; they lie beside it."""
-        return [read(self.folder.parent / name) for name in self.about.get("members", ())]
+        return [read(_member(self.folder, name)) for name in self.about.get("members", ())]
 
     @property
     def deltas(self) -> list[Path]:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
-        return sorted((self.folder / "deltas").glob("*.safetensors"), key=lambda path: int(path.stem))
+        names = [name for name in self.files if name.startswith("deltas/") and name.endswith(".safetensors")]
+        return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
 
 
 def read(folder: str | Path) -> Run:
-    """A finished run.
+    """A finished run, whose files have the recorded sizes. Their sums are looked at when they are read.
 
     Raises:
-        BadInput: no run there, unfinished, or written by a version with another schema.
+        BadInput: no run there, unfinished, damaged, or written by a version with another schema.
     """
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{folder}: no finished run there (run.json is missing)") from None
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise BadInput(f"{folder}/run.json: broken ({error}); run it again") from None
+    except OSError as error:
+        raise BadInput(f"{folder}/run.json: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets within brackets without end
+        raise BadInput(f"{folder}/run.json: damaged ({error}); {AGAIN}") from None
     schema = about.get("schema") if isinstance(about, dict) else None
     if schema != SCHEMA:
-        raise BadInput(f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it")
+        raise BadInput(f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it, or {AGAIN}")
+    if about.get("sha256") != _sum(about):
+        raise BadInput(f"{folder}/run.json: damaged (another SHA-256 than its own); {AGAIN}")
+    for name, expected in about["files"].items():
+        _check_file(folder, name, expected, sizes_alone=True)
+    for name in about.get("members", ()):
+        _member(folder, name)
     return Run(folder=folder, about=about)
+
+
+def _check_file(folder: Path, name: str, expected: Mapping, sizes_alone: bool = False) -> None:
+    if problem := files.problem(folder, name, expected, sizes_alone):
+        raise BadInput(f"{folder / name}: damaged, it {problem}; {AGAIN}")
+
+
+def _member(folder: Path, name: str) -> Path:
+    """The folder of a member: a plain name beside the run, and no link to somewhere else."""
+    path = folder.parent / name
+    if name in ("", ".", "..", folder.name) or Path(name).name != name or path.is_symlink():
+        raise BadInput(f"{folder}/run.json: names the member {name!r}, which is no run beside it; {AGAIN}")
+    return path
+
+
+def _sum(about: Mapping) -> str:
+    """SHA-256 of what run.json says, but for this sum."""
+    return hashlib.sha256(json.dumps({**about, "sha256": ""}, sort_keys=True).encode()).hexdigest()
 
 
 def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
@@ -144,12 +197,15 @@ def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a finished run lies there, and beside it whatever runs it names."""
+    """Whether a finished run lies there and is whole, every file with its recorded sum, and so are the runs that it names."""
     try:
-        members = read(folder).about.get("members", ())
+        run = read(folder)
+        for part in (run, *run.members):
+            for name in part.files:
+                part.file(name)
     except BadInput:
         return False
-    return all((folder.parent / name / "run.json").exists() for name in members)
+    return True
 
 
 def place(out: str | Path) -> Path:
@@ -158,23 +214,41 @@ def place(out: str | Path) -> Path:
 
 
 def listed(out: str | Path = "runs") -> list[Run]:
-    """The finished runs below a folder, oldest first."""
-    found = sorted(Path(out).glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
-    return [read(path.parent) for path in found]
+    """The finished runs below a folder, oldest first. One that cannot be read is left out, with a visible line."""
+    paths = sorted(Path(out).glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
+    whole, problems = read_all(path.parent for path in paths)
+    for line in problems:
+        warnings.warn(f"left out: {line}", stacklevel=2)
+    return whole
+
+
+def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The runs of these folders that can be read, and a line for each that cannot."""
+    whole, problems = [], []
+    for folder in folders:
+        try:
+            whole.append(read(folder))
+        except BadInput as error:
+            problems.append(str(error))
+    return whole, problems
 
 
 def collect(out: str | Path, **fields) -> list[Run]:
     """The finished runs of experiments below a folder whose Spec has these fields; "" and None match anything.
 
-    In a notebook that is itself run in batch, its run.json names them as members.
+    In a notebook that is itself run in batch, its run.json names the ones that lie beside it as members, and the paths of all.
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
-    found = [run for run in listed(place(out)) if "members" not in run.about and all(run.spec.get(name) == value for name, value in wanted.items())]
-    if not found:
-        raise BadInput(f"{out}: holds no finished run{' with ' + str(wanted) if wanted else ''}; make some with `workbench run` or `workbench sweep`")
+    runs = [run for run in listed(place(out)) if "members" not in run.about]
+    runs = [run for run in runs if all(run.spec.get(name) == value for name, value in wanted.items())]
+    if not runs:
+        matching = f" with {wanted}" if wanted else ""
+        raise BadInput(f"{out}: holds no finished run{matching}; make some with `workbench run` or `workbench sweep`")
     if folder := os.environ.get("WORKBENCH_RUN"):
-        write(Path(folder), {"spec": wanted, "members": [os.path.relpath(run.folder.resolve(), Path(folder).parent) for run in found]}, {})
-    return found
+        beside = Path(folder).resolve().parent
+        members = [run.folder.name for run in runs if run.folder.resolve().parent == beside]
+        write(Path(folder), {"spec": wanted, "members": members, "collected": [str(run.folder) for run in runs]}, {})
+    return runs
 
 
 def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
@@ -222,13 +296,23 @@ def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
 
 def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> Run:
     """Write the tables and, last, run.json into a folder that exists. The disk being full is one clear line."""
-    try:
-        for name, table in tables.items():
-            _replace(folder / f"{name}.parquet", lambda path, table=table: table.to_parquet(path, index=False))
-        text = json.dumps({"schema": SCHEMA, "status": "finished", **about}, indent=1, ensure_ascii=False, default=str)
-        _replace(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{folder}: the run cannot be written ({error.strerror or error}); free some space or choose another out folder") from None
+    for name, table in tables.items():
+        with files.written(folder / f"{name}.parquet") as partial:
+            table.to_parquet(partial, index=False)
+    return _seal(folder, about, but=(*NOTEBOOK, "run.json"))
+
+
+def seal(folder: Path) -> Run:
+    """Write run.json again, over the executed notebook and its page too: with these, the run of a notebook is whole."""
+    return _seal(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), but=("run.json",))
+
+
+def _seal(folder: Path, about: Mapping, but: Sequence[str]) -> Run:
+    known = json.loads(json.dumps({**about, "schema": SCHEMA, "status": "finished"}, default=str))
+    known["files"] = {name: state for name, state in files.sums(folder).items() if name not in but}
+    known["sha256"] = _sum(known)
+    with files.written(folder / "run.json") as partial:
+        partial.write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
     return read(folder)
 
 
@@ -236,21 +320,13 @@ def progress(phase: str, done: int = 0, total: int = 0) -> None:
     """Tell whoever started this run how far it is: one JSON object in the file that WORKBENCH_PROGRESS names. Without it, nothing."""
     if path := os.environ.get("WORKBENCH_PROGRESS"):
         text = json.dumps({"phase": phase, "done": done, "total": total})
-        _replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+        with files.written(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def short_hash(value) -> str:
     """Ten hex digits of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _replace(path: Path, write_to) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write_to(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def clean(out: Path, run_id: str = "*") -> None:
@@ -263,22 +339,31 @@ def clean(out: Path, run_id: str = "*") -> None:
 
 @contextmanager
 def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
-    """A folder under a temporary name, renamed to the run's id if the block ends well and removed if it does not."""
+    """A folder under a temporary name, renamed to the run's id if the block ends well and removed if it does not.
+
+    Raises:
+        BadInput: `out` cannot be written, or something other than a folder has the name already; the disk is full.
+    """
     out, final = Path(out), Path(out) / run_id
-    if final.is_file():
-        raise BadInput(f"{final}: is a file; choose another out folder")
+    if final.is_file() or final.is_symlink():
+        raise BadInput(f"{final}: is a {'link' if final.is_symlink() else 'file'}; choose another out folder")
     partial = out / f".{run_id}.{os.getpid()}@{platform.node()}.partial"
     try:
         clean(out, run_id)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another out folder") from None
+        raise files.unwritable(out, error, "choose another out folder") from None
     try:
         yield partial
+        files.open_as_umask(partial)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
+    except (OSError, safetensors.SafetensorError) as error:
+        if files.no_room(error):
+            raise files.unwritable(final, error) from None
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

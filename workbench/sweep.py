@@ -22,7 +22,7 @@ import pydantic
 import yaml
 from tqdm.auto import tqdm
 
-from workbench import batch, runs, spec
+from workbench import batch, files, runs, spec
 from workbench.facts import BadInput, Record
 
 WAIT = 15  # seconds for a scheduler to answer
@@ -273,7 +273,8 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
                 failed += 1
                 told = batch.failure_of(futures[future].folder)[1]
                 if not told.exists():
-                    told.write_text(problem + "\n", encoding="utf-8")
+                    with files.written(told) as partial:
+                        partial.write_text(problem + "\n", encoding="utf-8")
                 tqdm.write(f"failed: {futures[future].folder.name}: {problem}", file=sys.stderr)
             bar.update()
             running = min(len(client.scheduler_info(n_workers=-1)["workers"]), len(todo) - bar.n)

@@ -1,0 +1,124 @@
+"""Files that are there whole or not at all, and that are still what they were when they were written."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+
+from workbench.facts import BadInput
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+ADVICE = "free some space, or choose another folder"
+
+
+@contextlib.contextmanager
+def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place when the block ends well and is removed when it does not.
+
+    The name cannot be foreseen and is opened exclusively: nothing that somebody else laid there, a link for example, is
+    written through. The file gets the permissions that the umask gives to any new file; a `private` one is its owner's alone.
+
+    Raises:
+        BadInput: the disk is full or read-only, the file too large, or the folder is not to be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
+    try:
+        mode = _created(partial, 0o600 if private else 0o666)
+        yield partial
+        os.chmod(partial, mode)  # libraries that write to a name of their own and rename it leave 0600
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise unwritable(path, error, advice) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadInput:
+    """What to tell of a path that could not be written."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return BadInput(f"{path}: cannot be written ({reason}); {advice}")
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that the disk, a quota, a limit or a permission stands in the way of writing."""
+    if isinstance(error, safetensors.SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder; BadInput if something is there already (an empty folder apart), or nothing can be made there."""
+    folder = Path(folder)
+    if folder.is_symlink():
+        raise BadInput(f"{folder}: is a link; name the folder itself")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
+    above = folder.absolute().parent
+    while not above.exists():
+        above = above.parent
+    try:
+        probe = above / f".{secrets.token_hex(8)}.partial"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise unwritable(folder, error, "choose another folder") from None
+    return folder
+
+
+def sums(folder: Path) -> dict[str, dict]:
+    """Size in bytes and SHA-256 of every file below a folder, by its path from there."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)} for path in paths}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def problem(folder: Path, name: str, expected: Mapping, sizes_alone: bool = False) -> str:
+    """What is wrong with a file whose size and SHA-256 were recorded; "" if nothing is."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return "lies outside the folder"
+    try:
+        state = path.lstat()
+        if not stat.S_ISREG(state.st_mode):
+            return "is no file"
+        if state.st_size != expected["size"]:
+            return f"has {state.st_size} bytes instead of {expected['size']}"
+        if not sizes_alone and digest(path) != expected["sha256"]:
+            return "is not what was written (another SHA-256)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return ""
+
+
+def open_as_umask(folder: Path) -> None:
+    """Give every file below a folder the permissions of a newly made one: safetensors writes files that only their owner can read."""
+    probe = folder / f".{secrets.token_hex(8)}.partial"
+    mode = _created(probe, 0o666)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
+def _created(path: Path, mode: int) -> int:
+    """Make an empty file where nothing is, and tell the permissions that it got."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), mode)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
