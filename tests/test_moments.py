@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import shutil
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,7 @@ import torch
 
 from workbench import closed_form, moments
 from workbench.activations import recorded
+from workbench.cache import cache_folder, keep
 from workbench.facts import BadInput
 from workbench.moments import second_moments
 from workbench.world import text
@@ -114,6 +116,11 @@ def test_collecting_leaves_model_and_hooks_alone(tiny, corpus):
 # cache
 
 
+def replace(file: Path, matrix: torch.Tensor) -> None:
+    """Another matrix in the place of a kept one, as sound as that was."""
+    keep(file, {"matrix": matrix}, f"moments {file.stem.replace('-', ' ')}")
+
+
 def test_a_second_call_reads(tiny, corpus, cache):
     first = second_moments(tiny, [1], corpus, 300)[1]
     (file,) = cache.iterdir()
@@ -122,14 +129,25 @@ def test_a_second_call_reads(tiny, corpus, cache):
     assert file.stat().st_mtime_ns == written
     assert torch.equal(second.matrix, first.matrix)
     assert second.fingerprint == first.fingerprint
-    safetensors.torch.save_file({"matrix": 7 * torch.eye(48)}, file)
+    replace(file, 7 * torch.eye(48))
     assert torch.equal(second_moments(tiny, [1], corpus, 300)[1].matrix, 7 * torch.eye(48))
+
+
+def test_a_kept_matrix_of_another_shape_or_layer_is_collected_again(tiny, corpus, cache):
+    """One of a wrong shape, as sound as it may be, was returned."""
+    first = second_moments(tiny, [1, 2], corpus, 300)
+    one, two = sorted(cache.iterdir())
+    replace(one, torch.eye(3))
+    shutil.copyfile(one, two)
+    with pytest.warns(UserWarning, match="something else"):
+        again = second_moments(tiny, [1, 2], corpus, 300)
+    assert all(torch.equal(first[layer].matrix, again[layer].matrix) for layer in (1, 2))
 
 
 def test_only_missing_layers_are_collected(tiny, corpus, cache):
     second_moments(tiny, [1], corpus, 300)
     (file,) = cache.iterdir()
-    safetensors.torch.save_file({"matrix": 7 * torch.eye(48)}, file)
+    replace(file, 7 * torch.eye(48))
     found = second_moments(tiny, [0, 1], corpus, 300)
     assert torch.equal(found[1].matrix, 7 * torch.eye(48))
     assert off(found[0].matrix, plain_loop(tiny, 0, 300)) < 1e-5
@@ -193,10 +211,10 @@ def test_the_fingerprint_does_not_change_with_the_name_of_the_corpus(tiny, corpu
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    assert moments.cache_folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("WORKBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert moments.cache_folder() == tmp_path / "xdg" / "workbench"
+    assert cache_folder() == tmp_path / "xdg" / "workbench"
 
 
 # what is refused
@@ -206,7 +224,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     "error", [OSError(errno.ENOSPC, "No space left on device"), safetensors.SafetensorError("IoError: No space left on device (os error 28)")]
 )
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny, corpus, cache, monkeypatch, one_line, error):
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         Path(path).touch()
         raise error
 
@@ -261,7 +279,7 @@ def test_nothing_is_kept_of_keys_that_are_not_finite(tiny, corpus, one_line, cac
     with torch.no_grad():
         tiny.weight(1)[0, 0] = float("nan")
     refusal(one_line, tiny, [0, 2], corpus, 300)
-    assert not cache.exists()
+    assert not list(cache.iterdir())
 
 
 def test_a_layer_that_is_no_block_is_named(tiny, corpus, one_line):

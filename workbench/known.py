@@ -4,13 +4,12 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench import facts, runs
-from workbench.cache import cache_folder, locked, written
+from workbench import cache, facts, runs
+from workbench.cache import locked
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.spec import Spec, code_fingerprint
@@ -131,13 +130,12 @@ def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataF
     tokens = model.tokenizer([*questions, *objects])["input_ids"] if questions else []
     about = [model.fingerprint, str(model.dtype), model.device.type, questions, objects, tokens, code_fingerprint()]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    path = cache_folder() / "known" / f"{digest}.parquet"
     with locked(f"known {digest}"):
-        with suppress(OSError, ValueError):  # there is none, or it is damaged
-            return pd.read_parquet(path)
-        table = measure_prompts(model, questions, objects)
-        with written(path) as partial:
-            table.to_parquet(partial)
+        path = cache.folder("known") / f"{digest}.parquet"
+        table = cache.kept_table(path, f"known {digest}")
+        if table is None:
+            table = measure_prompts(model, questions, objects)
+            cache.keep_table(path, table, f"known {digest}")
         return table
 
 

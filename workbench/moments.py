@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from workbench import sources
+from workbench import cache, sources
 from workbench.activations import recorded, stop_after
-from workbench.cache import cache_folder, locked, written
+from workbench.cache import locked
 from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
@@ -105,30 +103,30 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
     tokens = tokens or TOKENS_PER_WIDTH * max(model.weight(layer).shape[1] for layer in layers)
     rows = _rows(model, corpus, tokens)
     digest = hashlib.sha256(f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()).hexdigest()[:16]
-    folder = cache_folder() / "moments"
-    paths = {layer: folder / f"{digest}-{layer}.safetensors" for layer in layers}
     with locked(f"moments {digest}"):
-        found = {layer: _kept(path) for layer, path in paths.items()}
-        missing = [layer for layer in layers if found[layer] is None]
+        kept_matrices = {layer: _kept(model, digest, layer) for layer in layers}
+        missing = [layer for layer, matrix in kept_matrices.items() if matrix is None]
         if missing:
             model.check_unchanged("second moments")
         for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
-            found[layer] = matrix.cpu()
-            with written(paths[layer]) as partial:
-                safetensors.torch.save_file({"matrix": found[layer]}, partial)
+            kept_matrices[layer] = matrix.cpu()
+            cache.keep(_path(digest, layer), {"matrix": kept_matrices[layer]}, f"moments {digest} {layer}")
     at = _solving_device(model, layers)
     return {
         layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint, corpus=corpus)
-        for layer, matrix in found.items()
+        for layer, matrix in kept_matrices.items()
     }
 
 
-def _kept(path: Path) -> torch.Tensor | None:
-    """The matrix that was kept; None if there is none, or the file is damaged."""
-    try:
-        return safetensors.torch.load_file(path)["matrix"]
-    except (OSError, KeyError, safetensors.SafetensorError):
-        return None
+def _path(digest: str, layer: int) -> Path:
+    return cache.folder("moments") / f"{digest}-{layer}.safetensors"
+
+
+def _kept(model: Model, digest: str, layer: int) -> torch.Tensor | None:
+    """The matrix that was kept for a layer, if there is a sound one."""
+    matrix = (cache.kept(_path(digest, layer), f"moments {digest} {layer}") or {}).get("matrix")
+    width = model.weight(layer).shape[1]
+    return matrix if matrix is not None and matrix.shape == (width, width) else None
 
 
 def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:

@@ -408,6 +408,28 @@ def test_a_stopped_training_of_the_hyper_network_goes_on_to_the_same_end(tiny_fo
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in whole.items())
 
 
+@pytest.mark.parametrize("damage", ["cut", "a bit", "another network"])
+def test_a_damaged_hyper_network_is_trained_again(tiny_folders, tmp_path, monkeypatch, damage):
+    """It was an error for good: the damaged file was never replaced."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    hparams = malmen.HParams(**NUMBERS["malmen"])
+    model = models.load(tiny_folders["gpt2"], device="cpu")
+    whole = malmen.prepare(model, hparams).network.state_dict()
+    (path,) = (tmp_path / "malmen").glob("*.safetensors")
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "a bit":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        malmen.prepare(model, hparams.model_copy(update={"meta_steps": 1}))
+        (other,) = set((tmp_path / "malmen").glob("*.safetensors")) - {path}
+        path.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match="made anew"):
+        again = malmen.prepare(model, hparams).network.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
 def test_the_hyper_network_sees_no_fact_under_study(tiny, monkeypatch):
     """Neither what it edits nor what it spares is asked of the model by those who judge."""
     study_subjects = {request.fact.subject for request in facts.read("world") if request.fact.split == "study"}

@@ -19,16 +19,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
 from pydantic import Field
 from torch import nn
 
-from workbench import closed_form, deltas, facts, runs
+from workbench import cache, closed_form, deltas, facts, runs
 from workbench.activations import replaced
-from workbench.cache import cache_folder, locked, written
+from workbench.cache import locked
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
 from workbench.editing.records import Numbers, Resources, delta_of, finite
@@ -108,21 +107,21 @@ def prepare(
     about += [model.tokenizer([request.fact.prompt for request in requests])["input_ids"], [list(_wordings(request)) for request in requests]]
     about += [each.read_text(encoding="utf-8") for each in TRAINED_BY]  # another way to train gives another network
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    path = cache_folder() / "malmen" / f"{digest}.safetensors"
+    path = cache.folder("malmen") / f"{digest}.safetensors"
     with deltas.random_state_kept(), locked(f"malmen {digest}"):
         torch.manual_seed(seed)
         network = HyperNetwork(layers, d_in, d_out, hparams)
-        if not path.exists():
+        weights = cache.kept(path, f"malmen {digest}")
+        if weights is None:
             model.check_unchanged("malmen")
             network.to(model.device)
             with deltas.preserved(model.network, ()):
                 model.network.requires_grad_(False)  # no gradient reaches the model's own weights
                 _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
-            with written(path) as partial:
-                weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-                safetensors.torch.save_file(weights, partial)
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+            cache.keep(path, weights, f"malmen {digest}")
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    network.load_state_dict(safetensors.torch.load_file(path))
+    network.load_state_dict(weights)
     network.model, network.digest = model.fingerprint, digest
     return Resources(network=network.to(model.device).requires_grad_(False))
 
