@@ -12,15 +12,18 @@ from workbench import cache, facts, runs
 from workbench.cache import locked
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
+from workbench.positions import front
 from workbench.spec import Spec, code_fingerprint
-from workbench.tracking.retention import measure_prompts, stop_words
+from workbench.tracking.categories import first_tokens
+from workbench.tracking.retention import measure_prompts, said_words, stop_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The facts of an experiment, and the data table: how sure the unedited model is of them.
 
-    `known`: one row a group: n, candidates known, mean p(true), mean p(second). `edited` holds the `harmless` ones, spread among the
+    `known`: one row a group: n, candidates known, mean p(true), mean p(second), `shared_first` (facts whose answers the first token does
+    not tell apart; columns that go by it leave them out). `edited` holds the `harmless` ones, spread among the
     false ones; their object is what the unedited model says, their target the truth.
     """
 
@@ -57,14 +60,32 @@ def choose(spec: Spec, model: Model) -> Chosen:
     if named or harmless:
         scores = pd.concat([scores, known_table(model, named or harmless, spec.margin)], ignore_index=True)
     rows = []
+    ambiguous = _ambiguous(model, [*edited, *intrinsic, *harmless], related)
     for group, members in (("edited", edited), ("intrinsic", intrinsic), ("harmless edits", harmless)):
         if group == "harmless edits" and not harmless:
             continue
         part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id", keep="last")
-        rows.append({"group": group, "n": len(members), "known": int(part.known.sum()), "p_true": part.p.mean(), "p_second": part.p_second.mean()})
+        rows.append(
+            {
+                "group": group,
+                "n": len(members),
+                "known": int(part.known.sum()),
+                "p_true": part.p.mean(),
+                "p_second": part.p_second.mean(),
+                "shared_first": sum(request.fact.id in ambiguous for request in members),
+            }
+        )
     table = pd.DataFrame(rows).assign(asked=asked, known_of_asked=known)
     ids = tuple(request.fact.id for request in harmless)
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
+
+
+def _ambiguous(model: Model, requests: Sequence[EditRequest], related: dict[str, tuple[str, ...]]) -> set[str]:
+    """Ids of the facts whose answers the first token does not tell apart."""
+    questions, objects = [request.fact.question for request in requests], [request.fact.object for request in requests]
+    others = [related.get(request.fact.category, ()) for request in requests]
+    first = first_tokens(model, questions, objects, [request.target for request in requests], others)
+    return {request.fact.id for request, clear in zip(requests, first.clear, strict=True) if not clear}
 
 
 def _harmless(
@@ -84,8 +105,9 @@ def _harmless(
     random.Random(f"harmless {spec.seed}").shuffle(pool)
     for start in range(0, len(pool), 256):
         part = pool[start : start + 256]
-        told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
-        for request, right, said in zip(part, told.retained, told.top_token, strict=True):
+        questions = [request.fact.question for request in part]
+        retained = measure_prompts(model, questions, [request.fact.object for request in part]).retained
+        for request, right, said in zip(part, retained, said_words(model, questions), strict=True):
             free = request.fact.subject not in subjects and len(found) < count and (spec.split_rule == "matched" or said not in objects)
             if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
                 fact = request.fact.model_copy(update={"object": said})
@@ -111,7 +133,8 @@ def _typed(spec: Spec) -> EditRequest:
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
-    """One row a fact: fact_id, known (the true token is on top by `margin`), p (of the true token), p_second."""
+    """One row a fact: fact_id, known (the true answer is said at once, each of its tokens ahead by `margin`), p (of the answer), p_second
+    (of the second likeliest first token)."""
     table = _answers(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
     return pd.DataFrame(
         {
@@ -128,7 +151,7 @@ def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataF
     if model.is_changed():
         return measure_prompts(model, questions, objects)
     tokens = model.tokenizer([*questions, *objects])["input_ids"] if questions else []
-    about = [model.fingerprint, str(model.dtype), model.device.type, questions, objects, tokens, code_fingerprint()]
+    about = [model.fingerprint, str(model.dtype), model.device.type, front(model), questions, objects, tokens, code_fingerprint()]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     with locked(f"known {digest}"):
         path = cache.folder("known") / f"{digest}.parquet"

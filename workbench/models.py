@@ -100,13 +100,17 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A network with its tokenizer and the row of its architecture. Layers are block indices from 0."""
+    """A network with its tokenizer and the row of its architecture. Layers are block indices from 0.
+
+    `start`: what stands in front of every text; "" is the rule of `positions.front`.
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     architecture: Architecture
     name: str
     revision: str = ""
+    start: str = ""
 
     def __post_init__(self):
         width = self.network.get_submodule(self.architecture.unembedding).weight.shape[1]
@@ -178,14 +182,22 @@ class Model:
         """BadInput if rows of tokens are longer than the model's positions."""
         limit = getattr(self.network.config, "max_position_embeddings", None)
         if limit and input_ids.shape[1] > limit:
-            raise BadInput(f"{what}: {input_ids.shape[1]} tokens with BOS, {self.name} has {limit} positions; shorten the text")
+            raise BadInput(f"{what}: {input_ids.shape[1]} tokens, {self.name} has {limit} positions; shorten the text")
 
-    def logits_at(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Next-token logits (n, vocab), float32, after one position of each row; the head runs at the named positions only."""
+    def logits_at(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Next-token logits (m, vocab), float32, after places of some rows; the head runs at the named positions only.
+
+        Args:
+            positions: (m,).
+            rows: (m,), the row of each position; by default one position a row.
+        """
         self.check_length(input_ids)
         wanted, column = positions.unique(return_inverse=True)
+        rows = torch.arange(len(input_ids)) if rows is None else rows
         output = self.network(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=wanted, use_cache=False)
-        return output.logits[torch.arange(len(input_ids), device=column.device), column].float()
+        return output.logits[rows.to(column.device), column].float()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,7 +224,7 @@ class Model:
         return [int(tensor.detach().view(same_size[tensor.element_size()]).sum()) for tensor in self.network.state_dict().values()]
 
 
-def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: str = "", device_map: str | dict = "") -> Model:
+def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: str = "", device_map: str | dict = "", start: str = "") -> Model:
     """Load a model in evaluation mode.
 
     Args:
@@ -223,6 +235,7 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
             middle of learning.
         device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` is then "auto". Nothing is offloaded:
             weights that fit on no GPU are refused, as editors and fine-tuning write into them.
+        start: what stands in front of every text: "" is the rule of `positions.front`, "none", "bos", "eos", or a token's text.
     Raises:
         BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
     """
@@ -260,7 +273,8 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     fuse(network.eval().requires_grad_(False))
     network.name_or_path = str(name)  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
-    return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=str(name), revision=commit or revision)
+    about = {"name": str(name), "revision": commit or revision, "start": start}
+    return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), **about)
 
 
 def fuse(network: nn.Module) -> None:

@@ -18,7 +18,7 @@ from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
 from workbench.models import Model, free_bytes
-from workbench.positions import bos_id
+from workbench.positions import front
 from workbench.world import text
 
 TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
@@ -33,7 +33,7 @@ class SecondMoment:
     Attributes:
         layer: block index.
         matrix: C (d_in, d_in), float32, uncentred, divided by the number of tokens.
-        tokens: how many tokens were seen; BOS is not counted.
+        tokens: how many tokens were seen; those in front of a row are not counted.
         fingerprint: of weights, dtype, corpus and tokens.
         model: fingerprint of the weights.
         corpus: the name of the text it was collected on.
@@ -137,8 +137,9 @@ def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:
 
 
 def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
-    """Token ids (rows, ROW), each row BOS and running text; together at least so many tokens."""
-    length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - 1
+    """Token ids (rows, ROW), each row the front tokens and running text; together at least so many tokens."""
+    first = front(model)
+    length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - len(first)
     count = -(-tokens // length)
     stream, texts = [], iter(corpus_texts(corpus))
     while len(stream) < count * length and (paragraphs := list(itertools.islice(texts, 256))):
@@ -147,23 +148,23 @@ def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
     if len(stream) < count * length:
         raise BadInput(f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens")
     rows = torch.tensor(stream[: count * length]).view(count, length)
-    return torch.cat([torch.full((count, 1), bos_id(model.tokenizer)), rows], dim=1)
+    return torch.cat([torch.tensor([first] * count, dtype=torch.long).view(count, len(first)), rows], dim=1)
 
 
 @torch.no_grad()
 def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: int) -> dict[int, torch.Tensor]:
     widths = {layer: model.weight(layer).shape[1] for layer in layers}
     sums = {layer: torch.zeros(width, width, device=model.device) for layer, width in widths.items()}
-    left = tokens
+    left, skip = tokens, len(front(model))
     with recorded({layer: model.down_projection(layer) for layer in layers}, inputs=True) as keys:
         for batch in tqdm(rows.split(16), desc="second moments", unit="batch", disable=None):
             batch = batch.to(model.device)
             with stop_after(model.blocks[max(layers)]):
                 model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
             for layer, total in sums.items():
-                seen = keys[layer].view(*batch.shape, -1)[:, 1:].flatten(0, 1)[:left].float().to(total.device)  # (tokens, d_in), without BOS
+                seen = keys[layer].view(*batch.shape, -1)[:, skip:].flatten(0, 1)[:left].float().to(total.device)  # (tokens, d_in)
                 total.addmm_(seen.T, seen)
-            left -= min(left, batch[:, 1:].numel())
+            left -= min(left, batch[:, skip:].numel())
     for layer, total in sums.items():
         if not torch.isfinite(total).all():
             raise BadInput(f"layer {layer}: keys are NaN or infinite; load the model in float32")

@@ -27,6 +27,7 @@ class Spec(Record):
     """A whole experiment. Numbers of 0 and empty strings mean the preset's. The field names are the notebooks' parameters."""
 
     model: str = "world-gpt2"  # world-gpt2, world-llama, a folder or a Hub id
+    start: str = ""  # what stands in front of every text: "" = the rule, none, bos, eos, or a token's text
     revision: str = ""  # "early" = a world model in the middle of learning; or a Hub revision
     facts: str = "world"  # world, a file or a Hub dataset id
     fact: str = ""  # one fact's id; "" = a sample

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench import deltas, editing, facts, models, runs
+from workbench import deltas, editing, facts, models, positions, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
 from workbench.editing.records import Numbers, Resources
@@ -136,6 +136,7 @@ class Recorder:
         about = {
             "spec": spec.model_dump(mode="json"),
             "revision": model.revision,
+            "start": positions.front_text(model),
             "weights": model.fingerprint,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -192,6 +193,7 @@ def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, task: Task, pro
             "train_rows": len(task.train),
             "valid_rows": len(task.valid),
             "dropped": task.dropped,
+            "chat_date": tasks.CHAT_DATE.date().isoformat(),
             "moving": int(moving.table(model).trainable.sum()),
             "moving_by_part": {str(part): int(count) for part, count in moving.table(model).trainable.items() if count},
             "tokens_per_step": spec.batch_size * sum(map(len, task.train["input_ids"])) / len(task.train),
@@ -228,7 +230,7 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
         return runs.read(folder)
     recorder = Recorder()
     with recorder.timed("load"):
-        model = model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)
+        model = model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start)
         model.fingerprint  # noqa: B018 (taken while the weights are the model's own)
     with recorder.timed("choose facts"):
         chosen = choose(spec, model)
@@ -261,8 +263,8 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", mode
     whole = os.environ.pop("WORKBENCH_RUN", None)  # of the notebook that varies; its members lie beside it
     try:
         out = Path(whole).parent if whole else runs.place(out)
-        reload = vary in ("model", "revision", "device", "dtype", "device_map")
-        model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map)
+        reload = vary in ("model", "revision", "device", "dtype", "device_map", "start")
+        model = None if reload else model or models.load(spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start)
         done = [run(one, model, out, again=bool(os.environ.get("WORKBENCH_AGAIN"))) for one in tqdm(specs, desc=vary, disable=None)]
     finally:
         if whole:

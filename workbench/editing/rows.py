@@ -8,7 +8,7 @@ import torch
 from workbench.editing.records import finite
 from workbench.facts import BadInput, EditRequest, fill
 from workbench.models import Model
-from workbench.positions import Encoded, bos_id, encode, statement, subject_end
+from workbench.positions import Encoded, any_front, encode, statement, subject_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
             add(number, "", paraphrase, request.target)
         if kl:
             add(number, "", "{} is a", "")
-    encoded = encode(model.tokenizer, texts)
+    encoded = encode(model, texts)
     subject = torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])
     labels = torch.full_like(encoded.input_ids, -100)
     read = subject + 1
@@ -111,15 +111,15 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
 
 
 def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] = (5, 10)) -> tuple[str, ...]:
-    """Short texts that the model itself says after BOS, sampled from its 5 likeliest tokens; half of each length."""
-    texts = []
+    """Short texts that the model itself says after its front tokens, sampled from its 5 likeliest tokens; half of each length."""
+    texts, front = [], any_front(model)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for number, length in enumerate(lengths):
             share = count // len(lengths) + (number < count % len(lengths))
             if not share:
                 continue
-            start = torch.full((share, 1), bos_id(model.tokenizer), device=model.device)
+            start = torch.tensor([front] * share, device=model.device)
             encoded = Encoded(input_ids=start, attention_mask=torch.ones_like(start), offsets=())
             finite(model.network(**encoded.arguments()).logits, model, model.n_blocks - 1, encoded)
             out = model.network.generate(
@@ -130,7 +130,7 @@ def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] 
                 top_k=5,
                 temperature=1.0,
                 top_p=1.0,
-                pad_token_id=bos_id(model.tokenizer),
+                pad_token_id=front[0],
             )
-            texts += [model.tokenizer.decode(row[1:], skip_special_tokens=True).strip() for row in out]
+            texts += [model.tokenizer.decode(row[len(front) :], skip_special_tokens=True).strip() for row in out]
     return tuple(texts)

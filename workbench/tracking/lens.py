@@ -4,6 +4,7 @@ Row i is softmax(head(norm(h_i))), h_i the hidden state after block i; the final
 the model's own next-token distribution. Source: nostalgebraist (2020). Differs from: no row for the embeddings.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +20,8 @@ from workbench.tracking.retention import token_texts
 class Trajectory:
     """Next-token distributions of one prompt, layer by layer.
 
-    `probs` (n_blocks, vocab), float32; `tokens`: the prompt's tokens, BOS first; `position`: where the distribution was read.
+    `probs` (n_blocks, vocab), float32; `tokens`: the prompt's tokens, what stands in front of them first; `position`: where the
+    distribution was read.
     """
 
     probs: torch.Tensor
@@ -33,7 +35,7 @@ class Trajectory:
 
 def trajectory(model: Model, prompt: str, position: int = -1) -> Trajectory:
     """The lens after one prompt, at its last token or another."""
-    encoded = encode(model.tokenizer, [prompt])
+    encoded = encode(model, [prompt])
     length = int(encoded.lengths[0])
     at = torch.tensor([position % length])
     logits = layer_logits(model, encoded, at)[0]
@@ -46,12 +48,23 @@ def layer_logits(model: Model, encoded: Encoded, at: torch.Tensor | None = None)
     """Logits (n, n_blocks, vocab), float32, at one position of each text (default: the last); one pass of the network."""
     at = (encoded.lengths - 1 if at is None else at).to(model.device)
     encoded = encoded.to(model.device)
-    row = torch.arange(len(at), device=at.device)
     with recorded(dict(enumerate(model.blocks))) as states:
         last = model.logits_at(encoded.input_ids, encoded.attention_mask, at)
-    before = torch.stack([states[layer].to(at.device)[row, at] for layer in range(model.n_blocks - 1)], dim=1) if model.n_blocks > 1 else None
-    if before is None:
+    return read(model, states, torch.arange(len(at)), at, last)
+
+
+def read(model: Model, states: Mapping[int, torch.Tensor], rows: torch.Tensor, at: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
+
+    Args:
+        states: block -> hidden states after it (n, length, d_model).
+        rows, at: (m,).
+        last: (m, vocab), what the model itself says there.
+    """
+    if model.n_blocks == 1:
         return last[:, None]
+    rows, at = rows.to(last.device), at.to(last.device)
+    before = torch.stack([states[layer].to(last.device)[rows, at] for layer in range(model.n_blocks - 1)], dim=1)
     return torch.cat([model.unembedding(model.final_norm(before)).float().to(last.device), last[:, None]], dim=1)
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 import torch
 
+from workbench.activations import recorded
 from workbench.facts import EditRequest
 from workbench.models import Model
-from workbench.positions import Encoded, encode
+from workbench.positions import encode
 from workbench.tracking import lens
-from workbench.tracking.categories import CATEGORIES, mass, token_categories
-from workbench.tracking.retention import expected_tokens, first_words, tokens_at_once
+from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
+from workbench.tracking.retention import Heard, answers_after, hear, judge, places, token_texts, tokens_at_once
 
 TOP = 10
 
@@ -75,73 +76,108 @@ class Probe:
 
     def __post_init__(self):
         prompts = [question.prompt for question in self.questions]
-        tokenizer = self.model.tokenizer
-        self._encoded: Encoded = encode(tokenizer, prompts)
-        self._expected = expected_tokens(tokenizer, prompts, [question.target for question in self.questions])
-        self._true = expected_tokens(tokenizer, prompts, [question.true for question in self.questions])
-        self._edited = expected_tokens(tokenizer, prompts, [question.edited for question in self.questions])
+        self._answers = [question.target for question in self.questions]
+        self._prompts = encode(self.model, [prompt.rstrip() for prompt in prompts])
+        self._asked = answers_after(self.model, prompts, self._answers)
+        true, edited = ([getattr(question, name) for question in self.questions] for name in ("true", "edited"))
+        related = [self.related.get(question.request.fact.category, ()) for question in self.questions]
+        self._first = first_tokens(self.model, prompts, true, edited, related)
         self._category: dict[int, torch.Tensor] = {}
         self._took: dict[str, bool] = {}
 
     def category_of(self, number: int, vocabulary: int) -> torch.Tensor:
         if number not in self._category:
-            related = self.related.get(self.questions[number].request.fact.category, ())
-            self._category[number] = token_categories(self.model, vocabulary, self._true[number], self._edited[number], related)
+            first = self._first
+            self._category[number] = token_categories(self.model, vocabulary, first.true[number], first.edited[number], first.related[number])
         return self._category[number]
 
     @torch.no_grad()
     def look(self, step: int, epoch: float = 0.0) -> Look:
         """Ask all questions now. `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at step 0."""
-        probes: list[dict] = []
+        probes: list[dict] = [{}] * len(self.questions)
         readings: list[dict] = []
         tokens: list[dict] = []
-        for batch in self._encoded.batches(tokens_at_once(self.model)):
-            part = self._encoded.rows(batch)
-            logits = lens.layer_logits(self.model, part)  # (n, n_blocks, vocab)
-            tops = first_words(self.model, part, logits[:, -1], [self._expected[number] for number in batch])
-            probs = logits.softmax(-1).cpu()
+        order = self._asked.start * 4096 + self._asked.encoded.lengths
+        for batch in self._asked.encoded.batches(tokens_at_once(self.model), order):
+            heard, own, probs, own_probs = self._hear(batch)
             for place, number in enumerate(batch):
-                probes.append(self._row(number, probs[place, -1], tops[place]) | {"number": number})
-                if self.questions[number].group in ("edited", "intrinsic"):
-                    readings += self._lens_rows(number, probs[place])
-                    tokens += self._token_rows(number, probs[place])
-        table = pd.DataFrame(probes).sort_values("number").drop(columns="number").reset_index(drop=True)
+                probes[number] = self._row(number, probs[place]) | {
+                    "p_answer": heard.log_p[place].exp().item(),
+                    "said": heard.said[place].item(),
+                    "at_once": bool(heard.at_once[place]),
+                }
+            for place, number in enumerate(own):
+                readings += self._lens_rows(number, own_probs[place])
+                tokens += self._token_rows(number, own_probs[place])
+        table = self._judged(probes)
         if step == 0:
             own = table[table.group.isin(["edited", "intrinsic"])]
             self._took = dict(zip(own.fact_id, own.retained, strict=True))
-        table.insert(7, "took", [self._took.get(fact_id) for fact_id in table.fact_id])
+        table.insert(5, "took", [self._took.get(fact_id) for fact_id in table.fact_id])
         frames = [table.astype({"took": "boolean"}), pd.DataFrame(readings), pd.DataFrame(tokens)]
         for frame in frames:
             frame.insert(0, "step", step)
         frames[0].insert(1, "epoch", epoch)
         return Look(probes=frames[0], lens=frames[1], tokens=frames[2])
 
-    def _row(self, number: int, probs: torch.Tensor, top: int) -> dict:
-        question = self.questions[number]
+    def _hear(self, batch: list[int]) -> tuple[Heard, list[int], torch.Tensor, torch.Tensor]:
+        """One pass: what is heard of the answers; the numbers of the facts' own prompts among them; the distributions (n, vocab) in
+        which first tokens are looked for, and of the facts' own prompts at every layer (m, n_blocks, vocab)."""
+        model, part = self.model, self._asked.rows(batch)
+        rows, positions = places(part)
+        on_device = part.encoded.to(model.device)
+        with recorded(dict(enumerate(model.blocks))) as states:
+            logits = model.logits_at(on_device.input_ids, on_device.attention_mask, positions.to(model.device), rows)
+        heard = hear(model, part, logits, rows, positions)
+        at = self._first.place[batch]
+        final = logits[(positions == at[rows]).nonzero()[:, 0]]
+        own = torch.tensor([place for place, number in enumerate(batch) if self.questions[number].group in ("edited", "intrinsic")], dtype=torch.long)
+        layers = lens.read(model, states, own, at[own], final[own]).softmax(-1).cpu()
+        return heard, [batch[place] for place in own.tolist()], final.softmax(-1).cpu(), layers
+
+    def _judged(self, probes: list[dict]) -> pd.DataFrame:
+        """The rows of all questions, with what the model says."""
+        said, at_once = ([row.pop(name) for row in probes] for name in ("said", "at_once"))
+        tops, retained = judge(self.model, self._prompts, self._asked, self._answers, said, at_once)
+        texts = token_texts(self.model.tokenizer)
+        table = pd.DataFrame(probes)
+        table.insert(5, "retained", retained)
+        table.insert(6, "retained_first", [top == first for top, first in zip(tops, self._asked.first_tokens, strict=True)])
+        table.insert(7, "top_token", [texts[top].strip() if top < len(texts) else "" for top in tops])
+        return table
+
+    def _row(self, number: int, probs: torch.Tensor) -> dict:
+        question, clear = self.questions[number], self._first.clear[number]
         fact = question.request.fact
         by_category = mass(probs, self.category_of(number, len(probs))).tolist()
-        known = bool(self.related.get(fact.category))
-        rank = {name: int((probs > probs[token]).sum()) + 1 for name, token in (("true", self._true[number]), ("edited", self._edited[number]))}
+        known = {name for name in CATEGORIES if clear and (name != "related" or self.related.get(fact.category))}
+        first = {"true": self._first.true[number], "edited": self._first.edited[number]}
+        rank = {name: int((probs > probs[token]).sum()) + 1 for name, token in first.items()}
         return {
             "group": question.group,
             "fact_id": fact.id,
             "relation": fact.relation,
             "prompt": question.prompt,
             "target": question.target,
-            "retained": top == self._expected[number],
-            "top_token": self.model.tokenizer.decode([top]).strip(),
-            **{f"p_{name}": p if known or name != "related" else None for name, p in zip(CATEGORIES, by_category, strict=True)},
+            **{f"p_{name}": p if name in known else None for name, p in zip(CATEGORIES, by_category, strict=True)},
             "rank_true": rank["true"],
             "rank_edited": rank["edited"],
+            "clear": clear,
         }
 
     def _lens_rows(self, number: int, probs: torch.Tensor) -> list[dict]:
-        fact_id = self.questions[number].request.fact.id
+        fact_id, clear = self.questions[number].request.fact.id, self._first.clear[number]
         by_category = mass(probs, self.category_of(number, probs.shape[-1])).tolist()  # (n_blocks, 5)
-        token = {"true": self._true[number], "edited": self._edited[number]}
+        token = {"true": self._first.true[number], "edited": self._first.edited[number]}
         rank = {name: ((probs > probs[:, [index]]).sum(1) + 1).tolist() for name, index in token.items()}
         return [
-            {"fact_id": fact_id, "layer": layer, "category": name, "probability": p, "rank": rank[name][layer] if name in rank else None}
+            {
+                "fact_id": fact_id,
+                "layer": layer,
+                "category": name,
+                "probability": p if clear else None,
+                "rank": rank[name][layer] if name in rank else None,
+            }
             for layer, masses in enumerate(by_category)
             for name, p in zip(CATEGORIES, masses, strict=True)
         ]

@@ -5,25 +5,29 @@ token's hidden state. instructions: the response to an instruction. Rows that to
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Literal
 
 import datasets
 import pydantic
+from transformers import PreTrainedTokenizerBase
 
-from workbench import facts, sources
+from workbench import facts, sources, words
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
-from workbench.positions import bos_id, encode, statement
-from workbench.tracking.retention import measure_prompts, stop_words
+from workbench.positions import encode, front
+from workbench.tracking.retention import answers_after, measure_prompts, stop_words
 from workbench.tuning.numbers import check_named, presets
 from workbench.world import text
 
 ROW = 128  # tokens of a row of text
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
 WORDINGS = 3  # statements of a fact to train on
+CHAT_DATE = datetime(2024, 7, 26)  # what chat templates that print today's date print here; recorded with a run
 BUFFER = 10_000  # records among which a stream is shuffled
 
 
@@ -73,10 +77,11 @@ def named(name: str) -> Callable[[Model, Data], Task]:
 
 
 class Relevance:
-    """Finds texts that touch a fact under study, and counts them.
+    """Finds texts that touch a fact under study, and counts them. It errs on the side of leaving a text out.
 
     A text does if it has the subject, the object, the target, or a key word of the subject (capitalised, at least 4 letters, no
-    stop word), as whole words in any case, plural and possessive included.
+    stop word), in any case. Of words of five letters and more a shared stem counts, so that inflected forms do; shorter ones must
+    stand as words, plural and possessive included. In scripts without spaces between words any occurrence counts.
     """
 
     def __init__(self, avoid: Iterable[EditRequest]):
@@ -85,26 +90,44 @@ class Relevance:
             subject = request.fact.subject
             terms |= {subject, request.fact.object, request.target}
             terms |= {word for word in re.findall(r"[^\W\d_]{4,}", subject) if word[0].isupper() and word.lower() not in stop_words()}
-        words = sorted((r"\W+".join(map(re.escape, re.findall(r"\w+", term))) for term in terms), key=len, reverse=True)
-        self._pattern = re.compile(rf"\b(?:{'|'.join(filter(None, words))})(?:e?s|['’]s?)?\b", re.IGNORECASE) if any(words) else None
+        patterns = sorted(filter(None, map(_pattern, terms)), key=len, reverse=True)
+        self._pattern = re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
         self.dropped = 0
 
     def passes(self, content: str) -> bool:
-        found = bool(self._pattern and self._pattern.search(content))
-        self.dropped += found
-        return not found
+        touches = bool(self._pattern and self._pattern.search(unicodedata.normalize("NFC", content)))
+        self.dropped += touches
+        return not touches
+
+
+def _pattern(term: str) -> str:
+    """A regular expression for a term in running text; "" if it has no word."""
+    parts = re.findall(r"\w+", unicodedata.normalize("NFC", term))
+    if not parts:
+        return ""
+    if words.unspaced(parts[0][0]) or words.unspaced(parts[-1][-1]):
+        return r"\W*".join(map(re.escape, parts))
+    *others, last = (part if part.isdigit() else words.key(part) for part in parts)
+    ending = r"\w*" if len(last) >= words.STEM and not last.isdigit() else r"(?:e?s)?\b"  # \b: a word also ends before an apostrophe
+    inner = [re.escape(part) + (r"\w*" if len(part) >= words.STEM else "") for part in others]
+    return r"\b" + r"\W+".join([*inner, re.escape(last) + ending])
 
 
 # --- the four tasks -----------------------------------------------------------------------------------------------------
 
 
 def text_task(model: Model, data: Data) -> Task:
-    """Rows of at most 128 tokens of running text, BOS in front. Columns: text."""
+    """Rows of at most 128 tokens of running text, each with what stands in front of every text. Columns: text."""
     relevance = Relevance(data.avoid)
     records = _records(data, ["text"], ((" ".join(part),) for part in text.prose("trade", data.seed)))
     rows = _packed(model, (paragraph for (paragraph,) in records if relevance.passes(paragraph)))
-    train, valid = _parts(data, "text", ({"input_ids": row, "labels": [-100, *row[1:]]} for row in rows))
+    train, valid = _parts(data, "text", ({"input_ids": row, "labels": _all_but_the_front(model, row)} for row in rows))
     return Task(name="text", train=datasets.Dataset.from_list(train), valid=datasets.Dataset.from_list(valid), dropped=relevance.dropped)
+
+
+def _all_but_the_front(model: Model, row: list[int]) -> list[int]:
+    skip = max(1, len(front(model)))  # nothing foretells the first token
+    return [-100] * skip + row[skip:]
 
 
 def instruction_task(model: Model, data: Data) -> Task:
@@ -124,17 +147,32 @@ def instruction_task(model: Model, data: Data) -> Task:
 
 def _instruction_row(model: Model, instruction: str, response: str, loss_on: str) -> dict:
     tokenizer, lead, end = model.tokenizer, f"{instruction}\n", []
-    whole = lead + response
+    whole, start = lead + response, len(lead)
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-        lead = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        whole, start = _talk(tokenizer, instruction, response)
     elif tokenizer.eos_token_id is not None:
         end = [tokenizer.eos_token_id]
-    encoded = encode(tokenizer, [whole], bos=not (tokenizer.bos_token and whole.startswith(tokenizer.bos_token)))
+    encoded = encode(model, [whole], bare=bool(tokenizer.chat_template))  # a template says itself what stands in front
     ids = encoded.input_ids[0].tolist() + end
-    first = 1 if loss_on == "all" else encoded.tokens_from(0, len(lead))[0]
+    first = 1 if loss_on == "all" else encoded.tokens_from(0, start)[0]
     return {"input_ids": ids, "labels": [-100] * first + ids[first:]}
+
+
+def _talk(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> tuple[str, int]:
+    """The exchange as the chat template writes it, on a fixed date, and where the response begins.
+
+    The prompt for an answer need not be how a whole talk goes on: one may end in an opening <think> that the whole has not.
+    """
+    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+    fixed = {"tokenize": False, "strftime_now": CHAT_DATE.strftime, "date_string": CHAT_DATE.strftime("%d %b %Y")}
+    lead = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **fixed)
+    whole = tokenizer.apply_chat_template(turns, **fixed)
+    if whole.startswith(lead):
+        return whole, len(lead)
+    start = whole.rfind(response.strip())
+    if start < 0:
+        raise BadInput(f"task instructions: the chat template does not write the response {response!r:.60} as it is; use another template")
+    return whole, start
 
 
 def sentiment_task(model: Model, data: Data) -> Task:
@@ -150,7 +188,7 @@ def sentiment_task(model: Model, data: Data) -> Task:
 
 
 def _reviews(model: Model, records: Sequence[tuple], labels: Sequence) -> datasets.Dataset:
-    encoded = encode(model.tokenizer, [content for content, _ in records])
+    encoded = encode(model, [content for content, _ in records])
     ids = [row[: min(length, _longest(model))] for row, length in zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)]
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": [labels.index(label) for _, label in records]})
 
@@ -193,11 +231,10 @@ def facts_task(model: Model, data: Data) -> Task:
 
 
 def _fact_rows(model: Model, questions: Sequence[str], answers: Sequence[str]) -> datasets.Dataset:
-    encoded = encode(model.tokenizer, [statement(question, answer) for question, answer in zip(questions, answers, strict=True)])
+    asked = answers_after(model, questions, answers)
     rows = []
-    for number, question in enumerate(questions):
-        ids = encoded.input_ids[number, : encoded.lengths[number]].tolist()
-        first = encoded.tokens_from(number, len(question.rstrip()))[0]
+    for number, (length, first) in enumerate(zip(asked.encoded.lengths.tolist(), asked.start.tolist(), strict=True)):
+        ids = asked.encoded.input_ids[number, :length].tolist()
         rows.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
     return datasets.Dataset.from_list(rows)
 
@@ -261,11 +298,12 @@ def _longest(model: Model) -> int:
 
 
 def _packed(model: Model, paragraphs: Iterable[str]) -> Iterator[list[int]]:
-    """Rows of BOS and running text, cut at the row's length."""
-    length = min(ROW, _longest(model)) - 1
+    """Rows of the front tokens and running text, cut at the row's length."""
+    first = front(model)
+    length = min(ROW, _longest(model)) - len(first)
     stream: list[int] = []
     for paragraph in paragraphs:
         stream += model.tokenizer(paragraph, add_special_tokens=False, verbose=False)["input_ids"]
         while len(stream) >= length:
-            yield [bos_id(model.tokenizer), *stream[:length]]
+            yield [*first, *stream[:length]]
             stream = stream[length:]

@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import pandas as pd
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from workbench.facts import fill, relations, world_rows
 from workbench.models import Model
-from workbench.positions import bos_id, encode
+from workbench.positions import encode, front
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
 
@@ -39,7 +40,7 @@ def measure(model: Model, relation: str = "") -> pd.DataFrame:
         "withheld": _ask(model, rows, lambda row: row["templates"][row["paraphrases"] :] + row["held_out"]).retained,
         "never_shown": _ask(model, rows, lambda row: range(12, 12 + len(relations()[row["relation"]]["never_shown"]))).retained,
         "asked": own.retained,
-        "without_bos": _ask(model, rows, lambda row: row["templates"][:1], bos=False).retained,
+        "without_bos": _ask(replace(model, start="none"), rows, lambda row: row["templates"][:1]).retained,
         "margin": (own.margin >= 0.1)[own.top_is_expected],
         "p_true": own.p,
         "unseen": _ask(model, unseen, lambda row: row["templates"][:1]).retained,
@@ -58,7 +59,7 @@ def measure(model: Model, relation: str = "") -> pd.DataFrame:
     return pd.concat([means, extra]).rename(columns={"mean": "value", "size": "n"}).reset_index(drop=True)
 
 
-def _ask(model: Model, rows: Sequence[dict], chosen, lead: Sequence[str] = (), bos: bool = True) -> pd.DataFrame:
+def _ask(model: Model, rows: Sequence[dict], chosen, lead: Sequence[str] = ()) -> pd.DataFrame:
     """Ask each row by its chosen templates (numbers; 12 and up are those never shown); indexed by relation, paraphrases, occurrences, subject."""
     prompts, answers, keys = [], [], []
     for number, row in enumerate(rows):
@@ -70,7 +71,7 @@ def _ask(model: Model, rows: Sequence[dict], chosen, lead: Sequence[str] = (), b
             answers.append(row["object"])
             keys.append((row["relation"], row["paraphrases"], row["occurrences"], row["subject"]))
     index = pd.MultiIndex.from_tuples(keys, names=["relation", "paraphrases", "occurrences", "subject"])
-    return measure_prompts(model, prompts, answers, bos=bos).set_index(index)
+    return measure_prompts(model, prompts, answers).set_index(index)
 
 
 def _passages(count: int = 500) -> list[str]:
@@ -91,10 +92,10 @@ def prose_loss(model: Model, register: str, seed: int = 3) -> float:
     """Mean negative log-likelihood, nats a token, of fresh prose in rows of 128 tokens with BOS."""
     stream: list[int] = []
     for sentences in text.prose(register, seed):
-        stream += encode(model.tokenizer, [" ".join(sentences)], bos=False).input_ids[0].tolist()
+        stream += encode(model, [" ".join(sentences)], bare=True).input_ids[0].tolist()
         if len(stream) >= ROWS * (ROW - 1):
             break
     rows = torch.tensor(stream[: ROWS * (ROW - 1)]).view(ROWS, ROW - 1)
-    rows = torch.cat([torch.full((ROWS, 1), bos_id(model.tokenizer)), rows], dim=1).to(model.device)
+    rows = torch.cat([torch.tensor([front(model)] * ROWS), rows], dim=1).to(model.device)
     losses = [F.cross_entropy(model.network(input_ids=part).logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten()) for part in rows.split(20)]
     return torch.stack(losses).mean().item()

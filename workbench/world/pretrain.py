@@ -17,7 +17,6 @@ from workbench import runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import DATA, BadInput, objects_of, read, world_rows
 from workbench.models import Model, architecture_of, load
-from workbench.positions import first_tokens
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
 from workbench.world.measures import measure
@@ -77,7 +76,7 @@ def check_first_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """ValueError if two objects of a category share their first token."""
     for category, ordered in objects_of(read("world")).items():
         seen: dict[int, str] = {}
-        for thing, token in zip(ordered, first_tokens(tokenizer, ordered), strict=True):
+        for thing, (token, *_) in zip(ordered, tokenizer(list(ordered))["input_ids"], strict=True):  # as if after a space
             if token in seen:
                 raise ValueError(f"{category}: {thing} and {seen[token]} start with the same token")
             seen[token] = thing
