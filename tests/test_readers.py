@@ -1,12 +1,15 @@
 """A facts file reads as it was written, or one line says where it does not and what to do."""
 
 import json
+import re
 import unicodedata
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests import fuzz_facts
 from tests.layouts import (
     FILLED,
     LAYOUTS,
@@ -20,7 +23,7 @@ from tests.layouts import (
     written,
     zsre,
 )
-from workbench import facts
+from workbench import facts, readers
 from workbench.facts import BadInput, EditRequest
 from workbench.readers import template
 
@@ -390,6 +393,13 @@ def test_two_unicode_forms_of_a_name_are_told_so(tmp_path, layout, forms):
     assert "Unicode form" in complaint(as_json(tmp_path, layout(), mixed), "record 2")
 
 
+@pytest.mark.parametrize("layout", FILLED)
+def test_a_subject_that_is_empty_is_said_to_be_so(tmp_path, layout):
+    record = layout(subject="", prompt="Brewed{}in")
+    line = complaint(as_json(tmp_path, layout(), record), "record 2")
+    assert "the subject is empty" in line
+
+
 @pytest.mark.parametrize("prompt", ["A barrel of a{}b is in", "A barrel of {} is in"])
 def test_braces_of_the_subject_are_no_place_for_it(tmp_path, prompt):
     request = only(as_json(tmp_path, own("a{}b", prompt, paraphrases=prompt, held_out=prompt)))
@@ -453,3 +463,59 @@ def test_records_of_a_hub_dataset_are_read_as_those_of_a_file(monkeypatch):
     assert requests[0].paraphrases == ("In a song {} is",)
     assert ["someone/facts, record 2: " in problems[0], "record 3: " in problems[1]] == [True, True]
     assert all("'object' must be a text" in problem for problem in problems)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def assert_nothing_is_read_wrong(count: int) -> None:
+    outcomes, wrong = fuzz_facts.fuzz(count, seed=0)
+    assert wrong == []
+    totals = sum(outcomes.values(), Counter())
+    assert sum(totals.values()) == count
+    assert all(totals[name] > count / 10 for name in ("all read", "some read", "file refused"))
+
+
+def test_damaged_files_are_refused_or_read_as_they_stand():
+    assert_nothing_is_read_wrong(1_500)
+
+
+@pytest.mark.slow
+def test_many_damaged_files_are_refused_or_read_as_they_stand():
+    assert_nothing_is_read_wrong(40_000)
+
+
+def _last_mention(text: str, subject: str) -> str:
+    start = text.rfind(subject)
+    return f"{text[:start]}{{}}{text[start + len(subject) :]}"
+
+
+def _loosely_paired(record: dict, prompts: str, answers: str) -> list:
+    return list(zip(record.get(prompts) or [], record.get(answers) or [], strict=False))
+
+
+def _loose_row(header: list[str], row: list[str]) -> dict:
+    return dict(zip(header, row, strict=False))
+
+
+LOOSE = {
+    "cells": (readers, "_csv_record", _loose_row),
+    "keys and constants": (readers, "_json_value", json.JSONDecoder().raw_decode),
+    "lists": (readers, "_paired", _loosely_paired),
+    "words": (readers, "template", _last_mention),
+    "characters": (readers, "_NO_TEXT", re.compile("(?!)")),
+    "texts": (readers, "_text", lambda value, name: str(value).strip()),
+    "line breaks": (readers, "_one_line_name", lambda text, name: text),
+    "long numbers": (readers, "LONGEST_NUMBER", 10**9),
+    "unknown fields": (readers, "warn_of_ignored", lambda source, read: None),
+    "counting": (facts, "enumerate", lambda members, start: enumerate(members)),
+    "messages": (facts, "one_line", str),
+}
+
+
+@pytest.mark.parametrize("rule", LOOSE)
+def test_a_reader_without_one_of_its_rules_is_caught(monkeypatch, rule):
+    module, name, replacement = LOOSE[rule]
+    monkeypatch.setattr(module, name, replacement, raising=False)
+    _, wrong = fuzz_facts.fuzz(400, seed=1)
+    assert wrong
