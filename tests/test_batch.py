@@ -178,7 +178,7 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     path.write_text(own_facts.read_text() + '\n{"subject": "x", "prompt": "{} is"}')
     assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(tmp_path / "known.csv")]) == 0
     captured = capsys.readouterr()
-    assert "record 4" in captured.err
+    assert "record 5" in captured.err
     assert "of 4 facts known" in captured.out
     assert len((tmp_path / "known.csv").read_text().splitlines()) == 5
 
