@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from workbench import batch, runs
+from workbench import batch, inert, pages, runs
 from workbench.facts import BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES
@@ -38,8 +38,8 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
     told = _told(folder, out)
     varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
-    table.to_csv(out / "retention.csv", index=False)
-    differences.to_csv(out / "differences.csv", index=False)
+    inert.write_csv(table, out / "retention.csv")
+    inert.write_csv(differences, out / "differences.csv")
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
     page.write_text(_page(folder, told, table, differences, images), encoding="utf-8")
@@ -148,4 +148,4 @@ def _page(folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd
         differences.to_html(index=False, float_format=number, border=0) if len(differences) else "<p>None: no two runs share facts.</p>",
         *(f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>' for image, said in images),
     ]
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Retention</title><style>{style}</style>{"".join(parts)}</html>'
+    return pages.page("Retention", style, "".join(parts))
