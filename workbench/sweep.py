@@ -21,7 +21,7 @@ import pydantic
 import yaml
 from tqdm.auto import tqdm
 
-from workbench import batch, runs, spec
+from workbench import batch, inert, runs, spec
 from workbench.facts import BadInput, Record
 
 WAIT = 15  # seconds for a scheduler to answer
@@ -237,7 +237,8 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
                 told = batch.failure_of(futures[future].folder)[1]
                 if not told.exists():
                     told.write_text(problem + "\n", encoding="utf-8")
-                tqdm.write(f"failed: {futures[future].folder.name}: {problem}", file=sys.stderr)
+                text = f"failed: {futures[future].folder.name}: {problem}"
+                tqdm.write(inert.printable(text), file=sys.stderr)
             bar.update()
             running = min(len(client.scheduler_info(n_workers=-1)["workers"]), len(todo) - bar.n)
             bar.set_postfix_str(f"{running} running" + (f", {failed} failed" if failed else ""))
