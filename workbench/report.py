@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from workbench import batch, runs
+from workbench import batch, inert, pages, runs
 from workbench.facts import BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES
@@ -41,8 +41,8 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
         print(f"left out: {problem}", file=sys.stderr)
     varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
-    table.to_csv(out / "retention.csv", index=False)
-    differences.to_csv(out / "differences.csv", index=False)
+    inert.write_csv(table, out / "retention.csv")
+    inert.write_csv(differences, out / "differences.csv")
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
     page.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
@@ -167,4 +167,4 @@ def _page(
         *(["<h2>Left out</h2>"] if problems else []),
         *(f"<p>{html.escape(problem)}</p>" for problem in problems),
     ]
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Retention</title><style>{style}</style>{"".join(parts)}</html>'
+    return pages.page("Retention", style, "".join(parts))
