@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench import files
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -24,7 +26,8 @@ def write_csv(table: "pd.DataFrame", path: str | Path, float_format: str | None 
     text = safe.to_csv(index=False, float_format=float_format, lineterminator="\n")
     if "\r" in text:  # bare it begins a row; Python 3.12 quotes it only where lines end with it
         text = safe.to_csv(index=False, float_format=float_format, lineterminator="\r\n")
-    Path(path).write_text(text, encoding="utf-8", newline="")
+    with files.written(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _as_text(cell):

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from workbench import batch, inert, pages, runs
+from workbench import batch, files, inert, pages, runs
 from workbench.facts import BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES
@@ -45,7 +45,8 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
     inert.write_csv(differences, out / "differences.csv")
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
-    page.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
+    with files.written(page) as partial:
+        partial.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
     return page
 
 
