@@ -95,8 +95,9 @@ def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
         if writer:
             writer.close()
     if not parts:
-        first = f"; the first: {problems[0]}" if problems else ""
-        raise BadInput(f"{folder}: holds no run of an experiment of its own that can be read{first}")
+        if problems:  # which name the folder
+            raise BadInput(f"no run can be read; the first: {problems[0]}")
+        raise BadInput(f"{folder}: holds no run of an experiment of its own")
     partial.replace(out / "probes.parquet")
     told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
     fields = pd.DataFrame(specs).fillna("none")
