@@ -118,7 +118,7 @@ def test_words_of_the_runs_are_no_markup_and_no_formula(tmp_path, loads):
 
 def test_words_of_a_figure_are_no_markup(loads):
     table = pd.DataFrame({"run": ["a"], "seed": [0], "fact_id": ["b"]})
-    text = report._page(report.Path("runs"), table, table, table, [("AAAA", f'"{EVIL}')])
+    text = report._page(report.Path("runs"), table, table, table, [("AAAA", f'"{EVIL}')], [EVIL])
     assert loads(text) == []
     assert 'src="data:image/png;base64,AAAA"' in text
 

@@ -418,7 +418,9 @@ def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configurati
         with pytest.raises(BadInput) as error:  # this process does not have them yet
             sweep.sweep(grid, tmp_path / "out", scheduler=address)
         assert "distributed.comm.tls" in one_line(error)
-        with dask.config.set(told):
+        client = {f"client.{kind}": path for kind, path in parts["client"].items()}
+        mine = {"ca-file": str(tmp_path / "ca_file.pem"), **client}
+        with dask.config.set({f"distributed.comm.tls.{name}": path for name, path in mine.items()}):
             assert sweep.sweep(grid, tmp_path / "out", scheduler=address) == []
     assert "not encrypted" not in capsys.readouterr().err
     assert len(runs.listed(tmp_path / "out")) == 1
