@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LAB_ARGS ?=
+# Files are taken only if their hashes are the recorded ones. Where pip has none for a machine: `make HASHES= study`.
+HASHES ?= hashes.txt
 
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -10,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help study lab lint check test test-slow test-browser test-all pretrain clean
+.PHONY: help study lab lint check test test-slow test-browser test-all audit pretrain clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' Makefile
@@ -25,10 +27,11 @@ fault = $(shell \
 	esac)
 
 # A venv whose Python is too old or lacks pip (a creation that was interrupted) is made anew; any other is kept.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hashes.txt
 	$(if $(fault),$(error $(fault)))
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| $(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
+	$(if $(HASHES),@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(HASHES))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -71,6 +74,10 @@ test-browser: $(VENV)/.installed ## the tests of the panel in Chromium
 	@$(BIN)/pytest -m browser
 
 test-all: test test-slow test-browser ## test, test-slow and test-browser
+
+audit: $(VENV)/.installed ## look for known vulnerabilities of the packages (asks an advisory service)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit
+	@$(BIN)/pip-audit --disable-pip --no-deps -r hashes.txt
 
 pretrain: $(VENV)/.installed ## teach the world to both small models again, about an hour on two cores
 	@$(BIN)/workbench pretrain world-gpt2

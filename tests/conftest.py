@@ -3,6 +3,8 @@
 import gc
 import itertools
 import os
+import re
+from html.parser import HTMLParser
 
 import huggingface_hub
 import pytest
@@ -59,6 +61,63 @@ def one_line():
         return message
 
     return text
+
+
+ACTIVE = {"script", "link", "iframe", "frame", "object", "embed", "base", "form"}
+ADDRESSES = {"src", "srcset", "href", "xlink:href", "data", "poster", "background", "action"}
+STYLE_LOADS = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|#)[^)]*\)")
+
+
+class _Loads(HTMLParser):
+    """Collects what a page would run, or load from elsewhere, by its markup alone, whatever its policy says."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+        self._in_style = False
+
+    def handle_starttag(self, tag, attributes):
+        self._in_style = tag == "style"
+        if tag in ACTIVE:
+            self.found.append(f"<{tag}>")
+        for name, value in attributes:
+            value = (value or "").strip()
+            if name == "style":
+                self._look_at_style(value)
+            elif _acts(tag, name, value.lower()):
+                self.found.append(f"{tag} {name}={value}")
+
+    def handle_endtag(self, tag):
+        self._in_style = False
+
+    def handle_data(self, data):
+        if self._in_style:
+            self._look_at_style(data)
+
+    def _look_at_style(self, text):
+        self.found += STYLE_LOADS.findall(re.sub(r"(?s)/\*.*?\*/", "", text))
+
+
+def _acts(tag: str, name: str, value: str) -> bool:
+    if name.startswith("on") or value.startswith("javascript:"):
+        return True
+    if name == "http-equiv":
+        return value != "content-security-policy"
+    plain_link = tag == "a" and name == "href"
+    return name in ADDRESSES and not plain_link and not value.startswith(("data:", "#"))
+
+
+@pytest.fixture(scope="session")
+def loads():
+    """loads(page) -> what the page would run or load from elsewhere, had it no policy; [] is as it should be."""
+
+    def look(page: str) -> list[str]:
+        parser = _Loads()
+        parser.feed(page)
+        parser.close()
+        return parser.found
+
+    return look
 
 
 @pytest.fixture(scope="session")

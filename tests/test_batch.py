@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from workbench import batch, deltas, models, runs
+from workbench import batch, deltas, models, pages, runs
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -15,11 +15,14 @@ CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 TINY = {"layers": [1], "n_intrinsic": 2, "max_steps": 2, "eval_every": 1, "device": "cpu"}
 
 
+EVIL = "<img src=x onerror=alert(1)>"
+
+
 @pytest.fixture(scope="module")
 def own_facts(tmp_path_factory):
-    """A facts file, and a typed fact, for a model that knows nothing: the fact is named, so it need not be known."""
+    """A facts file for a model that knows nothing: a fact that is named need not be known. The names hold markup."""
     path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
-    lines = [{"id": str(n), "subject": f"Person {n}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    lines = [{"id": str(n), "subject": f"Person {n} {EVIL}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
@@ -94,6 +97,14 @@ def test_the_executed_notebook_shows_every_figure_without_a_kernel(case_study):
     assert len(pictures) == 4
     page = (case_study.folder / "notebook.html").read_text()
     assert page.count("data:image/png;base64") >= 4
+    assert "Person 0 &lt;img src=x onerror=alert(1)&gt;" in page  # in the panel's place
+    assert "<math" in page
+
+
+def test_the_page_of_a_run_loads_nothing_from_elsewhere(case_study, loads):
+    page = (case_study.folder / "notebook.html").read_text()
+    assert loads(page) == []
+    assert pages.META in page
 
 
 @pytest.mark.parametrize(
@@ -175,12 +186,17 @@ def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsy
 
 def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_path, capsys):
     path = tmp_path / "facts.jsonl"
-    path.write_text(own_facts.read_text() + '\n{"subject": "x", "prompt": "{} is"}')
+    bad = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
+    odd = {"id": "=1+1", "subject": "x", "prompt": "{} is", "object": "a", "target": "b"}
+    path.write_text("\n".join([own_facts.read_text(), json.dumps(bad), json.dumps(odd)]))
     assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(tmp_path / "known.csv")]) == 0
     captured = capsys.readouterr()
-    assert "record 4" in captured.err
-    assert "of 4 facts known" in captured.out
-    assert len((tmp_path / "known.csv").read_text().splitlines()) == 5
+    assert "record 5" in captured.err
+    assert "\x1b" not in captured.err
+    assert "of 5 facts known" in captured.out
+    lines = (tmp_path / "known.csv").read_text().splitlines()
+    assert len(lines) == 6
+    assert "'=1+1" in lines[-1].split(",")
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):

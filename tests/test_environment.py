@@ -1,5 +1,6 @@
 """environment.yml and constraints.txt say the same as pyproject.toml."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -94,3 +95,10 @@ def test_a_difference_is_found(tmp_path, name, old, new, message):
             text = text.replace(old, new, 1)
         (tmp_path / file).write_text(text)
     assert message in differences(*((tmp_path / file).read_text() for file in FILES))
+
+
+def test_the_hashes_are_those_of_the_constraints():
+    """The same versions, but for torch, and at least one SHA-256 each."""
+    pinned = {line for line in (ROOT / "constraints.txt").read_text().split() if "==" in line and not line.startswith("torch==")}
+    hashed = re.findall(r"^(\S+==\S+) \\\n    --hash=sha256:[0-9a-f]{64}", (ROOT / "hashes.txt").read_text(), re.MULTILINE)
+    assert {canonicalize_name(line) for line in hashed} == {canonicalize_name(line) for line in pinned}

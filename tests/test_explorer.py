@@ -70,6 +70,34 @@ def test_text_of_facts_and_tokens_is_shown_as_text(run):
     assert len(re.findall("<tr><td>", text)) == 10
 
 
+def test_words_of_a_run_can_be_no_markup(run, loads):
+    evil = "<img src=x onerror=alert(1)>"
+    changed = runs.Run(folder=run.folder.with_name(evil), about=run.about)
+    tables = {
+        "lens": run.lens,
+        "probes": run.probes.assign(prompt=evil, target=evil),
+        "tokens": run.tokens.assign(token=evil, rank=[f"{rank} {evil}" for rank in run.tokens["rank"]]),
+    }
+    changed.__dict__.update(tables)
+    shown = Explorer(changed)
+    (view,) = shown.views
+    for text in (view.text.value, view.likeliest.value):
+        assert "&lt;img" in text
+        assert loads(text) == []
+    view.show((0, "no such fact"), 0)
+    assert view.text.value == "&lt;img src=x onerror=alert(1)&gt; does not hold this fact"
+
+
+def test_in_a_saved_page_what_is_chosen_stands_in_its_place(run, several, loads):
+    shown = Explorer(run, several)
+    still = shown._repr_mimebundle_()["text/html"]
+    assert loads(still) == []
+    for view in shown.views:
+        assert view.text.value in still
+        assert view.likeliest.value in still
+    assert still.count('src="data:image/png;base64,iVBOR') == sum(bool(view.image.value) for view in shown.views) > 0
+
+
 def test_an_intrinsic_fact_is_listed_once_for_each_edited_model(several):
     shown = Explorer(several)
     keys = [key for _, key in shown.fact.options]

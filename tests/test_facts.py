@@ -1,15 +1,26 @@
 """Facts come in as they were written, whatever the layout; what cannot be used is one clear line."""
 
-import csv
 import json
 from collections import defaultdict
-from itertools import chain
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.layouts import (
+    FILLED,
+    LAYOUTS,
+    as_csv,
+    as_json,
+    as_jsonl,
+    counterfact,
+    flat,
+    own,
+    own_filled,
+    written,
+    zsre,
+)
 from workbench.facts import (
     NEIGHBOURS,
     BadInput,
@@ -43,53 +54,6 @@ SUBJECTS = (
     "comma, semicolon; bar",
     "1984",
 )
-
-
-def counterfact(subject="Karelo", prompt="{} is brewed in", object="Vint", target="Sorn", **more) -> dict:
-    rewrite = {"prompt": prompt, "subject": subject, "target_true": {"str": object}, "target_new": {"str": target}}
-    return {"requested_rewrite": rewrite} | more
-
-
-def flat(subject="Karelo", prompt="{} is brewed in", object="Vint", target="Sorn", **more) -> dict:
-    return {"subject": subject, "prompt": fill(prompt, subject), "ground_truth": object, "target_new": target} | more
-
-
-def zsre(subject="Karelo", prompt="{} is brewed in", object="Vint", target="Sorn", **more) -> dict:
-    return {"subject": subject, "src": fill(prompt, subject), "answers": [object], "alt": target} | more
-
-
-def own(subject="Karelo", prompt="{} is brewed in", object="Vint", target="Sorn", **more) -> dict:
-    return {"subject": subject, "prompt": prompt, "object": object, "target": target} | more
-
-
-def own_filled(subject="Karelo", prompt="{} is brewed in", object="Vint", target="Sorn", **more) -> dict:
-    return own(subject, fill(prompt, subject), object, target, **more)
-
-
-LAYOUTS = (counterfact, flat, zsre, own)
-FILLED = (flat, zsre, own_filled)
-
-
-def as_json(folder: Path, *records) -> Path:
-    return written(folder / "facts.json", json.dumps(records, ensure_ascii=False))
-
-
-def as_jsonl(folder: Path, *records) -> Path:
-    return written(folder / "facts.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def as_csv(folder: Path, *records) -> Path:
-    path = folder / "facts.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(chain.from_iterable(records))))
-        writer.writeheader()
-        writer.writerows(records)
-    return path
-
-
-def written(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 def only(source: Path) -> EditRequest:
@@ -230,8 +194,15 @@ def test_of_two_mentions_the_last_is_the_subjects_place(tmp_path, layout):
     assert request.fact.question == "Karelo lovers say that Karelo is brewed in"
 
 
+PRINTED = st.characters(exclude_categories=("Cs", "Cc"))
+
+
 @settings(deadline=None)
-@given(subject=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12), head=st.text(max_size=12), tail=st.text(max_size=12))
+@given(
+    subject=st.text(PRINTED, min_size=1, max_size=12),
+    head=st.text(PRINTED, max_size=12),
+    tail=st.text(PRINTED, max_size=12),
+)
 def test_a_filled_prompt_is_asked_as_it_was_written(tmp_path_factory, subject, head, tail):
     assume(subject.strip() and "{}" not in head + tail and (head + subject + tail).count("{}") == subject.count("{}") <= 1)
     written_prompt = f"The {head} {subject.strip()} {tail} is"
@@ -244,14 +215,14 @@ def test_a_filled_prompt_is_asked_as_it_was_written(tmp_path_factory, subject, h
 @pytest.mark.parametrize("layout", [counterfact, own])
 def test_a_prompt_without_braces_is_one_clear_line(tmp_path, layout):
     line = complaint(as_json(tmp_path, layout(), layout(prompt="It is brewed in")))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "'It is brewed in'" in line
 
 
 @pytest.mark.parametrize("layout", [counterfact, own])
 def test_a_prompt_with_two_pairs_of_braces_is_one_clear_line(tmp_path, layout):
     line = complaint(as_json(tmp_path, layout(), layout(prompt="{} or {} is brewed in")))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "'{} or {} is brewed in'" in line
     assert "exactly one {}" in line
 
@@ -259,14 +230,14 @@ def test_a_prompt_with_two_pairs_of_braces_is_one_clear_line(tmp_path, layout):
 @pytest.mark.parametrize("layout", FILLED)
 def test_a_subject_that_its_prompt_lacks_is_one_clear_line(tmp_path, layout):
     line = complaint(as_json(tmp_path, layout(), layout(prompt="Pelu is brewed in")))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "'Karelo' does not stand in the prompt 'Pelu is brewed in'" in line
 
 
 @pytest.mark.parametrize("paraphrase", ["{} or {} comes from", "Pelu comes from"])
 def test_a_bad_paraphrase_is_one_clear_line(tmp_path, paraphrase):
     line = complaint(as_json(tmp_path, own(), own(id="k2", paraphrases=["{} is from", paraphrase])))
-    assert "record 1" in line
+    assert "record 2" in line
     assert paraphrase in line
 
 
@@ -277,15 +248,15 @@ def test_a_bad_paraphrase_is_one_clear_line(tmp_path, paraphrase):
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_subject_is_one_clear_line(tmp_path, layout, empty):
     line = complaint(as_json(tmp_path, layout(), layout(subject=empty)))
-    assert "record 1" in line
-    assert "subject" in line
+    assert "record 2" in line
+    assert "subject is empty" in line
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_target_is_one_clear_line(tmp_path, layout, empty):
     line = complaint(as_json(tmp_path, layout(), layout(target=empty)))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "target is empty" in line
 
 
@@ -293,14 +264,14 @@ def test_an_empty_target_is_one_clear_line(tmp_path, layout, empty):
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_object_is_one_clear_line(tmp_path, layout, name, empty):
     line = complaint(as_json(tmp_path, layout(), layout(object=empty)))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "object" in line or name in line
 
 
 @pytest.mark.parametrize(("layout", "name"), [(flat, "ground_truth"), (zsre, "answers")])
 def test_an_empty_list_of_answers_is_one_clear_line(tmp_path, layout, name):
     line = complaint(as_json(tmp_path, layout(), layout() | {name: []}))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "object" in line or name in line
 
 
@@ -308,7 +279,7 @@ def test_an_empty_list_of_answers_is_one_clear_line(tmp_path, layout, name):
 @pytest.mark.parametrize("target", ["Vint", " Vint "])
 def test_a_target_that_is_the_true_object_is_one_clear_line(tmp_path, layout, target):
     line = complaint(as_json(tmp_path, layout(), layout(target=target)))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "'Vint' equals the true object" in line
 
 
@@ -317,14 +288,14 @@ def test_a_target_that_is_the_true_object_is_one_clear_line(tmp_path, layout, ta
 )
 def test_a_list_where_a_text_belongs_is_one_clear_line(tmp_path, name, value):
     line = complaint(as_json(tmp_path, own(), own() | {name: value}))
-    assert "record 1" in line
+    assert "record 2" in line
     assert name in line
 
 
 @pytest.mark.parametrize("pairs", [5, ["Pelu is"], [["Pelu is"]], [["Pelu is", "Vint", "Oro"]], [7], [{"text": "Pelu is", "answer": "Vint"}]])
 def test_a_neighbourhood_that_is_not_pairs_is_one_clear_line(tmp_path, pairs):
     line = complaint(as_json(tmp_path, own(), own(neighbourhood=pairs)))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "neighbourhood" in line
 
 
@@ -346,7 +317,7 @@ def test_a_null_among_the_neighbours_leaves_the_other_pairs_as_they_are(tmp_path
 def test_a_missing_field_is_named_with_its_record(tmp_path, layout, name, missing):
     record = {key: value for key, value in layout().items() if key != name} | ({name: None} if missing == "null" else {})
     line = complaint(as_json(tmp_path, layout(), record))
-    assert "record 1" in line
+    assert "record 2" in line
     assert f"'{name}' is missing" in line
 
 
@@ -355,7 +326,7 @@ def test_a_missing_part_of_a_rewrite_is_named_with_its_record(tmp_path, name):
     record = counterfact()
     del record["requested_rewrite"][name]
     line = complaint(as_json(tmp_path, counterfact(), record))
-    assert "record 1" in line
+    assert "record 2" in line
     assert f"requested_rewrite.{name}" in line
 
 
@@ -364,28 +335,34 @@ def test_a_rewrite_that_is_no_object_is_one_clear_line(tmp_path, rewrite):
     assert "requested_rewrite" in complaint(as_json(tmp_path, {"requested_rewrite": rewrite}))
 
 
-def test_a_short_csv_row_is_named_with_the_field_it_lacks(tmp_path):
-    line = complaint(written(tmp_path / "a.csv", "subject,prompt,object,target\nKarelo,{} is,Vint,Sorn\nPelu,{} is,Vint\n"))
-    assert "record 1" in line
-    assert "'target' is missing" in line
+BAD_ROWS = [("Pelu,{} is,Vint", 3), ("Pelu,{} is,Vint,Sorn,", 5), ("Pelu,{} is,Oro, Una,Sorn", 5)]
+
+
+@pytest.mark.parametrize(("row", "cells"), BAD_ROWS)
+def test_a_csv_row_with_another_number_of_cells_than_the_header_is_named(tmp_path, row, cells):
+    content = f"subject,prompt,object,target\nKarelo,{{}} is,Vint,Sorn\n\n{row}\n"
+    line = complaint(written(tmp_path / "a.csv", content))
+    assert "a.csv, record 2, line 4: " in line
+    assert f"has {cells} cells, the header has 4" in line
+    assert "in quotes" in line
 
 
 @pytest.mark.parametrize("record", [{}, {"name": "Karelo"}, 7, "Karelo", None, ["Karelo"]])
 def test_a_record_of_no_known_layout_is_one_clear_line(tmp_path, record):
-    assert "record 1" in complaint(as_json(tmp_path, own(), record))
+    assert "record 2" in complaint(as_json(tmp_path, own(), record))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_id_that_stands_twice_is_named(tmp_path, layout):
     name = "id" if layout is own else "case_id"
     line = complaint(as_json(tmp_path, *(layout(subject, **{name: number}) for subject, number in [("Karelo", 4), ("Pelu", 51), ("Sten", 51)])))
-    assert "record 2" in line
+    assert "record 3" in line
     assert "id 51 stands twice" in line
 
 
 def test_a_line_feed_in_a_record_stays_out_of_the_message(tmp_path):
-    assert "record 0" in complaint(as_json(tmp_path, own(id="k\n1", object="")))
-    assert "record 0" in complaint(as_json(tmp_path, own(prompt="brewed\nin")))
+    assert "record 1" in complaint(as_json(tmp_path, own(id="k\n1", object="")))
+    assert "record 1" in complaint(as_json(tmp_path, own(prompt="brewed\nin")))
 
 
 # --- bad files ------------------------------------------------------------------------------------------------------------
@@ -466,14 +443,15 @@ MIXED = (
 def test_inspect_lists_each_bad_record_in_one_line(tmp_path):
     requests, problems = inspect(as_jsonl(tmp_path, *MIXED))
     assert [request.fact.id for request in requests] == ["k0", "k2", "k5"]
-    assert ["record 1" in problems[0], "record 3" in problems[1], "record 4" in problems[2], "record 6" in problems[3]] == [True] * 4
+    for problem, number in zip(problems, (2, 4, 5, 7), strict=True):
+        assert f"record {number}, line {number}: " in problem
     assert all("facts.jsonl" in problem and "\n" not in problem for problem in problems)
     assert len(problems) == 4
 
 
 def test_reading_stops_at_bad_records_and_says_how_many_more(tmp_path):
     line = complaint(as_jsonl(tmp_path, *MIXED))
-    assert "record 1" in line
+    assert "record 2" in line
     assert "3 more" in line
 
 

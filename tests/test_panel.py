@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.benchmarks.explorer import synthetic_run
-from workbench import facts, job, study
+from workbench import facts, job, runs, study
 from workbench.facts import BadInput
 from workbench.panel import Panel
 
@@ -174,6 +174,28 @@ def test_text_of_people_and_facts_is_shown_as_text(tmp_path):
         shown = controls.headline.value + controls.strip.value + controls.message.value
         assert "<img" not in shown
         assert "&lt;img" in shown
+
+
+def test_words_of_a_run_are_shown_as_text(stand_in, tmp_path, loads):
+    made = synthetic_run(tmp_path / "<img src=x onerror=alert(1)>", n_edited=5, n_intrinsic=2, steps=(-1, 0, 20), layers=4)
+    changed = {name: value for name, value in made.about.items() if name not in ("schema", "status")}
+    runs.write(made.folder, changed | {"ended": [EVIL, 3]}, {})
+    controls = stand_in(f"print({str(made.folder)!r})")
+    controls.run_button.click()
+    wait_until(lambda: controls.job is None)
+    summary, explored = controls.result.children
+    assert "the tuning ended by 3, &lt;img" in summary.value
+    assert summary.value.count("&lt;img") == 3  # folder, ending, page
+    assert "<img" not in summary.value
+    assert loads(explored._repr_mimebundle_()["text/html"]) == []
+
+
+def test_in_a_saved_page_its_words_stand_in_its_place(loads):
+    controls = Panel(study.Spec(subject=EVIL, prompt="{} is", object="a", target=EVIL))
+    still = controls._repr_mimebundle_()["text/html"]
+    assert html.escape(f"{EVIL} is ... a") in still
+    assert "E edited: 3." in still
+    assert loads(still) == []
 
 
 # --- what it looks like ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Figures say what the recorded tables say, in words too, and can be saved with the data they drew."""
 
 import itertools
+from xml.etree import ElementTree
 
 import numpy
 import pandas as pd
@@ -128,6 +129,45 @@ def test_every_figure_has_words_and_can_be_saved_with_its_data(made, tmp_path, d
         assert path.stat().st_size > 1000
     assert len(pd.read_csv(tmp_path / "figure.csv")) == len(drawing.data)
     assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}
+
+
+EVIL = "<img src=x onerror=alert(1)> <script> --> $\\frac $"
+
+
+def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path):
+    """Names that would be markup, end a comment, or be a formula that cannot be set."""
+    found = [made(2, editor=EVIL, task=EVIL), made(0, editor=f"=1+1 {EVIL}", task="text")]
+    run = found[0]
+    fact = IDS[0]
+    drawings = [
+        plots.retention_by(found, "editor", label=EVIL),
+        plots.retention_curves(found, "editor"),
+        plots.retention_grid(found, "editor", "task"),
+        plots.lens_heatmap(_renamed(run, fact, EVIL), fact_id=EVIL),
+    ]
+    for number, drawing in enumerate(drawings):
+        assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}
+        picture = ElementTree.parse(drawing.save(tmp_path / f"{number}.svg"))
+        tags = {element.tag.rpartition("}")[2] for element in picture.iter()}
+        assert not tags & {"script", "foreignObject", "a"}
+        assert not [name for element in picture.iter() for name in element.attrib if name.startswith("on")]
+        for element in picture.iter():
+            if link := element.get("{http://www.w3.org/1999/xlink}href"):
+                assert link.startswith(("#", "data:"))
+    assert "'=1+1 <img" in (tmp_path / "0.csv").read_text()
+
+
+def _renamed(run, fact_id, name):
+    changed = runs.Run(folder=run.folder, about=run.about)
+    changed.__dict__["lens"] = run.lens.replace({"fact_id": {fact_id: name}})
+    return changed
+
+
+def test_tokens_stand_in_a_table_as_text(made, loads):
+    table = plots.top_tokens(made(2))
+    assert table.iloc[0, 0].startswith("<b>1")
+    assert "&lt;b&gt;1" in table._repr_html_()
+    assert loads(table.replace("(?s).*", EVIL, regex=True)._repr_html_()) == []
 
 
 def test_nothing_to_draw_is_one_clear_line(one_line):

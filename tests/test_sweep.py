@@ -256,6 +256,18 @@ def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked
     assert batch.failure_of(failed.folder)[1].stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_words_of_a_failure_tell_a_terminal_nothing(grid, tmp_path, capsys):
+    record = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
+    (tmp_path / "facts.jsonl").write_text(json.dumps(record))
+    bad = grid.model_copy(update={"grid": {"facts": [str(tmp_path / "facts.jsonl")]}})
+    assert main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count(r"fact \x1b[2J: the subject is empty") == 2  # as it fails, and at the end
+    assert "\x1b[2J" not in error
+
+
 @contextmanager
 def cluster_by_hand(folder: Path, workers: int, protocol: str = "tcp") -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
     """A Dask scheduler on loopback and workers of it, each a process: the address, the processes (the scheduler first), and what adds a worker."""
@@ -406,7 +418,9 @@ def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configurati
         with pytest.raises(BadInput) as error:  # this process does not have them yet
             sweep.sweep(grid, tmp_path / "out", scheduler=address)
         assert "distributed.comm.tls" in one_line(error)
-        with dask.config.set(told):
+        client = {f"client.{kind}": path for kind, path in parts["client"].items()}
+        mine = {"ca-file": str(tmp_path / "ca_file.pem"), **client}
+        with dask.config.set({f"distributed.comm.tls.{name}": path for name, path in mine.items()}):
             assert sweep.sweep(grid, tmp_path / "out", scheduler=address) == []
     assert "not encrypted" not in capsys.readouterr().err
     assert len(runs.listed(tmp_path / "out")) == 1

@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
+from workbench import inert
 from workbench.facts import BadInput
 
 
@@ -15,16 +17,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except BadInput as error:
-        print(f"workbench: {error}", file=sys.stderr)
+        _print(f"workbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("workbench: stopped; nothing half-written was kept", file=sys.stderr)
+        _print("workbench: stopped; nothing half-written was kept", file=sys.stderr)
         return 130
     except (RuntimeError, OSError, ValueError) as error:
-        print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
+        _print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        _print(f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -84,7 +86,7 @@ def _run(options) -> None:
     if options.dry_run:
         from workbench import forecast
 
-        print(forecast.forecast(options.notebook, parameters, options.preset, options.out))
+        _print(forecast.forecast(options.notebook, parameters, options.preset, options.out))
         return
     done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
     from workbench import plots
@@ -92,13 +94,13 @@ def _run(options) -> None:
     if "members" in done.about:
         field = done.about.get("vary", "editor")
         for member in done.members:
-            print(f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n")
+            _print(f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n")
     elif done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
         fact = done.probes[done.probes.group == "edited"].iloc[0]
-        print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
-        print(plots.top_tokens(done).to_string(), end="\n\n")
+        _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
+        _print(plots.top_tokens(done).to_string(), end="\n\n")
     if "members" not in done.about:
-        print(_table(plots.retention_table(done)), end="\n\n")
+        _print(_table(plots.retention_table(done)), end="\n\n")
     print(done.folder / "notebook.html")
     print(done.folder)
 
@@ -108,7 +110,7 @@ def _sweep(options) -> None:
 
     failed = sweep.sweep(sweep.read(options.grid), options.out, options.workers, options.scheduler, options.retry_failed)
     for each in failed:
-        print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
+        _print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
     print(options.out)
@@ -118,6 +120,11 @@ def _report(options) -> None:
     from workbench import report
 
     print(report.report(options.runs, options.out))
+
+
+def _print(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print text in which words of the data may stand; a path is printed as it is."""
+    print(inert.printable(text), end=end, file=file)
 
 
 def _table(table) -> str:
@@ -143,12 +150,12 @@ def _facts(options) -> None:
         raise BadInput(f"{options.out}: there is no folder {Path(options.out).parent}; make it first")
     requests, problems = facts.inspect(options.file)
     for problem in problems:
-        print(problem, file=sys.stderr)
+        _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
     table = study.known_table(models.load(options.model), requests)
-    table.to_csv(options.out, index=False)
-    print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
+    inert.write_csv(table, options.out)
+    _print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
     print(options.out)
 
 

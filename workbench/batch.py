@@ -146,6 +146,8 @@ def failure_of(folder: Path) -> tuple[Path, Path]:
 
 
 def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: bool) -> None:
+    from workbench import pages  # nbconvert takes a second to import
+
     changed = {
         "WORKBENCH_AGAIN": "1" if again else "",
         "WORKBENCH_RUN": str(folder),
@@ -189,17 +191,10 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
     if not (folder / "run.json").exists():
         raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
-    _to_html(executed)
+    executed.with_suffix(".html").write_text(pages.notebook_page(executed), encoding="utf-8")
 
 
 def _tell(final: Path, text: str) -> None:
     """Leave the error of a failed run where its folder would be."""
     with files.written(failure_of(final)[1]) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def _to_html(notebook: Path) -> None:
-    import nbconvert
-
-    body, _ = nbconvert.HTMLExporter(embed_images=True).from_filename(str(notebook))
-    notebook.with_suffix(".html").write_text(body, encoding="utf-8")

@@ -96,12 +96,15 @@ def check(name: str, folder: Path) -> None:
     if not found:
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
-    at = f"model {name!r}: {folder} cannot be loaded"
+    at = f"model {name!r}"
     if WEIGHTS[0] in found:
-        held = f", only pickled ones ({pickled[0]}), which can run code and are refused" if pickled else ""
-        raise BadInput(f"{at}: no safetensors weights in it{held}; convert them where you trust them: {CONVERT}")
+        held = "no safetensors weights in it"
+        if pickled:
+            held = f"only pickled weights ({pickled[0]}), refused since they can run code"
+        raise BadInput(f"{at}: {held}; convert them where you trust them: {CONVERT}")
     if "tokenizer.json" in found:
-        raise BadInput(f"{at}: no tokenizer in it; add the one it was trained with (tokenizer.save_pretrained)")
+        advice = "add the one it was trained with (tokenizer.save_pretrained)"
+        raise BadInput(f"{at}: no tokenizer in it; {advice}")
     raise BadInput(f"{at}: {_some(found)} missing; copy or fetch again what is missing")
 
 

@@ -1,5 +1,6 @@
 """The explorer: what became of each fact of a finished run, checkpoint by checkpoint. It redraws what was recorded and needs no torch."""
 
+import base64
 import html
 import io
 import threading
@@ -83,6 +84,12 @@ class _View(ipywidgets.VBox):
         self.text.value = f"<p>{html.escape(self._summary(twin, step))}</p>"
         self.likeliest.value = self._table(twin, step)
 
+    def still(self) -> str:
+        """The same without widgets, as markup."""
+        picture = base64.b64encode(self.image.value).decode()
+        image = f'<img alt="" src="data:image/png;base64,{picture}">' if picture else ""
+        return self.text.value + image + self.likeliest.value
+
     def _png(self, key: tuple, step: int) -> bytes:
         steps = self.steps(key)
         if self._axes_of != steps:  # facts differ in their numbers only, and to draw axes anew takes longer than all the rest
@@ -124,10 +131,13 @@ class _View(ipywidgets.VBox):
 
     def _table(self, key: tuple, step: int) -> str:
         rows = (
-            f"<tr><td>{row.rank}</td><td><code style='white-space:pre'>{html.escape(row.token)}</code></td><td>{row.probability:.3f}</td></tr>"
+            f"<tr><td>{html.escape(str(row.rank))}</td>"
+            f"<td><code style='white-space:pre'>{html.escape(row.token)}</code></td>"
+            f"<td>{row.probability:.3f}</td></tr>"
             for row in self.tokens.loc[[(*key, step)]].itertuples(index=False)
         )
-        caption = f"<caption style='text-align:left'>{html.escape(self.facts.loc[key].prompt)} ... ({step_name(step)})</caption>"
+        caption = html.escape(f"{self.facts.loc[key].prompt} ... ({step_name(step)})")
+        caption = f"<caption style='text-align:left'>{caption}</caption>"
         head = "<tr><th>rank</th><th>token</th><th>probability</th></tr>"
         return f"<table style='line-height:1.3;min-width:24em;text-align:left'>{caption}{head}{''.join(rows)}</table>"
 
@@ -160,6 +170,11 @@ class Explorer(ipywidgets.VBox):
         views = ipywidgets.HBox(self.views, layout={"flex_flow": "row wrap"})
         super().__init__([self.fact, head, views], _dom_classes=("workbench-explorer",))
         self._set_steps()
+
+    def _repr_mimebundle_(self, **kwargs):
+        """In a saved page what is chosen, as picture and words, stands in the explorer's place."""
+        still = "".join(view.still() for view in self.views)
+        return super()._repr_mimebundle_(**kwargs) | {"text/html": still}
 
     def _set_steps(self) -> None:
         """Offer the checkpoints of the chosen fact's model, at the one chosen before if it has that."""

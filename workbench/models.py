@@ -265,7 +265,7 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     except torch.OutOfMemoryError:
         raise BadInput(f"model {str(name)!r}: {at} ran out of memory while it was loaded; use dtype='bfloat16', or several GPUs") from None
     except Exception as error:  # a broken folder fails in many libraries, each with its own exception
-        raise BadInput(_broken(name, folder, error)) from None
+        raise BadInput(_broken(name, error)) from None
     if "disk" in (spread := set(getattr(network, "hf_device_map", {}).values())) or (len(spread) > 1 and "cpu" in spread):
         raise BadInput(f"model {str(name)!r}: does not fit on the GPUs, part of it would be offloaded; use dtype='bfloat16' or more GPUs")
     if not placed:
@@ -304,7 +304,7 @@ def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
         with torch.device("meta"):
             network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise BadInput(_broken(name, folder, error)) from None
+        raise BadInput(_broken(name, error)) from None
     return Model(network=network, tokenizer=None, architecture=architecture_of(config), name=name, revision=revision)
 
 
@@ -321,7 +321,7 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
         if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
             raise ValueError("config.json names no model_type")
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(_broken(name, folder, error)) from None
+        raise BadInput(_broken(name, error)) from None
     _check_family(fields["model_type"], "auto_map" in fields)
     for field in ("attn_implementation", "_attn_implementation", "experts_implementation"):
         if "/" in str(fields.get(field)):
@@ -333,7 +333,7 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(_broken(name, folder, error)) from None
+        raise BadInput(_broken(name, error)) from None
     return config
 
 
@@ -405,6 +405,7 @@ def device_named(name: str) -> torch.device:
         raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu, cuda, cuda:N or mps") from None
 
 
-def _broken(name: str | Path, folder: Path, error: Exception) -> str:
+def _broken(name: str | Path, error: Exception) -> str:
     what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"model {str(name)!r}: {folder} cannot be loaded ({what}); if files are broken, save it again with save_pretrained, tokenizer included"
+    advice = "if files are broken, save it again with save_pretrained, tokenizer included"
+    return f"model {str(name)!r} cannot be loaded ({what}); {advice}"

@@ -94,6 +94,11 @@ class Panel(ipywidgets.VBox):
         super().__init__(children, _dom_classes=("workbench-panel",))
         self._refresh()
 
+    def _repr_mimebundle_(self, **kwargs):
+        """In a saved page the choice and the blocks, as words, stand in the panel's place."""
+        still = self.headline.value + self.strip.value + self.message.value
+        return super()._repr_mimebundle_(**kwargs) | {"text/html": still}
+
     def _choices(self, spec: Spec) -> dict[str, ipywidgets.Widget]:
         found = {name: _dropdown(label, getattr(spec, name), _named(name, values)) for name, (label, values) in OFFERED.items()}
         pool = [request for request in self._requests.values() if request.fact.split in ("", "study")]
@@ -305,7 +310,9 @@ def _summary(run: runs.Run, shown: Sequence[runs.Run]) -> str:
     for one in shown:
         count = outcomes(one).groupby(["group", "outcome"], observed=True).size()
         what = "; ".join(f"{group}: {', '.join(f'{n} {outcome}' for outcome, n in count[group].items())}" for group in count.index.levels[0])
-        lines.append(f"<b>{html.escape(one.folder.name)}</b>: {what}; the tuning ended by {', '.join(sorted(set(one.about['ended'])))}")
+        ended = ", ".join(sorted(set(map(str, one.about["ended"]))))
+        words = html.escape(f"{what}; the tuning ended by {ended}")
+        lines.append(f"<b>{html.escape(one.folder.name)}</b>: {words}")
     return f"<p>{'<br>'.join(lines)}<br>All figures: {html.escape(str(run.folder / 'notebook.html'))}</p>"
 
 

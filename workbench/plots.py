@@ -12,8 +12,9 @@ import pandas as pd
 import seaborn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from workbench import facts, runs
+from workbench import facts, inert, runs
 from workbench.facts import BadInput
 from workbench.runs import SERIES, Run
 
@@ -36,7 +37,7 @@ class Drawing:
 
     def png(self, dpi: int = 110) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+        self._write(buffer, format="png", dpi=dpi)
         return buffer.getvalue()
 
     def save(self, path: str | Path) -> Path:
@@ -45,9 +46,14 @@ class Drawing:
         if path.suffix not in (".png", ".svg"):
             raise BadInput(f"{path}: a figure ends in .png or .svg")
         with matplotlib.rc_context({"svg.hashsalt": "workbench"}):
-            self.figure.savefig(path, dpi=150, bbox_inches="tight")
-        self.data.to_csv(path.with_suffix(".csv"), index=False)
+            self._write(path, dpi=150)
+        inert.write_csv(self.data, path.with_suffix(".csv"))
         return path
+
+    def _write(self, to: str | Path | io.BytesIO, **options) -> None:
+        for text in self.figure.findobj(Text):
+            text.set_parse_math(False)  # a dollar sign in a name is one, and begins no formula
+        self.figure.savefig(to, bbox_inches="tight", **options)
 
 
 def _axes(width: float, height: float, columns: int = 1):

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from workbench import batch, runs
+from workbench import batch, files, inert, pages, runs
 from workbench.facts import BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES
@@ -41,11 +41,12 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
         print(f"left out: {problem}", file=sys.stderr)
     varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
-    table.to_csv(out / "retention.csv", index=False)
-    differences.to_csv(out / "differences.csv", index=False)
+    inert.write_csv(table, out / "retention.csv")
+    inert.write_csv(differences, out / "differences.csv")
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
-    page.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
+    with files.written(page) as partial:
+        partial.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
     return page
 
 
@@ -94,8 +95,9 @@ def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
         if writer:
             writer.close()
     if not parts:
-        first = f"; the first: {problems[0]}" if problems else ""
-        raise BadInput(f"{folder}: holds no run of an experiment of its own that can be read{first}")
+        if problems:  # which name the folder
+            raise BadInput(f"no run can be read; the first: {problems[0]}")
+        raise BadInput(f"{folder}: holds no run of an experiment of its own")
     partial.replace(out / "probes.parquet")
     told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
     fields = pd.DataFrame(specs).fillna("none")
@@ -167,4 +169,4 @@ def _page(
         *(["<h2>Left out</h2>"] if problems else []),
         *(f"<p>{html.escape(problem)}</p>" for problem in problems),
     ]
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Retention</title><style>{style}</style>{"".join(parts)}</html>'
+    return pages.page("Retention", style, "".join(parts))

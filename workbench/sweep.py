@@ -22,7 +22,7 @@ import pydantic
 import yaml
 from tqdm.auto import tqdm
 
-from workbench import batch, files, runs, spec
+from workbench import batch, files, inert, runs, spec
 from workbench.facts import BadInput, Record
 
 WAIT = 15  # seconds for a scheduler to answer
@@ -275,7 +275,8 @@ def _work(client: distributed.Client, notebook: Path, todo: list[Planned], out: 
                 if not told.exists():
                     with files.written(told) as partial:
                         partial.write_text(problem + "\n", encoding="utf-8")
-                tqdm.write(f"failed: {futures[future].folder.name}: {problem}", file=sys.stderr)
+                text = f"failed: {futures[future].folder.name}: {problem}"
+                tqdm.write(inert.printable(text), file=sys.stderr)
             bar.update()
             running = min(len(client.scheduler_info(n_workers=-1)["workers"]), len(todo) - bar.n)
             bar.set_postfix_str(f"{running} running" + (f", {failed} failed" if failed else ""))

@@ -1,31 +1,36 @@
 """Words in running text of any script: where one begins and ends, and which scripts set none apart."""
 
-import re
-
-# Han, kana, bopomofo and their punctuation and wide forms; Thai, Lao, Tibetan, Burmese, Khmer
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
+import unicodedata
+from functools import lru_cache
 
 STEM = 5  # letters that inflected forms of a word share at least
+_WITHOUT_SPACES = (  # scripts, by the first word of their characters' names
+    *("CJK", "IDEOGRAPHIC", "FULLWIDTH", "BOPOMOFO", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BALINESE", "JAVANESE", "TAI", "NEW TAI", "YI"),
+)
+_PUNCTUATION = "、。〈〉《》「」『』【】〔〕〖〗・"  # of those scripts
 
 
+@lru_cache(maxsize=4096)
 def unspaced(character: str) -> bool:
-    """Whether a character is of a script that puts no spaces between words."""
-    return bool(_UNSPACED.match(character))
+    """Whether a character is of a script that puts no space between words."""
+    return character in _PUNCTUATION or unicodedata.name(character, "").startswith(_WITHOUT_SPACES)
+
+
+@lru_cache(maxsize=4096)
+def of_word(character: str) -> bool:
+    """Whether a character belongs to a word of a script in which words end where a text shows it.
+
+    Korean has spaces, but its particles stand without one behind a word.
+    """
+    if not character or unspaced(character) or unicodedata.name(character, "").startswith("HANGUL"):
+        return False
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
 
 
 def parts(before: str, after: str) -> bool:
     """Whether a word may end between two neighbouring characters; "" is the end of the text."""
-    if not before or not after or unspaced(before) or unspaced(after):
-        return True
-    return not (before.isalnum() and after.isalnum())
-
-
-def places(text: str, word: str) -> list[int]:
-    """Where a word, or several, stands in a text as such: not as a piece of a longer word."""
-    starts = (match.start() for match in re.finditer(f"(?={re.escape(word)})", text)) if word else ()
-    return [start for start in starts if stands(text, start, start + len(word))]
+    return not (of_word(before) and of_word(after))
 
 
 def stands(text: str, start: int, end: int) -> bool:
@@ -35,5 +40,4 @@ def stands(text: str, start: int, end: int) -> bool:
 
 def key(word: str) -> str:
     """What an inflected word has in common with its other forms: all but its last letters, at least five of them."""
-    letters = word.casefold()
-    return letters[: max(STEM, len(letters) - 3)]
+    return word[: max(STEM, len(word) - 3)]

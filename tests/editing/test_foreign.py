@@ -89,6 +89,14 @@ def test_every_name_stands_in_the_table_and_says_what_became_of_it(written, edit
     assert all(name in str(said[0].message) for name in ignored.index)
 
 
+def test_a_name_in_the_warning_tells_a_terminal_nothing(written):
+    path = written("memit", FILES["memit"] | {"\x1b[2J": 1}, "json")
+    with pytest.warns(UserWarning, match="ignored") as warned:
+        editing.preset(str(path))
+    assert r"\x1b[2J" in str(warned[0].message)
+    assert "\x1b" not in str(warned[0].message)
+
+
 def test_numbers_change_with_the_file(written):
     with pytest.warns(UserWarning, match="ignored"):
         found = editing.preset(str(written("memit", FILES["memit"] | {"v_lr": 0.1, "mom2_update_weight": 7, "layers": [3, 4]})))

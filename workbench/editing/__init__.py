@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
+from workbench import inert
 from workbench.editing import foreign
 from workbench.facts import BadInput, EditRequest
 
@@ -155,8 +156,11 @@ def _read(editor: str, path: str | Path) -> dict:
     if not foreign.is_foreign(fields):
         return fields
     found, table = foreign.translated(editor, path, fields)
-    ignored = table.name[table.became == ""]
-    warnings.warn(f"{path}: hyper-parameters of another project; ignored: {', '.join(ignored)} (editing.translation(path) says why)", stacklevel=3)
+    ignored = inert.printable(", ".join(table.name[table.became == ""]))
+    warnings.warn(
+        f"{path}: hyper-parameters of another project; ignored: {ignored} (editing.translation(path) says why)",
+        stacklevel=3,
+    )
     return found
 
 

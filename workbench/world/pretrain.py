@@ -13,7 +13,7 @@ import tokenizers
 import torch
 import transformers
 
-from workbench import runs
+from workbench import inert, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import DATA, BadInput, objects_of, read, world_rows
 from workbench.models import Model, architecture_of, load
@@ -183,7 +183,8 @@ def write_measures(folder: Path) -> None:
     """measures.csv beside the finished weights and beside the early ones."""
     for place in (folder, folder / "early"):
         if place.exists():
-            measure(load(place, device="cpu")).to_csv(place / "measures.csv", index=False, float_format="%.4f")
+            table = measure(load(place, device="cpu"))
+            inert.write_csv(table, place / "measures.csv", float_format="%.4f")
 
 
 def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:

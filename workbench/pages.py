@@ -1,0 +1,133 @@
+"""Pages that are kept: an executed notebook, a report. Each is one file that needs no server.
+
+No script runs in them. Formulas become MathML, which browsers draw by themselves. Of a widget its
+words or its picture stay.
+"""
+
+import html
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jinja2
+import latex2mathml.converter
+import nbconvert
+import nbformat
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from traitlets.config import Config
+
+# What stands in a page was partly written by others: facts, tokens, names of files.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "img-src data:",
+        "font-src data:",
+        "style-src 'unsafe-inline'",
+    )
+)
+META = f'<meta content="{POLICY}" http-equiv="Content-Security-Policy"/>'
+SHOWN = (  # of the forms that an output has, the first that is there
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "text/latex",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+TEMPLATE = f"""
+{{%- extends 'lab/index.html.j2' -%}}
+{{% block html_head %}}{META}{{{{ super() }}}}{{% endblock %}}
+{{% block html_head_js %}}{{% endblock %}}
+{{% block html_head_js_mathjax %}}{{% endblock %}}
+{{% block html_head_js_mermaidjs %}}{{% endblock %}}
+{{% block data_latex %}}{{{{ output.data['text/latex'] | markdown2html }}}}{{% endblock %}}
+"""
+DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}
+GREEK_CAPITALS = re.compile("[\u0391-\u03a9]")
+
+
+def page(title: str, style: str, body: str) -> str:
+    """A page of our own. `title` is text; in `style` and `body` all text is escaped already."""
+    head = f'<meta charset="utf-8">{META}<title>{html.escape(title)}</title><style>{style}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+
+
+def notebook_page(path: Path) -> str:
+    """The page of an executed notebook: what JupyterLab shows of it without a kernel."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
+    config = Config(NbConvertBase=Config(display_data_priority=list(SHOWN)))
+    exporter = _Exporter(config=config, raw_template=TEMPLATE, embed_images=True)
+    about = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+    body, _ = exporter.from_notebook_node(notebook, about)
+    return body
+
+
+def mathml(formula: str, display: str) -> str:
+    """A LaTeX formula as MathML, or as its source if the converter does not know all of it.
+
+    Args:
+        display: "inline" or "block".
+    """
+    source = f"<code>{html.escape(formula)}</code>"
+    try:
+        root = latex2mathml.converter.convert_to_element(formula, display=display)
+    except Exception:  # of a dozen kinds, which share no other type
+        return source
+    for element in root.iter():
+        # Signs come as character references; resolved before it is written, they are no markup.
+        element.text = html.unescape(element.text or "")
+        if not _is_known(element):
+            return source
+        _draw_variant(element)
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _is_known(element: ElementTree.Element) -> bool:
+    """Whether the converter knew a command: else its name stays as text, or an empty operator."""
+    lost = element.tag == "mo" and not (element.text or element.attrib or len(element))
+    return not (lost or element.text == "&" or element.text.startswith("\\"))
+
+
+def _draw_variant(element: ElementTree.Element) -> None:
+    """Letters as LaTeX draws them: of `mathvariant` browsers know "normal" alone."""
+    if element.get("mathvariant") == "double-struck":
+        element.text = element.text.translate(DOUBLE_STRUCK)
+    if element.tag == "mi" and GREEK_CAPITALS.fullmatch(element.text):
+        element.set("mathvariant", "normal")
+
+
+def _is_progress_bar(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a bar of tqdm, whose words are of the moment at which it was first shown."""
+    data = output.get("data", {})
+    return WIDGET in data and "%|" in data.get("text/plain", "")
+
+
+class _Renderer(IPythonRenderer):
+    def inline_math(self, body: str) -> str:
+        return mathml(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+class _Exporter(nbconvert.HTMLExporter):
+    @jinja2.pass_context
+    def markdown2html(self, context, source: str) -> str:
+        renderer = _Renderer(
+            escape=False,
+            embed_images=self.embed_images,
+            attachments=context["cell"].get("attachments", {}),
+            path=context["resources"]["metadata"]["path"],
+        )
+        return MarkdownWithMath(renderer=renderer).render(source)
