@@ -1,6 +1,7 @@
 """Places of subject and target among the tokens, against places found in the bytes of the tokens alone."""
 
 import random
+import types
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, islice
@@ -11,8 +12,9 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from workbench import positions
 from workbench.facts import BadInput, fill, read, relations
-from workbench.positions import Encoded, bos_id, encode, first_tokens, statement, subject_end
+from workbench.positions import Encoded, statement, subject_end
 from workbench.world import text as world_text
 
 KINDS = ("world", "gpt2", "sentencepiece", "own bos")
@@ -51,6 +53,15 @@ ODD_PROMPTS = (
 )
 PREFIXES = ("", "", "Then we all went home. ", "Yes 😀. ", "It  was  1984. ", "Ça va. ", " And so. ")
 ODD_TARGETS = ("São Paulo", "42", "😀", "東京", "O'Hara", "b")
+
+
+def spoken(tokenizer, start: str = "") -> types.SimpleNamespace:
+    """What `positions` reads of a model."""
+    return types.SimpleNamespace(tokenizer=tokenizer, start=start, name="a model")
+
+
+def encode(tokenizer, texts, start: str = "", bare: bool = False) -> Encoded:
+    return positions.encode(spoken(tokenizer, start), texts, bare)
 
 
 @dataclass(frozen=True)
@@ -220,13 +231,13 @@ def test_bos_stands_in_front_once(kind):
 
 
 def test_one_of_the_tokenizers_adds_bos_by_itself():
-    assert [tokenizer_of(kind)("so")["input_ids"][0] == bos_id(tokenizer_of(kind)) for kind in KINDS] == [False, False, False, True]
+    assert [tokenizer_of(kind)("so")["input_ids"][0] == tokenizer_of(kind).bos_token_id for kind in KINDS] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_bos_the_rest_is_the_same(kind):
     texts = [case.text for case in cases(kind)[:50]]
-    bare, full = encode(tokenizer_of(kind), texts, bos=False), encode(tokenizer_of(kind), texts)
+    bare, full = encode(tokenizer_of(kind), texts, bare=True), encode(tokenizer_of(kind), texts)
     assert torch.equal(bare.input_ids, full.input_ids[:, 1:])
     assert bare.offsets == tuple(pairs[1:] for pairs in full.offsets)
 
@@ -239,6 +250,50 @@ def test_end_of_text_stands_in_for_a_missing_bos():
 def test_bos_goes_before_end_of_text():
     tokenizer = new_tokenizer("sentencepiece", bos=BOS, eos="<unk>")
     assert encode(tokenizer, ["so it is"]).input_ids[0, 0] == tokenizer.bos_token_id != tokenizer.eos_token_id
+
+
+CHAT = "<|im_start|>"
+END = "<|endoftext|>"
+
+
+def instruct_tokenizer():
+    """As SmolLM2's: its BOS begins the turns of a chat, it puts nothing before plain text, and documents were set apart by another token."""
+    tokenizer = new_tokenizer("gpt2", bos=None)
+    tokenizer.add_special_tokens({"bos_token": CHAT, "eos_token": "<|im_end|>"})
+    tokenizer.add_tokens([END], special_tokens=True)
+    return tokenizer
+
+
+def test_the_bos_of_a_chat_does_not_stand_before_plain_text():
+    tokenizer = instruct_tokenizer()
+    assert positions.front_text(spoken(tokenizer)) == END
+    assert encode(tokenizer, ["so it is"]).input_ids[0, 0] == tokenizer.get_vocab()[END]
+
+
+def test_what_the_tokenizer_itself_adds_goes_before_all_else():
+    tokenizer = new_tokenizer("own bos")
+    tokenizer.add_tokens([END], special_tokens=True)
+    assert positions.front_text(spoken(tokenizer)) == BOS
+    assert encode(tokenizer, ["so it is"]).input_ids[0].tolist() == tokenizer("so it is")["input_ids"]
+
+
+@pytest.mark.parametrize(("start", "front"), [("none", ""), ("bos", CHAT), ("eos", "<|im_end|>"), (CHAT, CHAT), (END, END), ("", END)])
+def test_a_start_that_is_named_overrides_the_rule(start, front):
+    tokenizer = instruct_tokenizer()
+    assert positions.front_text(spoken(tokenizer, start)) == front
+    encoded, plain = encode(tokenizer, ["so it is", "x"], start), encode(tokenizer, ["so it is", "x"], bare=True)
+    more = len(positions.front(spoken(tokenizer, start)))
+    assert (encoded.lengths - plain.lengths).tolist() == [more, more]
+    assert torch.equal(encoded.input_ids[:, more:], plain.input_ids)
+    subject = [found.token_at(0, len("so it") - 1) for found in (encoded, plain)]
+    assert subject[0] - subject[1] == more
+
+
+def test_a_start_that_is_no_token_is_one_clear_line():
+    with pytest.raises(BadInput) as caught:
+        encode(tokenizer_of("gpt2"), ["so it is"], "<|nothing|>")
+    assert "<|nothing|>" in str(caught.value)
+    assert "none" in str(caught.value)
 
 
 def test_a_tokenizer_without_bos_and_eos_is_one_clear_line():
@@ -282,7 +337,7 @@ def test_no_texts_and_empty_texts_have_a_shape():
     tokenizer = tokenizer_of("gpt2")
     assert encode(tokenizer, []).input_ids.shape[0] == 0
     assert encode(tokenizer, ["", "so"]).lengths.tolist()[0] == 1
-    assert encode(tokenizer, ["", ""], bos=False).lengths.tolist() == [0, 0]
+    assert encode(tokenizer, ["", ""], bare=True).lengths.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -341,21 +396,16 @@ def test_a_character_that_no_token_covers_is_one_clear_line():
         ("it is\t", "red", "it is\tred"),
         ("it is\u00a0", "red", "it is\u00a0red"),
         ("it is:", "東京", "it is: 東京"),
+        ("首都是", "东京", "首都是东京"),
+        ("首都は：", "東京", "首都は：東京"),
+        ("เมืองหลวงคือ", "กรุงเทพ", "เมืองหลวงคือกรุงเทพ"),
+        ("수도는", "서울", "수도는 서울"),
+        ("столица —", "Москва", "столица — Москва"),
         ("it is", "dark  red", "it is dark  red"),
     ],
 )
-def test_a_statement_has_one_space_before_the_target(prompt, target, whole):
+def test_a_statement_has_one_space_before_the_target_where_words_have_one(prompt, target, whole):
     assert statement(prompt, target) == whole
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prompt", ["it is", "it is ", "Who made 1984?", "😀"])
-def test_first_tokens_are_what_comes_after_the_prompt(kind, prompt):
-    things = sorted({request.fact.object for request in read("world")})[::5] + list(ODD_TARGETS)
-    tokenizer = tokenizer_of(kind)
-    known = len(tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"])
-    whole = tokenizer([f"{prompt.rstrip()} {thing}" for thing in things], add_special_tokens=False)["input_ids"]
-    assert first_tokens(tokenizer, things, prompt) == [ids[known] for ids in whole]
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def answers(model, prompts, stop, at_most=8):
     """The first token outside `stop` under greedy decoding, one prompt at a time, one token at a time."""
     found = []
     for prompt in prompts:
-        ids = positions.encode(model.tokenizer, [prompt]).input_ids
+        ids = positions.encode(model, [prompt]).input_ids
         for _ in range(at_most):
             token = model.network(input_ids=ids, use_cache=False).logits[0, -1].argmax().item()
             if token not in stop:

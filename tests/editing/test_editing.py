@@ -85,7 +85,7 @@ def test_ft_descends_on_the_teacher_forced_likelihood(tiny, requests):
     by_hand = []
     for request in requests[:3]:
         text = statement(request.fact.question, request.target)
-        encoded = encode(tiny.tokenizer, [text])
+        encoded = encode(tiny, [text])
         wanted = encoded.tokens_from(0, len(request.fact.question))
         log_probs = tiny.network(input_ids=encoded.input_ids).logits[0].log_softmax(-1)
         by_hand.append(-torch.stack([log_probs[token - 1, encoded.input_ids[0, token]] for token in wanted]).mean())

@@ -10,7 +10,7 @@ from workbench.tracking.probes import Probe, questions
 
 
 def check_lens(model, prompt: str) -> None:
-    encoded = encode(model.tokenizer, [prompt])
+    encoded = encode(model, [prompt])
     with torch.no_grad():
         output = model.network(input_ids=encoded.input_ids, output_hidden_states=True)
         states = [state[0, -1] for state in output.hidden_states[1:]]  # the last entry is already normed
@@ -34,20 +34,20 @@ def test_every_layer_of_a_world_model(world):
 
 def test_a_batch_gives_what_single_prompts_give(tiny):
     prompts = [request.fact.question for request in facts.read("world")[:200:40]]
-    together = lens.layer_logits(tiny, encode(tiny.tokenizer, prompts))
-    alone = torch.cat([lens.layer_logits(tiny, encode(tiny.tokenizer, [prompt])) for prompt in prompts])
+    together = lens.layer_logits(tiny, encode(tiny, prompts))
+    alone = torch.cat([lens.layer_logits(tiny, encode(tiny, [prompt])) for prompt in prompts])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_another_position_reads_the_distribution_there(tiny):
     prompt = facts.read("world")[3].fact.question
-    whole = tiny.network(input_ids=encode(tiny.tokenizer, [prompt]).input_ids).logits[0].softmax(-1)
+    whole = tiny.network(input_ids=encode(tiny, [prompt]).input_ids).logits[0].softmax(-1)
     assert torch.allclose(lens.trajectory(tiny, prompt, position=2).probs[-1], whole[2], atol=1e-6)
 
 
 def test_each_token_counts_once_for_the_first_category_that_fits(tiny):
     vocabulary = len(tiny.tokenizer)
-    category = token_categories(tiny, vocabulary, true=300, edited=301, related=("Japan", "France"))
+    category = token_categories(tiny, vocabulary, true=300, edited=301, related=frozenset({302, 303}))
     probs = torch.rand(4, vocabulary).softmax(1)
     assert torch.allclose(mass(probs, category).sum(1), torch.ones(4), atol=1e-6)
     assert mass(probs, category)[:, 0].tolist() == pytest.approx(probs[:, 300].tolist())
@@ -67,8 +67,10 @@ def test_a_look_holds_a_row_for_each_question(looks):
     asked, look = looks
     assert look.probes.prompt.tolist() == [question.prompt for question in asked]
     assert set(look.probes.group) == {"edited", "intrinsic", "paraphrase", "neighbourhood"}
-    sums = look.probes[[f"p_{name}" for name in CATEGORIES]].sum(axis=1)
-    assert sums.tolist() == pytest.approx([1.0] * len(asked), abs=1e-5)
+    clear = look.probes[look.probes.clear]
+    assert len(clear)
+    sums = clear[[f"p_{name}" for name in CATEGORIES]].sum(axis=1)
+    assert sums.tolist() == pytest.approx([1.0] * len(clear), abs=1e-5)
 
 
 def test_lens_and_tokens_cover_own_prompts_layer_by_layer(looks, tiny):
@@ -77,7 +79,8 @@ def test_lens_and_tokens_cover_own_prompts_layer_by_layer(looks, tiny):
     assert len(look.tokens) == 6 * tiny.n_blocks * 10
     last = look.lens[(look.lens.layer == tiny.n_blocks - 1) & (look.lens.category == "true")].set_index("fact_id").probability
     own = look.probes[look.probes.group.isin(["edited", "intrinsic"])].set_index("fact_id").p_true
-    assert last.sort_index().tolist() == pytest.approx(own.sort_index().tolist(), rel=1e-5)
+    assert last.sort_index().tolist() == pytest.approx(own.sort_index().tolist(), rel=1e-5, nan_ok=True)
+    assert own.notna().any()
 
 
 def test_without_a_category_related_is_null_not_zero(tiny):

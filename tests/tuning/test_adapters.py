@@ -27,7 +27,7 @@ def state(network) -> dict:
 
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
-        return next_logits(model, encode(model.tokenizer, ["The harbour of", "A quiet"]))
+        return next_logits(model, encode(model, ["The harbour of", "A quiet"]))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

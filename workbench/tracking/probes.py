@@ -138,10 +138,11 @@ class Probe:
     def _judged(self, probes: list[dict]) -> pd.DataFrame:
         """The rows of all questions, with what the model says."""
         said, at_once = ([row.pop(name) for row in probes] for name in ("said", "at_once"))
-        tops, retained = judge(self.model, self._prompts, self._asked, self._answers, said, at_once)
+        verdicts = judge(self.model, self._prompts, self._asked, self._answers, said, at_once)
+        tops = [verdict.top for verdict in verdicts]
         texts = token_texts(self.model.tokenizer)
         table = pd.DataFrame(probes)
-        table.insert(5, "retained", retained)
+        table.insert(5, "retained", [verdict.retained for verdict in verdicts])
         table.insert(6, "retained_first", [top == first for top, first in zip(tops, self._asked.first_tokens, strict=True)])
         table.insert(7, "top_token", [texts[top].strip() if top < len(texts) else "" for top in tops])
         return table

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -287,50 +288,68 @@ def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str]
         for name, values in columns.items():
             for index, value in zip(batch, values.tolist(), strict=True):
                 rows[index][name] = value
-    tops, retained = judge(model, questions, asked, answers, [row.pop("said") for row in rows], [row["top_is_expected"] for row in rows])
+    said, at_once = [row.pop("said") for row in rows], [row["top_is_expected"] for row in rows]
+    verdicts = judge(model, questions, asked, answers, said, at_once)
     texts = token_texts(model.tokenizer)
-    for index, row in enumerate(rows):
-        row |= {"prompt": prompts[index], "expected": answers[index].strip(), "retained": retained[index]}
-        row |= {"top_token": texts[tops[index]].strip() if tops[index] < len(texts) else ""}
-        row |= {"retained_first": tops[index] == asked.first_tokens[index]}
+    for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+        top = verdict.top
+        row |= {"prompt": prompts[index], "expected": answers[index].strip(), "retained": verdict.retained}
+        row |= {"top_token": texts[top].strip() if top < len(texts) else "", "top_is_expected": verdict.at_once}
+        row |= {"retained_first": top == asked.first_tokens[index]}
     return pd.DataFrame(rows, columns=MEASURED)
 
 
-def judge(
-    model: Model, questions: Encoded, asked: Answers, answers: Sequence[str], said: Sequence[int], at_once: Sequence[bool]
-) -> tuple[list[int], list[bool]]:
-    """For each prompt the first greedy token that is no stop word, and whether greedy decoding says the answer.
+class Verdict(NamedTuple):
+    """Of one answer: the first greedy token that is no stop word; whether greedy decoding says the answer past stop words, or at once."""
 
-    Decoding goes on only where the first token leaves either open.
+    top: int
+    retained: bool
+    at_once: bool
+
+
+def judge(model: Model, questions: Encoded, asked: Answers, answers: Sequence[str], said: Sequence[int], at_once: Sequence[bool]) -> list[Verdict]:
+    """What greedy decoding after each prompt says of its answer. It goes on only where the first token leaves that open.
 
     Args:
         questions: the prompts alone.
-        said: the likeliest token after each.
-        at_once: the answer is known to be said right there.
+        said: the likeliest token before each answer in `asked`.
+        at_once: the answer's tokens are the likeliest ones there, and a word ends after them.
     """
     first, tokenizer = asked.first_tokens, model.tokenizer
     before = [questions.input_ids[row, :length].tolist() for row, length in enumerate(questions.lengths.tolist())]
     lengths = (asked.encoded.lengths - asked.start).tolist()
+    joined = [asked.encoded.input_ids[row, :start].tolist() != before[row] for row, start in enumerate(asked.start.tolist())]
+    sure = [good and not own for good, own in zip(at_once, joined, strict=True)]  # joined: a token holds the end of prompt and more
 
     def text(row: int, tokens: Sequence[int]) -> str:
         return text_after(tokenizer, before[row], tokens)
 
-    def open_still(row: int, tokens: Sequence[int]) -> bool:
+    def is_open(row: int, tokens: Sequence[int]) -> bool:
         counting = _counting(tokenizer, tokens, first[row])
-        if counting is None and len(tokens) < GREEDY_TOKENS:
-            return True
-        return counting is not None and says(text(row, tokens), answers[row]) is None
+        if counting is None:
+            return len(tokens) < GREEDY_TOKENS
+        if tokens[-1] >= len(tokenizer):  # vocabularies of models are padded beyond their tokenizer's
+            return False
+        return says(text(row, tokens), answers[row]) is None
 
-    undecided = [not sure and open_still(row, [token]) for row, (token, sure) in enumerate(zip(said, at_once, strict=True))]
+    undecided = [not sure[row] and (joined[row] or is_open(row, [token])) for row, token in enumerate(said)]
     limits = [GREEDY_TOKENS + length + 1 if more else 0 for length, more in zip(lengths, undecided, strict=True)]
-    more = greedy(model, questions, limits, lambda row, tokens: not open_still(row, tokens))
-    tops, retained = [], []
-    for row, sure in enumerate(at_once):
-        tokens = more[row] or [said[row]]
+    more = greedy(model, questions, limits, lambda row, tokens: not is_open(row, tokens))
+    verdicts = []
+    for row, tokens in enumerate(more):
+        if sure[row]:
+            verdicts.append(Verdict(first[row], True, True))
+            continue
+        tokens = tokens or [said[row]]
         counting = _counting(tokenizer, tokens[:GREEDY_TOKENS], first[row])
-        tops.append(first[row] if sure else tokens[-1] if counting is None else counting)
-        retained.append(sure or bool(says(text(row, tokens), answers[row], ended=True)))
-    return tops, retained
+        heard = text(row, tokens)
+        verdict = Verdict(
+            top=tokens[-1] if counting is None else counting,
+            retained=bool(says(heard, answers[row], ended=True)),
+            at_once=bool(_begins(_plain(heard), _plain(answers[row]), ended=True)),
+        )
+        verdicts.append(verdict)
+    return verdicts
 
 
 def _counting(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], expected: int) -> int | None:
