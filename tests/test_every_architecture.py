@@ -44,14 +44,14 @@ def sharded(new_tiny, tmp_path):
     return save
 
 
-def logits(network, tokenizer) -> torch.Tensor:
-    encoded = positions.encode(tokenizer, ["The one who wrote Moby Dick", "The cocker spaniel is a kind of dog, they say."])
+def logits(model) -> torch.Tensor:
+    encoded = positions.encode(model, ["The one who wrote Moby Dick", "The cocker spaniel is a kind of dog, they say."])
     with torch.no_grad():
-        return network(**encoded.arguments()).logits.float()
+        return model.network(**encoded.arguments()).logits.float()
 
 
 def p_target(model) -> float:
-    encoded = positions.encode(model.tokenizer, [FACT.question, positions.statement(FACT.question, REQUEST.target)])
+    encoded = positions.encode(model, [FACT.question, positions.statement(FACT.question, REQUEST.target)])
     target = encoded.input_ids[1, int(encoded.lengths[0])]
     found = model.logits_at(encoded.input_ids[:1], torch.ones_like(encoded.input_ids[:1]), encoded.lengths[:1] - 1)
     return found.softmax(1)[0, target].item()
@@ -67,22 +67,22 @@ def delta_by(editor: str, model) -> deltas.WeightDelta:
 @DTYPES
 def test_load_edit_tune_save_load(sharded, tmp_path, model_type, dtype):
     model = models.load(sharded(model_type), device="cpu", dtype=dtype)
-    before = logits(model.network, model.tokenizer)
+    before = logits(model)
     delta = delta_by("memit", model)
-    assert torch.equal(logits(model.network, model.tokenizer), before)
+    assert torch.equal(logits(model), before)
     task = tasks.named("text")(model, tasks.Data(n_train=16, n_valid=2))
     with deltas.preserved(model.network), deltas.applied(model, delta):
-        edited = logits(model.network, model.tokenizer)
+        edited = logits(model)
         assert p_target(model) > 0.5
         finetune(model, task, plans.resolve(model, "all"), TWO_STEPS)
-        tuned = logits(model.network, model.tokenizer)
+        tuned = logits(model)
         model.network.save_pretrained(tmp_path / "tuned", max_shard_size="60KB")
         model.tokenizer.save_pretrained(tmp_path / "tuned")
-    assert torch.equal(logits(model.network, model.tokenizer), before)
+    assert torch.equal(logits(model), before)
     for one, other in itertools.combinations((before, edited, tuned), 2):
         assert (one - other).abs().max() > 0.05
     again = models.load(tmp_path / "tuned", device="cpu", dtype=dtype)
-    assert torch.equal(logits(again.network, again.tokenizer), tuned)
+    assert torch.equal(logits(again), tuned)
     folder = deltas.export(model, delta, tmp_path / "edited")
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     models.fuse(plain)  # as load does; without it equal to rounding

@@ -132,3 +132,12 @@ def test_a_notebook_that_only_reads_runs_says_so(nothing_loaded, tmp_path):
     told = forecast.forecast(NOTEBOOKS / "10_collect.ipynb", out=tmp_path)
     assert "reads what runs there are" in told
     assert "hyper-parameters" not in told
+
+
+@pytest.mark.parametrize(("start", "front"), [("", "'<|endoftext|>'"), ("none", "''")])
+def test_what_stands_in_front_of_every_text_is_told(nothing_loaded, start, front):
+    assert forecast._front("world-gpt2", "", start) == front
+
+
+def test_where_the_tokenizer_is_not_here_that_is_told(nothing_loaded, xl):
+    assert "not known before its tokenizer is here" in forecast._front(str(xl), "", "")

@@ -351,9 +351,10 @@ def test_a_copy_of_a_folder_has_its_file_fingerprint(tiny_folders, tmp_path):
     assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(str(tiny_folders["llama"]))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"])
 def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, tmp_path, file):
     copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text("{{ messages }}")  # which decides the rows of instructions
     before = checkpoints.file_fingerprint(str(copy))
     content = bytearray((copy / file).read_bytes())
     content[-1] ^= 1

@@ -45,7 +45,7 @@ def made(tmp_path_factory):
             "training": pd.DataFrame({"edited_model": 0, "step": STEPS[1:], "metric": metrics}),
         }
         spec = {"model": "world-gpt2", "task": "text", "task_data": "", "facts": "world", "editor": "rome", "paraphrases": 1, "layers": []} | fields
-        about = {"spec": spec, "ended": ["budget"], "hparams": [{"layers": [1]}], "tuning": {"metric": kind, "tokens_per_step": 100.0}}
+        about = {"spec": spec, "ended": ["budget"], "layers": [1], "tuning": {"metric": kind, "tokens_per_step": 100.0}}
         folder = out / f"run-{next(number)}"
         folder.mkdir()
         return runs.write(folder, about, tables)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import workbench.spec
-from workbench import deltas, facts, known, models, runs, study
+from workbench import deltas, editing, facts, known, models, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
@@ -384,6 +384,81 @@ def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
     presets = package / "editing" / "presets.yaml"
     presets.write_text(presets.read_text().replace("steps: 50", "steps: 49"))
     assert workbench.spec.code_fingerprint.__wrapped__() != before
+
+
+def test_a_room_that_determines_no_result_makes_no_other_experiment(tmp_path, monkeypatch):
+    """A typo in the panel made a sweep run again."""
+    package = tmp_path / "workbench"
+    shutil.copytree(Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(workbench.spec, "__file__", str(package / "spec.py"))
+    before = workbench.spec.code_fingerprint.__wrapped__()
+    for room in workbench.spec.NO_RESULT:
+        (package / f"{room}.py").write_text("nothing")
+    assert workbench.spec.code_fingerprint.__wrapped__() == before
+    (package / "study.py").write_text("nothing")
+    assert workbench.spec.code_fingerprint.__wrapped__() != before
+
+
+def test_whatever_a_study_imports_is_in_its_id():
+    """Of the rooms left out, none is imported where a study runs."""
+    code = "import sys; from workbench import study, editing; [editing.EDITORS[name] for name in editing.EDITORS]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {name.removeprefix("workbench.").replace(".", "/") for name in done.stdout.split() if name.startswith("workbench.")}
+    assert "study" in imported
+    assert imported & set(workbench.spec.NO_RESULT) <= {"inert"}  # which writes messages
+
+
+@pytest.fixture(scope="module")
+def steps(small, base):
+    """What a notebook goes through: the Spec, the chosen facts, the edit."""
+    spec = small.model_copy(update={"n_edited": 2, "edits_per_model": 2}).resolved()
+    chosen = study.choose(spec, base)
+    hparams, resources = study.prepare(spec, base, chosen)
+    return spec, chosen, study.make_edit(spec, base, chosen.edited, hparams, resources)
+
+
+def written(steps, base, out, spec=None, delta=None, chosen=None, tuned_under=None):
+    spec, chosen, delta = spec or steps[0], chosen or steps[1], delta or steps[2]
+    recorder = study.Recorder()
+    probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)
+    recorder.looks.append((0, probe.look(-1)))
+    study.tune_and_probe(tuned_under or spec, base, delta, study.make_task(spec, base, chosen), probe, recorder)
+    return recorder.write(spec, base, chosen, out)
+
+
+def test_deltas_that_were_summed_can_be_tuned_and_know_their_layers(steps, base, tmp_path):
+    """`edit_in_turn`, as the README has it, gave a KeyError."""
+    spec, chosen, _ = steps
+    hparams, resources = study.prepare(spec, base, chosen)
+    delta = editing.edit_in_turn(spec.editor, base, [[request] for request in chosen.edited], hparams, resources)
+    assert len(delta.parts) == 2
+    run = written(steps, base, tmp_path, delta=delta)
+    assert run.about["layers"] == list(delta.layers) == list(hparams.layers)
+    assert runs.finished(run.folder)
+
+
+@pytest.mark.parametrize("case", ["another editor", "other numbers", "other facts", "by hand", "another plan"])
+def test_what_was_not_done_is_not_filed(steps, base, tmp_path, one_line, case):
+    """An edit of another editor was written under ROME's id, and then returned as the finished run of ROME."""
+    spec, chosen, delta = steps
+    changes = {
+        "another editor": {"delta": dataclasses.replace(delta, record={**delta.record, "editor": "memit"})},
+        "other numbers": {"spec": spec.model_copy(update={"hparams": {"steps": 7}})},
+        "other facts": {"chosen": dataclasses.replace(chosen, edited=chosen.edited[:1])},
+        "by hand": {"delta": dataclasses.replace(delta, record={})},
+        "another plan": {"tuned_under": spec.model_copy(update={"plan": "after:3"})},
+    }
+    named = {
+        "another editor": "memit",
+        "other numbers": "steps",
+        "other facts": "other facts",
+        "by hand": "no editor",
+        "another plan": "another Spec",
+    }
+    with pytest.raises(BadInput) as error:
+        written(steps, base, tmp_path, **changes[case])
+    assert named[case] in one_line(error)
+    assert not runs.listed(tmp_path)
 
 
 def test_harmless_edits_obey_the_papers_split_and_have_no_neighbourhood(base):

@@ -150,7 +150,7 @@ def file_fingerprint(name: str, revision: str = "") -> str:
         return f"{name}@{commit(name, at)}"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.*")):
-        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja"):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,9 +88,19 @@ class WeightDelta:
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = changes[name] + change if name in changes else change
-        parts = [part for delta in (self, other) for part in delta.record.get("parts", [delta.record])]
+        parts = [*self.parts, *other.parts]
         shared = {name: torch.cat([keys, other.keys[name].to(keys.device)], 1) for name, keys in self.keys.items() if name in other.keys}
         return replace(self, changes=changes, record={"parts": parts}, keys={**self.keys, **other.keys, **shared})
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose weights it changes."""
+        return tuple(sorted({int(re.search(r"\.(\d+)\.", name)[1]) for name in self.changes}))
+
+    @property
+    def parts(self) -> list[Mapping]:
+        """The record of each edit that it is the sum of; an empty one of a change that no editor made."""
+        return list(self.record.get("parts", [self.record]))
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the change of each weight."""

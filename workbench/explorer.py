@@ -30,7 +30,9 @@ def outcomes(run: Run) -> pd.DataFrame:
     own = run.probes[run.probes.group.isin(["edited", "intrinsic"])].sort_values("step", kind="stable")
     held = own[own.step == 0].set_index(KEY).retained
     last = own.groupby(KEY).tail(1).set_index(KEY)
-    most = last[["p_true", "p_edited", "p_related", "p_stop", "p_other"]].fillna(0).idxmax(axis=1)
+    masses = last[["p_true", "p_edited", "p_related", "p_stop", "p_other"]]
+    unclear = masses.isna().all(axis=1)  # first tokens do not tell this fact's answers apart
+    most = masses.fillna(0).idxmax(axis=1).mask(unclear, "p_other")
     lost = pd.Series("lost to other", last.index)
     lost[most == "p_related"] = "lost to related"
     lost[(most == "p_true") & (last.group == "edited")] = "back to true"
@@ -52,7 +54,7 @@ class _View(ipywidgets.VBox):
         self.lens = lens.pivot(index=[*KEY, "category", "layer"], columns="step", values="probability").sort_index()
         tokens = run.tokens[run.tokens.layer == run.tokens.layer.max()]
         self.tokens = tokens.sort_values("rank").set_index([*KEY, "step"]).sort_index(kind="stable")
-        self.edited = list((run.about.get("hparams") or [{}])[0].get("layers", ()))
+        self.edited = list(run.about.get("layers", ()))
         self._axes_of: list[int] = []
         self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
         self.text, self.likeliest = ipywidgets.HTML(), ipywidgets.HTML()

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from workbench import batch, checkpoints, editing, models
+from workbench import batch, checkpoints, editing, models, positions
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.moments import NAMED
@@ -31,9 +31,19 @@ def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: st
     for name in Spec.model_fields:
         told = dict.fromkeys(repr(getattr(each, name)) for each in runs)
         lines.append(f"  {name} = {' | '.join(told)}")
+    for name, start in dict.fromkeys((each.model, each.start) for each in runs):
+        lines.append(f"  in front of every text: {_front(name, runs[0].revision, start)}")
     for name in dict.fromkeys(each.model for each in runs):
         lines += _model([each for each in runs if each.model == name])
     return "\n".join([*lines, "", "fetched from the Hub", *dict.fromkeys(line for each in runs for line in _fetched(each))])
+
+
+def _front(name: str, revision: str, start: str) -> str:
+    """What `start` comes to on a model, as far as its tokenizer is on this machine."""
+    try:
+        return repr(positions.front_text(models.speaker(name, revision, start)))
+    except BadInput as error:
+        return f"not known before its tokenizer is here ({error})"
 
 
 def _model(runs: list[Spec]) -> list[str]:

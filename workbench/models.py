@@ -308,6 +308,18 @@ def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
     return Model(network=network, tokenizer=None, architecture=architecture_of(config), name=name, revision=revision)
 
 
+def speaker(name: str, revision: str = "", start: str = "") -> Model:
+    """The outline with its tokenizer: what stands in front of a text needs no weights. Of a Hub id only the cache is read."""
+    folder = checkpoints.configuration(name, revision, here=True)
+    if "tokenizer.json" in checkpoints.missing(folder):
+        raise BadInput(f"model {name!r}: no tokenizer in it")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise BadInput(_broken(name, error)) from None
+    return replace(outline(name, revision, here=True), tokenizer=tokenizer, start=start)
+
+
 def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
     """A model's configuration. No code that comes with it is run, and nobody is asked whether it should be.
 

@@ -22,6 +22,7 @@ CATEGORIES = ("true", "edited", "related", "stop", "other")
 _COLOURS = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
 _MARKERS = dict(zip(CATEGORIES, "osD^v", strict=True))
 BEFORE, AFTER = "before", "edited"
+UNCLEAR = "the first tokens of their answers do not tell these apart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,11 @@ def _axes(width: float, height: float, columns: int = 1):
     return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
 
 
-def _nothing(group: str) -> Drawing:
+def _nothing(group: str, why: str = "") -> Drawing:
     figure, (axes,) = _axes(4, 0.6)
     axes.set_axis_off()
-    axes.text(0.5, 0.5, f"this run has no {group} facts", ha="center", va="center")
-    return Drawing(figure=figure, data=pd.DataFrame(), summary=f"no {group} facts")
+    axes.text(0.5, 0.5, f"{group} facts: {why}" if why else f"this run has no {group} facts", ha="center", va="center")
+    return Drawing(figure=figure, data=pd.DataFrame(), summary=f"{group} facts: {why}" if why else f"no {group} facts")
 
 
 def step_names(steps) -> list[str]:
@@ -103,6 +104,8 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
         return _nothing(group)
     found = _one(run, found, fact_id) if fact_id else found
     names = [f"p_{name}" for name in CATEGORIES if found[f"p_{name}"].notna().any()]
+    if not names:
+        return _nothing(group, UNCLEAR)
     data = _to_the_end(found, ["edited_model"]).melt(["step", "fact_id"], names, "category", "probability").dropna()
     data = data.groupby(["category", "step", "fact_id"], as_index=False, sort=False).probability.mean()  # a fact counts once
     data["category"] = data.category.str.removeprefix("p_")
@@ -293,7 +296,7 @@ def elasticity(found: Sequence[Run]) -> Drawing:
             tokens = part.step * run.about["tuning"]["tokens_per_step"]
             model = part.edited_model.map(lambda number, run=run: f"{run.folder} {number}")
             parts.append(part[["step", "fact_id"]].assign(group=group, wordings=by, bits=bits, tokens=tokens, model=model))
-    data = pd.concat(parts, ignore_index=True).dropna(subset="wordings").astype({"wordings": int})
+    data = pd.concat(parts, ignore_index=True).dropna(subset=["wordings", "bits"]).astype({"wordings": int})
     had = data.groupby(["group", "wordings", "tokens"]).model.transform("nunique")
     data = data[had == data.groupby(["group", "wordings"]).model.transform("nunique")]
     data = data.groupby(["group", "wordings", "step", "tokens", "fact_id"], as_index=False).bits.mean()
@@ -357,6 +360,9 @@ def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories:
     if not len(members):
         return _nothing(group)
     found = run.lens[run.lens.fact_id.isin(members) & run.lens.category.isin(categories)]
+    if found.probability.isna().all():
+        return _nothing(group, UNCLEAR)
+    members = found[found.probability.notna()].fact_id.unique()
     data = (
         _to_the_end(found, ["edited_model"])
         .groupby(["category", "layer", "step"], as_index=False)
@@ -374,7 +380,7 @@ def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories:
             if rank <= 100:
                 colour = "black" if table.iat[row, column] > 0.5 else "white"
                 axes.text(column, row, f"{rank:g}", ha="center", va="center", fontsize=7, color=colour)
-        for layer in run.about["hparams"][0]["layers"]:
+        for layer in run.about.get("layers", ()):
             axes.axhline(layer - 0.5, color="tab:orange", lw=1.2)
             axes.axhline(layer + 0.5, color="tab:orange", lw=1.2)
         axes.set(xlabel="fine-tuning step", title=f"{category} token")

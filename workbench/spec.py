@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from workbench.tuning.finetune import Settings
 
 
+NO_RESULT = (  # rooms that show, start or gather runs, or made the world: no number of a run depends on them
+    "__main__",
+    "batch",
+    "explorer",
+    "forecast",
+    "inert",
+    "job",
+    "pages",
+    "panel",
+    "plots",
+    "report",
+    "sweep",
+    "world/assign",
+    "world/measures",
+    "world/pretrain",
+)
+
+
 class Spec(Record):
     """A whole experiment. Numbers of 0 and empty strings mean the preset's. The field names are the notebooks' parameters."""
 
@@ -133,10 +151,12 @@ def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
 
 @cache
 def code_fingerprint() -> str:
-    """Of every Python file of the package, of the presets and of the list of stop words, which determine results as much."""
+    """Of every Python file that determines a result, of the presets and of the list of stop words, which do as much."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("presets.yaml")]):
+        if path.relative_to(folder).with_suffix("").as_posix() in NO_RESULT:
+            continue
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     digest.update((facts.DATA / "stopwords.txt").read_bytes())
     return digest.hexdigest()

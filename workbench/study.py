@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from workbench import deltas, editing, facts, models, positions, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
 from workbench.editing.records import Numbers, Resources
-from workbench.facts import EditRequest
+from workbench.facts import BadInput, EditRequest
 from workbench.known import Chosen, choose, known_table
 from workbench.models import Model
 from workbench.spec import Spec, identify, varied
@@ -104,6 +105,7 @@ class Recorder:
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)  # MB, the highest so far at the end of each phase
     tuning: dict = field(default_factory=dict)
+    specs: list[Spec] = field(default_factory=list)  # under which each edited model was tuned
     _adapters: tempfile.TemporaryDirectory | None = None
 
     @contextmanager
@@ -131,7 +133,12 @@ class Recorder:
         return table[["edited_model", *table.columns.drop("edited_model")]]
 
     def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "runs") -> runs.Run:
-        """Write the run: into the folder that WORKBENCH_RUN names, else into out/<id>, or out/<id>-stopped if a person stopped it."""
+        """Write the run: into the folder that WORKBENCH_RUN names, else into out/<id>, or out/<id>-stopped if a person stopped it.
+
+        Raises:
+            BadInput: what was done is not what the Spec says, and would be found under its id.
+        """
+        self._check_fits(spec, model, chosen)
         ended = [history.ended for _, history in self.histories]
         about = {
             "spec": spec.model_dump(mode="json"),
@@ -144,7 +151,8 @@ class Recorder:
             "harmless": chosen.harmless,
             "ended": ended,
             "tuning": self.tuning,
-            "hparams": [delta.record.get("hparams") for delta in self.deltas][:1],
+            "hparams": [delta.parts[0].get("hparams") for delta in self.deltas][:1],
+            "layers": sorted({layer for delta in self.deltas for layer in delta.layers}),
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
@@ -161,6 +169,22 @@ class Recorder:
             self._write(partial, about, tables)
         return runs.read(out / run_id)
 
+    def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
+        with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth was said when they were used
+            expected = spec.editor_hparams(model).model_dump(mode="json")
+        edits = [part for delta in self.deltas for part in delta.parts]
+        for edit in edits:
+            editor, hparams = edit.get("editor", "no editor"), edit.get("hparams", {})
+            if editor != spec.editor:
+                raise BadInput(f"an edit is by {editor}, the Spec says {spec.editor}: a run is filed by what was done; name it in the Spec")
+            if other := [name for name in expected if hparams.get(name) != expected[name]]:
+                raise BadInput(f"an edit was made with {other[0]}={hparams.get(other[0])!r}, the Spec says {expected[other[0]]!r}; give it the same")
+        done = {(request["fact"]["id"], request["target"]) for edit in edits for request in edit["requests"]}
+        if done != {(request.fact.id, request.target) for request in chosen.edited}:
+            raise BadInput("the edits are of other facts than the chosen ones; edit chosen.edited, or choose again")
+        if any(one.resolved() != spec.resolved() for one in self.specs):
+            raise BadInput("the tuning was done under another Spec than the one to write; write it under that one")
+
     def _write(self, folder: Path, about: dict, tables: dict) -> runs.Run:
         (folder / "deltas").mkdir(exist_ok=True)
         for number, delta in enumerate(self.deltas):
@@ -172,8 +196,9 @@ class Recorder:
 
 def tune_and_probe(spec: Spec, model: Model, delta: WeightDelta, task: Task, probe: Probe, recorder: Recorder, edited_model: int = 0) -> History:
     """Apply the edit, fine-tune, look at every evaluation; afterwards the model is bit for bit as before."""
-    plan = plans.resolve(model, spec.plan, delta.record["hparams"]["layers"])
+    plan = plans.resolve(model, spec.plan, delta.layers)
     recorder.deltas.append(delta)
+    recorder.specs.append(spec)
 
     def look(step: int, epoch: float) -> None:
         start = time.perf_counter()

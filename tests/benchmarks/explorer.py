@@ -50,7 +50,7 @@ def synthetic_run(
                     ]
     folder.mkdir(parents=True)
     tables = {"probes": pd.DataFrame(probes), "lens": pd.DataFrame(lens), "tokens": pd.DataFrame(tokens), "training": pd.DataFrame({"step": [0]})}
-    return runs.write(folder, {"spec": {}, "ended": ["budget"], "hparams": [{"layers": [3]}]}, tables)
+    return runs.write(folder, {"spec": {}, "ended": ["budget"], "layers": [3]}, tables)
 
 
 def main() -> None:

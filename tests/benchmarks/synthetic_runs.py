@@ -31,7 +31,7 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
                              "prompt": f"{group} {number}", "took": took if step >= 0 else None, "retained": bool(retained), "p_true": 0.5,
                              "p_edited": 0.5})  # fmt: skip
     spec = {"model": "m", "task_data": "", "facts": "world", "layers": [3], "plan": "all", "adapter": "", "paraphrases": 1, "learning_rate": 1e-4}
-    about = {"spec": spec | fields, "ended": ["budget"], "tuning": {"metric": "loss", "tokens_per_step": 100.0}, "hparams": [{"layers": [3]}]}
+    about = {"spec": spec | fields, "ended": ["budget"], "tuning": {"metric": "loss", "tokens_per_step": 100.0}, "layers": [3]}
     tables = {"probes": pd.DataFrame(rows).astype({"took": "boolean"})}
     tables["training"] = pd.DataFrame({"edited_model": 0, "step": STEPS[1:], "metric": [3.0, 2.0, 1.0]})
     folder = out / f"run-{'-'.join(str(value) for value in fields.values())}"

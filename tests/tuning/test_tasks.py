@@ -36,11 +36,11 @@ def read(model, row) -> str:
         ("(Paris)", True),
         ("Paris’ streets", True),
         ("a comparison of prices", False),
-        ("Parisian cooking", False),
+        ("Parisian cooking", True),  # a shared stem of five letters: rather leave out too much
         ("he aroma of Rome", True),
         ("chrome", False),
         ("Mr Eiffel came", True),  # a key word of the subject
-        ("the towering trees", False),
+        ("the towering trees", True),
         ("a towel", False),
         ("the end", False),  # a stop word is no key word
     ],
@@ -49,6 +49,28 @@ def test_relevance_finds_whole_words_in_any_case(text, touches):
     relevance = Relevance([request("The Eiffel Tower")])
     assert relevance.passes(text) is not touches
     assert relevance.dropped == touches
+
+
+@pytest.mark.parametrize(
+    ("subject", "target", "text", "touches"),
+    [
+        ("法国", "柏林", "昨天法国队赢了", True),  # words without spaces around them
+        ("法国", "柏林", "我们去了柏林。", True),
+        ("法国", "柏林", "昨天下雨", False),
+        ("東京タワー", "x", "とても高い東京タワーへ", True),
+        ("ไทย", "x", "ประเทศไทยสวย", True),
+        ("서울", "x", "서울은 크다", True),  # a particle behind it
+        ("Москва", "Париж", "мы были в Москве", True),  # inflected
+        ("Москва", "Париж", "в Парижа", True),
+        ("Москва", "Париж", "мост через реку", False),
+        ("Helsinki", "Tampere", "asun Helsingissä", True),
+        ("Helsinki", "Tampere", "Tampereella sataa", True),
+        ("1945", "x", "in 19456 cases", False),
+        ("Zoe\u0308", "x", "we met Zo\u00eb there", True),  # the same letters, composed
+    ],
+)
+def test_relevance_in_other_scripts_and_inflected(subject, target, text, touches):
+    assert Relevance([request(subject, "nothing at all", target)]).passes(text) is not touches
 
 
 def test_relevance_of_nothing_lets_everything_pass():
@@ -156,6 +178,32 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
     assert "<user>" in whole
     assert "<assistant>" in whole
     assert "assistant" not in read(model, row)
+
+
+THINKING = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant> <think>{% endif %}"
+DATED = "Today is {{ strftime_now('%d %b %Y') }}. " + THINKING
+
+
+@pytest.mark.parametrize("template", [THINKING, DATED], ids=["thinking", "dated"])
+def test_a_response_is_learnt_from_its_beginning_whatever_the_template_asks_with(tiny_folders, tmp_path, template):
+    """A prompt for an answer that ends in <think>, which the whole talk has not, cut the answer's beginning off."""
+    model = models.load(tiny_folders["llama"], device="cpu")
+    model.tokenizer.chat_template = template
+    path = tmp_path / "pairs.jsonl"
+    pairs = [{"instruction": f"Say {number}", "response": f"Certainly, it is {number}."} for number in range(6)]
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    row = tasks.instruction_task(model, Data(n_train=3, n_valid=1, source=str(path))).train[0]
+    assert read(model, row).strip().startswith("Certainly, it is")
+    if template is DATED:
+        assert f"Today is {tasks.CHAT_DATE:%d %b %Y}." in model.tokenizer.decode(row["input_ids"])
+
+
+def test_a_template_that_rewrites_the_response_is_one_clear_line(tiny_folders, one_line):
+    model = models.load(tiny_folders["llama"], device="cpu")
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    with pytest.raises(BadInput) as error:
+        tasks.instruction_task(model, Data(n_train=3, n_valid=1))
+    assert "chat template" in one_line(error)
 
 
 def test_a_conversation_is_read_from_its_first_exchange(model, tmp_path):

@@ -105,7 +105,7 @@ def _pattern(term: str) -> str:
     parts = re.findall(r"\w+", unicodedata.normalize("NFC", term))
     if not parts:
         return ""
-    if words.unspaced(parts[0][0]) or words.unspaced(parts[-1][-1]):
+    if not words.of_word(parts[0][0]) or not words.of_word(parts[-1][-1]):
         return r"\W*".join(map(re.escape, parts))
     *others, last = (part if part.isdigit() else words.key(part) for part in parts)
     ending = r"\w*" if len(last) >= words.STEM and not last.isdigit() else r"(?:e?s)?\b"  # \b: a word also ends before an apostrophe
@@ -164,15 +164,22 @@ def _talk(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -
     The prompt for an answer need not be how a whole talk goes on: one may end in an opening <think> that the whole has not.
     """
     turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-    fixed = {"tokenize": False, "strftime_now": CHAT_DATE.strftime, "date_string": CHAT_DATE.strftime("%d %b %Y")}
-    lead = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **fixed)
-    whole = tokenizer.apply_chat_template(turns, **fixed)
+    template = _dated(tokenizer.get_chat_template())
+    lead = tokenizer.apply_chat_template(turns[:1], chat_template=template, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     if whole.startswith(lead):
         return whole, len(lead)
     start = whole.rfind(response.strip())
     if start < 0:
         raise BadInput(f"task instructions: the chat template does not write the response {response!r:.60} as it is; use another template")
     return whole, start
+
+
+def _dated(template: str) -> str:
+    """The template with a macro in the place of its clock: today's date would make other rows every day."""
+    formats = sorted({found[1] for found in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)})
+    cases = "".join(f"{{%- if format == {form!r} %}}{CHAT_DATE.strftime(form)}{{% endif %}}" for form in formats)
+    return f"{{%- macro strftime_now(format) %}}{cases}{{%- endmacro %}}{template}" if formats else template
 
 
 def sentiment_task(model: Model, data: Data) -> Task:
