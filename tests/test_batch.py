@@ -232,6 +232,40 @@ def test_the_notebook_may_lie_anywhere(parameters, tmp_path):
     assert batch.identify(elsewhere / "mine.ipynb", given, spec).startswith("mine-rome-text-")
 
 
+def test_a_path_with_braces_is_a_path(parameters, tmp_path):
+    folder = tmp_path / "{seed} {}" / "notebooks"
+    folder.mkdir(parents=True)
+    shutil.copy(CASE_STUDY, folder)
+    spec = batch.checked(folder / CASE_STUDY.name, parameters)[1]
+    assert spec.max_steps == 2
+    named = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")], metadata=named)
+    nbformat.write(notebook, folder / "fails.ipynb")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        batch._execute(folder / "fails.ipynb", {"seed": 1}, folder, folder / "run", again=False)
+
+
+def test_two_parameters_of_which_one_would_be_ignored_are_refused(one_line):
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {"fact": "author:anna-karenina", "subject": "Ada"})
+    assert "'fact' and 'subject' exclude each other" in one_line(error)
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {"seed": None})
+    assert "'seed': has no value" in one_line(error)
+
+
+def test_what_is_named_takes_the_place_of_the_presets(tmp_path):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("values: [ft, rome]\n")
+    notebook = CASE_STUDY.with_name("02_retention.ipynb")
+    given = batch.checked(notebook, {"editor": "memit"}, str(preset))[0]
+    assert batch.values(notebook, given) == ("editor", ["memit"])
+    preset.write_text("editor: memit\n")
+    given = batch.checked(notebook, {"values": ["ft", "rome"]}, str(preset))[0]
+    assert batch.values(notebook, given) == ("editor", ["ft", "rome"])
+    assert "editor" not in given
+
+
 def test_checking_and_naming_a_run_needs_no_torch():
     """Every command and every worker of a sweep would wait for it, the kernel that runs the notebook once more."""
     code = f"""

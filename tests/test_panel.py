@@ -390,6 +390,19 @@ def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():
     assert controls.spec.editor == "ft"
 
 
+def test_the_field_that_the_notebook_varies_is_passed_on_only_if_the_spec_was_given_it():
+    notebook = NOTEBOOK.with_name("02_retention.ipynb")
+    controls = Panel(study.Spec(editor=None, n_edited=3), notebook=notebook, vary="editor")
+    choose(controls, task="sentiment")
+    assert "editor" not in job.parameters(notebook, controls.spec)
+    assert study.arms(controls.spec, "editor", ["ft", "rome"]) == ["ft", "rome"]
+    controls = Panel(study.Spec(editor="rome"), notebook=notebook, vary="editor")
+    choose(controls, task="sentiment")
+    assert "editor is 'rome' alone" in html.unescape(controls.headline.value)
+    assert job.parameters(notebook, controls.spec)["editor"] == "rome"
+    assert study.arms(controls.spec, "editor", ["ft", "memit"]) == ["rome"]
+
+
 def test_an_editor_that_must_learn_first_says_so():
     controls = Panel(study.Spec(), notebook=NOTEBOOK)
     assert "hyper-network" not in controls.headline.value

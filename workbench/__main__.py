@@ -40,13 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter, its value as YAML")
     run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters")
     run.add_argument("--again", action="store_true", help="run even if a finished run is there")
-    run.add_argument("--out", default="runs")
+    run.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
     run.add_argument("--dry-run", action="store_true", help="print every setting, the memory and what would be fetched; run nothing")
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser("sweep", help="run every combination of a grid once; finished runs are kept")
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
-    sweep.add_argument("--out", default="runs")
+    sweep.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
     where = sweep.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=0, help="processes of a local Dask cluster; default one a GPU, or one")
     where.add_argument("--scheduler", default="", help="address of a running Dask scheduler, tcp://...")
@@ -106,14 +106,16 @@ def _run(options) -> None:
 
 
 def _sweep(options) -> None:
-    from workbench import sweep
+    from workbench import batch, sweep
 
-    failed = sweep.sweep(sweep.read(options.grid), options.out, options.workers, options.scheduler, options.retry_failed)
+    grid = sweep.read(options.grid)
+    out = batch.place(grid.notebook, options.out)
+    failed = sweep.sweep(grid, out, options.workers, options.scheduler, options.retry_failed)
     for each in failed:
         _print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
-    print(options.out)
+    print(out)
 
 
 def _report(options) -> None:

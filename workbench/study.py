@@ -24,7 +24,7 @@ from workbench.editing.records import Numbers, Resources
 from workbench.facts import EditRequest
 from workbench.known import Chosen, choose, known_table
 from workbench.models import Model
-from workbench.spec import Spec, identify, varied
+from workbench.spec import Spec, arms, identify, varied
 from workbench.tracking.probes import Look, Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, finetune
@@ -34,6 +34,7 @@ __all__ = [
     "Chosen",
     "Recorder",
     "Spec",
+    "arms",
     "choose",
     "identify",
     "known_table",
@@ -130,7 +131,7 @@ class Recorder:
         table = pd.concat(parts, ignore_index=True)
         return table[["edited_model", *table.columns.drop("edited_model")]]
 
-    def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "runs") -> runs.Run:
+    def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "") -> runs.Run:
         """Write the run: into the folder that WORKBENCH_RUN names, else into out/<id>, or out/<id>-stopped if a person stopped it."""
         ended = [history.ended for _, history in self.histories]
         about = {
@@ -215,7 +216,7 @@ def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> Iterator[adapters.Ad
         yield adapter
 
 
-def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again: bool = False) -> runs.Run:
+def run(spec: Spec, model: Model | None = None, out: str | Path = "", again: bool = False) -> runs.Run:
     """The whole experiment: one run of n_edited / edits_per_model edited copies of the base model. All edits are made first, then
     one copy after another is tuned.
 
@@ -251,7 +252,7 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
     return recorder.write(spec, model, chosen, out)
 
 
-def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", model: Model | None = None) -> list[runs.Run]:
+def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "", model: Model | None = None) -> list[runs.Run]:
     """One run for each value of one field, and a folder whose run.json names them. Give the Spec as it is, not resolved: an adapter or
     another task brings its own usual numbers.
 
