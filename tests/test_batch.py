@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas
 import pytest
 
 from workbench import batch, deltas, models, pages, runs
@@ -194,14 +195,26 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     assert "record 5" in captured.err
     assert "\x1b" not in captured.err
     assert "of 5 facts known" in captured.out
+    assert "plays the   harp" in captured.out
     lines = (tmp_path / "known.csv").read_text().splitlines()
     assert len(lines) == 6
+    assert lines[0] == "fact_id,prompt,object,says,known,p,p_second"
     assert "'=1+1" in lines[-1].split(",")
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
-    import pandas
+def test_the_margin_decides_which_facts_are_known(tmp_path, capsys, one_line):
+    arguments = ["facts", "world", "--model", "world-gpt2", "--out", str(tmp_path / "known.csv")]
+    counts = []
+    for margin in ("0", "0.9"):
+        assert main([*arguments, "--margin", margin]) == 0
+        counts.append(pandas.read_csv(tmp_path / "known.csv").known.sum())
+        assert "... and 3406 more in" in capsys.readouterr().out
+    assert counts[0] > counts[1]
+    assert main([*arguments, "--margin", "2"]) == 2
+    assert "below 1" in one_line(capsys.readouterr().err.strip())
 
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
     from workbench import study
 
     def full(*args, **kwargs):

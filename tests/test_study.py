@@ -347,15 +347,18 @@ def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     asked = []
 
-    def counted(*arguments):
-        asked.append(arguments)
-        return measure_prompts(*arguments)
+    def counted(model, questions, objects, **kwargs):
+        asked.append(questions)
+        return measure_prompts(model, questions, objects, **kwargs)
 
     monkeypatch.setattr(known, "measure_prompts", counted)
     requests = facts.read("world")[:7]
     first, second = (study.known_table(base, requests) for _ in range(2))
     assert first.equals(second)
     assert len(asked) == 1
+    more = [*reversed(requests), *facts.read("world")[7:9]]
+    assert study.known_table(base, more).fact_id.tolist() == [each.fact.id for each in more]
+    assert asked.pop() == [each.fact.question for each in more[7:]]  # no other list asks again
     with deltas.preserved(base.network), torch.no_grad():
         base.weight(0).mul_(-1)
         other = study.known_table(base, requests)
@@ -432,6 +435,29 @@ def test_more_harmless_edits_than_facts_that_are_wrong_is_one_clear_line(base, o
     with pytest.raises(BadInput) as error:
         study.choose(Spec(n_edited=4000, harmless=0.9995, n_intrinsic=2), base)
     assert "facts wrong that could be put right, 3998 are asked for" in one_line(error)
+
+
+def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypatch, one_line):
+    asked = []
+
+    def nothing_known(model, requests, margin):
+        asked.extend(requests)
+        return known_table(model, requests, margin).assign(known=knows)
+
+    known_table = study.known_table
+    monkeypatch.setattr(known, "known_table", nothing_known)
+    monkeypatch.setattr(known, "ASKED_A_FACT", 8)
+    typed = {"subject": "Windows Mobile 6.5", "prompt": "{} was developed by", "object": "Microsoft"}
+    spec = Spec(**typed, target="Apple", n_intrinsic=30)
+    knows = True
+    assert len(known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)[2]) == 30
+    assert len(asked) <= known.PART
+    asked.clear()
+    knows = False
+    with pytest.raises(BadInput) as error:
+        known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)
+    assert len(asked) == 2 * (30 + 10)
+    assert f"80 of {len(facts.read('world'))} facts asked, 0 known" in one_line(error)
 
 
 def test_as_many_facts_are_asked_as_the_split_needs(base):

@@ -9,6 +9,8 @@ from typing import TextIO
 from workbench import inert
 from workbench.facts import BadInput
 
+SHOWN = 100  # rows of a long table that are printed
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is one line on standard error."""
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     facts.add_argument("file", help="'world', a file or a Hub dataset id")
     facts.add_argument("--model", required=True)
     facts.add_argument("--out", default="known-facts.csv", help="the table to write")
+    facts.add_argument("--margin", type=float, default=0.1, help="by which a known fact's true token must lead the second")
     facts.set_defaults(command=_facts)
 
     pretrain = commands.add_parser("pretrain", help="teach the embedded world to a small model again")
@@ -155,8 +158,13 @@ def _facts(options) -> None:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    table = study.known_table(models.load(options.model), requests)
+    if not 0 <= options.margin < 1:
+        raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
+    table = study.known_table(models.load(options.model), requests, options.margin)
     inert.write_csv(table, options.out)
+    _print(table.drop(columns="fact_id").head(SHOWN).to_string(index=False, float_format="{:.2f}".format))
+    if len(table) > SHOWN:
+        _print(f"... and {len(table) - SHOWN} more in {options.out}")
     _print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
     print(options.out)
 

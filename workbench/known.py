@@ -5,8 +5,10 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from workbench import cache, facts, runs
 from workbench.cache import locked
@@ -14,6 +16,9 @@ from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.retention import measure_prompts, stop_words
+
+PART = 64  # facts asked at once
+ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +87,9 @@ def _harmless(
     if spec.split_rule == "paper":
         pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
-    for start in range(0, len(pool), 256):
-        part = pool[start : start + 256]
-        told = measure_prompts(model, [request.fact.question for request in part], [request.fact.object for request in part])
+    most = min(len(pool), ASKED_A_FACT * (count + 10))
+    for part in _parts(pool[:most], "facts that it gets wrong"):
+        told = _answers(model, part, past_stop_words=True)
         for request, right, said in zip(part, told.retained, told.top_token, strict=True):
             free = request.fact.subject not in subjects and len(found) < count and (spec.split_rule == "matched" or said not in objects)
             if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
@@ -111,11 +116,20 @@ def _typed(spec: Spec) -> EditRequest:
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
-    """One row a fact: fact_id, known (the true token is on top by `margin`), p (of the true token), p_second."""
-    table = _answers(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
+    """What the model says of each fact.
+
+    Returns:
+        DataFrame[fact_id, prompt, object, says, known, p, p_second], one row a fact: `says` is the
+        likeliest token, `p` that of the true token, which is `known` if it is on top by `margin`.
+    """
+    parts = [_answers(model, part) for part in _parts(requests, "asking facts")]
+    table = pd.concat(parts, ignore_index=True) if parts else measure_prompts(model, [], [])
     return pd.DataFrame(
         {
             "fact_id": [request.fact.id for request in requests],
+            "prompt": [request.fact.question for request in requests],
+            "object": [request.fact.object for request in requests],
+            "says": table.top_token,
             "known": table.top_is_expected & (table.margin >= margin),
             "p": table.p,
             "p_second": table.p_second,
@@ -123,43 +137,81 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataFrame:
-    """What the model says, from the cache if these very weights have been asked the same before."""
+def _parts(requests: Sequence[EditRequest], what: str) -> Iterator[Sequence[EditRequest]]:
+    """A few requests at a time; more than one such part has a bar."""
+    disable = None if len(requests) > PART else True
+    with tqdm(total=len(requests), desc=what, unit="fact", disable=disable) as bar:
+        for start in range(0, len(requests), PART):
+            part = requests[start : start + PART]
+            yield part
+            bar.update(len(part))
+
+
+def _answers(model: Model, requests: Sequence[EditRequest], past_stop_words: bool = False) -> pd.DataFrame:
+    """What the model says, a row a request; these very weights are asked a prompt once."""
+    questions = [request.fact.question for request in requests]
+    objects = [request.fact.object for request in requests]
+    ask = partial(measure_prompts, model, past_stop_words=past_stop_words)
     if model.is_changed():
-        return measure_prompts(model, questions, objects)
-    tokens = model.tokenizer([*questions, *objects])["input_ids"] if questions else []
-    about = [model.fingerprint, str(model.dtype), model.device.type, questions, objects, tokens, code_fingerprint()]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    with locked(f"known {digest}"):
-        path = cache.folder("known") / f"{digest}.parquet"
-        table = cache.kept_table(path, f"known {digest}")
-        if table is None:
-            table = measure_prompts(model, questions, objects)
-            cache.keep_table(path, table, f"known {digest}")
-        return table
+        return ask(questions, objects)
+    at = [model.fingerprint, str(model.dtype), model.device.type, code_fingerprint(), past_stop_words]
+    name = f"known {_digest(at)}"
+    keys = _keys(model, questions, objects)
+    path = cache.folder("known") / f"{_digest(at)}.parquet"
+    with locked(name):
+        table = cache.kept_table(path, name)
+        asked = set() if table is None else set(table.key)
+        missing = {key: row for row, key in enumerate(keys) if key not in asked}
+        if missing:
+            rows = missing.values()
+            new = ask([questions[row] for row in rows], [objects[row] for row in rows])
+            new.insert(0, "key", list(missing))
+            table = pd.concat([table, new], ignore_index=True)
+            cache.keep_table(path, table, name)
+    return table.set_index("key").loc[keys].reset_index(drop=True)
 
 
-def _chosen(spec: Spec, model: Model, pool: Sequence[EditRequest], named: list[EditRequest], n_edited: int) -> tuple[pd.DataFrame, list, list]:
-    """Scores of those asked, edited and intrinsic facts; as much of the pool is asked as the split needs."""
-    problem = BadInput(f"facts {spec.facts!r}: holds none that may be edited")
-    for scores, known in _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40):
+def _keys(model: Model, questions: Sequence[str], objects: Sequence[str]) -> list[str]:
+    """What tells one question from another: its words and their tokens."""
+    tokens = model.tokenizer([*questions, *objects])["input_ids"]
+    of_questions, of_objects = tokens[: len(questions)], tokens[len(questions) :]
+    parts = zip(questions, objects, of_questions, of_objects, strict=True)
+    return [_digest(part) for part in parts]
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _chosen(
+    spec: Spec,
+    model: Model,
+    pool: Sequence[EditRequest],
+    named: list[EditRequest],
+    n_edited: int,
+) -> tuple[pd.DataFrame, list, list]:
+    """Scores of those asked, edited and intrinsic facts.
+
+    The pool is asked in its order until the split is found; asking more would not change it.
+    """
+    if not pool:
+        raise BadInput(f"facts {spec.facts!r}: holds none that may be edited")
+    scores: list[pd.DataFrame] = []
+    known: list[EditRequest] = []
+    problem = None
+    each = ASKED_A_FACT // 4 if named else ASKED_A_FACT  # beside a named fact any relation will do
+    most = min(len(pool), each * (n_edited + spec.n_intrinsic + 10))
+    for part in _parts(pool[:most], "choosing facts"):
+        scores.append(known_table(model, part, spec.margin))
+        known += [request for request, good in zip(part, scores[-1].known, strict=True) if good]
         try:
-            return scores, *_split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+            edited, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
         except BadInput as error:
             problem = error
-    raise problem
-
-
-def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int) -> Iterator[tuple[pd.DataFrame, list[EditRequest]]]:
-    """Ask the pool in its order: what was found once so many facts are known, then again and again with more of the pool, to its end."""
-    parts: list[pd.DataFrame] = []
-    known: list[EditRequest] = []
-    for start in range(0, len(pool), 256):
-        part = pool[start : start + 256]
-        parts.append(known_table(model, part, margin))
-        known += [request for request, good in zip(part, parts[-1].known, strict=True) if good]
-        if len(known) >= wanted or start + 256 >= len(pool):
-            yield pd.concat(parts, ignore_index=True), known
+            continue
+        return pd.concat(scores, ignore_index=True), edited, intrinsic
+    asked = f"{most} of {len(pool)} facts asked, {len(known)} known by margin {spec.margin}"
+    raise BadInput(f"{problem}; {asked}")
 
 
 def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:

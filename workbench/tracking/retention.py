@@ -104,11 +104,18 @@ MEASURED = ["prompt", "expected", "retained", "top_token", "p", "rank", "p_secon
 
 
 @torch.no_grad()
-def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str], bos: bool = True) -> pd.DataFrame:
+def measure_prompts(
+    model: Model,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    bos: bool = True,
+    past_stop_words: bool = True,
+) -> pd.DataFrame:
     """Retention of an answer after each prompt: columns prompt, expected, retained, top_token, p, rank, p_second, margin, top_is_expected.
 
     `p` and `rank` (1 = top) are of the expected token right after the prompt; `p_second` is the second likeliest token's, `margin` p of the
-    likeliest less p_second; `top_token` is the first greedy token that is no stop word.
+    likeliest less p_second; `top_token` is the first greedy token that is no stop word, or the likeliest
+    token itself if `past_stop_words` is False, which saves the decoding.
     """
     expected = expected_tokens(model.tokenizer, prompts, answers)
     encoded = encode(model.tokenizer, prompts, bos=bos)
@@ -117,7 +124,9 @@ def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str]
         part = encoded.rows(batch)
         logits = next_logits(model, part)
         wanted = [expected[index] for index in batch]
-        tops = first_words(model, part, logits, wanted)
+        tops = logits.argmax(1).tolist()
+        if past_stop_words:
+            tops = first_words(model, part, logits, wanted)
         probs = logits.softmax(1)
         p = probs[range(len(batch)), wanted]
         rank = (probs > p[:, None]).sum(1) + 1
