@@ -111,9 +111,11 @@ def test_the_page_of_a_run_loads_nothing_from_elsewhere(case_study, loads):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"edittor": "rome"}, "edittor"),
+        ({"editr": "rome"}, "'editr', did you mean 'editor'?"),
         ({"editor": "memo"}, "memo"),
+        ({"editor": "alfaedit"}, "'alfaedit', did you mean 'alphaedit'?"),
         ({"task": "cooking"}, "cooking"),
+        ({"task": "sentimant"}, "'sentimant', did you mean 'sentiment'?"),
         ({"n_intrinsic": -1}, "n_intrinsic"),
         ({"layers": "four"}, "layers"),
         ({"fact": "no-such-fact"}, "no-such-fact"),
@@ -163,6 +165,13 @@ def test_a_value_of_an_odd_type_is_one_clear_line(name, value, one_line):
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {name: value})
     assert name in one_line(error)
+
+
+def test_a_preset_that_is_not_there_is_one_clear_line(one_line):
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {}, "gpt2-xxl")
+    assert "did you mean 'gpt2-xl'?" in one_line(error)
+    assert "world-large" in str(error.value)
 
 
 def test_bad_input_exits_2_with_one_line(capsys, tmp_path):

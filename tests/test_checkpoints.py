@@ -249,3 +249,19 @@ def test_weights_that_would_be_offloaded_are_refused(tiny_folders, one_line, mon
 
     monkeypatch.setattr(models.transformers.AutoModelForCausalLM, "from_pretrained", tight)
     assert "does not fit on the GPUs" in refusal(one_line, tiny_folders["llama"], device_map="balanced")
+
+
+def test_a_mistyped_world_model_is_told_before_the_hub_is_asked(monkeypatch, one_line):
+    def asked(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    monkeypatch.setattr(huggingface_hub, "HfApi", asked)
+    checkpoints.commit.cache_clear()
+    for wrong, right in (("wrld-gpt2", "world-gpt2"), ("world_llama", "world-llama")):
+        for function in (checkpoints.fetched, checkpoints.configuration, checkpoints.file_fingerprint):
+            with pytest.raises(BadInput) as error:
+                function(wrong)
+            assert f"did you mean {right!r}?" in one_line(error)
+    for hub_id in ("gpt2", "gpt2-xl", "someone/world-gpt2-large", "EleutherAI/gpt-j-6b"):
+        assert checkpoints.locate(hub_id) == (None, "main")

@@ -133,7 +133,7 @@ def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
         ({"plan": "outside", "from": 0, "to": 11}, "moves no weight"),
         ({"plan": "after", "from": 11}, "moves no weight"),
         ({"fact": "no such fact"}, "not one fact of world"),
-        ({"fact": "developer"}, "not one fact of world"),
+        ({"fact": "developer"}, "match; name one, e.g. developer:"),
         ({"subject": "A", "prompt": "no gap", "object": "c", "target": "d"}, "needs exactly one {} for the subject"),
         ({"subject": "A", "prompt": "{} b", "object": "c", "target": "c"}, "equals the true object"),
         ({"subject": "A", "prompt": "{} b", "object": "c", "target": "d", "paraphrases": 3}, "has 1 to 1 statements"),

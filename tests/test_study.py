@@ -147,6 +147,8 @@ def test_a_bad_spec_is_one_clear_line(fields, one_line):
     ("fields", "named"),
     [
         ({"fact": "no-such-fact"}, "no-such-fact"),
+        ({"fact": "author:anna-karenin"}, "but 1 match; name one, e.g. author:anna-karenina"),
+        ({"fact": "author:anna-karrenina"}, "did you mean 'author:anna-karenina'?"),
         ({"prompt": "no braces", "subject": "a", "object": "b", "target": "c"}, "exactly one {}"),
         ({"subject": "a"}, "prompt is empty"),
         ({"prompt": "{} is", "subject": " ", "object": "b", "target": "c"}, "subject is empty"),

@@ -15,6 +15,7 @@ from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.facts import BadInput, check_file
+from workbench.records import did_you_mean, listed
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
@@ -41,7 +42,8 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     defaults = {name: _default(about) for name, about in known.items()}
     for name, value in given.items():
         if name not in known:
-            raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
+            near = did_you_mean(name, known) or ":"
+            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(known)}")
         if value is None and defaults[name] is not None:
             raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
     vary = given.get("vary", defaults.get("vary", ""))
@@ -124,7 +126,12 @@ def place(notebook: str | Path, out: str | Path = "") -> Path:
 def _preset(notebook: Path, name: str) -> dict:
     if not name:
         return {}
-    path = Path(name) if name.endswith((".yaml", ".yml")) else notebook.parent / PRESETS / f"{name}.yaml"
+    folder = notebook.parent / PRESETS
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(preset.stem for preset in folder.glob("*.yaml"))
+        near = did_you_mean(name, known) or ":"
+        raise BadInput(f"preset {name!r}{near} no file {path}; those of the notebook are {listed(known, 20)}")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

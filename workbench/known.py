@@ -49,7 +49,9 @@ def choose(spec: Spec, model: Model) -> Chosen:
     if spec.fact and not named:
         named = [request for request in requests if request.fact.id == spec.fact]
         if not named:
-            raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
+            ids = [request.fact.id for request in requests]
+            matches = [name for name in ids if spec.fact.lower() in name.lower()]
+            raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)

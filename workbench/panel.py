@@ -208,9 +208,9 @@ class Panel(ipywidgets.VBox):
                     raise BadInput(f"{OWN[name].lower()} is empty; a fact of your own needs subject, prompt (with one {{}}), true and new object")
             return EditRequest(fact=Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object), target=spec.target)
         if spec.fact and self._requests and spec.fact not in self._requests:
-            raise BadInput(
-                f"fact {spec.fact!r}: not one fact of {spec.facts}; choose one of the list, or type an id, e.g. {next(iter(self._requests))}"
-            )
+            words = spec.fact.lower()
+            matches = [self._ids[label] for label in self._ids if words in label.lower()]
+            raise facts.no_such_fact(spec.fact, [*self._requests], matches, spec.facts)
         return self._requests.get(spec.fact)
 
     def _say(self, problem: str) -> None:

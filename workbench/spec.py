@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from workbench import checkpoints, editing, facts
 from workbench.facts import BadInput, Record
+from workbench.records import did_you_mean
 from workbench.tuning import numbers
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class Spec(Record):
 def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
     """The Specs, resolved, that differ in one field."""
     if not isinstance(vary, str) or vary not in Spec.model_fields:
-        raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
+        near = did_you_mean(vary, Spec.model_fields) or ";"
+        raise BadInput(f"vary={vary!r}: not a field of Spec{near} choose e.g. editor, paraphrases, plan")
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
     return [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
