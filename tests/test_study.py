@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import peft
@@ -460,6 +461,31 @@ def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypa
         known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)
     assert len(asked) == 2 * (30 + 10)
     assert f"80 of {len(facts.read('world'))} facts asked, 0 known" in one_line(error)
+
+
+def test_peak_memory_is_in_megabytes_on_every_system(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usage = SimpleNamespace(ru_maxrss=2_000_000)
+    monkeypatch.setattr(study.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(study.sys, "platform", "linux")
+    assert study._peak_memory_mb() == 2048
+    monkeypatch.setattr(study.sys, "platform", "darwin")
+    assert study._peak_memory_mb() == 2
+    monkeypatch.setattr(study, "resource", None)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3_000_000))
+    monkeypatch.setattr(study.psutil, "Process", lambda: process)
+    assert study._peak_memory_mb() == 3
+
+
+def test_a_system_without_the_module_resource_can_run_a_study():
+    code = """
+import importlib, sys
+from workbench import study
+sys.modules["resource"] = None  # which makes its import fail
+print(importlib.reload(study).resource)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def test_as_many_facts_are_asked_as_the_split_needs(base):

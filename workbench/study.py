@@ -2,9 +2,9 @@
 
 import os
 import platform
-import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -29,6 +30,11 @@ from workbench.tracking.probes import Look, Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, finetune
 from workbench.tuning.tasks import Data, Task
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 __all__ = [
     "Chosen",
@@ -282,7 +288,10 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "", model: M
 def _peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; elsewhere kibibytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _commit() -> str:
