@@ -224,6 +224,12 @@ def test_a_family_with_a_norm_behind_is_named_with_the_reason(tmp_path, one_line
     assert f"{model_type!r} puts a norm behind each MLP" in one_line(error)
 
 
+def test_a_device_and_a_device_map_exclude_each_other(tiny_folders, one_line):
+    with pytest.raises(BadInput) as error:
+        models.load(tiny_folders["gpt2"], device="cpu", device_map="balanced")
+    assert "'cpu' and device_map exclude each other" in one_line(error)
+
+
 def quick_refusal(one_line, *args, **kwargs) -> str:
     start = time.perf_counter()
     with pytest.raises(BadInput) as error:

@@ -152,6 +152,7 @@ def test_a_bad_spec_is_one_clear_line(fields, one_line):
         ({"fact": "author:anna-karrenina"}, "did you mean 'author:anna-karenina'?"),
         ({"prompt": "no braces", "subject": "a", "object": "b", "target": "c"}, "exactly one {}"),
         ({"subject": "a"}, "prompt is empty"),
+        ({"fact": "author:anna-karenina", "harmless": 0.5}, "harmless is a share of a sample"),
         ({"prompt": "{} is", "subject": " ", "object": "b", "target": "c"}, "subject is empty"),
         ({"prompt": "{} is", "subject": "a", "object": "b", "target": "b"}, "equals the true object"),
         ({"facts": "nowhere.json"}, "nowhere.json"),
@@ -461,6 +462,15 @@ def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypa
         known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)
     assert len(asked) == 2 * (30 + 10)
     assert f"80 of {len(facts.read('world'))} facts asked, 0 known" in one_line(error)
+
+
+def test_layers_that_are_given_twice_are_refused(base, one_line):
+    spec = Spec(editor="memit", layers=[2], hparams={"layers": [3], "steps": 7})
+    with pytest.raises(BadInput) as error:
+        spec.editor_hparams(base)
+    assert "layers are given twice" in one_line(error)
+    hparams = spec.model_copy(update={"layers": ()}).editor_hparams(base)
+    assert (list(hparams.layers), hparams.steps) == ([3], 7)
 
 
 def test_peak_memory_is_in_megabytes_on_every_system(monkeypatch):

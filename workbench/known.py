@@ -52,6 +52,8 @@ def choose(spec: Spec, model: Model) -> Chosen:
             ids = [request.fact.id for request in requests]
             matches = [name for name in ids if spec.fact.lower() in name.lower()]
             raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
+    if named and spec.harmless:
+        raise BadInput("harmless is a share of a sample, but one fact is named; leave one of them out")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)

@@ -228,12 +228,14 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32", "bfloat16" or "float16".
         revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
             middle of learning.
-        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` is then "auto". Nothing is offloaded:
+        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` must then be "auto". Nothing is offloaded:
             weights that fit on no GPU are refused, as editors and fine-tuning write into them.
     Raises:
         BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
     """
-    at = device_named("auto" if device_map else device)
+    if device_map and device != "auto":
+        raise BadInput(f"device {device!r} and device_map exclude each other; leave one of them out")
+    at = device_named(device)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     check_memory(name, at, dtype, revision, device_map)
