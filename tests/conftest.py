@@ -32,6 +32,7 @@ TINY = {
     "tie_word_embeddings": True,
     "bos_token_id": 0,
     "eos_token_id": 0,
+    "pad_token_id": None,  # some families' usual one is beyond so few tokens
 }
 
 

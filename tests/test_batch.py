@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas
 import pytest
 
 from workbench import batch, deltas, models, pages, runs
@@ -110,9 +111,11 @@ def test_the_page_of_a_run_loads_nothing_from_elsewhere(case_study, loads):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"edittor": "rome"}, "edittor"),
+        ({"editr": "rome"}, "'editr', did you mean 'editor'?"),
         ({"editor": "memo"}, "memo"),
+        ({"editor": "alfaedit"}, "'alfaedit', did you mean 'alphaedit'?"),
         ({"task": "cooking"}, "cooking"),
+        ({"task": "sentimant"}, "'sentimant', did you mean 'sentiment'?"),
         ({"n_intrinsic": -1}, "n_intrinsic"),
         ({"layers": "four"}, "layers"),
         ({"fact": "no-such-fact"}, "no-such-fact"),
@@ -164,6 +167,13 @@ def test_a_value_of_an_odd_type_is_one_clear_line(name, value, one_line):
     assert name in one_line(error)
 
 
+def test_a_preset_that_is_not_there_is_one_clear_line(one_line):
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {}, "gpt2-xxl")
+    assert "did you mean 'gpt2-xl'?" in one_line(error)
+    assert "world-large" in str(error.value)
+
+
 def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
     assert main(["run", str(CASE_STUDY), "-p", "edittor", "rome", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -194,14 +204,26 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     assert "record 5" in captured.err
     assert "\x1b" not in captured.err
     assert "of 5 facts known" in captured.out
+    assert "plays the   harp" in captured.out
     lines = (tmp_path / "known.csv").read_text().splitlines()
     assert len(lines) == 6
+    assert lines[0] == "fact_id,prompt,object,says,known,p,p_second"
     assert "'=1+1" in lines[-1].split(",")
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
-    import pandas
+def test_the_margin_decides_which_facts_are_known(tmp_path, capsys, one_line):
+    arguments = ["facts", "world", "--model", "world-gpt2", "--out", str(tmp_path / "known.csv")]
+    counts = []
+    for margin in ("0", "0.9"):
+        assert main([*arguments, "--margin", margin]) == 0
+        counts.append(pandas.read_csv(tmp_path / "known.csv").known.sum())
+        assert "... and 3406 more in" in capsys.readouterr().out
+    assert counts[0] > counts[1]
+    assert main([*arguments, "--margin", "2"]) == 2
+    assert "below 1" in one_line(capsys.readouterr().err.strip())
 
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
     from workbench import study
 
     def full(*args, **kwargs):
@@ -230,6 +252,40 @@ def test_the_notebook_may_lie_anywhere(parameters, tmp_path):
     shutil.copy(CASE_STUDY, elsewhere / "mine.ipynb")
     given, spec = batch.checked(elsewhere / "mine.ipynb", parameters)
     assert batch.identify(elsewhere / "mine.ipynb", given, spec).startswith("mine-rome-text-")
+
+
+def test_a_path_with_braces_is_a_path(parameters, tmp_path):
+    folder = tmp_path / "{seed} {}" / "notebooks"
+    folder.mkdir(parents=True)
+    shutil.copy(CASE_STUDY, folder)
+    spec = batch.checked(folder / CASE_STUDY.name, parameters)[1]
+    assert spec.max_steps == 2
+    named = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")], metadata=named)
+    nbformat.write(notebook, folder / "fails.ipynb")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        batch._execute(folder / "fails.ipynb", {"seed": 1}, folder, folder / "run", again=False)
+
+
+def test_two_parameters_of_which_one_would_be_ignored_are_refused(one_line):
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {"fact": "author:anna-karenina", "subject": "Ada"})
+    assert "'fact' and 'subject' exclude each other" in one_line(error)
+    with pytest.raises(BadInput) as error:
+        batch.checked(CASE_STUDY, {"seed": None})
+    assert "'seed': has no value" in one_line(error)
+
+
+def test_what_is_named_takes_the_place_of_the_presets(tmp_path):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("values: [ft, rome]\n")
+    notebook = CASE_STUDY.with_name("02_retention.ipynb")
+    given = batch.checked(notebook, {"editor": "memit"}, str(preset))[0]
+    assert batch.values(notebook, given) == ("editor", ["memit"])
+    preset.write_text("editor: memit\n")
+    given = batch.checked(notebook, {"values": ["ft", "rome"]}, str(preset))[0]
+    assert batch.values(notebook, given) == ("editor", ["ft", "rome"])
+    assert "editor" not in given
 
 
 def test_checking_and_naming_a_run_needs_no_torch():

@@ -18,7 +18,7 @@ HUB_ID = "somebody/a-model"
 
 def refusal(one_line, name, **fields) -> str:
     with pytest.raises(BadInput) as error:
-        models.load(name, device="cpu", **fields)
+        models.load(name, **({"device": "cpu"} | fields))
     return one_line(error)
 
 
@@ -234,7 +234,8 @@ def test_only_what_is_needed_is_fetched(file, wanted):
 
 
 def test_a_device_map_on_one_machine_without_gpus(tiny_folders):
-    plain, mapped = (models.load(tiny_folders["llama"], device="cpu", device_map=device_map) for device_map in ("", "auto"))
+    plain = models.load(tiny_folders["llama"], device="cpu")
+    mapped = models.load(tiny_folders["llama"], device_map="auto")
     assert mapped.fingerprint == plain.fingerprint
     assert mapped.device.type == "cpu"
 
@@ -248,4 +249,20 @@ def test_weights_that_would_be_offloaded_are_refused(tiny_folders, one_line, mon
         return network, report
 
     monkeypatch.setattr(models.transformers.AutoModelForCausalLM, "from_pretrained", tight)
-    assert "does not fit on the GPUs" in refusal(one_line, tiny_folders["llama"], device_map="balanced")
+    assert "does not fit on the GPUs" in refusal(one_line, tiny_folders["llama"], device="auto", device_map="balanced")
+
+
+def test_a_mistyped_world_model_is_told_before_the_hub_is_asked(monkeypatch, one_line):
+    def asked(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    monkeypatch.setattr(huggingface_hub, "HfApi", asked)
+    checkpoints.commit.cache_clear()
+    for wrong, right in (("wrld-gpt2", "world-gpt2"), ("world_llama", "world-llama")):
+        for function in (checkpoints.fetched, checkpoints.configuration, checkpoints.file_fingerprint):
+            with pytest.raises(BadInput) as error:
+                function(wrong)
+            assert f"did you mean {right!r}?" in one_line(error)
+    for hub_id in ("gpt2", "gpt2-xl", "someone/world-gpt2-large", "EleutherAI/gpt-j-6b"):
+        assert checkpoints.locate(hub_id) == (None, "main")

@@ -182,6 +182,54 @@ def test_an_unknown_architecture_says_how_to_add_a_row(tmp_path, one_line, model
     assert "add a row to ARCHITECTURES in workbench/models.py" in message
 
 
+@ROWS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_row_stands_the_check_that_loading_makes(new_tiny, model_type, dtype):
+    model = new_tiny(model_type)
+    model.network.to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    models.check_row(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "why"),
+    [
+        ("gemma2", {}, "a norm or a factor"),
+        ("gemma3_text", {}, "a norm or a factor"),
+        ("olmo2", {}, "a norm or a factor"),
+        ("granite", {"residual_multiplier": 0.22}, "78% off"),
+        ("granite", {"logits_scaling": 8.0}, "a factor or a cap"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_that_does_not_fit_is_refused_when_the_model_is_loaded(new_tiny, tmp_path, monkeypatch, one_line, model_type, config, why, dtype):
+    """As for whoever adds a row in good faith."""
+    monkeypatch.setitem(models.ARCHITECTURES, model_type, models.ARCHITECTURES["llama"])
+    saved = new_tiny(model_type, **config)
+    saved.network.save_pretrained(tmp_path)
+    saved.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput) as error:
+        models.load(tmp_path, device="cpu", dtype=dtype)
+    assert why in one_line(error)
+    assert repr(model_type) in str(error.value)
+
+
+@pytest.mark.parametrize("model_type", models.NORM_BEHIND)
+def test_a_family_with_a_norm_behind_is_named_with_the_reason(tmp_path, one_line, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(BadInput) as error:
+        models.outline(str(tmp_path))
+    assert f"{model_type!r} puts a norm behind each MLP" in one_line(error)
+
+
+def test_a_device_and_a_device_map_exclude_each_other(tiny_folders, one_line):
+    with pytest.raises(BadInput) as error:
+        models.load(tiny_folders["gpt2"], device="cpu", device_map="balanced")
+    assert "'cpu' and device_map exclude each other" in one_line(error)
+
+
 def quick_refusal(one_line, *args, **kwargs) -> str:
     start = time.perf_counter()
     with pytest.raises(BadInput) as error:

@@ -133,7 +133,7 @@ def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
         ({"plan": "outside", "from": 0, "to": 11}, "moves no weight"),
         ({"plan": "after", "from": 11}, "moves no weight"),
         ({"fact": "no such fact"}, "not one fact of world"),
-        ({"fact": "developer"}, "not one fact of world"),
+        ({"fact": "developer"}, "match; name one, e.g. developer:"),
         ({"subject": "A", "prompt": "no gap", "object": "c", "target": "d"}, "needs exactly one {} for the subject"),
         ({"subject": "A", "prompt": "{} b", "object": "c", "target": "c"}, "equals the true object"),
         ({"subject": "A", "prompt": "{} b", "object": "c", "target": "d", "paraphrases": 3}, "has 1 to 1 statements"),
@@ -388,6 +388,19 @@ def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():
     choose(controls, editor="ft")
     assert controls.choices["plan"].disabled
     assert controls.spec.editor == "ft"
+
+
+def test_the_field_that_the_notebook_varies_is_passed_on_only_if_the_spec_was_given_it():
+    notebook = NOTEBOOK.with_name("02_retention.ipynb")
+    controls = Panel(study.Spec(editor=None, n_edited=3), notebook=notebook, vary="editor")
+    choose(controls, task="sentiment")
+    assert "editor" not in job.parameters(notebook, controls.spec)
+    assert study.arms(controls.spec, "editor", ["ft", "rome"]) == ["ft", "rome"]
+    controls = Panel(study.Spec(editor="rome"), notebook=notebook, vary="editor")
+    choose(controls, task="sentiment")
+    assert "editor is 'rome' alone" in html.unescape(controls.headline.value)
+    assert job.parameters(notebook, controls.spec)["editor"] == "rome"
+    assert study.arms(controls.spec, "editor", ["ft", "memit"]) == ["rome"]
 
 
 def test_an_editor_that_must_learn_first_says_so():

@@ -236,3 +236,22 @@ def test_a_figure_says_over_what_unlike_runs_it_pools(made):
     mixed = [*found, made(1, editor="ft", task="facts", plan="edited")]
     assert plots.retention_grid(mixed, "editor", "task").figure.axes[0].get_title() == "edits kept"
     assert plots.retention_grid(mixed, "editor", "model").figure.axes[0].get_title() == "edits kept; pooled over task, plan"
+
+
+def test_a_group_or_category_that_is_none_is_one_clear_line(made, one_line):
+    run = made(0)
+    for draw, words in (
+        (lambda: plots.category_mass(run, "editd"), "group 'editd', did you mean 'edited'?"),
+        (lambda: plots.lens_heatmap(run, "intrinsc"), "did you mean 'intrinsic'?"),
+        (lambda: plots.lens_heatmap(run, categories=("tru",)), "category 'tru', did you mean 'true'?"),
+        (lambda: plots.lens_heatmap(run, categories="true"), "give a tuple"),
+    ):
+        with pytest.raises(BadInput) as error:
+            draw()
+        assert words in one_line(error)
+
+
+def test_a_figure_is_saved_into_a_folder_that_is_made(made, tmp_path):
+    path = plots.category_mass(made(0)).save(tmp_path / "figures" / "here" / "mass.png")
+    assert path.is_file()
+    assert path.with_suffix(".csv").is_file()

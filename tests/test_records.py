@@ -2,7 +2,9 @@
 
 import pickle
 
+import pydantic
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from workbench.records import LONGEST, BadInput, Record
 
@@ -46,3 +48,39 @@ def test_a_record_names_the_fields_it_knows():
         Pair(left="a", right="b", middle="c")
     with pytest.raises(BadInput, match=r"^Pair.right: .* string, got 7$"):
         Pair(left="a", right=7)
+    with pytest.raises(BadInput, match=r"^Pair.rigth: unknown field, did you mean 'right'\? known are: "):
+        Pair(left="a", right="b", rigth="b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("layers", 3, "[2, 3, 4]"),
+        ("layers", ["two"], "[2, 3, 4]"),
+        ("names", "q_proj", '["text", "facts"]'),
+        ("steps", "many", "3"),
+        ("rate", [], "0.1"),
+        ("numbers", "x", '{"steps": 30}'),
+        ("optional", "x", "3"),
+    ],
+)
+def test_a_wrong_type_is_shown_a_right_one(field, value, right):
+    class Wide(Record):
+        layers: tuple[int, ...] = ()
+        names: tuple[str, ...] = ()
+        steps: int = 0
+        rate: float = 0.0
+        numbers: dict = pydantic.Field(default_factory=dict)
+        optional: int | None = None
+
+    with pytest.raises(BadInput) as error:
+        Wide(**{field: value})
+    assert str(error.value).endswith(f"; write e.g. {right}")
+
+
+def test_in_a_notebook_it_is_one_line_without_a_traceback(capsys):
+    shell = InteractiveShell()
+    shell.run_cell("from workbench.facts import BadInput\nraise BadInput('facts: no such file')")
+    assert capsys.readouterr().out.strip() == "BadInput: facts: no such file"
+    shell.run_cell("1 / 0")
+    assert "Traceback" in capsys.readouterr().out

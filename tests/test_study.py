@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import peft
@@ -147,8 +148,11 @@ def test_a_bad_spec_is_one_clear_line(fields, one_line):
     ("fields", "named"),
     [
         ({"fact": "no-such-fact"}, "no-such-fact"),
+        ({"fact": "author:anna-karenin"}, "but 1 match; name one, e.g. author:anna-karenina"),
+        ({"fact": "author:anna-karrenina"}, "did you mean 'author:anna-karenina'?"),
         ({"prompt": "no braces", "subject": "a", "object": "b", "target": "c"}, "exactly one {}"),
         ({"subject": "a"}, "prompt is empty"),
+        ({"fact": "author:anna-karenina", "harmless": 0.5}, "harmless is a share of a sample"),
         ({"prompt": "{} is", "subject": " ", "object": "b", "target": "c"}, "subject is empty"),
         ({"prompt": "{} is", "subject": "a", "object": "b", "target": "b"}, "equals the true object"),
         ({"facts": "nowhere.json"}, "nowhere.json"),
@@ -347,15 +351,18 @@ def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     asked = []
 
-    def counted(*arguments):
-        asked.append(arguments)
-        return measure_prompts(*arguments)
+    def counted(model, questions, objects, **kwargs):
+        asked.append(questions)
+        return measure_prompts(model, questions, objects, **kwargs)
 
     monkeypatch.setattr(known, "measure_prompts", counted)
     requests = facts.read("world")[:7]
     first, second = (study.known_table(base, requests) for _ in range(2))
     assert first.equals(second)
     assert len(asked) == 1
+    more = [*reversed(requests), *facts.read("world")[7:9]]
+    assert study.known_table(base, more).fact_id.tolist() == [each.fact.id for each in more]
+    assert asked.pop() == [each.fact.question for each in more[7:]]  # no other list asks again
     with deltas.preserved(base.network), torch.no_grad():
         base.weight(0).mul_(-1)
         other = study.known_table(base, requests)
@@ -507,6 +514,63 @@ def test_more_harmless_edits_than_facts_that_are_wrong_is_one_clear_line(base, o
     with pytest.raises(BadInput) as error:
         study.choose(Spec(n_edited=4000, harmless=0.9995, n_intrinsic=2), base)
     assert "facts wrong that could be put right, 3998 are asked for" in one_line(error)
+
+
+def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypatch, one_line):
+    asked = []
+
+    def nothing_known(model, requests, margin):
+        asked.extend(requests)
+        return known_table(model, requests, margin).assign(known=knows)
+
+    known_table = study.known_table
+    monkeypatch.setattr(known, "known_table", nothing_known)
+    monkeypatch.setattr(known, "ASKED_A_FACT", 8)
+    typed = {"subject": "Windows Mobile 6.5", "prompt": "{} was developed by", "object": "Microsoft"}
+    spec = Spec(**typed, target="Apple", n_intrinsic=30)
+    knows = True
+    assert len(known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)[2]) == 30
+    assert len(asked) <= known.PART
+    asked.clear()
+    knows = False
+    with pytest.raises(BadInput) as error:
+        known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)
+    assert len(asked) == 2 * (30 + 10)
+    assert f"80 of {len(facts.read('world'))} facts asked, 0 known" in one_line(error)
+
+
+def test_layers_that_are_given_twice_are_refused(base, one_line):
+    spec = Spec(editor="memit", layers=[2], hparams={"layers": [3], "steps": 7})
+    with pytest.raises(BadInput) as error:
+        spec.editor_hparams(base)
+    assert "layers are given twice" in one_line(error)
+    hparams = spec.model_copy(update={"layers": ()}).editor_hparams(base)
+    assert (list(hparams.layers), hparams.steps) == ([3], 7)
+
+
+def test_peak_memory_is_in_megabytes_on_every_system(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usage = SimpleNamespace(ru_maxrss=2_000_000)
+    monkeypatch.setattr(study.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(study.sys, "platform", "linux")
+    assert study._peak_memory_mb() == 2048
+    monkeypatch.setattr(study.sys, "platform", "darwin")
+    assert study._peak_memory_mb() == 2
+    monkeypatch.setattr(study, "resource", None)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3_000_000))
+    monkeypatch.setattr(study.psutil, "Process", lambda: process)
+    assert study._peak_memory_mb() == 3
+
+
+def test_a_system_without_the_module_resource_can_run_a_study():
+    code = """
+import importlib, sys
+from workbench import study
+sys.modules["resource"] = None  # which makes its import fail
+print(importlib.reload(study).resource)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def test_as_many_facts_are_asked_as_the_split_needs(base):

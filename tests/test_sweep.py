@@ -102,6 +102,17 @@ def test_a_bad_grid_is_one_clear_line_before_anything_runs(grid, tmp_path, one_l
     assert not (tmp_path / "out").exists()
 
 
+def test_a_grid_over_the_field_that_a_notebook_varies_has_one_value_a_run(tmp_path, one_line):
+    notebook = Path(__file__).parents[1] / "notebooks" / "02_retention.ipynb"
+    grid = Grid(notebook=str(notebook), grid={"editor": ["ft", "memit"]})
+    every = sweep.planned(grid, tmp_path)
+    assert [batch.values(notebook, each.parameters)[1] for each in every] == [["ft"], ["memit"]]
+    assert every[0].folder != every[1].folder
+    with pytest.raises(BadInput) as error:
+        sweep.planned(grid.model_copy(update={"parameters": {"values": ["ft", "rome"]}}), tmp_path)
+    assert "exclude each other" in one_line(error)
+
+
 @pytest.mark.parametrize(("text", "named"), [("", "no fields"), ("[1]", "no fields"), ("a: [", "cannot be read"), ("notebok: x", "notebook")])
 def test_a_grid_file_that_is_none_is_one_clear_line(tmp_path, one_line, text, named):
     path = tmp_path / "grid.yaml"

@@ -9,6 +9,8 @@ from typing import TextIO
 from workbench import inert
 from workbench.facts import BadInput
 
+SHOWN = 100  # rows of a long table that are printed
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is one line on standard error."""
@@ -40,13 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter, its value as YAML")
     run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters")
     run.add_argument("--again", action="store_true", help="run even if a finished run is there")
-    run.add_argument("--out", default="runs")
+    run.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
     run.add_argument("--dry-run", action="store_true", help="print every setting, the memory and what would be fetched; run nothing")
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser("sweep", help="run every combination of a grid once; finished runs are kept")
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
-    sweep.add_argument("--out", default="runs")
+    sweep.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
     where = sweep.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=0, help="processes of a local Dask cluster; default one a GPU, or one")
     where.add_argument("--scheduler", default="", help="address of a running Dask scheduler, tcp://...")
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     facts.add_argument("file", help="'world', a file or a Hub dataset id")
     facts.add_argument("--model", required=True)
     facts.add_argument("--out", default="known-facts.csv", help="the table to write")
+    facts.add_argument("--margin", type=float, default=0.1, help="by which a known fact's true token must lead the second")
     facts.set_defaults(command=_facts)
 
     pretrain = commands.add_parser("pretrain", help="teach the embedded world to a small model again")
@@ -106,14 +109,16 @@ def _run(options) -> None:
 
 
 def _sweep(options) -> None:
-    from workbench import sweep
+    from workbench import batch, sweep
 
-    failed = sweep.sweep(sweep.read(options.grid), options.out, options.workers, options.scheduler, options.retry_failed)
+    grid = sweep.read(options.grid)
+    out = batch.place(grid.notebook, options.out)
+    failed = sweep.sweep(grid, out, options.workers, options.scheduler, options.retry_failed)
     for each in failed:
         _print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
-    print(options.out)
+    print(out)
 
 
 def _report(options) -> None:
@@ -153,8 +158,13 @@ def _facts(options) -> None:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    table = study.known_table(models.load(options.model), requests)
+    if not 0 <= options.margin < 1:
+        raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
+    table = study.known_table(models.load(options.model), requests, options.margin)
     inert.write_csv(table, options.out)
+    _print(table.drop(columns="fact_id").head(SHOWN).to_string(index=False, float_format="{:.2f}".format))
+    if len(table) > SHOWN:
+        _print(f"... and {len(table) - SHOWN} more in {options.out}")
     _print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
     print(options.out)
 

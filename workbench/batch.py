@@ -1,5 +1,6 @@
 """One notebook in batch, through papermill: strict about parameters, complete or absent, resumed by its id."""
 
+import ast
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.facts import BadInput, check_file
+from workbench.records import did_you_mean, listed
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
@@ -25,7 +27,7 @@ def declared(notebook: Path) -> dict[str, dict]:
     if not notebook.is_file():
         raise BadInput(f"notebook {str(notebook)!r}: no such file")
     try:
-        found = papermill.inspect_notebook(str(notebook))
+        found = papermill.inspect_notebook(_as_it_is(notebook))
     except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
         raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
     if not found:
@@ -37,21 +39,40 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults, not resolved."""
     known = declared(notebook)
     given = _preset(notebook, preset) | dict(parameters)
-    for name in given:
+    defaults = {name: _default(about) for name, about in known.items()}
+    for name, value in given.items():
         if name not in known:
-            raise BadInput(f"parameter {name!r}: {notebook.name} declares {', '.join(known)}")
+            near = did_you_mean(name, known) or ":"
+            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(known)}")
+        if value is None and defaults[name] is not None:
+            raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
+    vary = given.get("vary", defaults.get("vary", ""))
+    _one_meaning(given, parameters, vary)
     for name in PATHS:
         if name in given:
             given[name] = _from_here(name, given[name], notebook)
-    if given.get("vary", _default(known["vary"]) if "vary" in known else "") in PATHS and isinstance(given.get("values"), list):
-        given["values"] = [_from_here(given.get("vary") or _default(known["vary"]), value, notebook) for value in given["values"]]
-    defaults = {name: _default(about) for name, about in known.items()}
+    if vary in PATHS and isinstance(given.get("values"), list):
+        given["values"] = [_from_here(vary, value, notebook) for value in given["values"]]
     fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
     made = specs.Spec(**fields)
     if found := values(notebook, given):
         specs.varied(made, *found)
     made.resolved()
     return given, made
+
+
+def _one_meaning(given: dict, parameters: Mapping, vary: str) -> None:
+    """Of two parameters that exclude each other the preset's goes; BadInput if both were named."""
+    typed = [name for name in ("subject", "prompt", "object", "target") if given.get(name)]
+    pairs = [("values", vary)] if isinstance(vary, str) else []
+    pairs += [("fact", name) for name in typed if given.get("fact")]
+    for first, second in pairs:
+        if given.get(first) is None or given.get(second) is None:
+            continue
+        named = [name for name in (first, second) if name in parameters]
+        if len(named) != 1:
+            raise BadInput(f"parameters {first!r} and {second!r} exclude each other; give one of them")
+        given.pop(second if named == [first] else first)
 
 
 def _from_here(name: str, value, notebook: Path):
@@ -81,19 +102,36 @@ def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
 
 
 def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
-    """The field that a notebook varies and its values; None if it varies none."""
+    """The field that a notebook varies and its values; None if it varies none.
+
+    A notebook declares the field that it varies as None: a value that is given is then the only one.
+    """
     known = declared(notebook)
-    return tuple(given.get(name, _default(known[name])) for name in ("vary", "values")) if "vary" in known else None
+    if "vary" not in known:
+        return None
+    vary, listed = (given.get(name, _default(known[name])) for name in ("vary", "values"))
+    named = given.get(vary) if isinstance(vary, str) else None
+    return vary, listed if named is None else [named]
 
 
 def _default(about: Mapping):
-    return yaml.safe_load(about["default"].replace("()", "[]"))
+    return ast.literal_eval(about["default"])
+
+
+def place(notebook: str | Path, out: str | Path = "") -> Path:
+    """The folder of a notebook's runs: `out`, else the one that its own cells would write into."""
+    return Path(out) if str(out) else runs.place(notebook=notebook)
 
 
 def _preset(notebook: Path, name: str) -> dict:
     if not name:
         return {}
-    path = Path(name) if name.endswith((".yaml", ".yml")) else notebook.parent / PRESETS / f"{name}.yaml"
+    folder = notebook.parent / PRESETS
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(preset.stem for preset in folder.glob("*.yaml"))
+        near = did_you_mean(name, known) or ":"
+        raise BadInput(f"preset {name!r}{near} no file {path}; those of the notebook are {listed(known, 20)}")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -116,14 +154,14 @@ def makes_spec(notebook: Path) -> bool:
     return "study.Spec(" in notebook.read_text(encoding="utf-8")
 
 
-def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "runs") -> runs.Run:
+def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "") -> runs.Run:
     """Execute a notebook into a run folder.
 
     A finished run of the same parameters, code, weights and data is returned at once unless `again`; a notebook that makes no Spec of its
     own reads what there is, and is always run. A failed one leaves `<id>.failed.ipynb`, executed up to the failing cell, and
     `<id>.failed.txt`, the error, beside the runs. Two processes that are asked for one run do it once.
     """
-    notebook, out = Path(notebook), Path(out)
+    notebook, out = Path(notebook), place(notebook, out)
     given, spec = checked(notebook, parameters or {}, preset)
     run_id = identify(notebook, given, spec)
     again = again or not makes_spec(notebook)
@@ -160,8 +198,8 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
     executed = folder / "notebook.ipynb"
     try:
         papermill.execute_notebook(
-            str(notebook.resolve()),
-            str(executed),
+            _as_it_is(notebook.resolve()),
+            _as_it_is(executed),
             parameters=given,
             cwd=str(notebook.parent.resolve()),
             kernel_name="python3",  # of this environment, whichever one the notebook was saved with
@@ -192,6 +230,11 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
     if not (folder / "run.json").exists():
         raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
     executed.with_suffix(".html").write_text(pages.notebook_page(executed), encoding="utf-8")
+
+
+def _as_it_is(path: Path) -> str:
+    """The path for papermill, which fills parameters into what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _tell(final: Path, text: str) -> None:

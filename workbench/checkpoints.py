@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from workbench.facts import DATA, BadInput
+from workbench.records import did_you_mean
 
 WORLD_MODELS = ("world-gpt2", "world-llama")
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
@@ -47,6 +48,8 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
         huggingface_hub.utils.validate_repo_id(name)
     except errors.HFValidationError:
         raise BadInput(f"model {name!r}: no such folder, and not a Hub id (owner/name); the embedded ones are {', '.join(WORLD_MODELS)}") from None
+    if near := did_you_mean(name, WORLD_MODELS):
+        raise BadInput(f"model {name!r}{near} The embedded ones are {', '.join(WORLD_MODELS)}")
     return None, revision or "main"
 
 

@@ -4,7 +4,7 @@ checked at the door."""
 import csv
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ import yaml
 from workbench import readers
 from workbench.readers import FILES as FILES
 from workbench.readers import check_file as check_file
-from workbench.records import BadInput, Record, one_line
+from workbench.records import BadInput, Record, did_you_mean, listed, one_line
 
 
 def _data_folder() -> Path:
@@ -115,6 +115,15 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     if not requests:
         raise BadInput(f"{readers.shown(source)}: holds no usable fact; give at least one record")
     return requests
+
+
+def no_such_fact(name: str, ids: Sequence[str], matches: Sequence[str], source: str) -> BadInput:
+    """The refusal of a name that is no id; those that it matches, or is like, are named."""
+    what = f"fact {name!r}: not one fact of {source}"
+    if matches:
+        return BadInput(f"{what} but {len(matches)} match; name one, e.g. {listed(matches)}")
+    near = did_you_mean(name, ids) or ";"
+    return BadInput(f"{what}{near} an id is e.g. {ids[0]!r}")
 
 
 def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:

@@ -14,7 +14,7 @@ from workbench.tuning import adapters, numbers, plans
 from workbench.tuning.finetune import moving_bytes
 
 
-def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", out: str | Path = "runs") -> str:
+def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", out: str | Path = "") -> str:
     """The text of a dry run: run folder, settings, hyper-parameters, memory, downloads. Of a Hub model the configuration is read, no more.
 
     Raises:
@@ -22,7 +22,7 @@ def forecast(notebook: str | Path, parameters: Mapping | None = None, preset: st
     """
     notebook = Path(notebook)
     given, spec = batch.checked(notebook, parameters or {}, preset)
-    folder = Path(out) / batch.identify(notebook, given, spec)
+    folder = batch.place(notebook, out) / batch.identify(notebook, given, spec)
     if not batch.makes_spec(notebook):
         return f"run       {folder}\n\n{notebook.name} reads what runs there are; no model is loaded, nothing is fetched"
     values = batch.values(notebook, given)

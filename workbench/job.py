@@ -118,7 +118,10 @@ def parameters(notebook: Path, spec: Spec, moved: Iterable[str] = ()) -> dict:
     if missing := [name for name in moved if name not in declared]:
         raise BadInput(f"{notebook.name} declares no parameter {', '.join(missing)}; run its cells below instead, or put the choice back")
     values = spec.model_dump(mode="json")
-    return {name: values[name] for name, about in declared.items() if name in values and values[name] != ast.literal_eval(about["default"])}
+    defaults = {name: ast.literal_eval(about["default"]) for name, about in declared.items()}
+    not_given = {name for name in defaults if defaults[name] is None} - spec.model_fields_set
+    told = [name for name in defaults if name in values and name not in not_given]
+    return {name: values[name] for name in told if values[name] != defaults[name]}
 
 
 def _yaml(value) -> str:

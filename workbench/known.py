@@ -5,8 +5,10 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from workbench import cache, facts, runs
 from workbench.cache import locked
@@ -16,6 +18,9 @@ from workbench.positions import front
 from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
+
+PART = 64  # facts asked at once
+ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,11 @@ def choose(spec: Spec, model: Model) -> Chosen:
     if spec.fact and not named:
         named = [request for request in requests if request.fact.id == spec.fact]
         if not named:
-            raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
+            ids = [request.fact.id for request in requests]
+            matches = [name for name in ids if spec.fact.lower() in name.lower()]
+            raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
+    if named and spec.harmless:
+        raise BadInput("harmless is a share of a sample, but one fact is named; leave one of them out")
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)
@@ -103,11 +112,11 @@ def _harmless(
     if spec.split_rule == "paper":
         pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
-    for start in range(0, len(pool), 256):
-        part = pool[start : start + 256]
-        questions = [request.fact.question for request in part]
-        retained = measure_prompts(model, questions, [request.fact.object for request in part]).retained
-        for request, right, said in zip(part, retained, said_words(model, questions), strict=True):
+    most = min(len(pool), ASKED_A_FACT * (count + 10))
+    for part in _parts(pool[:most], "facts that it gets wrong"):
+        retained = _answers(model, part, past_stop_words=True).retained
+        words = said_words(model, [request.fact.question for request in part])
+        for request, right, said in zip(part, retained, words, strict=True):
             free = request.fact.subject not in subjects and len(found) < count and (spec.split_rule == "matched" or said not in objects)
             if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
                 fact = request.fact.model_copy(update={"object": said})
@@ -133,12 +142,21 @@ def _typed(spec: Spec) -> EditRequest:
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
-    """One row a fact: fact_id, known (the true answer is said at once, each of its tokens ahead by `margin`), p (of the answer), p_second
-    (of the second likeliest first token)."""
-    table = _answers(model, [request.fact.question for request in requests], [request.fact.object for request in requests])
+    """What the model says of each fact.
+
+    Returns:
+        DataFrame[fact_id, prompt, object, says, known, p, p_second], one row a fact: `says` is the
+        likeliest token; `p` is of the whole true answer, which is `known` if it is said at once and
+        each of its tokens leads by `margin`; `p_second` is of the second likeliest first token.
+    """
+    parts = [_answers(model, part) for part in _parts(requests, "asking facts")]
+    table = pd.concat(parts, ignore_index=True) if parts else measure_prompts(model, [], [])
     return pd.DataFrame(
         {
             "fact_id": [request.fact.id for request in requests],
+            "prompt": [request.fact.question for request in requests],
+            "object": [request.fact.object for request in requests],
+            "says": table.top_token,
             "known": table.top_is_expected & (table.margin >= margin),
             "p": table.p,
             "p_second": table.p_second,
@@ -146,43 +164,81 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _answers(model: Model, questions: list[str], objects: list[str]) -> pd.DataFrame:
-    """What the model says, from the cache if these very weights have been asked the same before."""
+def _parts(requests: Sequence[EditRequest], what: str) -> Iterator[Sequence[EditRequest]]:
+    """A few requests at a time; more than one such part has a bar."""
+    disable = None if len(requests) > PART else True
+    with tqdm(total=len(requests), desc=what, unit="fact", disable=disable) as bar:
+        for start in range(0, len(requests), PART):
+            part = requests[start : start + PART]
+            yield part
+            bar.update(len(part))
+
+
+def _answers(model: Model, requests: Sequence[EditRequest], past_stop_words: bool = False) -> pd.DataFrame:
+    """What the model says, a row a request; these very weights are asked a prompt once."""
+    questions = [request.fact.question for request in requests]
+    objects = [request.fact.object for request in requests]
+    ask = partial(measure_prompts, model, past_stop_words=past_stop_words)
     if model.is_changed():
-        return measure_prompts(model, questions, objects)
-    tokens = model.tokenizer([*questions, *objects])["input_ids"] if questions else []
-    about = [model.fingerprint, str(model.dtype), model.device.type, front(model), questions, objects, tokens, code_fingerprint()]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    with locked(f"known {digest}"):
-        path = cache.folder("known") / f"{digest}.parquet"
-        table = cache.kept_table(path, f"known {digest}")
-        if table is None:
-            table = measure_prompts(model, questions, objects)
-            cache.keep_table(path, table, f"known {digest}")
-        return table
+        return ask(questions, objects)
+    at = [model.fingerprint, str(model.dtype), model.device.type, front(model), code_fingerprint(), past_stop_words]
+    name = f"known {_digest(at)}"
+    keys = _keys(model, questions, objects)
+    path = cache.folder("known") / f"{_digest(at)}.parquet"
+    with locked(name):
+        table = cache.kept_table(path, name)
+        asked = set() if table is None else set(table.key)
+        missing = {key: row for row, key in enumerate(keys) if key not in asked}
+        if missing:
+            rows = missing.values()
+            new = ask([questions[row] for row in rows], [objects[row] for row in rows])
+            new.insert(0, "key", list(missing))
+            table = pd.concat([table, new], ignore_index=True)
+            cache.keep_table(path, table, name)
+    return table.set_index("key").loc[keys].reset_index(drop=True)
 
 
-def _chosen(spec: Spec, model: Model, pool: Sequence[EditRequest], named: list[EditRequest], n_edited: int) -> tuple[pd.DataFrame, list, list]:
-    """Scores of those asked, edited and intrinsic facts; as much of the pool is asked as the split needs."""
-    problem = BadInput(f"facts {spec.facts!r}: holds none that may be edited")
-    for scores, known in _known(model, pool, spec.margin, wanted=4 * (n_edited + spec.n_intrinsic) + 40):
+def _keys(model: Model, questions: Sequence[str], objects: Sequence[str]) -> list[str]:
+    """What tells one question from another: its words and their tokens."""
+    tokens = model.tokenizer([*questions, *objects])["input_ids"]
+    of_questions, of_objects = tokens[: len(questions)], tokens[len(questions) :]
+    parts = zip(questions, objects, of_questions, of_objects, strict=True)
+    return [_digest(part) for part in parts]
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _chosen(
+    spec: Spec,
+    model: Model,
+    pool: Sequence[EditRequest],
+    named: list[EditRequest],
+    n_edited: int,
+) -> tuple[pd.DataFrame, list, list]:
+    """Scores of those asked, edited and intrinsic facts.
+
+    The pool is asked in its order until the split is found; asking more would not change it.
+    """
+    if not pool:
+        raise BadInput(f"facts {spec.facts!r}: holds none that may be edited")
+    scores: list[pd.DataFrame] = []
+    known: list[EditRequest] = []
+    problem = None
+    each = ASKED_A_FACT // 4 if named else ASKED_A_FACT  # beside a named fact any relation will do
+    most = min(len(pool), each * (n_edited + spec.n_intrinsic + 10))
+    for part in _parts(pool[:most], "choosing facts"):
+        scores.append(known_table(model, part, spec.margin))
+        known += [request for request, good in zip(part, scores[-1].known, strict=True) if good]
         try:
-            return scores, *_split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+            edited, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
         except BadInput as error:
             problem = error
-    raise problem
-
-
-def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int) -> Iterator[tuple[pd.DataFrame, list[EditRequest]]]:
-    """Ask the pool in its order: what was found once so many facts are known, then again and again with more of the pool, to its end."""
-    parts: list[pd.DataFrame] = []
-    known: list[EditRequest] = []
-    for start in range(0, len(pool), 256):
-        part = pool[start : start + 256]
-        parts.append(known_table(model, part, margin))
-        known += [request for request, good in zip(part, parts[-1].known, strict=True) if good]
-        if len(known) >= wanted or start + 256 >= len(pool):
-            yield pd.concat(parts, ignore_index=True), known
+            continue
+        return pd.concat(scores, ignore_index=True), edited, intrinsic
+    asked = f"{most} of {len(pool)} facts asked, {len(known)} known by margin {spec.margin}"
+    raise BadInput(f"{problem}; {asked}")
 
 
 def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -69,8 +70,8 @@ _GPT2 = Architecture(
     transposed=True,
 )
 
-# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks the row on a tiny model. The
-# editors need blocks that add the down-projection's output to the residual stream as it is, with no norm in between.
+# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks the row on a tiny model, and
+# `load` checks it on the model itself: blocks must add the down-projection's output to the residual stream as it is.
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "gptj": replace(_GPT2, down_projection="mlp.fc_out", embeddings=("transformer.wte",), transposed=False),
@@ -86,6 +87,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "granite": _LLAMA,
     "phi": replace(_LLAMA, down_projection="mlp.fc2", final_norm="model.final_layernorm"),
     "opt": replace(
         _LLAMA,
@@ -96,6 +101,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
     ),
 }
+# Families of which no row would be right.
+NORM_BEHIND = ("gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -233,13 +240,15 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32", "bfloat16" or "float16".
         revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
             middle of learning.
-        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` is then "auto". Nothing is offloaded:
+        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` must then be "auto". Nothing is offloaded:
             weights that fit on no GPU are refused, as editors and fine-tuning write into them.
         start: what stands in front of every text: "" is the rule of `positions.front`, "none", "bos", "eos", or a token's text.
     Raises:
         BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
     """
-    at = device_named("auto" if device_map else device)
+    if device_map and device != "auto":
+        raise BadInput(f"device {device!r} and device_map exclude each other; leave one of them out")
+    at = device_named(device)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     check_memory(name, at, dtype, revision, device_map)
@@ -273,8 +282,76 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
     fuse(network.eval().requires_grad_(False))
     network.name_or_path = str(name)  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
-    about = {"name": str(name), "revision": commit or revision, "start": start}
-    return Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), **about)
+    model = Model(
+        network=network,
+        tokenizer=tokenizer,
+        architecture=architecture_of(network.config),
+        name=str(name),
+        revision=commit or revision,
+        start=start,
+    )
+    check_row(model)
+    return model
+
+
+@torch.no_grad()
+def check_row(model: Model) -> None:
+    """Try the row of the architecture on the model itself, in one pass over two equal short texts.
+
+    A vector that is added to one of them at a down-projection must move the block's output by that
+    vector, and the head on the final norm of the last block must be the logits.
+
+    Raises:
+        BadInput: it is not so, by more than the dtype rounds.
+    """
+    config, layer = model.network.config, model.n_blocks // 2
+    length = min(4, getattr(config, "max_position_embeddings", None) or 4)
+    ids = torch.arange(length, device=model.network.get_input_embeddings().weight.device)
+    ids = (ids % config.vocab_size).expand(2, -1)  # (2, length)
+    direction = torch.randn(length, model.weight(layer).shape[0], generator=torch.Generator().manual_seed(0))
+    seen = {}
+
+    def entering(module, args):
+        seen["size"] = args[0][1].float().norm(dim=-1, keepdim=True).cpu()  # (length, 1)
+
+    def adding(module, args, output):
+        vector = direction * seen["size"] / direction.norm(dim=-1, keepdim=True)
+        both = torch.stack([torch.zeros_like(vector), vector]).to(output)  # (2, length, d_model)
+        seen["vector"] = both[1].float()
+        return output + both.view_as(output)
+
+    def leaving(name):
+        def hook(module, args, output):
+            seen[name] = output if isinstance(output, torch.Tensor) else output[0]
+
+        return hook
+
+    with ExitStack() as hooks:
+        hooks.enter_context(model.blocks[layer].register_forward_pre_hook(entering))
+        hooks.enter_context(model.down_projection(layer).register_forward_hook(adding))
+        hooks.enter_context(model.blocks[layer].register_forward_hook(leaving("block")))
+        hooks.enter_context(model.blocks[-1].register_forward_hook(leaving("last")))
+        logits = model.network(input_ids=ids, use_cache=False).logits
+    plain, moved = seen["block"].float()
+    off = _share(moved - plain, seen["vector"].to(plain.device))
+    rounding = max(1e-3, 16 * torch.finfo(model.dtype).eps)
+    what = f"model {model.name!r}: blocks of {config.model_type!r}"
+    if off > rounding:
+        raise BadInput(
+            f"{what} do not add the MLP's output to the residual stream as it is ({off:.0%} off: a norm or "
+            "a factor stands behind it), so that no edit there is exact; choose another model"
+        )
+    head = model.unembedding(model.final_norm(seen["last"]))
+    if (off := _share(head, logits.to(head.device))) > rounding:
+        raise BadInput(
+            f"{what} lead to other logits than its head on the final norm ({off:.0%} off: a factor or a cap "
+            "stands behind it), so that no lens would be right; choose another model"
+        )
+
+
+def _share(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far one is from the other, as a share of it."""
+    return ((one.float() - other.float()).norm() / other.float().norm()).item()
 
 
 def fuse(network: nn.Module) -> None:
@@ -393,6 +470,11 @@ def check_memory(name: str | Path, device: torch.device, dtype: str, revision: s
 
 
 def _check_family(family: str, own_code: bool = False) -> None:
+    if family in NORM_BEHIND and family not in ARCHITECTURES:
+        raise BadInput(
+            f"architecture {family!r} puts a norm behind each MLP, so that no edit of its weights is exact; "
+            f"choose a model of {', '.join(ARCHITECTURES)}"
+        )
     if family not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         code = " and brings code of its own (auto_map), which is not run" if own_code else ""

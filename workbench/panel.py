@@ -61,14 +61,15 @@ class Panel(ipywidgets.VBox):
     Args:
         spec: the starting point; its own values are always among those offered.
         notebook: what Run runs, as saved; "" = the notebook that JupyterLab has open here.
-        out: folder of the runs.
-        vary: a field that the notebook takes from a list of values instead; its widgets are shown but cannot be moved.
+        out: folder of the runs; "" = where the notebook's own cells put them.
+        vary: a field that the notebook takes from a list of values, unless the Spec was given it;
+            its widgets are shown but cannot be moved.
     """
 
-    def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "../runs", vary: str = ""):
+    def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "", vary: str = ""):
         self._vary = vary
         self.spec = self._start = spec
-        self.notebook, self.out = Path(notebook or os.environ.get("JPY_SESSION_NAME", "")), Path(out)
+        self.notebook, self.out = Path(notebook or os.environ.get("JPY_SESSION_NAME", "")), out
         self.run: runs.Run | None = None
         self.job: Job | None = None
         self._batch = "WORKBENCH_BATCH" in os.environ
@@ -170,7 +171,7 @@ class Panel(ipywidgets.VBox):
         for name, widget in self.choices.items():
             widget.disabled = FIELDS.get(name, name) == self._vary or (name in ends and self.choices["plan"].value not in ends[name])
         try:
-            spec = Spec(**(self._start.model_dump() | self._moved)) if self._moved else self._start
+            spec = Spec(**(self._start.model_dump(exclude_unset=True) | self._moved)) if self._moved else self._start
             self.headline.value, self.strip.value = self._check(spec)
             self.spec, self._problem = spec, ""
         except BadInput as error:
@@ -193,7 +194,10 @@ class Panel(ipywidgets.VBox):
             text = f"fact {spec.fact}"
         tuned = f"{spec.model}, then tuned on {spec.task} for at most {usual.max_steps} steps"
         tuned += f"; {spec.editor} {editor.LEARNS}" if hasattr(editor, "LEARNS") else ""
-        tuned += f"; {self._vary} takes each of the notebook's `values` in turn" if self._vary else ""
+        if self._vary in spec.model_fields_set:
+            tuned += f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
+        elif self._vary:
+            tuned += f"; {self._vary} takes each of the notebook's `values` in turn"
         return f"<p><b>{html.escape(text)}</b><br>in {html.escape(tuned)}</p>", _strip(spec)
 
     def _request(self, spec: Spec) -> EditRequest | None:
@@ -204,9 +208,9 @@ class Panel(ipywidgets.VBox):
                     raise BadInput(f"{OWN[name].lower()} is empty; a fact of your own needs subject, prompt (with one {{}}), true and new object")
             return EditRequest(fact=Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object), target=spec.target)
         if spec.fact and self._requests and spec.fact not in self._requests:
-            raise BadInput(
-                f"fact {spec.fact!r}: not one fact of {spec.facts}; choose one of the list, or type an id, e.g. {next(iter(self._requests))}"
-            )
+            words = spec.fact.lower()
+            matches = [self._ids[label] for label in self._ids if words in label.lower()]
+            raise facts.no_such_fact(spec.fact, [*self._requests], matches, spec.facts)
         return self._requests.get(spec.fact)
 
     def _say(self, problem: str) -> None:
@@ -225,11 +229,13 @@ class Panel(ipywidgets.VBox):
             self.phase.value = self._why_not()
 
     def _run(self) -> None:
-        from workbench.job import Job, parameters  # papermill takes a second to import, and a notebook in batch needs none
+        # papermill takes a second to import, and a notebook in batch needs none
+        from workbench import batch
+        from workbench.job import Job, parameters
 
         try:
             given = parameters(self.notebook, self.spec, [name for name in self._moved if self._moved[name] != getattr(self._start, name)])
-            self.job = Job(self.notebook, given, self.out)
+            self.job = Job(self.notebook, given, batch.place(self.notebook, self.out))
         except (BadInput, OSError) as error:
             self._say(str(error))
             return

@@ -14,11 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from workbench import facts, inert, runs
+from workbench import facts, files, inert, runs
 from workbench.facts import BadInput
+from workbench.records import did_you_mean
 from workbench.runs import SERIES, Run
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
+GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
 _COLOURS = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
 _MARKERS = dict(zip(CATEGORIES, "osD^v", strict=True))
 BEFORE, AFTER = "before", "edited"
@@ -46,6 +48,10 @@ class Drawing:
         path = Path(path)
         if path.suffix not in (".png", ".svg"):
             raise BadInput(f"{path}: a figure ends in .png or .svg")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(path, error) from None
         with matplotlib.rc_context({"svg.hashsalt": "workbench"}):
             self._write(path, dpi=150)
         inert.write_csv(self.data, path.with_suffix(".csv"))
@@ -68,6 +74,16 @@ def _nothing(group: str, why: str = "") -> Drawing:
     axes.set_axis_off()
     axes.text(0.5, 0.5, f"{group} facts: {why}" if why else f"this run has no {group} facts", ha="center", va="center")
     return Drawing(figure=figure, data=pd.DataFrame(), summary=f"{group} facts: {why}" if why else f"no {group} facts")
+
+
+def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """BadInput if one is not known; one name alone may not stand for several."""
+    if isinstance(names, str) or not names:
+        raise BadInput(f"{what} {names!r}: give a tuple of some of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known) or ":"
+            raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
 
 
 def step_names(steps) -> list[str]:
@@ -99,6 +115,7 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
 
 def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing:
     """Where the next-token probability goes over fine-tuning, on the facts' own prompts: Figure 4 of arXiv 2507.14198."""
+    _check_named("group", [group], GROUPS)
     found = run.probes[run.probes.group == group]
     if found.empty:
         return _nothing(group)
@@ -356,6 +373,8 @@ def lens_heatmap(run: Run, group: str = "edited", fact_id: str = "", categories:
 
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it is 100 or better.
     """
+    _check_named("group", [group], GROUPS)
+    _check_named("category", categories, CATEGORIES)
     members = [fact_id] if fact_id else run.probes[run.probes.group == group].fact_id.unique()
     if not len(members):
         return _nothing(group)

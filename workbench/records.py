@@ -1,5 +1,10 @@
 """Frozen records, checked at construction, and the one line that says what cannot be used."""
 
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+
 import pydantic
 
 LONGEST = 300  # characters of a message
@@ -11,6 +16,10 @@ class BadInput(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the line alone, for there is nothing to debug."""
+        return [f"BadInput: {self}"]
 
 
 def one_line(text: str) -> str:
@@ -24,6 +33,18 @@ def one_line(text: str) -> str:
         return line
     gap = " ... "
     return line[:BEGINNING] + gap + line[BEGINNING + len(gap) - LONGEST :]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question for the end of a clause, if one of the names is much like this one; else nothing."""
+    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.7)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first of several names."""
+    names = list(names)
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def _escaped(char: str) -> str:
@@ -44,6 +65,22 @@ class Record(pydantic.BaseModel):
                 raise first["ctx"]["error"] from None
             where = ".".join(str(part) for part in first["loc"])
             what = f"{first['msg'].lower()}, got {first.get('input')!r:.80}"
+            known = type(self).model_fields
             if first["type"] == "extra_forbidden":
-                what = f"unknown field, known are: {', '.join(type(self).model_fields)}"
+                near = did_you_mean(where, known)
+                what = f"unknown field{near or ','} known are: {', '.join(known)}"
+            elif first["type"].endswith(("_type", "_parsing")):
+                what += _right_one(known[first["loc"][0]].annotation)
             raise BadInput(f"{type(self).__name__}.{where}: {what}") from None
+
+
+def _right_one(kind) -> str:
+    """A value of the kind that a field takes, as one would write it."""
+    inner = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return _right_one(inner[0])
+    items = {int: "[2, 3, 4]", str: '["text", "facts"]', float: "[0.1, 0.5]"}
+    plain = {int: "3", float: "0.1", bool: "true", dict: '{"steps": 30}'}
+    kind = typing.get_origin(kind) or kind
+    example = items.get(inner[0]) if kind in (tuple, list) and inner else plain.get(kind)
+    return f"; write e.g. {example}" if example else ""

@@ -10,11 +10,13 @@ runs/<id>/run.json              status, every parameter, versions, seconds; size
 A run that varied a field holds run.json alone, which names its `members`, the runs beside it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -208,14 +210,39 @@ def finished(folder: Path) -> bool:
     return True
 
 
-def place(out: str | Path) -> Path:
-    """The folder of runs: `out`, unless WORKBENCH_OUT names another (the tests' own runs are not to lie among a person's)."""
-    return Path(os.environ.get("WORKBENCH_OUT") or out)
+def place(out: str | Path = "", notebook: str | Path = "") -> Path:
+    """The folder of runs: the one that WORKBENCH_OUT names, else `out`, else runs/ of the project.
+
+    The project is the nearest folder upwards, from the notebook or else from where it runs, that has
+    a pyproject.toml or a .git; without one the runs lie beside the notebook.
+    """
+    if named := os.environ.get("WORKBENCH_OUT") or str(out):
+        return Path(named)
+    folder = Path(notebook).absolute().parent if str(notebook) else _working_folder()
+    projects = [path for path in (folder, *folder.parents) if _is_project(path)]
+    return (projects[0] if projects else folder) / "runs"
 
 
-def listed(out: str | Path = "runs") -> list[Run]:
+def _is_project(folder: Path) -> bool:
+    return (folder / "pyproject.toml").exists() or (folder / ".git").exists()
+
+
+def _working_folder() -> Path:
+    """The folder of the notebook that papermill executes, which stays where it was called; else the current one."""
+    with contextlib.suppress(psutil.Error, OSError):
+        caller = psutil.Process().parent()
+        words = caller.cmdline() if "IPython" in sys.modules and caller else []
+        if any(Path(word).stem == "papermill" for word in words[:3]):
+            inputs = [Path(caller.cwd(), word) for word in words if word.endswith(".ipynb")]
+            if inputs and inputs[0].is_file():
+                return inputs[0].resolve().parent
+    return Path.cwd()
+
+
+def listed(out: str | Path = "") -> list[Run]:
     """The finished runs below a folder, oldest first. One that cannot be read is left out, with a visible line."""
-    paths = sorted(Path(out).glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
+    out = Path(out) if str(out) else place()
+    paths = sorted(out.glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
     whole, problems = read_all(path.parent for path in paths)
     for line in problems:
         warnings.warn(f"left out: {line}", stacklevel=2)
@@ -239,7 +266,8 @@ def collect(out: str | Path, **fields) -> list[Run]:
     In a notebook that is itself run in batch, its run.json names the ones that lie beside it as members, and the paths of all.
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
-    runs = [run for run in listed(place(out)) if "members" not in run.about]
+    out = place(out)
+    runs = [run for run in listed(out) if "members" not in run.about]
     runs = [run for run in runs if all(run.spec.get(name) == value for name, value in wanted.items())]
     if not runs:
         matching = f" with {wanted}" if wanted else ""

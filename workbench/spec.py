@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench import checkpoints, editing, facts
 from workbench.facts import BadInput, Record
+from workbench.records import did_you_mean
 from workbench.tuning import numbers
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ NO_RESULT = (  # rooms that show, start or gather runs, or made the world: no nu
 
 
 class Spec(Record):
-    """A whole experiment. Numbers of 0 and empty strings mean the preset's. The field names are the notebooks' parameters."""
+    """A whole experiment. Numbers of 0 and empty strings mean the preset's; None is a field not given.
+
+    The field names are the notebooks' parameters.
+    """
 
     model: str = "world-gpt2"  # world-gpt2, world-llama, a folder or a Hub id
     start: str = ""  # what stands in front of every text: "" = the rule, none, bos, eos, or a token's text
@@ -92,6 +96,11 @@ class Spec(Record):
     dtype: str = "auto"
     device_map: str = ""  # accelerate's, e.g. balanced, over several GPUs
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_given(cls, fields: dict) -> dict:
+        return {name: value for name, value in fields.items() if value is not None}
+
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are checked, nothing heavy is loaded."""
         editing.check_named(self.editor)
@@ -109,6 +118,8 @@ class Spec(Record):
     def editor_hparams(self, model: "Model | str") -> "Numbers":
         """The editor's hyper-parameters: the preset for the model, changed by `hparams` and `layers`; of a mere name, layers unchecked."""
         base = editing.preset(self.editor, model, variant=self.variant)
+        if self.layers and "layers" in self.hparams:
+            raise BadInput("layers are given twice, as layers and in hparams; leave one of them out")
         changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
         hparams = type(base)(**(base.model_dump() | changes))
         if not isinstance(model, str):
@@ -143,10 +154,16 @@ class Spec(Record):
 def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
     """The Specs, resolved, that differ in one field."""
     if not isinstance(vary, str) or vary not in Spec.model_fields:
-        raise BadInput(f"vary={vary!r}: not a field of Spec; choose e.g. editor, paraphrases, plan")
+        near = did_you_mean(vary, Spec.model_fields) or ";"
+        raise BadInput(f"vary={vary!r}: not a field of Spec{near} choose e.g. editor, paraphrases, plan")
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
     return [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
+
+
+def arms(spec: Spec, vary: str, values: Sequence) -> list:
+    """The values of the field that varies: the one that the Spec was given for it, else all."""
+    return [getattr(spec, vary)] if vary in spec.model_fields_set else values
 
 
 @cache

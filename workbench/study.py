@@ -2,9 +2,9 @@
 
 import os
 import platform
-import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -25,16 +26,22 @@ from workbench.editing.records import Numbers, Resources
 from workbench.facts import BadInput, EditRequest
 from workbench.known import Chosen, choose, known_table
 from workbench.models import Model
-from workbench.spec import Spec, identify, varied
+from workbench.spec import Spec, arms, identify, varied
 from workbench.tracking.probes import Look, Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, finetune
 from workbench.tuning.tasks import Data, Task
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
 __all__ = [
     "Chosen",
     "Recorder",
     "Spec",
+    "arms",
     "choose",
     "identify",
     "known_table",
@@ -132,7 +139,7 @@ class Recorder:
         table = pd.concat(parts, ignore_index=True)
         return table[["edited_model", *table.columns.drop("edited_model")]]
 
-    def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "runs") -> runs.Run:
+    def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "") -> runs.Run:
         """Write the run: into the folder that WORKBENCH_RUN names, else into out/<id>, or out/<id>-stopped if a person stopped it.
 
         Raises:
@@ -242,7 +249,7 @@ def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> Iterator[adapters.Ad
         yield adapter
 
 
-def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again: bool = False) -> runs.Run:
+def run(spec: Spec, model: Model | None = None, out: str | Path = "", again: bool = False) -> runs.Run:
     """The whole experiment: one run of n_edited / edits_per_model edited copies of the base model. All edits are made first, then
     one copy after another is tuned.
 
@@ -278,7 +285,7 @@ def run(spec: Spec, model: Model | None = None, out: str | Path = "runs", again:
     return recorder.write(spec, model, chosen, out)
 
 
-def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", model: Model | None = None) -> list[runs.Run]:
+def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "", model: Model | None = None) -> list[runs.Run]:
     """One run for each value of one field, and a folder whose run.json names them. Give the Spec as it is, not resolved: an adapter or
     another task brings its own usual numbers.
 
@@ -308,7 +315,10 @@ def vary(spec: Spec, vary: str, values: Sequence, out: str | Path = "runs", mode
 def _peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; elsewhere kibibytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _commit() -> str:

@@ -106,12 +106,12 @@ def planned(grid: Grid, out: str | Path) -> list[Planned]:
     return found
 
 
-def sweep(grid: Grid, out: str | Path = "runs", workers: int = 0, scheduler: str = "", retry_failed: bool = False) -> list[Planned]:
+def sweep(grid: Grid, out: str | Path = "", workers: int = 0, scheduler: str = "", retry_failed: bool = False) -> list[Planned]:
     """Run what is not finished; returns the runs that failed, each with its error beside where its folder would be.
 
     Finished runs are kept. Runs that failed are not tried again unless `retry_failed`. Ctrl-C ends it; a second start goes on.
     """
-    out = Path(out)
+    out = batch.place(grid.notebook, out)
     every = planned(grid, out)
     _writable(out)
     runs.clean(out)

@@ -18,7 +18,7 @@ def requests():
     return [facts.with_paraphrases(request, 1 + number % 3) for number, request in enumerate(found)]
 
 
-@pytest.fixture(params=["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3", "gemma", "phi", "opt"])
+@pytest.fixture(params=["gpt2", "llama", "gptj", "gpt_neox", "mistral", "qwen2", "qwen3", "gemma", "phi", "opt", "phi3", "stablelm"])
 def any_tiny(request, new_tiny):
     return new_tiny(request.param)
 

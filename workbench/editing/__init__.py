@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from workbench import inert
 from workbench.editing import foreign
 from workbench.facts import BadInput, EditRequest
+from workbench.records import did_you_mean
 
 if TYPE_CHECKING:
     from workbench.deltas import WeightDelta
@@ -49,7 +50,8 @@ DEPTHS = {
 def check_named(name: str) -> None:
     """BadInput if no editor is called so."""
     if name not in EDITORS:
-        raise BadInput(f"editor {name!r}: choose one of {', '.join(EDITORS)}")
+        near = did_you_mean(name, EDITORS) or ":"
+        raise BadInput(f"editor {name!r}{near} choose one of {', '.join(EDITORS)}")
 
 
 def editor_named(name: str) -> ModuleType:

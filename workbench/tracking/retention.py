@@ -257,8 +257,12 @@ def places(part: Answers) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str], past_stop_words: bool = True) -> pd.DataFrame:
     """What a model says of an answer after each prompt.
+
+    Args:
+        past_stop_words: whether it counts what is said after them; if not, `retained` is `top_is_expected`, `top_token` the
+            likeliest token, and next to nothing is decoded.
 
     Returns:
         A row a prompt. `expected`: the answer; `retained`: greedy decoding says it, past stop words; `p`: of all its tokens.
@@ -289,7 +293,7 @@ def measure_prompts(model: Model, prompts: Sequence[str], answers: Sequence[str]
             for index, value in zip(batch, values.tolist(), strict=True):
                 rows[index][name] = value
     said, at_once = [row.pop("said") for row in rows], [row["top_is_expected"] for row in rows]
-    verdicts = judge(model, questions, asked, answers, said, at_once)
+    verdicts = judge(model, questions, asked, answers, said, at_once, past_stop_words)
     texts = token_texts(model.tokenizer)
     for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
         top = verdict.top
@@ -307,13 +311,22 @@ class Verdict(NamedTuple):
     at_once: bool
 
 
-def judge(model: Model, questions: Encoded, asked: Answers, answers: Sequence[str], said: Sequence[int], at_once: Sequence[bool]) -> list[Verdict]:
+def judge(
+    model: Model,
+    questions: Encoded,
+    asked: Answers,
+    answers: Sequence[str],
+    said: Sequence[int],
+    at_once: Sequence[bool],
+    past_stop_words: bool = True,
+) -> list[Verdict]:
     """What greedy decoding after each prompt says of its answer. It goes on only where the first token leaves that open.
 
     Args:
         questions: the prompts alone.
         said: the likeliest token before each answer in `asked`.
         at_once: the answer's tokens are the likeliest ones there, and a word ends after them.
+        past_stop_words: see `measure_prompts`.
     """
     first, tokenizer = asked.first_tokens, model.tokenizer
     before = [questions.input_ids[row, :length].tolist() for row, length in enumerate(questions.lengths.tolist())]
@@ -332,7 +345,7 @@ def judge(model: Model, questions: Encoded, asked: Answers, answers: Sequence[st
             return False
         return says(text(row, tokens), answers[row]) is None
 
-    undecided = [not sure[row] and (joined[row] or is_open(row, [token])) for row, token in enumerate(said)]
+    undecided = [not sure[row] and (joined[row] or (past_stop_words and is_open(row, [token]))) for row, token in enumerate(said)]
     limits = [GREEDY_TOKENS + length + 1 if more else 0 for length, more in zip(lengths, undecided, strict=True)]
     more = greedy(model, questions, limits, lambda row, tokens: not is_open(row, tokens))
     verdicts = []
@@ -343,12 +356,10 @@ def judge(model: Model, questions: Encoded, asked: Answers, answers: Sequence[st
         tokens = tokens or [said[row]]
         counting = _counting(tokenizer, tokens[:GREEDY_TOKENS], first[row])
         heard = text(row, tokens)
-        verdict = Verdict(
-            top=tokens[-1] if counting is None else counting,
-            retained=bool(says(heard, answers[row], ended=True)),
-            at_once=bool(_begins(_plain(heard), _plain(answers[row]), ended=True)),
-        )
-        verdicts.append(verdict)
+        now = bool(_begins(_plain(heard), _plain(answers[row]), ended=True))
+        later = bool(says(heard, answers[row], ended=True)) if past_stop_words else now
+        top = tokens[0] if not past_stop_words else tokens[-1] if counting is None else counting
+        verdicts.append(Verdict(top=top, retained=later, at_once=now))
     return verdicts
 
 

@@ -7,6 +7,7 @@ import pydantic
 import yaml
 
 from workbench.facts import BadInput, Record
+from workbench.records import did_you_mean
 
 
 class Usual(Record):
@@ -45,8 +46,10 @@ def presets() -> dict:
 
 def check_named(task: str) -> None:
     """BadInput if no task is called so."""
-    if task not in presets()["world"]:
-        raise BadInput(f"task {task!r}: choose one of {', '.join(presets()['world'])}")
+    known = presets()["world"]
+    if task not in known:
+        near = did_you_mean(task, known) or ":"
+        raise BadInput(f"task {task!r}{near} choose one of {', '.join(known)}")
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
