@@ -19,7 +19,7 @@ from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
 
-PART = 64  # facts asked at once
+PART = 64  # facts asked before it is seen whether the split needs more
 ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
 
 
@@ -149,7 +149,8 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
         likeliest token; `p` is of the whole true answer, which is `known` if it is said at once and
         each of its tokens leads by `margin`; `p_second` is of the second likeliest first token.
     """
-    parts = [_answers(model, part) for part in _parts(requests, "asking facts")]
+    size = max(PART, len(requests) // 20)  # larger parts need less padding
+    parts = [_answers(model, part) for part in _parts(requests, "asking facts", size)]
     table = pd.concat(parts, ignore_index=True) if parts else measure_prompts(model, [], [])
     return pd.DataFrame(
         {
@@ -164,12 +165,12 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _parts(requests: Sequence[EditRequest], what: str) -> Iterator[Sequence[EditRequest]]:
+def _parts(requests: Sequence[EditRequest], what: str, size: int = PART) -> Iterator[Sequence[EditRequest]]:
     """A few requests at a time; more than one such part has a bar."""
-    disable = None if len(requests) > PART else True
+    disable = None if len(requests) > size else True
     with tqdm(total=len(requests), desc=what, unit="fact", disable=disable) as bar:
-        for start in range(0, len(requests), PART):
-            part = requests[start : start + PART]
+        for start in range(0, len(requests), size):
+            part = requests[start : start + size]
             yield part
             bar.update(len(part))
 
