@@ -804,7 +804,7 @@ def plain_reading(record: object, layout: str, number: int) -> dict:
         value = _at(record, names[name]) if name in names else None
         reading[name] = "" if value is None else _plain_text(value)
     reading["id"] = (reading["id"] or str(number)) + SUFFIXES.get(layout, "")
-    if layout == "mquake":
+    if layout in ("counterfact", "mquake"):
         hops = _at(record, "single_hops") or []
         same = [hop for hop in hops if str(hop.get("answer", "")).strip() == reading["object"]]
         reading["aliases"] = tuple(a for hop in same for a in _plain_texts(hop.get("answer_alias")))
@@ -813,6 +813,8 @@ def plain_reading(record: object, layout: str, number: int) -> dict:
     is_template = layout in TEMPLATED or (layout == "ours" and _has_braces(prompt, subject))
     reading["prompt" if is_template else "question"] = prompt
     held_out = _plain_texts(_at(record, names["held_out"])) if "held_out" in names else []
+    if layout == "counterfact":
+        held_out += _plain_texts(_at(record, "requested_rewrite.question"))
     if layout == "wikibigedit":
         held_out += _plain_texts(_at(record, "personas"))
     if layout == "knowedit":

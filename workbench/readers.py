@@ -304,29 +304,25 @@ def _hub_records(name: str) -> list[dict]:
 
 
 def _counterfact(record: dict) -> dict:
+    """A record of CounterFact, or one rewrite of a case of MQuAKE.
+
+    MQuAKE asks for the fact in a question too, and its hops know other names of their answers.
+    """
     true = _name(record, "requested_rewrite.target_true.str")
     near = _texts(record, "neighborhood_prompts")
+    hops = _objects(record, "single_hops")
+    same = [hop for hop in hops if _optional(hop, "answer") == true]
+    question = _optional(record, "requested_rewrite.question")
     return {
         "id": _optional(record, "case_id"),
         "subject": _subject(record, "requested_rewrite.subject"),
         "relation": _optional(record, "requested_rewrite.relation_id"),
         "prompt": _required(record, "requested_rewrite.prompt"),
         "object": true,
-        "target": _name(record, "requested_rewrite.target_new.str"),
-        "held_out": _texts(record, "paraphrase_prompts"),
-        "neighbourhood": [(text, true) for text in near],
-    }
-
-
-def _mquake(record: dict) -> dict:
-    """One rewrite of a case; what else a hop of the case calls the true object are its aliases."""
-    plain = _counterfact(record)
-    hops = _objects(record, "single_hops")
-    same = [hop for hop in hops if _optional(hop, "answer") == plain["object"]]
-    question = _optional(record, "requested_rewrite.question")
-    return plain | {
         "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
-        "held_out": plain["held_out"] + ([question] if question else []),
+        "target": _name(record, "requested_rewrite.target_new.str"),
+        "held_out": _texts(record, "paraphrase_prompts") + ([question] if question else []),
+        "neighbourhood": [(text, true) for text in near],
     }
 
 
@@ -500,14 +496,8 @@ _COUNTERFACT = Layout(
     {
         *("case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts"),
         *("neighborhood_prompts", "attribute_prompts", "generation_prompts"),
-    },
-)
-_MQUAKE = Layout(
-    _mquake,
-    {
-        *("case_id", "requested_rewrite", "questions", "single_hops", "new_single_hops"),
-        *("answer", "answer_alias", "answer_extended", "new_answer", "new_answer_alias"),
-        *("new_answer_extended", "orig"),
+        *("questions", "single_hops", "new_single_hops", "orig", "answer", "answer_alias"),
+        *("answer_extended", "new_answer", "new_answer_alias", "new_answer_extended"),
     },
 )
 _FLAT = Layout(
@@ -561,7 +551,6 @@ _OURS = Layout(
     },
 )
 _MARKERS = {  # a field that only this layout has; the first that a record has decides
-    "single_hops": _MQUAKE,
     "requested_rewrite": _COUNTERFACT,
     "edit": _RIPPLE,
     "locality": _KNOWEDIT,
