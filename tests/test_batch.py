@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
-from workbench import batch, deltas, models, pages, runs
+from tests.layouts import as_json, own, wikibigedit
+from workbench import batch, deltas, known, models, pages, runs, study
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -197,6 +199,19 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     lines = (tmp_path / "known.csv").read_text().splitlines()
     assert len(lines) == 6
     assert "'=1+1" in lines[-1].split(",")
+
+
+def test_facts_shows_what_the_model_says_for_true(tiny_folders, tmp_path, monkeypatch):
+    path = as_json(tmp_path, wikibigedit(), own("Pelu"))
+    said = pd.DataFrame({"top_token": ["Oro"], "retained": [False]})
+    sure = pd.DataFrame({"known": [1, 0], "p": 0.5})
+    monkeypatch.setattr(known, "measure_prompts", lambda *asked: said)
+    monkeypatch.setattr(study, "known_table", lambda *asked: sure)
+    out = tmp_path / "known.csv"
+    assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table.object.tolist() == ["Oro", "Vint"]
+    assert table.object_from_model.tolist() == [True, False]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):

@@ -149,11 +149,18 @@ def _facts(options) -> None:
     if not Path(options.out).absolute().parent.is_dir():
         raise BadInput(f"{options.out}: there is no folder {Path(options.out).parent}; make it first")
     requests, problems = facts.inspect(options.file)
+    model = None
+    if requests:
+        model = models.load(options.model)
+        requests, silent = study.with_objects(model, requests)
+        problems += silent
     for problem in problems:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    table = study.known_table(models.load(options.model), requests)
+    table = study.known_table(model, requests)
+    table["object"] = [request.fact.object for request in requests]
+    table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
     _print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
     print(options.out)

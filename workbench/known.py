@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from workbench import cache, facts, runs
 from workbench.cache import locked
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
+from workbench.records import one_line
 from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.retention import measure_prompts, stop_words
 
@@ -45,12 +47,19 @@ def choose(spec: Spec, model: Model) -> Chosen:
         named = [request for request in requests if request.fact.id == spec.fact]
         if not named:
             raise BadInput(f"fact {spec.fact!r}: no such id in {spec.facts}; an id is e.g. {requests[0].fact.id!r}")
+    named, silent = with_objects(model, named)
+    if silent:
+        raise BadInput(silent[0])
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)
     n_edited = 0 if named else spec.n_edited - n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
     harmless = _harmless(spec, model, requests, edited, intrinsic, n_harmless)
+    unnamed = sum(request.fact.object_from_model for request in (*edited, *intrinsic))
+    if unnamed:
+        what = f"no source names the true object of {unnamed} chosen facts"
+        warnings.warn(f"{what}; it is what the unedited model says", stacklevel=2)
     edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
     asked, known = len(scores), int(scores.known.sum())
@@ -79,6 +88,7 @@ def _harmless(
     subjects, found = {request.fact.subject for request in (*edited, *intrinsic)}, []
     relations, objects = ({getattr(request.fact, name) for request in intrinsic} for name in ("relation", "object"))
     pool = [request for request in requests if request.fact.split in ("", "unseen")]
+    pool = [request for request in pool if request.fact.object]  # what it says is never wrong
     if spec.split_rule == "paper":
         pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
@@ -108,6 +118,37 @@ def _typed(spec: Spec) -> EditRequest:
             raise BadInput(f"{name} is empty: a typed fact needs subject, prompt (with one {{}}), object and target")
     fact = facts.Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object)
     return EditRequest(fact=fact, target=spec.target)
+
+
+def with_objects(
+    model: Model,
+    requests: Sequence[EditRequest],
+) -> tuple[list[EditRequest], list[str]]:
+    """The requests with what the model says in the place of each true object that no source names.
+
+    Left out, with a line for each, is one where the model says no word or the target already.
+    """
+    unknown = [request for request in requests if not request.fact.object]
+    if not unknown:
+        return list(requests), []
+    questions = [request.fact.question for request in unknown]
+    table = measure_prompts(model, questions, [request.target for request in unknown])
+    said, problems = {}, []
+    for request, word, is_target in zip(unknown, table.top_token, table.retained, strict=True):
+        where = f"fact {request.fact.id}: no source names its true object, and the model says"
+        if is_target:
+            problems.append(one_line(f"{where} the target {request.target!r} already"))
+        elif not any(map(str.isalnum, word)):
+            problems.append(one_line(f"{where} no word, {word!r}; write the object into the file"))
+        else:
+            said[request.fact.id] = word
+    filled = []
+    for request in requests:
+        if not request.fact.object and request.fact.id in said:
+            fact = request.fact.model_copy(update={"object": said[request.fact.id]})
+            request = request.model_copy(update={"fact": fact})
+        filled.append(request)
+    return [request for request in filled if request.fact.object], problems
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
@@ -155,7 +196,7 @@ def _known(model: Model, pool: Sequence[EditRequest], margin: float, wanted: int
     parts: list[pd.DataFrame] = []
     known: list[EditRequest] = []
     for start in range(0, len(pool), 256):
-        part = pool[start : start + 256]
+        part, _ = with_objects(model, pool[start : start + 256])
         parts.append(known_table(model, part, margin))
         known += [request for request, good in zip(part, parts[-1].known, strict=True) if good]
         if len(known) >= wanted or start + 256 >= len(pool):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 import torch
 
-from workbench.facts import EditRequest
+from workbench.facts import EditRequest, check_objects
 from workbench.models import Model
 from workbench.positions import Encoded, encode
 from workbench.tracking import lens
@@ -39,6 +39,7 @@ class Look:
 
 def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -> list[Question]:
     """What is asked of a model with these edits. A neighbour that was itself edited, or is asked already, is left out."""
+    check_objects((*edited, *intrinsic))
     found, prompts = [], set()
 
     def ask(group: str, request: EditRequest, prompt: str, target: str, true: str) -> None:
