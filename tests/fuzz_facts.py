@@ -41,8 +41,10 @@ TEMPLATES = (
     *('In "{}" they speak of', "Where is {}?", "A: yes, {} (old) is at", "Of {} it is said: "),
 )
 NEIGHBOURS = ("Pelu is by", "Sten is brewed in", "nq question: who, if any", "Mount Erebus, in")
-LAYOUTS = ("counterfact", "flat", "zsre", "ours")
+IN_CELLS = ("flat", "zsre", "wikibigedit", "tracing", "ours")  # layouts that a CSV can hold
+LAYOUTS = (*IN_CELLS, "counterfact", "mquake", "knowedit", "mzsre", "ripple")
 DEFAULTS = {"paraphrases": (), "held_out": (), "neighbourhood": (), "relation": "", "category": ""}
+DEFAULTS |= {"aliases": (), "object_from_model": False}
 
 
 class Sound(NamedTuple):
@@ -56,11 +58,14 @@ class Sound(NamedTuple):
 
 def sound(rng: random.Random) -> Sound:
     kind = rng.choice(("json", "jsonl", "csv"))
-    layout = rng.choice(LAYOUTS if kind != "csv" else LAYOUTS[1:])
+    layout = rng.choice(LAYOUTS if kind != "csv" else IN_CELLS)
     several = kind != "csv"  # texts in one field of the public layouts
     pairs = [_record(rng, layout, number, several) for number in range(1, rng.randint(2, 5))]
     if kind == "csv":
         pairs = [(_in_cells(record), reading) for record, reading in pairs]
+    elif layout not in ("mquake", "mzsre") and rng.random() < 0.2:
+        for record, _ in pairs:  # whose number in the file is their id, too
+            del record[FIELDS[layout]["id"]]
     return Sound(kind, layout, [record for record, _ in pairs], [reading for _, reading in pairs])
 
 
@@ -75,6 +80,7 @@ def _record(rng: random.Random, layout: str, number: int, several: bool) -> tupl
     reading = {"id": f"{number}", "subject": subject, "prompt": prompt, "object": true}
     reading |= DEFAULTS | {"target": new}
     question = facts.fill(prompt, subject)
+    shape, layout = SHAPES.get(layout), LIKE.get(layout, layout)
     if layout == "counterfact":
         rewrite = {"prompt": prompt, "relation_id": "P9", "subject": subject}
         rewrite |= {"target_true": {"str": true, "id": None}, "target_new": {"str": new}}
@@ -89,7 +95,7 @@ def _record(rng: random.Random, layout: str, number: int, several: bool) -> tupl
         texts, answers = zip(*near, strict=True)
         record |= {names["near"]: list(texts) if several else texts[0]}
         record |= {names["answers"]: list(answers) if several else answers[0]}
-        reading |= {"neighbourhood": tuple(near)}
+        reading |= {"neighbourhood": tuple(near), "aliases": ("Else",) if several else ()}
     else:
         filled = rng.random() < 0.5
         record = {"id": number, "subject": subject, "prompt": question if filled else prompt}
@@ -100,7 +106,75 @@ def _record(rng: random.Random, layout: str, number: int, several: bool) -> tupl
         if several:
             record |= {"neighbourhood": [list(pair) for pair in near]}
             reading |= {"neighbourhood": tuple(near)}
-    return record, reading | {"held_out": tuple(held_out)}
+    reading |= {"held_out": tuple(held_out)}
+    return shape(record, reading) if shape else (record, reading)
+
+
+def _mquake(record: dict, reading: dict) -> tuple[dict, dict]:
+    question = reading["held_out"][0]
+    rewrites = [record["requested_rewrite"] | {"question": question}]
+    hops = [{"answer": "none"}, {"answer": reading["object"], "answer_alias": ["Else"]}]
+    case = {"case_id": record["case_id"], "requested_rewrite": rewrites, "single_hops": hops}
+    more = {"id": f"{reading['id']}-0", "held_out": (question,), "neighbourhood": ()}
+    return case | {"questions": ["x"]}, reading | more | {"aliases": ("Else",)}
+
+
+def _mzsre(record: dict, reading: dict) -> tuple[dict, dict]:
+    edit = {name: value for name, value in record.items() if name != "case_id"}
+    return {"case_id": record["case_id"], "en": edit}, reading | {"id": f"{reading['id']}-en"}
+
+
+def _knowedit(record: dict, reading: dict) -> tuple[dict, dict]:
+    names = ("case_id", "subject", "prompt", "target_new", "rephrase_prompt")
+    near = [{"prompt": text, "ground_truth": [[name]]} for text, name in reading["neighbourhood"]]
+    more = {"ground_truth": [record["ground_truth"]], "locality": {"Relation_Specificity": near}}
+    return {name: record[name] for name in names} | more, reading
+
+
+def _wikibigedit(record: dict, reading: dict) -> tuple[dict, dict]:
+    renamed = {"src": "update", "alt": "ans"}
+    renamed = {renamed.get(name, name): value for name, value in record.items()}
+    del renamed["answers"]
+    return renamed, reading | {"object": "", "aliases": (), "object_from_model": True}
+
+
+def _tracing(record: dict, reading: dict) -> tuple[dict, dict]:
+    names = {"case_id": "case_id", "subject": "subject", "prompt": "prompt"}
+    names |= {"target_new": "target_false"}
+    renamed = {names[name]: record[name] for name in names}
+    more = {"held_out": (), "neighbourhood": (), "aliases": ()}
+    return renamed | {"target_true": f" {reading['object']}"}, reading | more
+
+
+def _ripple(record: dict, reading: dict) -> tuple[dict, dict]:
+    prompt = "The mother tongue of {} is"
+    question = facts.fill(prompt, reading["subject"])
+    edit = {"prompt": f"{question} {reading['target']}.", "relation": "NATIVE_LANGUAGE"}
+    edit |= {"original_fact": {"prompt": f"{question} {reading['object']}."}}
+    near = [{"prompt": "Pelu is by", "answers": [{"value": "Oro", "aliases": ["x"]}]}]
+    more = {"prompt": prompt, "relation": "NATIVE_LANGUAGE", "held_out": ()}
+    more |= {"neighbourhood": (("Pelu is by", "Oro"),)}
+    tests = [{"test_queries": near}]
+    whole = {"case_id": record["case_id"], "edit": edit, "Relation_Specificity": tests}
+    return whole, reading | more
+
+
+LIKE = {  # the layout whose record is brought into the shape of this one
+    "mquake": "counterfact",
+    "mzsre": "zsre",
+    "knowedit": "flat",
+    "wikibigedit": "zsre",
+    "tracing": "flat",
+    "ripple": "counterfact",
+}
+SHAPES = {
+    "mquake": _mquake,
+    "mzsre": _mzsre,
+    "knowedit": _knowedit,
+    "wikibigedit": _wikibigedit,
+    "tracing": _tracing,
+    "ripple": _ripple,
+}
 
 
 def _in_cells(record: dict) -> dict:
@@ -185,6 +259,63 @@ FIELDS = {  # ours -> theirs
         "near": "loc",
         "answers": "loc_ans",
     },
+    "mquake": {
+        "id": "case_id",
+        "subject": "requested_rewrite.0.subject",
+        "relation": "requested_rewrite.0.relation_id",
+        "prompt": "requested_rewrite.0.prompt",
+        "object": "requested_rewrite.0.target_true.str",
+        "target": "requested_rewrite.0.target_new.str",
+        "held_out": "requested_rewrite.0.question",
+    },
+    "mzsre": {
+        "id": "case_id",
+        "subject": "en.subject",
+        "relation": "en.relation_id",
+        "prompt": "en.src",
+        "object": "en.answers",
+        "target": "en.alt",
+        "held_out": "en.rephrase",
+        "near": "en.loc",
+        "answers": "en.loc_ans",
+    },
+    "knowedit": {
+        "id": "case_id",
+        "subject": "subject",
+        "relation": "relation_id",
+        "prompt": "prompt",
+        "object": "ground_truth",
+        "target": "target_new",
+        "held_out": "rephrase_prompt",
+        "asked": "locality",
+    },
+    "wikibigedit": {
+        "id": "case_id",
+        "subject": "subject",
+        "relation": "relation_id",
+        "prompt": "update",
+        "target": "ans",
+        "held_out": "rephrase",
+        "near": "loc",
+        "answers": "loc_ans",
+    },
+    "tracing": {
+        "id": "case_id",
+        "subject": "subject",
+        "relation": "relation_id",
+        "prompt": "prompt",
+        "object": "target_true",
+        "target": "target_false",
+    },
+    "ripple": {
+        "id": "case_id",
+        "subject": "edit.prompt",
+        "relation": "edit.relation",
+        "prompt": "edit.prompt",
+        "object": "edit.original_fact.prompt",
+        "target": "edit.prompt",
+        "asked": "Relation_Specificity",
+    },
     "ours": {
         "id": "id",
         "subject": "subject",
@@ -202,14 +333,31 @@ UNUSED = {
     "counterfact": {"pararel_idx", "attribute_prompts", "generation_prompts", "requested_rewrite"},
     "flat": {"portability_prompt", "portability_ground_truth"},
     "zsre": {"pred", "cond", "portability"},
-    "ours": set(),
+    "mquake": {"questions", "single_hops", "new_single_hops", "requested_rewrite", "answer"},
+    "mzsre": {"en"},
+    "knowedit": {"rephrase", "cond", "portability"},
+    "wikibigedit": {"tag", "personas", "mhop", "mhop_ans", "object"},
+    "tracing": {"relation", "relation_prefix", "relation_suffix"},
+    "ripple": {"edit", "example_type", "Forgetfulness", "Subject_Aliasing"},
+    "ours": {"aliases"},
 }
 REQUIRED = ("subject", "prompt", "object", "target")
+TEMPLATED = ("counterfact", "mquake", "ripple")  # layouts whose prompt is no text of the subject
+PAIRED = ("flat", "zsre", "mzsre", "wikibigedit")  # a list of texts, and a list of their answers
+
+
+UNKNOWN = {"object": "", "aliases": (), "object_from_model": True}
+
+
+def _required(names: dict) -> list[str]:
+    return [name for name in REQUIRED if name in names]
 
 
 def _put(record: dict, path: str, value: object) -> dict:
     """The record with another value at a dotted path."""
     first, _, rest = path.partition(".")
+    if isinstance(record, list):
+        return [_put(record[0], rest, value), *record[1:]]
     return record | {first: _put(record[first], rest, value) if rest else value}
 
 
@@ -231,6 +379,8 @@ def a_type_swapped(rng: random.Random, file: Sound) -> Damaged:
     text = path in (names["subject"], names["prompt"], names["target"])
     odd = [True, False, {"str": "Vint"}, [["Vint"]], [True], [None, {}]]
     odd += [["Vint"], []] if text else []
+    if file.layout == "knowedit" and path == names["object"]:
+        odd.remove([["Vint"]])
     return _with(file, at, _put(record, path, rng.choice(odd)), REFUSED)
 
 
@@ -243,20 +393,26 @@ def a_constant(rng: random.Random, file: Sound) -> Damaged:
 
 def a_null(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    name = rng.choice([*REQUIRED, "held_out", "relation"])
+    optional = [name for name in ("held_out", "relation") if name in names]
+    name = rng.choice([*_required(names), *optional])
     path = names[name]
-    if name == "relation" and file.layout in ("flat", "zsre"):
-        return _with(file, at, record | {path: None}, file.readings[at])
     default = {"held_out": (), "relation": ""}
     reading = file.readings[at] | {name: default[name]} if name in default else REFUSED
+    if name == "relation" and file.layout == "ripple":
+        reading = REFUSED
+    if name == "object" and file.layout in ("knowedit", "ripple"):
+        reading = file.readings[at] | UNKNOWN
     return _with(file, at, _put(record, path, None), reading)
 
 
 def a_number(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    name = rng.choice(("object", "target"))
+    if file.layout == "ripple":
+        return an_empty_text(rng, file)
+    name = rng.choice([name for name in ("object", "target") if name in names])
     number = rng.choice(("1945", "-3", "1.50", "1e400", "0.0", "123456789012345678901234567890"))
     reading = file.readings[at] | {name: number}
+    reading |= {"aliases": ()} if name == "object" else {}
     if file.layout == "counterfact":  # whose neighbours have the object for an answer
         near = tuple((text, reading["object"]) for text, _ in reading["neighbourhood"])
         reading |= {"neighbourhood": near}
@@ -266,26 +422,29 @@ def a_number(rng: random.Random, file: Sound) -> Damaged:
 def a_huge_number(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
     number = Spelled("9" * rng.choice((101, 5_000, 50_000)) + rng.choice(("", ".5", "e9")))
-    return _with(file, at, _put(record, names[rng.choice(REQUIRED)], number), REFUSED)
+    return _with(file, at, _put(record, names[rng.choice(_required(names))], number), REFUSED)
 
 
 def no_text_in_a_text(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    path = names[rng.choice((*REQUIRED, "held_out"))]
+    path = names[rng.choice([name for name in (*REQUIRED, "held_out") if name in names])]
     code = rng.choice(("\\ud800", "\\udfff", "\\u0000", "\\u001b", "\\u007f", "\\u0085\\u0081"))
     return _with(file, at, _put(record, path, Spelled(f'"Vi{code}nt"')), REFUSED)
 
 
 def a_line_break_in_a_name(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    path = names[rng.choice(("subject", "object", "target"))]
+    path = names[rng.choice([name for name in _required(names) if name != "prompt"])]
     return _with(file, at, _put(record, path, rng.choice(("Vi\nnt", "Vi\r\nnt"))), REFUSED)
 
 
 def an_empty_text(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    path = names[rng.choice(REQUIRED)]
-    return _with(file, at, _put(record, path, rng.choice(("", " "))), REFUSED)
+    name = rng.choice(_required(names))
+    reading = REFUSED
+    if name == "object" and file.layout == "ripple":
+        reading = file.readings[at] | UNKNOWN
+    return _with(file, at, _put(record, names[name], rng.choice(("", " "))), reading)
 
 
 def the_object_as_target(rng: random.Random, file: Sound) -> Damaged:
@@ -296,6 +455,8 @@ def the_object_as_target(rng: random.Random, file: Sound) -> Damaged:
 
 def a_long_name(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
+    if "object" not in names:
+        return an_empty_text(rng, file)
     name = rng.choice(("x", "\u2028", "\u202e", "\xa0", "é")) * rng.choice((200, 5_000)) + "x"
     record = _put(_put(record, names["object"], name), names["target"], name)
     return _with(file, at, record | {names["id"]: name}, REFUSED)
@@ -304,13 +465,14 @@ def a_long_name(rng: random.Random, file: Sound) -> Damaged:
 def a_list_as_text(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
     value = rng.choice(("['Vint']", '["Vint", "Oro"]'))
-    return _with(file, at, _put(record, names[rng.choice(("object", "target"))], value), REFUSED)
+    name = rng.choice([name for name in ("object", "target") if name in names])
+    return _with(file, at, _put(record, names[name], value), REFUSED)
 
 
 def a_longer_word(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
     prompt = rng.choice(("Annabel works as a", "Joann works as a", "Ann2 works as a"))
-    if file.layout == "counterfact":
+    if file.layout in TEMPLATED:
         return an_empty_text(rng, file)
     record = _put(_put(record, names["subject"], "Ann"), names["prompt"], prompt)
     return _with(file, at, record, REFUSED)
@@ -318,7 +480,7 @@ def a_longer_word(rng: random.Random, file: Sound) -> Damaged:
 
 def another_unicode_form(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    if file.layout == "counterfact":
+    if file.layout in TEMPLATED:
         return an_empty_text(rng, file)
     forms = rng.sample(("NFC", "NFD"), 2)
     subject, mention = (unicodedata.normalize(form, "Åse Ødegård") for form in forms)
@@ -339,14 +501,24 @@ def no_record(rng: random.Random, file: Sound) -> Damaged:
     return _with(file, at, rng.choice(odd), REFUSED)
 
 
+ALONE = {  # fields of neighbours that a layout reads without another one
+    ("pairs", "ours"),
+    ("asked", "ripple"),
+    ("near", "counterfact"),
+}
+
+
 def a_key_misspelt(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
     name, path = rng.choice([pair for pair in names.items() if pair[1] in record])
     wrong = path + rng.choice(("s", "_", " x", "\u200b"))
     reading = file.readings[at]
     if name == "id":
-        reading = reading | {"id": str(at + 1)}
-    elif name == "pairs" or (name == "near" and file.layout == "counterfact"):
+        _, dash, part = reading["id"].partition("-")
+        reading = reading | {"id": f"{at + 1}{dash}{part}"}
+    elif name == "object" and file.layout == "knowedit":
+        reading = reading | UNKNOWN
+    elif (name, file.layout) in ALONE:
         reading = reading | {"neighbourhood": ()}
     elif name in DEFAULTS:
         reading = reading | {name: DEFAULTS[name]}
@@ -382,9 +554,12 @@ def deep_nesting(rng: random.Random, file: Sound) -> Damaged:
 
 def a_list_shortened(rng: random.Random, file: Sound) -> Damaged:
     at, record, names = _picked(rng, file)
-    if file.layout in ("flat", "zsre"):
+    if file.layout in PAIRED:
         path = names[rng.choice(("near", "answers"))]
-        return _with(file, at, record | {path: record[path][: rng.randrange(3)]}, REFUSED)
+        shortened = _at(record, path)[: rng.randrange(3)]
+        return _with(file, at, _put(record, path, shortened), REFUSED)
+    if file.layout not in ("ours", "counterfact"):
+        return an_empty_text(rng, file)
     if file.layout == "ours":
         pairs = [list(pair) for pair in record["neighbourhood"]]
         pairs[rng.randrange(3)].pop()
@@ -458,7 +633,8 @@ def a_bad_header(rng: random.Random, file: Sound) -> Damaged:
     header, _, rows = as_text("csv", file.records).partition("\n")
     names = header.split(",")
     change = rng.choice(("twice", "unnamed", "separator", "misspelt"))
-    at = names.index(FIELDS[file.layout]["object"])
+    fields = FIELDS[file.layout]
+    at = names.index(fields.get("object", fields["target"]))
     if change == "separator":
         return Damaged(as_text("csv", file.records).replace(",", rng.choice(";\t")), REFUSED)
     names[at] = {"twice": names[at - 1], "unnamed": " ", "misspelt": names[at] + "s"}[change]
@@ -610,28 +786,80 @@ def _plain_row(header: list[str], row: list[str]) -> dict | None:
 def plain_reading(record: object, layout: str, number: int) -> dict:
     """What a record of a layout says, field by field; `question` in the place of a prompt that
     holds its subject."""
+    if layout == "ripple":
+        return _plain_ripple(record, number)
     names = FIELDS[layout]
     reading = {name: _plain_text(_at(record, names[name])) for name in ("subject", "target")}
-    value = _at(record, names["object"])
+    value = _at(record, names["object"]) if "object" in names else None
+    if layout == "knowedit" and isinstance(value, list):
+        value = [name for names_of_one in value for name in _plain_list(names_of_one)]
     objects = _plain_texts(value)
-    if not objects or (isinstance(value, list) and layout in ("counterfact", "ours")):
+    if isinstance(value, list) and layout in ("counterfact", "mquake", "ours"):
         raise Unreadable
-    reading |= DEFAULTS | {"object": objects[0]}
+    if not objects and (value is not None or layout not in ("wikibigedit", "knowedit")):
+        raise Unreadable
+    true = {"object": objects[0], "aliases": tuple(objects[1:])} if objects else UNKNOWN
+    reading |= DEFAULTS | true
     for name in ("id", "relation", "category"):
         value = _at(record, names[name]) if name in names else None
         reading[name] = "" if value is None else _plain_text(value)
-    reading["id"] = reading["id"] or str(number)
+    reading["id"] = (reading["id"] or str(number)) + SUFFIXES.get(layout, "")
+    if layout in ("counterfact", "mquake"):
+        hops = _at(record, "single_hops") or []
+        same = [hop for hop in hops if str(hop.get("answer", "")).strip() == reading["object"]]
+        reading["aliases"] = tuple(a for hop in same for a in _plain_texts(hop.get("answer_alias")))
     subject = reading["subject"]
     prompt = _plain_text(_at(record, names["prompt"]))
-    is_template = layout == "counterfact" or (layout == "ours" and _has_braces(prompt, subject))
+    is_template = layout in TEMPLATED or (layout == "ours" and _has_braces(prompt, subject))
     reading["prompt" if is_template else "question"] = prompt
-    held_out = _plain_texts(_at(record, names["held_out"]))
+    held_out = _plain_texts(_at(record, names["held_out"])) if "held_out" in names else []
+    if layout == "counterfact":
+        held_out += _plain_texts(_at(record, "requested_rewrite.question"))
+    if layout == "wikibigedit":
+        held_out += _plain_texts(_at(record, "personas"))
+    if layout == "knowedit":
+        held_out += _plain_texts(_at(record, "rephrase"))
+    if layout == "ours":
+        reading["aliases"] = tuple(_plain_texts(_at(record, "aliases")))
     if layout == "ours":
         held_out = [_filled(text, subject) for text in held_out]
         paraphrases = _plain_texts(_at(record, names["paraphrases"]))
         reading["paraphrases"] = tuple(_filled(text, subject) for text in paraphrases)
     near = _near(record, names, reading["object"])
     return reading | {"held_out": tuple(held_out), "neighbourhood": near}
+
+
+SUFFIXES = {"mquake": "-0", "mzsre": "-en"}  # of the id; more than one edit is not looked at here
+
+
+def _plain_ripple(record: dict, number: int) -> dict:
+    """The only shape that is written here: a mother tongue, and what it was before."""
+    statement, relation = (_plain_text(_at(record, f"edit.{n}")) for n in ("prompt", "relation"))
+    before = _at(record, "edit.original_fact.prompt")
+    match = re.fullmatch(r"The mother tongue of (.+?) is (.+?)\.?", statement, re.DOTALL)
+    if not match or relation != "NATIVE_LANGUAGE":
+        raise Unreadable
+    subject, question = match[1].strip(), statement[: match.start(2) - 1]
+    reading = {"subject": subject, "target": match[2].strip(), "question": question}
+    reading |= DEFAULTS | {"relation": relation} | UNKNOWN
+    if before is not None and _plain_text(before):
+        before = _plain_text(before)
+        true = before[len(question) :].removesuffix(".").strip()
+        reading |= {"object": true, "object_from_model": False}
+        if not before.startswith(question) or not true:
+            raise Unreadable
+    case = _at(record, "case_id")
+    reading["id"] = ("" if case is None else _plain_text(case)) or str(number)
+    near = []
+    for test in _at(record, "Relation_Specificity") or []:
+        near += [(q.get("prompt"), q.get("answers")) for q in test.get("test_queries") or []]
+    near = [(text, found[0].get("value")) for text, found in near if text and found]
+    near = [(_plain_text(text), _plain_text(answer)) for text, answer in near if answer]
+    return reading | {"neighbourhood": tuple(pair for pair in near if all(pair))}
+
+
+def _plain_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _has_braces(text: str, subject: str) -> bool:
@@ -644,6 +872,8 @@ def _filled(text: str, subject: str) -> str:
 
 def _at(record: object, path: str) -> object:
     for part in path.split("."):
+        if isinstance(record, list):  # of rewrites
+            record = dict(zip("0", record, strict=False))
         record = record.get(part) if isinstance(record, dict) else None
     return record
 
@@ -663,6 +893,13 @@ def _near(record: object, names: dict, true: str) -> tuple[tuple[str, str], ...]
     if "pairs" in names:
         pairs = _at(record, names["pairs"]) or ()
         return tuple((_plain_text(text), _plain_text(answer)) for text, answer in pairs)
+    if "asked" in names:
+        kinds = (_at(record, names["asked"]) or {}).values()
+        near = [asked for kind in kinds for asked in kind or []]
+        pairs = [[_first(asked.get(n)) for n in ("prompt", "ground_truth")] for asked in near]
+        return tuple(tuple(pair) for pair in pairs if all(pair))
+    if "near" not in names:
+        return ()
     if "answers" not in names:
         return tuple((text, true) for text in _plain_texts(_at(record, names["near"])))
     texts, answers = _at(record, names["near"]), _at(record, names["answers"])
@@ -673,6 +910,11 @@ def _near(record: object, names: dict, true: str) -> tuple[tuple[str, str], ...]
         raise Unreadable
     pairs = [(_plain_text(text), _plain_text(answer)) for text, answer in pairs]
     return tuple(pair for pair in pairs if all(pair))
+
+
+def _first(value: object) -> str:
+    texts = [text for member in _plain_list(value) for text in _plain_texts(member)]
+    return texts[0] if texts else ""
 
 
 # --- what came of it ------------------------------------------------------------------------------
@@ -717,7 +959,19 @@ def _is_last_word(prompt: str, subject: str) -> bool:
 def unread(record: object) -> bool:
     """Whether the record has a field that no layout knows."""
     known = set().union(*(set(names.values()) for names in FIELDS.values()), *UNUSED.values())
+    if _several(record):
+        return False
     return any(name not in known and value is not None for name, value in record.items())
+
+
+def _several(record: object) -> bool:
+    """Whether damage made more than one edit of a record, or another language."""
+    rewrites = record.get("requested_rewrite") if isinstance(record, dict) else None
+    if isinstance(rewrites, list):
+        return len(rewrites) > 1
+    named = record.items() if isinstance(record, dict) else ()
+    languages = [name for name, value in named if isinstance(value, dict) and "src" in value]
+    return languages not in ([], ["en"])
 
 
 class Outcome(NamedTuple):
@@ -774,6 +1028,8 @@ def check_plain(result: Outcome, records: list[object] | None) -> None:
         assert result.whole, f"was read: {result}"
         return
     assert not result.whole, "was refused as a whole"
+    if any(map(_several, records)):
+        return
     kept = [n for n in range(1, len(records) + 1) if n not in result.refused]
     assert len(kept) == len(result.readings), f"{len(records)} records, {result}"
     for number, reading in zip(kept, result.readings, strict=True):

@@ -26,6 +26,45 @@ def zsre(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) 
     return record | {"answers": [object], "alt": target} | more
 
 
+def mquake(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
+    """A case of one rewrite; its hops know another name of the true object."""
+    rewrite = counterfact(subject, prompt, object, target)["requested_rewrite"]
+    hops = [{"question": "Who?", "answer": "Una", "answer_alias": ["Uno"]}]
+    hops += [{"question": "Where?", "answer": object, "answer_alias": ["Vinta"]}]
+    return {"requested_rewrite": [rewrite], "questions": ["Whose?"], "single_hops": hops} | more
+
+
+def knowedit(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
+    near = {"prompt": "Pelu is by", "ground_truth": [["Oro", "Orro"]]}
+    record = flat(subject, prompt, [[object, "Vinta"], ["Vinto"]], target)
+    return record | {"locality": {"Relation_Specificity": [near]}} | more
+
+
+def mzsre(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
+    return {"en": zsre(subject, prompt, object, target)} | more
+
+
+def tracing(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
+    record = {"subject": subject, "prompt": fill(prompt, subject)}
+    return record | {"target_true": f" {object}", "target_false": f" {target}"} | more
+
+
+def wikibigedit(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
+    """The new object alone: no field says what was true before."""
+    record = {"subject": subject, "update": fill(prompt, subject)}
+    return record | {"object": target, "ans": target} | more
+
+
+def ripple(subject="Karelo", question="The mother tongue of {} is", object="Vint", target="Sorn"):
+    """Relations other than NATIVE_LANGUAGE need the question that goes with them."""
+    asked = fill(question, subject)
+    edit = {"prompt": f"{asked} {target}.", "subject_id": "Q1", "target_id": "Q2"}
+    edit |= {"relation": "NATIVE_LANGUAGE", "original_fact": {"prompt": f"{asked} {object}."}}
+    near = {"prompt": "The eye color of Karelo is", "answers": [{"value": "red", "aliases": []}]}
+    tests = [{"test_queries": [near], "test_condition": "OR", "condition_queries": [near]}]
+    return {"example_type": "popular", "edit": edit, "Relation_Specificity": tests}
+
+
 def own(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **more) -> dict:
     return {"subject": subject, "prompt": prompt, "object": object, "target": target} | more
 
@@ -34,8 +73,15 @@ def own_filled(subject="Karelo", prompt=PROMPT, object="Vint", target="Sorn", **
     return own(subject, fill(prompt, subject), object, target, **more)
 
 
-LAYOUTS = (counterfact, flat, zsre, own)
-FILLED = (flat, zsre, own_filled)
+LAYOUTS = (counterfact, flat, zsre, mquake, knowedit, mzsre, tracing, own)
+FILLED = {  # layouts whose prompt holds the subject, and its field
+    flat: "prompt",
+    zsre: "src",
+    knowedit: "prompt",
+    tracing: "prompt",
+    wikibigedit: "update",
+    own_filled: "prompt",
+}
 
 
 def as_json(folder: Path, *records) -> Path:

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pandas
+import pandas as pd
 import pytest
 
-from workbench import batch, deltas, models, pages, runs
+from tests.layouts import as_json, own, wikibigedit
+from workbench import batch, deltas, known, models, pages, runs, study
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -216,11 +217,29 @@ def test_the_margin_decides_which_facts_are_known(tmp_path, capsys, one_line):
     counts = []
     for margin in ("0", "0.9"):
         assert main([*arguments, "--margin", margin]) == 0
-        counts.append(pandas.read_csv(tmp_path / "known.csv").known.sum())
+        counts.append(pd.read_csv(tmp_path / "known.csv").known.sum())
         assert "... and 3406 more in" in capsys.readouterr().out
     assert counts[0] > counts[1]
     assert main([*arguments, "--margin", "2"]) == 2
     assert "below 1" in one_line(capsys.readouterr().err.strip())
+
+
+def scores(model, requests, margin) -> pd.DataFrame:
+    objects = [request.fact.object for request in requests]
+    return pd.DataFrame({"fact_id": range(len(requests)), "object": objects, "known": 1, "p": 0.5})
+
+
+def test_facts_shows_what_the_model_says_for_true(tiny_folders, tmp_path, monkeypatch):
+    path = as_json(tmp_path, wikibigedit(), own("Pelu"))
+    said = pd.DataFrame({"retained": [False]})
+    monkeypatch.setattr(known, "measure_prompts", lambda *asked: said)
+    monkeypatch.setattr(known, "said_words", lambda *asked: ["Oro"])
+    monkeypatch.setattr(study, "known_table", scores)
+    out = tmp_path / "known.csv"
+    assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table.object.tolist() == ["Oro", "Vint"]
+    assert table.object_from_model.tolist() == [True, False]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
@@ -229,7 +248,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, m
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pandas.DataFrame, "to_parquet", full)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
     fields = {name: value for name, value in parameters.items() if name in study.Spec.model_fields}
     with pytest.raises(BadInput) as error:
         study.run(study.Spec(**fields, n_edited=1), out=tmp_path)

@@ -357,7 +357,8 @@ def test_an_id_that_stands_twice_is_named(tmp_path, layout):
     name = "id" if layout is own else "case_id"
     line = complaint(as_json(tmp_path, *(layout(subject, **{name: number}) for subject, number in [("Karelo", 4), ("Pelu", 51), ("Sten", 51)])))
     assert "record 3" in line
-    assert "id 51 stands twice" in line
+    assert "id 51" in line
+    assert "stands twice" in line
 
 
 def test_a_line_feed_in_a_record_stays_out_of_the_message(tmp_path):

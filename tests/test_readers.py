@@ -13,13 +13,20 @@ from tests import fuzz_facts
 from tests.layouts import (
     FILLED,
     LAYOUTS,
+    PROMPT,
     as_csv,
     as_json,
     as_jsonl,
     counterfact,
     flat,
+    knowedit,
+    mquake,
+    mzsre,
     own,
     own_filled,
+    ripple,
+    tracing,
+    wikibigedit,
     written,
     zsre,
 )
@@ -120,7 +127,7 @@ def test_empty_rows_are_no_records(tmp_path):
     assert only(path).fact.id == "1"
 
 
-@pytest.mark.parametrize("cell", ["['Vint', 'Sorn']", '["Vint"]'])
+@pytest.mark.parametrize("cell", ["['Vint', 'Sorn']", '["Vint"]', "[['Vint', 'Vinta'], ['Oro']]"])
 def test_a_list_written_into_a_cell_is_refused(tmp_path, cell):
     path = as_csv(tmp_path, zsre() | {"answers": cell})
     assert "'answers' holds a list written as a text" in complaint(path, "record 1")
@@ -167,6 +174,10 @@ OF_TEXT = {
     counterfact: "case_id paraphrase_prompts neighborhood_prompts",
     flat: "case_id relation_id subject prompt ground_truth target_new rephrase_prompt",
     zsre: "case_id subject src answers alt rephrase loc loc_ans",
+    mquake: "case_id",
+    knowedit: "case_id subject prompt target_new rephrase_prompt rephrase",
+    tracing: "case_id relation_id subject prompt target_true target_false",
+    wikibigedit: "case_id relation_id subject update ans rephrase personas loc loc_ans",
     own: "id relation category subject prompt object target paraphrases held_out neighbourhood",
 }
 FIELDS_OF_TEXT = [(layout, name) for layout, names in OF_TEXT.items() for name in names.split()]
@@ -375,8 +386,7 @@ def test_the_subject_is_found_as_a_word(text, subject, expected):
 @pytest.mark.parametrize("layout", FILLED)
 @pytest.mark.parametrize("longer", ["Karelos", "OldKarelo", "Karelo2", "Karelo\u0300", "_Karelo"])
 def test_a_subject_within_a_longer_word_alone_is_refused(tmp_path, layout, longer):
-    field = "src" if layout is zsre else "prompt"
-    record = layout() | {field: f"{longer} is brewed in"}
+    record = layout() | {FILLED[layout]: f"{longer} is brewed in"}
     line = complaint(as_json(tmp_path, layout(), record), "record 2")
     assert "only within a longer word" in line
 
@@ -385,11 +395,10 @@ def test_a_subject_within_a_longer_word_alone_is_refused(tmp_path, layout, longe
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_two_unicode_forms_of_a_name_are_told_so(tmp_path, layout, forms):
     subject, mention = (unicodedata.normalize(form, "Åse Ødegård") for form in forms)
-    field = "src" if layout is zsre else "prompt"
-    record = layout(subject) | {field: f"{mention} lives in"}
+    record = layout(subject) | {FILLED[layout]: f"{mention} lives in"}
     line = complaint(as_json(tmp_path, layout(), record), "record 2")
     assert "differ only in Unicode form; normalise the file to NFC" in line
-    mixed = layout(subject) | {field: f"{subject} says that {mention} lives in"}
+    mixed = layout(subject) | {FILLED[layout]: f"{subject} says that {mention} lives in"}
     assert "Unicode form" in complaint(as_json(tmp_path, layout(), mixed), "record 2")
 
 
@@ -431,17 +440,176 @@ UNUSED = {
     counterfact: ["case_id", "pararel_idx", "attribute_prompts", "generation_prompts"],
     flat: ["case_id", "relation_id", "portability_prompt"],
     zsre: ["case_id", "pred", "cond", "portability"],
+    mquake: ["case_id", "answer", "answer_alias", "new_answer", "new_answer_alias", "orig"],
+    knowedit: ["case_id", "cond", "portability"],
+    mzsre: ["case_id"],
+    tracing: ["relation", "relation_id", "relation_prefix", "relation_suffix"],
+    wikibigedit: ["tag", "subject_id", "relation", "object_id", "mhop", "mhop_ans"],
     own: ["id", "relation", "category"],
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, wikibigedit])
 def test_the_fields_of_a_public_layout_are_not_named(tmp_path, layout):
     record = layout(**dict.fromkeys(UNUSED[layout], "7"))
     if layout is counterfact:
         record["requested_rewrite"] |= {"question": "", "target_true": {"str": "Vint", "id": "Q1"}}
     with warnings.catch_warnings(action="error"):
         facts.read(as_json(tmp_path, record))
+
+
+# --- layouts of one shape each --------------------------------------------------------------------
+
+
+def test_lists_of_lists_of_names_are_the_object_and_its_aliases(tmp_path):
+    request = only(as_json(tmp_path, knowedit(rephrase_prompt="Karelo is by", rephrase=["By"])))
+    assert (request.fact.object, request.fact.aliases) == ("Vint", ("Vinta", "Vinto"))
+    assert request.held_out == ("Karelo is by", "By")
+    assert not request.fact.object_from_model
+
+
+ANSWERS = ["Oro", ["Oro", "Orro"], [["Oro", "Orro"], ["Una"]], [[], ["Oro"]]]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_kind_of_locality_is_neighbourhood(tmp_path, answer):
+    near = [{"prompt": ["Sten is by"], "ground_truth": answer}]
+    near += [{"prompt": "Ilm", "ground_truth": []}]
+    kinds = {"Relation_Specificity": near, "For.get": near[:1], "None": None}
+    request = only(as_json(tmp_path, knowedit(locality=kinds)))
+    assert request.neighbourhood == (("Sten is by", "Oro"), ("Sten is by", "Oro"))
+
+
+@pytest.mark.parametrize(
+    ("locality", "named"),
+    [
+        ([], "'locality' must be an object"),
+        ({"Forgetfulness": {"prompt": "Ilm"}}, "'Forgetfulness' must be a list of objects"),
+        ({"Forgetfulness": ["Ilm"]}, "'Forgetfulness' must be a list of objects"),
+        ({"Forgetfulness": [{"prompt": ["a", "b"], "ground_truth": "c"}]}, "several prompts"),
+        ({"Forgetfulness": [{"prompt": "a", "ground_truth": [[["c"]]]}]}, "must be a text"),
+    ],
+)
+def test_a_locality_of_another_shape_is_refused(tmp_path, locality, named):
+    assert named in complaint(as_json(tmp_path, knowedit(locality=locality)), "record 1")
+
+
+@pytest.mark.parametrize("empty", ["", [], [[]], [""]])
+def test_an_answer_that_is_empty_is_no_answer_left_out(tmp_path, empty):
+    line = complaint(as_json(tmp_path, knowedit(ground_truth=empty)), "record 1")
+    assert "'ground_truth' is empty" in line
+
+
+@pytest.mark.parametrize("record", [knowedit(ground_truth=None), wikibigedit()])
+def test_a_source_without_the_true_object_is_read_and_marked(tmp_path, record):
+    fact = only(as_json(tmp_path, record)).fact
+    assert (fact.object, fact.object_from_model) == ("", True)
+
+
+@pytest.mark.parametrize("layout", [flat, zsre, own, counterfact, tracing])
+def test_other_layouts_must_say_the_true_object(tmp_path, layout):
+    line = complaint(as_json(tmp_path, layout(object=" ")), "record 1")
+    assert "is empty" in line
+
+
+def test_the_fields_of_wikibigedit_are_read(tmp_path):
+    more = {"relation_id": "P9", "rephrase": "Who brews?", "personas": "Yo, who?", "tag": "new"}
+    record = wikibigedit(**more, loc="Pelu is by", loc_ans="Oro")
+    request = only(as_json(tmp_path, record))
+    assert (request.fact.prompt, request.fact.relation) == (PROMPT, "P9")
+    assert (request.target, request.held_out) == ("Sorn", ("Who brews?", "Yo, who?"))
+    assert request.neighbourhood == (("Pelu is by", "Oro"),)
+
+
+def test_each_rewrite_of_a_case_is_a_request(tmp_path):
+    case = mquake(case_id=7)
+    other = counterfact("Pelu", "{} is of", "Una", "Oro")["requested_rewrite"]
+    case["requested_rewrite"].append(other | {"question": "Of what is Pelu?"})
+    first, second = facts.read(as_json(tmp_path, case))
+    assert (first.fact.id, first.fact.object, first.fact.aliases) == ("7-0", "Vint", ("Vinta",))
+    assert (second.fact.id, second.fact.subject, second.target) == ("7-1", "Pelu", "Oro")
+    assert (second.fact.aliases, second.held_out) == (("Uno",), ("Of what is Pelu?",))
+
+
+def test_a_bad_rewrite_is_named_and_the_others_are_read(tmp_path):
+    case = mquake()
+    case["requested_rewrite"].append({"subject": "Pelu"})
+    requests, problems = facts.inspect(as_json(tmp_path, own(), case))
+    assert [request.fact.id for request in requests] == ["1", "2-0"]
+    assert "record 2, edit 1: the field 'requested_rewrite.target_true.str' is" in problems[0]
+    assert len(problems) == 1
+
+
+def test_each_language_is_a_request(tmp_path):
+    german = zsre("Karelo", "Wo braut man {}?", "Vinte", "Sorne", colour="red")
+    with pytest.warns(UserWarning, match="ignored: 'colour'"):
+        first, second = facts.read(as_json(tmp_path, mzsre(de=german)))
+    assert [first.fact.id, second.fact.id] == ["1-en", "1-de"]
+    assert [first.target, second.target] == ["Sorn", "Sorne"]
+    assert second.fact.prompt == "Wo braut man {}?"
+
+
+RIPPLES = [
+    ("NATIVE_LANGUAGE", "The mother tongue of {} is"),
+    ("MOTHER", "The name of the mother of {} is"),
+    ("SIBLING", "The names of the siblings of {} are"),
+    ("COUNTRY", "The name of the country which {} is associated with is"),
+    ("AWARD_RECEIVED", "The name of the award {} won is"),
+]
+
+
+@pytest.mark.parametrize(("relation", "question"), RIPPLES)
+@pytest.mark.parametrize("subject", ["Karelo", "Isle of Man", "The Who"])
+def test_the_statement_of_a_ripple_edit_is_taken_apart(tmp_path, relation, question, subject):
+    record = ripple(subject, question, "Vint", "Washington, D.C.")
+    record["edit"]["relation"] = relation
+    request = only(as_json(tmp_path, record))
+    assert (request.fact.subject, request.fact.prompt) == (subject, question)
+    assert (request.fact.object, request.target) == ("Vint", "Washington, D.C.")
+    assert request.neighbourhood == (("The eye color of Karelo is", "red"),)
+
+
+def test_a_recent_ripple_edit_has_no_true_object(tmp_path):
+    record = ripple()
+    del record["edit"]["original_fact"]
+    fact = only(as_json(tmp_path, record)).fact
+    assert (fact.subject, fact.object, fact.object_from_model) == ("Karelo", "", True)
+
+
+def test_what_was_true_before_settles_where_the_question_ends(tmp_path):
+    record = ripple(target="what is spoken")
+    assert only(as_json(tmp_path, record)).target == "what is spoken"
+    del record["edit"]["original_fact"]
+    assert "cannot be told" in complaint(as_json(tmp_path, record), "record 1")
+
+
+STRANGE = ["Who is {}, that is", "{} is followed by", "The mother of {} is"]
+
+
+@pytest.mark.parametrize("question", STRANGE)
+def test_a_statement_that_can_not_be_taken_apart_is_refused(tmp_path, question):
+    line = complaint(as_json(tmp_path, ripple(question=question)), "record 1")
+    assert "cannot be told" in line
+    assert line.endswith("write the record with subject, prompt, object and target")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        zsre(target="Vinta", answers=["Vint", "Vinta"]),
+        flat(target="Vinta", ground_truth=["Vint", "Vinta"]),
+        knowedit(target="Vinto"),
+        mquake(target="Vinta"),
+        own(target="Vinta", aliases=["Vinta"]),
+    ],
+)
+def test_a_target_that_is_another_name_of_the_object_is_refused(tmp_path, record):
+    assert "equals the true object" in complaint(as_json(tmp_path, record), "record 1")
+
+
+def test_the_aliases_of_a_cell_are_set_apart_by_bars(tmp_path):
+    request = only(as_csv(tmp_path, own(aliases="Vinta | Vinto")))
+    assert request.fact.aliases == ("Vinta", "Vinto")
 
 
 # --- the Hub --------------------------------------------------------------------------------------

@@ -14,14 +14,16 @@ import pytest
 import torch
 
 import workbench.spec
+from tests.layouts import as_json
 from workbench import deltas, editing, facts, known, models, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
-from workbench.tracking.retention import measure_prompts
+from workbench.tracking.retention import measure, measure_prompts
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import finetune
+from workbench.tuning.tasks import Data
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,63 @@ def test_chosen_facts_are_known_by_the_margin_and_are_study_facts(base):
     assert ((table.p - table.p_second) >= 0.1).all()
     assert {request.fact.split for request in chosen.edited + chosen.intrinsic} == {"study"}
     assert chosen.known.set_index("group").loc["edited", "p_true"] == pytest.approx(table.p[:6].mean())
+
+
+def without_objects(requests) -> list[dict]:
+    """The records of a file that does not say what is true."""
+    texts = [(request.fact.subject, request.fact.question, request.target) for request in requests]
+    return [{"subject": s, "update": question, "ans": target} for s, question, target in texts]
+
+
+def test_an_object_that_no_source_names_is_what_the_model_says(base, tmp_path):
+    known = study.choose(Spec(n_edited=4, n_intrinsic=4), base)
+    asked = known.edited + known.intrinsic
+    path = as_json(tmp_path, *without_objects(asked))
+    with pytest.warns(UserWarning, match="no source names the true object of 4 chosen facts"):
+        chosen = study.choose(Spec(facts=str(path), n_edited=2, n_intrinsic=2), base)
+    true = {request.fact.subject: request.fact.object for request in asked}
+    for request in chosen.edited + chosen.intrinsic:
+        assert request.fact.object_from_model
+        assert request.fact.object
+        assert true[request.fact.subject].startswith(request.fact.object)
+    table = study.known_table(base, chosen.edited)
+    assert table.known.all()
+
+
+def test_what_the_model_says_cannot_be_put_right(base, tmp_path):
+    known = study.choose(Spec(n_edited=6, n_intrinsic=6), base)
+    path = as_json(tmp_path, *without_objects(known.edited + known.intrinsic))
+    spec = Spec(facts=str(path), n_edited=4, n_intrinsic=2, harmless=0.5)
+    with pytest.raises(BadInput, match="the model gets only 0 facts wrong"):
+        study.choose(spec, base)
+
+
+def test_what_the_model_says_already_is_no_target(base, tmp_path):
+    request = study.choose(Spec(n_edited=1, n_intrinsic=1), base).edited[0]
+    (record,) = without_objects([request])
+    path = as_json(tmp_path, record | {"ans": request.fact.object})
+    requests, problems = study.with_objects(base, facts.read(path))
+    assert requests == []
+    assert f"the model says the target {request.fact.object!r} already" in problems[0]
+    with pytest.raises(BadInput, match="already"):
+        study.choose(Spec(facts=str(path), fact="1", n_edited=1, n_intrinsic=1), base)
+
+
+def test_what_needs_the_true_object_says_so(base, tmp_path):
+    asked = facts.read(as_json(tmp_path, *without_objects(facts.read("world")[:30])))
+    hparams = editing.preset("malmen", base)
+    data = Data(n_train=2, n_valid=2, source=str(tmp_path / "facts.json"))
+    needs = [
+        lambda: measure(base, asked, against="object"),
+        lambda: questions(asked, []),
+        lambda: questions([], asked),
+        lambda: editing.EDITORS["malmen"].prepare(base, hparams, "world", asked),
+        lambda: tasks.named("facts")(base, data),
+    ]
+    for need in needs:
+        with pytest.raises(BadInput, match="fact 1: its file names no true object, which is"):
+            need()
+    assert len(measure(base, asked[:2])) == 2
 
 
 def test_paraphrases_reach_the_editor(base):

@@ -153,14 +153,20 @@ def _facts(options) -> None:
 
     if not Path(options.out).absolute().parent.is_dir():
         raise BadInput(f"{options.out}: there is no folder {Path(options.out).parent}; make it first")
+    if not 0 <= options.margin < 1:
+        raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
     requests, problems = facts.inspect(options.file)
+    model = None
+    if requests:
+        model = models.load(options.model)
+        requests, silent = study.with_objects(model, requests)
+        problems += silent
     for problem in problems:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    if not 0 <= options.margin < 1:
-        raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
-    table = study.known_table(models.load(options.model), requests, options.margin)
+    table = study.known_table(model, requests, options.margin)
+    table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
     _print(table.drop(columns="fact_id").head(SHOWN).to_string(index=False, float_format="{:.2f}".format))
     if len(table) > SHOWN:

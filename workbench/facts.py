@@ -43,13 +43,16 @@ class Fact(Record):
     category: str = ""  # of the object; "" = unknown
     prompt: str
     object: str
+    aliases: tuple[str, ...] = ()  # other names that count as the object
+    object_from_model: bool = False  # no source names it; "" until a model was asked what it says
     exposure: Exposure | None = None
     split: str = ""  # study | tuning | hypernet | unseen; "" outside the world
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         for name in ("subject", "object"):
-            if not getattr(self, name).strip():
+            may_be_empty = name == "object" and self.object_from_model
+            if not getattr(self, name).strip() and not may_be_empty:
                 raise BadInput(f"fact {self.id}: the {name} is empty; write the {name}'s name")
         _check_prompt(self.id, self.prompt)
         return self
@@ -77,8 +80,10 @@ class EditRequest(Record):
     def _check(self) -> Self:
         if not self.target.strip():
             raise BadInput(f"fact {self.fact.id}: the target is empty; write the new object")
-        if self.target.strip() == self.fact.object.strip():
-            raise BadInput(f"fact {self.fact.id}: the target {self.target!r} equals the true object; choose another target")
+        names = (self.fact.object, *self.fact.aliases)
+        if self.target.strip() in [name.strip() for name in names]:
+            what = f"fact {self.fact.id}: the target {self.target!r} equals the true object"
+            raise BadInput(f"{what}; choose another target")
         for paraphrase in self.paraphrases:
             _check_prompt(self.fact.id, paraphrase)
         return self
@@ -87,6 +92,14 @@ class EditRequest(Record):
 def _check_prompt(fact_id: str, prompt: str) -> None:
     if prompt.count("{}") != 1:
         raise BadInput(f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject, it has {prompt.count('{}')}")
+
+
+def check_objects(requests: Iterable[EditRequest]) -> None:
+    """BadInput if the true object of a fact is not known, for what cannot do without it."""
+    for request in requests:
+        if not request.fact.object:
+            what = f"fact {request.fact.id}: its file names no true object, which is needed here"
+            raise BadInput(f"{what}; write it into the file, or let study.choose ask the model")
 
 
 def fill(prompt: str, subject: str) -> str:
@@ -98,9 +111,10 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     """Read facts as edit requests.
 
     Args:
-        source: "world", a .json, .jsonl or .csv file, or a Hub dataset id, in CounterFact's layout,
-            its flat form, zsRE's, or ours (columns subject, prompt, object, target and any of id,
-            relation, category, paraphrases, held_out, neighbourhood).
+        source: "world", a .json, .jsonl or .csv file, or a Hub dataset id, in the layout of
+            CounterFact, its flat form or counterfact-tracing, zsRE or MzsRE, KnowEdit, WikiBigEdit,
+            MQuAKE or RippleEdits, or ours (columns subject, prompt, object, target and any of id,
+            relation, category, aliases, paraphrases, held_out, neighbourhood).
         skip_bad: leave bad records out instead of raising.
     Raises:
         BadInput: unreadable, empty, or a bad record (which one and why).
@@ -132,16 +146,20 @@ def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
         return list(_world()), []
     requests: dict[str, EditRequest] = {}
     problems = []
-    records = readers.records(source)
-    for number, (where, record) in enumerate(records, 1):
+    edits = [
+        (number, f"{where}{place}", edit)
+        for number, (where, record) in enumerate(readers.records(source), 1)
+        for place, edit in readers.parts(record, number)
+    ]
+    for number, where, edit in edits:
         try:
-            request = _request(readers.fields(record, number))
+            request = _request(readers.fields(edit, number))
             if request.fact.id in requests:
                 raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
             requests[request.fact.id] = request
         except BadInput as error:
             problems.append(one_line(f"{readers.shown(source)}, {where}: {error}"))
-    readers.warn_of_ignored(source, records)
+    readers.warn_of_ignored(source, [edit for _, _, edit in edits])
     return list(requests.values()), problems
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from workbench.cache import locked
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.positions import front
+from workbench.records import one_line
 from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
@@ -57,12 +59,19 @@ def choose(spec: Spec, model: Model) -> Chosen:
             raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
     if named and spec.harmless:
         raise BadInput("harmless is a share of a sample, but one fact is named; leave one of them out")
+    named, silent = with_objects(model, named)
+    if silent:
+        raise BadInput(silent[0])
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)
     n_edited = 0 if named else spec.n_edited - n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
     harmless = _harmless(spec, model, requests, edited, intrinsic, n_harmless)
+    unnamed = sum(request.fact.object_from_model for request in (*edited, *intrinsic))
+    if unnamed:
+        what = f"no source names the true object of {unnamed} chosen facts"
+        warnings.warn(f"{what}; it is what the unedited model says", stacklevel=2)
     edited = _spread(edited, harmless)
     edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
     asked, known = len(scores), int(scores.known.sum())
@@ -109,6 +118,7 @@ def _harmless(
     subjects, found = {request.fact.subject for request in (*edited, *intrinsic)}, []
     relations, objects = ({getattr(request.fact, name) for request in intrinsic} for name in ("relation", "object"))
     pool = [request for request in requests if request.fact.split in ("", "unseen")]
+    pool = [request for request in pool if request.fact.object]  # what it says is never wrong
     if spec.split_rule == "paper":
         pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
@@ -139,6 +149,37 @@ def _typed(spec: Spec) -> EditRequest:
             raise BadInput(f"{name} is empty: a typed fact needs subject, prompt (with one {{}}), object and target")
     fact = facts.Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object)
     return EditRequest(fact=fact, target=spec.target)
+
+
+def with_objects(
+    model: Model,
+    requests: Sequence[EditRequest],
+) -> tuple[list[EditRequest], list[str]]:
+    """The requests with what the model says in the place of each true object that no source names.
+
+    Left out, with a line for each, is one where the model says no word or the target already.
+    """
+    unknown = [request for request in requests if not request.fact.object]
+    if not unknown:
+        return list(requests), []
+    questions = [request.fact.question for request in unknown]
+    targets = measure_prompts(model, questions, [request.target for request in unknown]).retained
+    said, problems = {}, []
+    for request, word, is_target in zip(unknown, said_words(model, questions), targets, strict=True):
+        where = f"fact {request.fact.id}: no source names its true object, and the model says"
+        if is_target:
+            problems.append(one_line(f"{where} the target {request.target!r} already"))
+        elif not any(map(str.isalnum, word)):
+            problems.append(one_line(f"{where} no word, {word!r}; write the object into the file"))
+        else:
+            said[request.fact.id] = word
+    filled = []
+    for request in requests:
+        if not request.fact.object and request.fact.id in said:
+            fact = request.fact.model_copy(update={"object": said[request.fact.id]})
+            request = request.model_copy(update={"fact": fact})
+        filled.append(request)
+    return [request for request in filled if request.fact.object], problems
 
 
 def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
@@ -230,6 +271,7 @@ def _chosen(
     each = ASKED_A_FACT // 4 if named else ASKED_A_FACT  # beside a named fact any relation will do
     most = min(len(pool), each * (n_edited + spec.n_intrinsic + 10))
     for part in _parts(pool[:most], "choosing facts"):
+        part, _ = with_objects(model, part)
         scores.append(known_table(model, part, spec.margin))
         known += [request for request, good in zip(part, scores[-1].known, strict=True) if good]
         try:

@@ -189,7 +189,8 @@ class Panel(ipywidgets.VBox):
         text = f"a sample of {spec.n_edited} facts"
         if request:
             request = facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
-            text = f"{request.fact.question} ... {request.fact.object} \N{RIGHTWARDS ARROW} {request.target}"
+            true = request.fact.object or "(what the model says)"
+            text = f"{request.fact.question} ... {true} \N{RIGHTWARDS ARROW} {request.target}"
         elif spec.fact:
             text = f"fact {spec.fact}"
         tuned = f"{spec.model}, then tuned on {spec.task} for at most {usual.max_steps} steps"

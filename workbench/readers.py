@@ -50,11 +50,37 @@ def records(source: str | Path) -> list[tuple[str, object]]:
     return [(f"record {n}{line}", record) for n, (line, record) in enumerate(placed, 1)]
 
 
+def parts(record: object, number: int) -> list[tuple[str, object]]:
+    """The single edits of a record, each with its place in it; most records are one edit.
+
+    A case of MQuAKE holds a list of rewrites, a record of MzsRE an edit in each language. The name
+    of each (its place in the list, the language) is added to the case's id.
+    """
+    if not isinstance(record, dict):
+        return [("", record)]
+    rewrites = record.get("requested_rewrite")
+    several = {}
+    if isinstance(rewrites, list):
+        several = {str(n): {"requested_rewrite": rewrite} for n, rewrite in enumerate(rewrites)}
+    elif _layout(record) is None:
+        dicts = {name: value for name, value in record.items() if isinstance(value, dict)}
+        several = {language: edit for language, edit in dicts.items() if "src" in edit}
+    if not several:
+        return [("", record)]
+    try:
+        case = _optional(record, "case_id") or str(number)
+    except BadInput as error:
+        return [("", error)]
+    rest = {name: value for name, value in record.items() if name not in several}
+    edits = {name: rest | edit | {"case_id": f"{case}-{name}"} for name, edit in several.items()}
+    return [(f", edit {name:.30}", edit) for name, edit in edits.items()]
+
+
 def fields(record: object, number: int) -> dict:
     """The plain fields of a Fact and its EditRequest that a record of any layout holds.
 
     Args:
-        record: of `records`.
+        record: of `parts`.
         number: the record's place, from 1; its id if it has none.
     Raises:
         BadInput: the record is broken, of no known layout, or a field is missing or no text.
@@ -72,10 +98,10 @@ def fields(record: object, number: int) -> dict:
     return plain | {"id": plain["id"] or str(number)}
 
 
-def warn_of_ignored(source: str | Path, read: Sequence[tuple[str, object]]) -> None:
+def warn_of_ignored(source: str | Path, read: Iterable[object]) -> None:
     """One warning that names the fields which the layouts of the records that were read lack."""
     ignored = set()
-    for _, record in read:
+    for record in read:
         layout = _layout(record) if isinstance(record, dict) else None
         if layout:
             held = {name for name, value in record.items() if value is not None}
@@ -253,7 +279,7 @@ def _csv_record(header: list[str], row: list[str]) -> dict | BadInput:
     record = {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
     if "" in record:
         return BadInput(f"a column without a name holds {record['']!r:.80}; name it in the header")
-    for name in record.keys() & {"paraphrases", "held_out"}:  # several in a cell are set apart by |
+    for name in record.keys() & {"aliases", "paraphrases", "held_out"}:
         record[name] = record[name].split("|")
     return record
 
@@ -279,47 +305,168 @@ def _hub_records(name: str) -> list[dict]:
 
 
 def _counterfact(record: dict) -> dict:
+    """A record of CounterFact, or one rewrite of a case of MQuAKE.
+
+    MQuAKE asks for the fact in a question too, and its hops know other names of their answers.
+    """
     true = _name(record, "requested_rewrite.target_true.str")
     near = _texts(record, "neighborhood_prompts")
+    hops = _objects(record, "single_hops")
+    same = [hop for hop in hops if _optional(hop, "answer") == true]
+    question = _optional(record, "requested_rewrite.question")
     return {
         "id": _optional(record, "case_id"),
         "subject": _subject(record, "requested_rewrite.subject"),
         "relation": _optional(record, "requested_rewrite.relation_id"),
         "prompt": _required(record, "requested_rewrite.prompt"),
         "object": true,
+        "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
         "target": _name(record, "requested_rewrite.target_new.str"),
-        "held_out": _texts(record, "paraphrase_prompts"),
+        "held_out": _texts(record, "paraphrase_prompts") + ([question] if question else []),
         "neighbourhood": [(text, true) for text in near],
     }
 
 
 def _flat(record: dict) -> dict:
-    return _filled(record, prompt="prompt", object="ground_truth", target="target_new") | {
-        "held_out": _texts(record, "rephrase_prompt"),
-        "neighbourhood": _paired(record, "locality_prompt", "locality_ground_truth"),
-    }
+    true = _true(_answers(record, "ground_truth"), "ground_truth")
+    return (
+        _filled(record, prompt="prompt", target="target_new")
+        | true
+        | {
+            "held_out": _texts(record, "rephrase_prompt"),
+            "neighbourhood": _paired(record, "locality_prompt", "locality_ground_truth"),
+        }
+    )
+
+
+def _knowedit(record: dict) -> dict:
+    """The flat form with lists of lists of names for an answer; wiki_recent has no true object."""
+    names = _names(record, "ground_truth")
+    if not names and "ground_truth" in record:
+        raise BadInput("the field 'ground_truth' is empty; write the true object")
+    kinds = _value(record, "locality")
+    if not isinstance(kinds, dict):
+        what = f"the field 'locality' must be an object, it is {_kind(kinds)}"
+        raise BadInput(f"{what}; write kinds of neighbours, each with a list of them")
+    near = [asked for kind in kinds for asked in _objects(kinds, kind)]
+    pairs = [(_names(asked, "prompt"), _names(asked, "ground_truth")) for asked in near]
+    sound = [(prompts[0], answers[0]) for prompts, answers in pairs if prompts and answers]
+    if any(len(prompts) > 1 for prompts, _ in pairs):
+        raise BadInput("'locality' has several prompts for one answer; write one prompt an entry")
+    return (
+        _filled(record, prompt="prompt", target="target_new")
+        | _true(names, "ground_truth")
+        | {
+            "held_out": _texts(record, "rephrase_prompt") + _texts(record, "rephrase"),
+            "neighbourhood": sound,
+        }
+    )
 
 
 def _zsre(record: dict) -> dict:
-    return _filled(record, prompt="src", object="answers", target="alt") | {
-        "held_out": _texts(record, "rephrase"),
-        "neighbourhood": _paired(record, "loc", "loc_ans"),
-    }
+    true = _true(_answers(record, "answers"), "answers")
+    return (
+        _filled(record, prompt="src", target="alt")
+        | true
+        | {
+            "held_out": _texts(record, "rephrase"),
+            "neighbourhood": _paired(record, "loc", "loc_ans"),
+        }
+    )
 
 
-def _filled(record: dict, prompt: str, object: str, target: str) -> dict:
-    """What the flat form and zsRE have in common, under these names of theirs for a prompt, an
-    object or a list of them, and a target."""
+def _wikibigedit(record: dict) -> dict:
+    """What Wikidata came to say between two dates; what it said before is not in the record."""
+    return (
+        _filled(record, prompt="update", target="ans")
+        | _true([], "object")
+        | {
+            "held_out": _texts(record, "rephrase") + _texts(record, "personas"),
+            "neighbourhood": _paired(record, "loc", "loc_ans"),
+        }
+    )
+
+
+def _tracing(record: dict) -> dict:
+    true = _true(_answers(record, "target_true"), "target_true")
+    return _filled(record, prompt="prompt", target="target_false") | true
+
+
+def _filled(record: dict, prompt: str, target: str) -> dict:
+    """What the layouts have in common whose prompt holds the subject, under these names of theirs
+    for a prompt and a target."""
     subject = _subject(record, "subject")
-    objects = _texts(record, object) or [_required(record, object)]
     return {
         "id": _optional(record, "case_id"),
         "subject": subject,
         "relation": _optional(record, "relation_id"),
         "prompt": template(_required(record, prompt), subject),
-        "object": _one_line_name(objects[0], object),
         "target": _name(record, target),
     }
+
+
+def _true(names: Sequence[str], field: str) -> dict:
+    """The true object and its other names; without any, it is what the model will say."""
+    if not names:
+        return {"object": "", "object_from_model": True}
+    return {"object": _one_line_name(names[0], field), "aliases": names[1:]}
+
+
+def _ripple(record: dict) -> dict:
+    """RippleEdits names things by Wikidata's ids; their texts are taken from its statements."""
+    relation = _required(record, "edit.relation")
+    statement = _required(record, "edit.prompt").removesuffix(".")
+    before = _optional(record, "edit.original_fact.prompt")
+    before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
+    question, subject = _asked(statement, before, relation)
+    tests = [test for name in _STAYS for test in _objects(record, name)]
+    near = [query for test in tests for query in _objects(test, "test_queries")]
+    pairs = [(_optional(query, "prompt"), _objects(query, "answers")[:1]) for query in near]
+    pairs = [(text, _optional(answer, "value")) for text, first in pairs for answer in first]
+    return {
+        "id": _optional(record, "case_id"),
+        "subject": subject,
+        "relation": relation,
+        "prompt": template(question, subject),
+        "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
+        "neighbourhood": [pair for pair in pairs if all(pair)],
+    } | _true([before[len(question) :].strip()] if before else [], "edit.original_fact.prompt")
+
+
+_STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second in its README
+_PHRASES = {  # how RippleEdits says a relation before and after the subject, where by no rule
+    "SEX_OR_GENDER": ("gender of", ""),
+    "NATIVE_LANGUAGE": ("mother tongue of", ""),
+    "CAPITAL": ("capital city of", ""),
+    "POSITION_HELD": ("position held by", ""),
+    "CURRENCY": ("currency in", ""),
+    "COUNTRY": ("country which", " is associated with"),
+    "ETHNIC_GROUP": ("ethnic group which", " is associated with"),
+    "RELIGION": ("religion which", " is associated with"),
+    "CONTINENT": ("continent which", " is part of"),
+    "CAPITAL_OF": ("country which", " is the capital of"),
+    "LEAGUE": ("league which", " plays in"),
+    "MEMBER_OF_SPORTS_TEAM": ("sports team which", " is a member of"),
+    "AWARD_RECEIVED": ("award", " won"),
+}
+
+
+def _asked(statement: str, before: str, relation: str) -> tuple[str, str]:
+    """The question and the subject of a statement, where but one reading of it is possible.
+
+    Args:
+        before: the statement that was true before, which begins with the same question; or "".
+    """
+    by_rule = (f"{re.escape(relation.lower().replace('_', ' '))}s? of", "")
+    start, end = _PHRASES.get(relation, by_rule)
+    phrase = re.compile(rf"The (?:names? of the )?{start} (.+){end} (?:is|are)")
+    questions = [statement[: verb.end()] for verb in re.finditer(r" (?:is|are)(?= )", statement)]
+    same = [text for text in questions if (before or statement).startswith(f"{text} ")]
+    readings = [match for match in map(phrase.fullmatch, same) if match]
+    if len(readings) != 1:
+        what = f"the subject cannot be told from {statement!r:.80} ({relation:.30})"
+        raise BadInput(f"{what}; write the record with subject, prompt, object and target")
+    return readings[0][0], readings[0][1].strip()
 
 
 def _ours(record: dict) -> dict:
@@ -332,6 +479,7 @@ def _ours(record: dict) -> dict:
         "category": _optional(record, "category"),
         "prompt": _with_place(_required(record, "prompt"), subject),
         "object": _name(record, "object"),
+        "aliases": _texts(record, "aliases"),
         "target": _name(record, "target"),
         "paraphrases": [_with_place(text, subject) for text in paraphrases],
         "held_out": [_with_subject(text, subject) for text in _texts(record, "held_out")],
@@ -349,6 +497,8 @@ _COUNTERFACT = Layout(
     {
         *("case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts"),
         *("neighborhood_prompts", "attribute_prompts", "generation_prompts"),
+        *("questions", "single_hops", "new_single_hops", "orig", "answer", "answer_alias"),
+        *("answer_extended", "new_answer", "new_answer_alias", "new_answer_extended"),
     },
 )
 _FLAT = Layout(
@@ -359,6 +509,13 @@ _FLAT = Layout(
         *("portability_prompt", "portability_ground_truth"),
     },
 )
+_KNOWEDIT = Layout(
+    _knowedit,
+    {
+        *("case_id", "subject", "relation_id", "prompt", "ground_truth", "target_new", "cond"),
+        *("rephrase_prompt", "rephrase", "locality", "portability"),
+    },
+)
 _ZSRE = Layout(
     _zsre,
     {
@@ -366,15 +523,42 @@ _ZSRE = Layout(
         *("loc", "loc_ans", "pred", "cond", "portability"),
     },
 )
+_WIKIBIGEDIT = Layout(
+    _wikibigedit,
+    {
+        *("case_id", "subject", "subject_id", "relation", "relation_id", "object", "object_id"),
+        *("tag", "update", "ans", "rephrase", "personas", "loc", "loc_ans", "mhop", "mhop_ans"),
+    },
+)
+_TRACING = Layout(
+    _tracing,
+    {
+        *("case_id", "subject", "prompt", "target_true", "target_false"),
+        *("relation", "relation_id", "relation_prefix", "relation_suffix"),
+    },
+)
+_RIPPLE = Layout(
+    _ripple,
+    {
+        *("case_id", "example_type", "edit", "Subject_Aliasing", "Logical_Generalization"),
+        *("Compositionality_I", "Compositionality_II", *_STAYS),
+    },
+)
 _OURS = Layout(
     _ours,
     {
         *("id", "subject", "relation", "category", "prompt", "object", "target"),
-        *("paraphrases", "held_out", "neighbourhood"),
+        *("aliases", "paraphrases", "held_out", "neighbourhood"),
     },
 )
 _MARKERS = {  # a field that only this layout has; the first that a record has decides
     "requested_rewrite": _COUNTERFACT,
+    "edit": _RIPPLE,
+    "locality": _KNOWEDIT,
+    "update": _WIKIBIGEDIT,
+    "ans": _WIKIBIGEDIT,
+    "target_false": _TRACING,
+    "target_true": _TRACING,
     "target_new": _FLAT,
     "alt": _ZSRE,
     "object": _OURS,
@@ -395,8 +579,8 @@ def _layout(record: dict) -> Layout | None:
 _NO_TEXT = re.compile(  # control characters but tab and line breaks; halves of a surrogate pair
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
 )
-# A list of texts as pandas writes it into a cell: ['Vint', 'Vint city']
-_WRITTEN_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
+# A list of texts as pandas writes it into a cell: ['Vint', 'Vint city'], or [['Vint']]
+_WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
 
 
 def _text(value: object, name: str) -> str:
@@ -471,6 +655,30 @@ def _column(record: dict, name: str) -> list[str]:
 def _texts(record: dict, name: str) -> list[str]:
     """The texts of an optional field that are not empty."""
     return [text for text in _column(record, name) if text]
+
+
+def _answers(record: dict, name: str) -> list[str]:
+    """The accepted answers of a field that must have one, a text or a list; the first is usual."""
+    texts = _texts(record, name)
+    if not texts and isinstance(record.get(name), list):
+        raise BadInput(f"the field {name!r} is empty; write the true object")
+    return texts or [_required(record, name)]
+
+
+def _names(record: dict, name: str) -> list[str]:
+    """The names in an optional field that are not empty: one, a list, or a list of such lists."""
+    value = record.get(name)
+    lists = value if isinstance(value, list) else [value]
+    return [text for member in lists for text in _texts({name: member}, name)]
+
+
+def _objects(record: dict, name: str) -> list[dict]:
+    """The objects of an optional list of them."""
+    value = record.get(name)
+    members = [] if value is None else value
+    if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
+        raise BadInput(f"the field {name!r:.80} must be a list of objects; write it so, in JSON")
+    return members
 
 
 def _paired(record: dict, prompts: str, answers: str) -> list[tuple[str, str]]:

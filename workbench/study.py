@@ -24,7 +24,7 @@ from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
 from workbench.editing.records import Numbers, Resources
 from workbench.facts import BadInput, EditRequest
-from workbench.known import Chosen, choose, known_table
+from workbench.known import Chosen, choose, known_table, with_objects
 from workbench.models import Model
 from workbench.spec import Spec, arms, identify, varied
 from workbench.tracking.probes import Look, Probe, questions
@@ -52,6 +52,7 @@ __all__ = [
     "run",
     "tune_and_probe",
     "vary",
+    "with_objects",
 ]
 
 

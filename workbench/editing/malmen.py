@@ -97,6 +97,7 @@ def prepare(
     if training_requests is None:
         training_requests = [request for request in facts.read("world") if request.fact.split == "hypernet"]
     requests = training_requests
+    facts.check_objects(requests)
     if len(requests) < 2 * hparams.facts_at_once:
         raise BadInput(
             f"malmen: {len(requests)} facts to train on, at least {2 * hparams.facts_at_once} are needed; give more or lower facts_at_once"

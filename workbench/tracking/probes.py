@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from workbench.activations import recorded
-from workbench.facts import EditRequest
+from workbench.facts import EditRequest, check_objects
 from workbench.models import Model
 from workbench.positions import encode
 from workbench.tracking import lens
@@ -40,6 +40,7 @@ class Look:
 
 def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -> list[Question]:
     """What is asked of a model with these edits. A neighbour that was itself edited, or is asked already, is left out."""
+    check_objects((*edited, *intrinsic))
     found, prompts = [], set()
 
     def ask(group: str, request: EditRequest, prompt: str, target: str, true: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench import words
-from workbench.facts import DATA, BadInput, EditRequest
+from workbench.facts import DATA, BadInput, EditRequest, check_objects
 from workbench.models import Model
 from workbench.positions import Encoded, encode, padded, statement
 
@@ -394,6 +394,8 @@ def measure(model: Model, requests: Sequence[EditRequest], against: str = "targe
     """
     if against not in ("target", "object"):
         raise BadInput(f"against={against!r}: choose target or object")
+    if against == "object":
+        check_objects(requests)
     answers = [request.target if against == "target" else request.fact.object for request in requests]
     table = measure_prompts(model, [request.fact.question for request in requests], answers)
     table.insert(0, "fact_id", [request.fact.id for request in requests])

@@ -209,6 +209,7 @@ def facts_task(model: Model, data: Data) -> Task:
         raise BadInput(f"columns {data.columns}: task facts reads a facts file, whose fields have names of their own; rename them there")
     study = presets()["sources"].get(data.source)
     pool = [each for each in facts.read(study.data if study else data.source or "world") if each.fact.split in ("", "unseen")]
+    facts.check_objects(pool)
     subjects = {each.fact.subject.lower() for each in data.avoid}
     said = {(each.fact.relation, thing.lower()) for each in data.avoid if each.fact.relation for thing in (each.fact.object, each.target)}
     fresh = [each for each in pool if each.fact.subject.lower() not in subjects and (each.fact.relation, each.fact.object.lower()) not in said]
