@@ -208,7 +208,7 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     assert "plays the   harp" in captured.out
     lines = (tmp_path / "known.csv").read_text().splitlines()
     assert len(lines) == 6
-    assert lines[0] == "fact_id,prompt,object,says,known,p,p_second"
+    assert lines[0] == "fact_id,prompt,object,says,known,p,p_second,object_from_model"
     assert "'=1+1" in lines[-1].split(",")
 
 
