@@ -86,7 +86,8 @@ class Relevance:
             terms |= {subject, request.fact.object, request.target}
             terms |= {word for word in re.findall(r"[^\W\d_]{4,}", subject) if word[0].isupper() and word.lower() not in stop_words()}
         words = sorted((r"\W+".join(map(re.escape, re.findall(r"\w+", term))) for term in terms), key=len, reverse=True)
-        self._pattern = re.compile(rf"\b(?:{'|'.join(filter(None, words))})(?:e?s|['’]s?)?\b", re.IGNORECASE) if any(words) else None
+        names = "|".join(filter(None, words))  # \b: a word also ends before an apostrophe
+        self._pattern = re.compile(rf"\b(?:{names})(?:e?s)?\b", re.IGNORECASE) if names else None
         self.dropped = 0
 
     def passes(self, content: str) -> bool:
