@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from tests.layouts import as_json, own, wikibigedit
-from workbench import batch, deltas, known, models, pages, runs, study
+from workbench import batch, deltas, facts, known, models, pages, runs, study
 from workbench.__main__ import main
 from workbench.facts import BadInput
+from workbench.tracking.retention import measure
 
 CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 TINY = {"layers": [1], "n_intrinsic": 2, "max_steps": 2, "eval_every": 1, "device": "cpu"}
@@ -87,10 +88,15 @@ def test_the_id_changes_with_whatever_determines_the_result(parameters, tmp_path
     assert len(set(found)) == len(found)
 
 
-def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders):
+def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders, own_facts):
+    """With it the model gives the target the probability that the run recorded right after the edit."""
     model = models.load(tiny_folders["gpt2"], device="cpu")
+    probes = case_study.probes[case_study.probes.group == "edited"].set_index("step")
+    request = facts.read(own_facts)[0]
+    assert measure(model, [request]).p[0] == pytest.approx(probes.p_edited[-1], rel=1e-4)
     with deltas.applied(model, deltas.load(case_study.deltas[0])):
-        pass
+        assert measure(model, [request]).p[0] == pytest.approx(probes.p_edited[0], rel=1e-4)
+    assert probes.p_edited[0] != pytest.approx(probes.p_edited[-1], rel=1e-3)
 
 
 def test_the_executed_notebook_shows_every_figure_without_a_kernel(case_study):

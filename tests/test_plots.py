@@ -12,6 +12,9 @@ from workbench.facts import BadInput
 
 IDS = [request.fact.id for request in facts.read("world") if request.fact.split == "study"][:8]
 STEPS = (-1, 0, 10, 20)
+LENS = {"true": 0.2, "edited": 0.5}  # after block 0 and the edit; more with each block, less with each step
+BANDS = ", bands are 95 % intervals over facts"
+LAST_BLOCK = "p(edited token) after the last block: 0.70 after the edit, 0.60 after 20 steps (n = 4)"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,16 @@ def made(tmp_path_factory):
             about = {"edited_model": 0, "step": step, "group": "edited" if edited else "intrinsic", "fact_id": fact, "prompt": f"{fact} is"}
             rows.append(about | {"took": took if step >= 0 else None, "retained": retained} | masses)
         lens = [
-            {"edited_model": 0, "step": step, "fact_id": fact, "layer": layer, "category": name, "probability": 0.25, "rank": 1.0 + layer}
-            for step, fact, layer, name in itertools.product(STEPS, IDS, range(3), ("true", "edited"))
+            {
+                "edited_model": 0,
+                "step": step,
+                "fact_id": fact,
+                "layer": layer,
+                "category": category,
+                "probability": first + layer / 10 - step / 200,
+                "rank": 1.0 + layer,
+            }
+            for step, fact, layer, (category, first) in itertools.product(STEPS, IDS, range(3), LENS.items())
         ]
         tokens = [
             {"edited_model": 0, "step": step, "fact_id": fact, "layer": layer, "rank": rank, "token": f" <b>{rank}", "probability": 0.1}
@@ -119,11 +130,18 @@ def test_a_grid_holds_mean_interval_and_n(made):
     assert "most with editor ft and task text" in drawing.summary
 
 
-@pytest.mark.parametrize("draw", [plots.category_mass, plots.lens_heatmap])
-@pytest.mark.parametrize("group", ["edited", "intrinsic"])
-def test_every_figure_has_words_and_can_be_saved_with_its_data(made, tmp_path, draw, group):
-    drawing = draw(made(2), group)
-    assert drawing.summary
+@pytest.mark.parametrize(
+    ("draw", "group", "summary"),
+    [
+        (plots.category_mass, "edited", f"edited, n = 4: mean p(edited) is 0.61 after the edit and 0.24 after 20 steps{BANDS}"),
+        (plots.category_mass, "intrinsic", "intrinsic, n = 4: mean p(true) is 0.80 after the edit and 0.4"),
+        (plots.lens_heatmap, "edited", LAST_BLOCK),
+        (plots.lens_heatmap, "intrinsic", LAST_BLOCK),
+    ],
+)
+def test_every_figure_has_words_and_can_be_saved_with_its_data(made, tmp_path, draw, group, summary):
+    drawing = draw(made(1), group)
+    assert summary in drawing.summary
     for ending in ("png", "svg"):
         path = drawing.save(tmp_path / f"figure.{ending}")
         assert path.stat().st_size > 1000

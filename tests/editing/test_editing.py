@@ -430,15 +430,61 @@ def test_a_damaged_hyper_network_is_trained_again(tiny_folders, tmp_path, monkey
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
-def test_the_hyper_network_sees_no_fact_under_study(tiny, monkeypatch):
+def test_the_hyper_network_sees_no_fact_under_study(tiny, tmp_path, monkeypatch):
     """Neither what it edits nor what it spares is asked of the model by those who judge."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))  # one that is kept may hold it, trained
     study_subjects = {request.fact.subject for request in facts.read("world") if request.fact.split == "study"}
     seen = set()
     build = malmen.build_rows
-    monkeypatch.setattr(malmen, "build_rows", lambda model, requests: seen.update(each.fact.subject for each in requests) or build(model, requests))
+
+    def watched(model, requests):
+        seen.update(request.fact.subject for request in requests)
+        return build(model, requests)
+
+    monkeypatch.setattr(malmen, "build_rows", watched)
     malmen.prepare(tiny, malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 12, "rank": 4})))
     assert len(seen) > 50
     assert not seen & study_subjects
+
+
+@pytest.mark.parametrize("locality", [0.0, 3.0])
+def test_the_meta_loss_is_of_other_wordings_and_of_what_moves_elsewhere(tiny, locality):
+    """Against the whole network with the change written into its weights."""
+    pool = [request for request in facts.read("world") if request.fact.split == "hypernet"]
+    pool = list({request.fact.relation: request for request in pool}.values())[:4]  # no neighbours
+    pool = [facts.with_paraphrases(request, 2) for request in pool]
+    numbers = {"learning_rate": 0.3, "facts_at_once": 2, "locality": locality}
+    hparams = malmen.HParams(**(NUMBERS["malmen"] | numbers))
+    network = malmen.HyperNetwork(hparams.layers, *reversed(tiny.weight(1).shape), hparams)
+    edited = [request.model_copy(update={"paraphrases": ()}) for request in pool[:2]]
+    keys, gradients = malmen.keys_and_gradients(tiny, build_rows(tiny, edited), hparams.layers)
+    answers = [log_probs_of(tiny, request.fact.question, request.fact.object) for request in pool[2:]]
+    with deltas.preserved(tiny.network), torch.no_grad():
+        loss = malmen._Meta(tiny, network, pool, hparams, seed=0)(torch.arange(4))["loss"]
+        for number, layer in enumerate(hparams.layers):
+            left, right = network.factors(number, keys[layer], gradients[layer])
+            tiny.weight(layer).add_(left @ right.T)
+        drifts = []
+        for request, (before, _) in zip(pool[2:], answers, strict=True):
+            after, _ = log_probs_of(tiny, request.fact.question, request.fact.object)
+            drifts.append((before.exp() * (before - after)).sum(1))
+        taught = []
+        for request in pool[:2]:
+            question = facts.fill(request.paraphrases[0], request.fact.subject)
+            log_probs, tokens = log_probs_of(tiny, question, request.target)
+            taught.append(-log_probs[torch.arange(len(tokens)), tokens])
+    drift = torch.cat(drifts).mean()
+    assert drift > 0.01
+    expected = torch.cat(taught).mean() + locality * drift
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def log_probs_of(model, question, answer):
+    """Log-probabilities (n, vocab) where the answer's n tokens are to be said, and those tokens."""
+    encoded = encode(model.tokenizer, [statement(question, answer)])
+    places = torch.tensor(encoded.tokens_from(0, len(question)))
+    logits = model.network(input_ids=encoded.input_ids).logits[0]
+    return logits[places - 1].log_softmax(-1), encoded.input_ids[0, places]
 
 
 def test_nothing_to_edit_is_one_clear_line(tiny, one_line):

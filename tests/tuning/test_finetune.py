@@ -89,6 +89,16 @@ def test_a_classifier_tunes_the_planned_weights_too(tiny, made):
     assert moved == set(plans.resolve(tiny, "window:1-1").parameters)
 
 
+def test_what_nothing_reads_decays_as_adamw_lets_it(tiny_gpt2, made):
+    """Positions beyond the longest row have no gradient: each step takes off learning rate times decay."""
+    longest = max(map(len, made["facts"].train["input_ids"]))
+    beyond = tiny_gpt2.network.transformer.wpe.weight[longest:].clone()
+    assert len(beyond) > 50
+    _, after = tuned(tiny_gpt2, made["facts"], max_steps=4, learning_rate=0.1, threshold=2.0)
+    moved = after["transformer.wpe.weight"][longest:]
+    torch.testing.assert_close(moved, beyond * (1 - 0.1 * 0.01) ** 4, rtol=1e-5, atol=0)
+
+
 def test_the_threshold_ends_it_but_never_before_the_first_step(tiny_gpt2, text, made):
     history, _ = tuned(tiny_gpt2, text, threshold=100.0)
     assert history.ended == "reached"

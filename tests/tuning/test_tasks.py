@@ -43,6 +43,10 @@ def read(model, row) -> str:
         ("the towering trees", True),
         ("a towel", False),
         ("the end", False),  # a stop word is no key word
+        ("the two Romes", True),
+        ("Paris's streets", True),
+        ("Parises of the east", True),
+        ("Romesh", False),
     ],
 )
 def test_relevance_finds_whole_words_in_any_case(text, touches):
