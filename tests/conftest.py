@@ -1,5 +1,6 @@
 """Tiny random models for every test; the models of the small world for the tests that need a trained one."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -117,6 +118,21 @@ def loads():
         parser.feed(page)
         parser.close()
         return parser.found
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def sealed():
+    """sealed(record): its fields are given by name, and cannot be changed afterwards."""
+
+    def look(record) -> None:
+        fields = vars(record)
+        with pytest.raises(TypeError, match="positional"):
+            type(record)(*fields.values())
+        for name, value in fields.items():
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(record, name, value)
 
     return look
 

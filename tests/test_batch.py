@@ -93,10 +93,10 @@ def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders, own_facts
     model = models.load(tiny_folders["gpt2"], device="cpu")
     probes = case_study.probes[case_study.probes.group == "edited"].set_index("step")
     request = facts.read(own_facts)[0]
-    assert measure(model, [request]).p[0] == pytest.approx(probes.p_edited[-1], rel=1e-4)
+    assert measure(model, [request]).p[0] == pytest.approx(probes.p_answer[-1], rel=1e-4)
     with deltas.applied(model, deltas.load(case_study.deltas[0])):
-        assert measure(model, [request]).p[0] == pytest.approx(probes.p_edited[0], rel=1e-4)
-    assert probes.p_edited[0] != pytest.approx(probes.p_edited[-1], rel=1e-3)
+        assert measure(model, [request]).p[0] == pytest.approx(probes.p_answer[0], rel=1e-4)
+    assert probes.p_answer[0] != pytest.approx(probes.p_answer[-1], rel=1e-3)
 
 
 def test_the_executed_notebook_shows_every_figure_without_a_kernel(case_study):

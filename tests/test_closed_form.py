@@ -3,6 +3,8 @@
 Each identity is also tried on a formula or an input that is slightly wrong, and must fail there.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -192,9 +194,25 @@ def test_a_moment_of_few_tokens_that_span_its_width_is_not_singular():
 def test_a_moment_that_is_not_finite_is_named(one_line, value):
     C = torch.eye(4)
     C[1, 2] = value
-    with pytest.raises(Singular) as error:
-        factorised(C, "the second moment of layer 3")
-    assert "the second moment of layer 3 holds NaN or infinite numbers" in one_line(error)
+    for read, what in (
+        (lambda: factorised(C, "the second moment of layer 3"), "the second moment of layer 3"),
+        (lambda: factorised(C), "the second moment of the keys"),
+        (lambda: null_space(C, "rank", 2), "the second moment"),
+    ):
+        with pytest.raises(Singular) as error:
+            read()
+        assert one_line(error).startswith(f"{what} holds NaN or infinite numbers")
+
+
+def pair(cosine: float) -> torch.Tensor:
+    """Products of two vectors of length 1, float64: the second pivot is 1 - cosine^2, the condition (1 + cosine) / (1 - cosine)."""
+    return torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
+
+
+def test_a_moment_is_singular_where_a_pivot_is_rounding_alone():
+    assert torch.isfinite(factorised(pair((1 - 1.5e-11) ** 0.5))).all()
+    with pytest.raises(Singular, match="singular"):
+        factorised(pair((1 - 0.7e-11) ** 0.5))
 
 
 def doubled(keys):
@@ -323,6 +341,26 @@ def test_the_projector_is_one_and_that_of_the_small_eigenvalues(seed, rule, thre
     assert off(bent @ bent, bent) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("values", "rule", "threshold", "dimension"),
+    [
+        ([1.0, 2.0, 3.0], "absolute", 2.0, 1),  # below it, not at it
+        ([1.0, 1.0, 2.0], "trace", 0.25, 1),  # at most this share
+        ([1.0, 1.0, 2.0], "trace", 0.5, 2),
+        ([-2e-7, 1e-7, 1.0], "trace", 5e-8, 1),  # what rounding made negative counts as nothing
+        ([1.0, 2.0, 3.0], "rank", 2, 1),
+        ([1.0, 2.0, 3.0], "rank", 1, 2),
+    ],
+)
+def test_a_null_space_has_the_dimension_that_its_rule_says(values, rule, threshold, dimension, sealed):
+    space = null_space(torch.diag(torch.tensor(values, dtype=torch.float64)), rule, threshold)
+    P = torch.diag((torch.arange(3) < dimension).double())
+    assert space.dimension == dimension
+    assert torch.allclose(space.project(torch.eye(3, dtype=torch.float64)), P)
+    assert (space.rule, space.threshold) == (rule, threshold)
+    sealed(space)
+
+
 @SEEDS
 @RULES
 @pytest.mark.parametrize("earlier", [0, 3])
@@ -358,6 +396,23 @@ def test_an_empty_null_space_is_named(one_line, rule, threshold):
     with pytest.raises(Singular) as error:
         null_space(C, rule, threshold)
     assert ("lower it" if rule == "rank" else "raise it") in one_line(error)
+
+
+@SEEDS
+def test_the_lengths_of_the_keys_do_not_matter(seed):
+    """Of 3 decades, which the products of the keys square."""
+    keys, residuals, _C, factor = problem(seed, 5)
+    keys = keys * torch.logspace(-3, 3, 5, dtype=torch.float64)
+    D = matrix(constrained_update(keys, residuals, factor))
+    assert off(D @ keys, residuals) < 1e-8
+
+
+def test_keys_are_independent_up_to_a_condition_of_a_hundred_million():
+    eye = torch.eye(2, dtype=torch.float64)
+    for condition, fine in ((0.7e8, True), (1.5e8, False)):
+        keys = torch.linalg.cholesky(pair((condition - 1) / (condition + 1))).T
+        with nullcontext() if fine else pytest.raises(Singular, match="not independent"):
+            assert off(matrix(constrained_update(keys, eye, eye)) @ keys, eye) < 1e-6
 
 
 @SEEDS

@@ -228,6 +228,7 @@ def test_bos_stands_in_front_once(kind):
     bos = tokenizer_of(kind).bos_token_id
     assert (encoded.input_ids[:, 0] == bos).all()
     assert ((encoded.input_ids[:, 1:] == bos) & encoded.attention_mask[:, 1:].bool()).sum() == 0
+    assert {pairs[0] for pairs in encoded.offsets} == {(0, 0)}
 
 
 def test_one_of_the_tokenizers_adds_bos_by_itself():
@@ -350,6 +351,13 @@ def test_batches_take_every_row_once_within_the_budget(kind, budget):
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
 
 
+def test_batches_are_full_where_the_budget_is_a_whole_number_of_rows():
+    encoded = encode(tokenizer_of("world"), ["so"] * 9)
+    length = encoded.input_ids.shape[1]
+    assert [len(batch) for batch in encoded.batches(4 * length)] == [4, 4, 1]
+    assert [len(batch) for batch in encoded.batches(4 * length - 1)] == [3, 3, 3]
+
+
 def test_batches_leave_little_room_unused():
     encoded = encoded_cases("world").rows(range(400))
     taken = [len(batch) * int(encoded.lengths[batch].max()) for batch in encoded.batches(1000)]
@@ -368,6 +376,20 @@ def test_rows_are_those_texts_encoded_alone(kind, indices):
     assert torch.equal(part.input_ids, alone.input_ids)
     assert torch.equal(part.attention_mask, alone.attention_mask)
     assert part.offsets == alone.offsets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_keeps_the_first_tokens_of_each_text(kind, sealed):
+    whole = encoded_cases(kind).rows(range(20))
+    lengths = (whole.lengths - torch.arange(20) % 5).clamp(min=1)
+    part = whole.cut(lengths)
+    assert part.lengths.tolist() == lengths.tolist()
+    assert part.input_ids.shape == part.attention_mask.shape == (20, lengths.max())
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.equal(part.input_ids[row, :length], whole.input_ids[row, :length])
+        assert part.attention_mask[row].tolist() == [1] * length + [0] * (lengths.max() - length)
+        assert part.offsets[row] == whole.offsets[row][:length]
+    sealed(part)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,7 +28,7 @@ class Plan:
             raise BadInput(f"plan {self.text!r} moves no weight of this model; choose {FORMS}")
 
     def table(self, model: Model) -> pd.DataFrame:
-        """Trainable and all parameters by block, then embeddings (a tied head counts there), final norm and head."""
+        """Trainable and all parameters of embeddings (a tied head counts there), each block, final norm and head."""
         kinds = {f"{model.architecture.unembedding}.": "head", f"{model.architecture.final_norm}.": "final norm"}
         kinds |= {f"{name}.": "embeddings" for name in model.architecture.embeddings}
         rows = []
