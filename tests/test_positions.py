@@ -2,7 +2,7 @@
 
 import random
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, islice
 
@@ -288,6 +288,11 @@ def test_a_start_that_is_named_overrides_the_rule(start, front):
     assert torch.equal(encoded.input_ids[:, more:], plain.input_ids)
     subject = [found.token_at(0, len("so it") - 1) for found in (encoded, plain)]
     assert subject[0] - subject[1] == more
+
+
+def test_sampling_begins_with_a_token_even_where_nothing_stands_in_front(tiny):
+    assert positions.any_front(tiny) == positions.front(tiny) != ()
+    assert positions.any_front(replace(tiny, start="none")) == positions.front(tiny)
 
 
 def test_a_start_that_is_no_token_is_one_clear_line():
