@@ -53,6 +53,7 @@ def lab(browser, tmp_path_factory):
     """JupyterLab over a copy of the notebooks whose parameters are small ones."""
     home = tmp_path_factory.mktemp("lab")
     _copy_notebooks(home / "notebooks")
+    (home / "pyproject.toml").touch()  # a project, whose runs lie beside its notebooks' folder
     settings = home / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
