@@ -481,7 +481,7 @@ def test_the_meta_loss_is_of_other_wordings_and_of_what_moves_elsewhere(tiny, lo
 
 def log_probs_of(model, question, answer):
     """Log-probabilities (n, vocab) where the answer's n tokens are to be said, and those tokens."""
-    encoded = encode(model.tokenizer, [statement(question, answer)])
+    encoded = encode(model, [statement(question, answer)])
     places = torch.tensor(encoded.tokens_from(0, len(question)))
     logits = model.network(input_ids=encoded.input_ids).logits[0]
     return logits[places - 1].log_softmax(-1), encoded.input_ids[0, places]
