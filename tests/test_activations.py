@@ -49,6 +49,20 @@ def test_the_recorded_input_of_a_block_is_the_output_of_the_one_before(tiny):
     assert not torch.equal(given[1], outputs[1])
 
 
+def test_a_module_that_is_called_by_names_is_recorded_and_replaced(tiny_llama):
+    """Llama's attention: `self_attn(hidden_states=...)`."""
+    attention = tiny_llama.blocks[1].self_attn
+    with recorded({"in": attention}, inputs=True) as given, recorded({"out": attention}) as outputs:
+        tiny_llama.network(input_ids=IDS)
+    seen = []
+    before = tiny_llama.network(input_ids=IDS).logits
+    with replaced(attention, lambda out, states: seen.append(states) or out + states):
+        after = tiny_llama.network(input_ids=IDS).logits
+    assert torch.equal(seen[0], given["in"])
+    assert given["in"].shape == outputs["out"].shape
+    assert not torch.allclose(after, before)
+
+
 def test_the_last_call_is_what_is_recorded(tiny):
     with recorded({"mlp": tiny.mlp(1)}) as outputs:
         tiny.network(input_ids=IDS)

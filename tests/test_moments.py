@@ -1,5 +1,6 @@
 """C = E[k k'] is what a plain loop over the same tokens finds; it is collected once and kept under a fingerprint of all that it depends on."""
 
+import dataclasses
 import errno
 import itertools
 import shutil
@@ -15,7 +16,7 @@ from workbench import closed_form, moments
 from workbench.activations import recorded
 from workbench.cache import cache_folder, keep
 from workbench.facts import BadInput
-from workbench.moments import second_moments
+from workbench.moments import FLOOR, second_moments
 from workbench.world import text
 
 TOKENS = 2500  # 20 rows, more than one batch, the last row not full
@@ -104,6 +105,33 @@ def test_the_matrix_is_symmetric_and_positive_semidefinite(tiny, corpus):
 def test_fewer_tokens_than_dimensions_leave_it_singular(tiny, corpus):
     with pytest.raises(closed_form.Singular):
         closed_form.factorised(second_moments(tiny, [1], corpus, 20)[1].matrix)
+
+
+def test_a_unit_that_never_fires_holds_no_part_of_the_change(tiny, corpus):
+    """One direction of almost no variance held 99.9 % of |D|^2; the reference's factor, without a floor, still has it so."""
+    moment = second_moments(tiny, [1], corpus, TOKENS)[1]
+    matrix = moment.matrix.clone()
+    matrix[5] = matrix[:, 5] = 0
+    matrix[5, 5] = 1e-10 * moment.matrix.diagonal().mean()
+    quiet = dataclasses.replace(moment, matrix=matrix)
+    key = torch.ones(len(matrix), 1, dtype=torch.float64)
+    floored, bare = (torch.cholesky_solve(key, factor)[:, 0] for factor in (quiet.factor, quiet.bare_factor))
+    assert bare[5] ** 2 > 0.999 * (bare @ bare)
+    floor = FLOOR * matrix.double().diagonal().mean()
+    expected = matrix.double() + floor * torch.eye(len(matrix), dtype=torch.float64)
+    assert torch.allclose(quiet.factor @ quiet.factor.T, expected, rtol=1e-12)
+    assert torch.linalg.eigvalsh(quiet.factor @ quiet.factor.T).min() > 0.99 * floor
+    assert floored[5] < 1e-3 * bare[5]
+
+
+def test_units_that_never_fire_at_all_are_named_where_there_is_no_floor(tiny, corpus):
+    moment = second_moments(tiny, [1], corpus, TOKENS)[1]
+    matrix = moment.matrix.clone()
+    matrix[5] = matrix[:, 5] = 0
+    dead = dataclasses.replace(moment, matrix=matrix)
+    assert torch.isfinite(dead.factor).all()
+    with pytest.raises(closed_form.Singular, match="1 of its directions are never used"):
+        _ = dead.bare_factor
 
 
 def test_collecting_leaves_model_and_hooks_alone(tiny, corpus):

@@ -144,8 +144,12 @@ def _edit(options) -> None:
     requests = facts.read(options.facts)
     model = models.load(options.model)
     hparams = editing.preset(options.editor, model, options.hparams)
-    delta = editor.edit(model, requests, hparams, editor.prepare(model, hparams, options.corpus, seed=options.seed), seed=options.seed)
-    print(deltas.export(model, delta, options.out))
+    resources = editor.prepare(model, hparams, options.corpus, seed=options.seed)
+    delta = editor.edit(model, requests, hparams, resources, seed=options.seed)
+    folder = deltas.export(model, delta, options.out)
+    took = [outcome["took"] for outcome in delta.record["outcomes"]]
+    print(f"{sum(took)} of {len(took)} edits took")
+    print(folder)
 
 
 def _facts(options) -> None:

@@ -25,10 +25,10 @@ def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
     with ExitStack() as stack:
         for key, module in modules.items():
 
-            def hook(module, args, output, key=key):
-                record[key] = args[0] if inputs else hidden(output)
+            def hook(module, args, kwargs, output, key=key):
+                record[key] = _first(args, kwargs) if inputs else hidden(output)
 
-            stack.enter_context(module.register_forward_hook(hook))
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield record
 
 
@@ -66,10 +66,14 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 def replaced(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not write into its arguments."""
 
-    def hook(module, args, output):
-        if isinstance(output, torch.Tensor):
-            return change(output, args[0])
-        return (change(output[0], args[0]), *output[1:])
+    def hook(module, args, kwargs, output):
+        changed = change(hidden(output), _first(args, kwargs))
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
-    with module.register_forward_hook(hook):
+    with module.register_forward_hook(hook, with_kwargs=True):
         yield
+
+
+def _first(args: tuple, kwargs: dict) -> torch.Tensor:
+    """What a module takes in, named (`hidden_states=`) or not."""
+    return args[0] if args else next(iter(kwargs.values()))

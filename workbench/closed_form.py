@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+SAME_KEY = 1e-6  # of 1 - cosine; the rounding of one text's key, run in two batches, is far below it
+
 
 class Singular(ValueError):
     """A linear system has no single solution. The message says which and what to do."""
@@ -26,7 +28,7 @@ def factorised(matrix: torch.Tensor, what: str = "the second moment of the keys"
 
 
 def constrained_update(
-    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor, at: torch.Tensor | None = None
+    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor | None, at: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest change that moves every key by exactly its residual.
 
@@ -36,7 +38,7 @@ def constrained_update(
     Args:
         keys: K (d_in, n), float64, n <= d_in, columns independent.
         residuals: R (d_out, n), float64.
-        factor: Cholesky factor of C (d_in, d_in), float64.
+        factor: Cholesky factor of C (d_in, d_in), float64; None = the identity.
         at: (d_in, n) where D is to give the residuals exactly, D at = R, if not at K.
     Returns:
         Factors (left, right) of D = left @ right.T: left (d_out, n), right (d_in, n), float64.
@@ -45,7 +47,7 @@ def constrained_update(
     Source: ROME, arXiv 2202.05262, eq. 2; the batched form is EMMET, arXiv 2403.14236. Differs from: one key throughout, no division
     by a different key's product.
     """
-    whitened = torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
+    whitened = keys if factor is None else torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
     gram = (keys if at is None else at).T @ whitened  # (n, n)
     scale = gram.diagonal().abs().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
@@ -53,6 +55,17 @@ def constrained_update(
     if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8:
         raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
     return solved.T, whitened
+
+
+def parallel_keys(keys: torch.Tensor, at_once: int = 1024) -> tuple[int, int] | None:
+    """The first two keys (columns of K, (d_in, n)) that are one but for their length and rounding; None if there are none."""
+    unit = keys / keys.norm(dim=0).clamp(min=torch.finfo(keys.dtype).tiny)
+    for start in range(0, unit.shape[1], at_once):
+        cosines = (unit[:, start : start + at_once].T @ unit).tril(start - 1)  # each with those before it
+        later, earlier = (cosines > 1 - SAME_KEY).nonzero(as_tuple=True)
+        if len(later):
+            return int(earlier[0]), start + int(later[0])
+    return None
 
 
 def ridge_update(

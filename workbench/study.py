@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from workbench import deltas, editing, facts, models, positions, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.deltas import WeightDelta
-from workbench.editing.records import Numbers, Resources
+from workbench.editing.records import Numbers, Resources, outcomes
 from workbench.facts import BadInput, EditRequest
 from workbench.known import Chosen, choose, known_table, with_objects
 from workbench.models import Model
@@ -159,6 +159,7 @@ class Recorder:
             "harmless": chosen.harmless,
             "ended": ended,
             "tuning": self.tuning,
+            "edits": [{"edited_model": number} | outcome for number, delta in enumerate(self.deltas) for outcome in outcomes([delta])],
             "hparams": [delta.parts[0].get("hparams") for delta in self.deltas][:1],
             "layers": sorted({layer for delta in self.deltas for layer in delta.layers}),
             "seconds": self.seconds,

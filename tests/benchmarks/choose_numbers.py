@@ -31,7 +31,11 @@ SOLVER = {"learning_rate": 0.2, "steps": 50, "weight_decay": 1e-3, "clamp": 10.0
 WINDOWS = [(1, 2, 3), (2, 3, 4)]
 CANDIDATES = {
     "ft": (1, [{"layers": (layer,), "learning_rate": rate, "steps": 50} for layer in range(3) for rate in (1e-3, 3e-3)]),
-    "rome": (1, [SOLVER | {"layers": (layer,)} for layer in range(5)]),
+    "rome": (
+        1,
+        [SOLVER | {"layers": (layer,)} for layer in range(5)]
+        + [SOLVER | {"layers": (layer,), "bare_share": 0.5} for layer in range(5)],
+    ),
     "memit": (
         10,
         [SOLVER | {"layers": layers, "weight": weight} for layers in WINDOWS for weight in (30, 100, 300, 400, 500, 600)]

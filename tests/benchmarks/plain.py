@@ -10,6 +10,8 @@ from workbench import positions
 from workbench.activations import recorded, replaced
 from workbench.editing.rows import build_rows
 
+FLOOR = 1e-6  # of C's mean diagonal, under its eigenvalues
+
 
 def target_shift(model, request, layer, site, prefixes, hparams):
     """v* - v_0 of one fact (d_model,), and the updates it took."""
@@ -72,10 +74,18 @@ def _key_and_residual(model, request, layer, hparams, resources):
     return keys.mean(0), keys.mean(0), out[0] + shift.double() - out.mean(0)
 
 
+def _moment(resources, layer, hparams):
+    """C (d_in, d_in), float64, its eigenvalues raised by the floor unless the reference is asked for."""
+    C = resources.moments[layer].matrix.double()
+    if hparams.convention == "reference":
+        return C
+    return C + FLOOR * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+
+
 def rome(model, requests, hparams, resources):
     """One rank-one change a fact: a list of D (d_out, d_in)."""
     (layer,) = hparams.layers
-    inverse = torch.linalg.inv(resources.moments[layer].matrix.double())
+    inverse = torch.linalg.inv(_moment(resources, layer, hparams))
     changes = []
     for request in requests:
         k, at, r = _key_and_residual(model, request, layer, hparams, resources)
@@ -87,7 +97,7 @@ def rome(model, requests, hparams, resources):
 def emmet(model, requests, hparams, resources):
     """One change that fits all facts, at the keys where the values are to be met: D (d_out, d_in)."""
     (layer,) = hparams.layers
-    inverse = torch.linalg.inv(resources.moments[layer].matrix.double())
+    inverse = torch.linalg.inv(_moment(resources, layer, hparams))
     K, at, R = (torch.stack(each, 1) for each in zip(*(_key_and_residual(model, each, layer, hparams, resources) for each in requests), strict=True))
     return R @ torch.linalg.inv(K.T @ inverse @ at) @ K.T @ inverse
 
@@ -173,7 +183,7 @@ def memit(model, requests, hparams, resources, memory=None, projectors=None):
             gaps.append((goal - _at_subject(model, request, (), last, False)["h"][0]) / (len(layers) - number))
         K, R = torch.stack(keys, 1), torch.stack(gaps, 1)
         if projectors is None:
-            C = resources.moments[layer].matrix.double()
+            C = _moment(resources, layer, hparams)
             D = torch.linalg.solve(hparams.weight * C + K @ K.T, K @ R.T).T
         else:
             P, Kp = projectors[layer], (memory or {}).get(layer, K[:, :0])

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import warnings
 
 import pytest
 import tokenizers
@@ -8,8 +9,9 @@ import torch
 from tests.benchmarks import choose_numbers
 from workbench import closed_form, deltas, editing, facts, models
 from workbench.activations import replaced
-from workbench.editing import alphaedit, malmen, memit, rome, target_vectors
+from workbench.editing import alphaedit, malmen, memit, records, rome, target_vectors
 from workbench.editing.continuation import Continuation
+from workbench.editing.records import NotTaken
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solving
 from workbench.positions import encode, statement
@@ -225,11 +227,51 @@ def test_moments_of_other_layers_are_refused(tiny, requests, one_line):
     assert "2" in one_line(error)
 
 
-def test_one_subject_edited_twice_at_once_is_one_clear_line(tiny, requests, one_line):
-    same = facts.EditRequest(fact=requests[0].fact.model_copy(update={"id": "again"}), target="Elsewhere")
+@pytest.mark.parametrize("editor", ["rome", "memit", "alphaedit"])
+@pytest.mark.parametrize("prompt", ["", "{} hails from"])
+def test_one_subject_edited_twice_at_once_is_one_clear_line(tiny, editor, prompt, requests, one_line):
+    """Conflicting targets, or two facts that begin alike: one key, two values. MEMIT and AlphaEdit said nothing."""
+    start, _, rest = requests[0].fact.prompt.partition("{}")
+    named = requests[0].fact.model_copy(update={"id": "again", "prompt": start + (prompt or "{}" + rest)})
+    same = facts.EditRequest(fact=named, target="Elsewhere")
     with pytest.raises(facts.BadInput) as error:
-        edited(tiny, "rome", [requests[0], same], prefixes=0)
-    assert "independent" in one_line(error)
+        edited(tiny, editor, [requests[1], requests[0], same], prefixes=2)
+    assert f"{requests[0].fact.id} ({requests[0].fact.subject}) and again" in one_line(error)
+
+
+def test_subjects_that_only_look_alike_are_edited_together(tiny, requests):
+    near = requests[0].fact.model_copy(update={"id": "near", "subject": requests[0].fact.subject + "s"})
+    delta = edited(tiny, "memit", [requests[0], facts.EditRequest(fact=near, target="Elsewhere")], prefixes=2)
+    assert len(delta.record["outcomes"]) == 2
+
+
+@pytest.mark.parametrize("editor", editing.EDITORS)
+def test_every_delta_says_of_each_fact_whether_the_edited_model_says_it(tiny, editor, requests):
+    delta = edited(tiny, editor, requests[:3], **({"learning_rate": 0.1} if editor == "ft" else {}))
+    with deltas.applied(tiny, delta):
+        after = measure(tiny, requests[:3])
+    outcomes = delta.record["outcomes"]
+    assert [outcome["fact"] for outcome in outcomes] == [request.fact.id for request in requests[:3]]
+    assert [outcome["p_after"] for outcome in outcomes] == pytest.approx(after.p.tolist(), rel=1e-4)
+    assert [outcome["took"] for outcome in outcomes] == after.retained.tolist()
+    solves = editor in ("rome", "memit", "alphaedit")
+    assert all((outcome["p_solved"] is not None) == solves for outcome in outcomes)
+
+
+def test_what_was_solved_and_did_not_take_is_said_with_the_number_to_change():
+    """MEMIT with a weight that no request outweighs changed nothing, without a word."""
+    world = models.load("world-gpt2", "cpu")
+    known = [request for request in facts.read("world") if request.fact.split == "tuning"][:2]
+    hparams = editing.preset("memit", world)
+    resources = memit.prepare(world, hparams)
+    heavy = hparams.model_copy(update={"weight": 1e7})
+    with pytest.warns(NotTaken, match=r"memit: 0 of 2 edits took, .*solved to p 0\.9.*lower weight \(now 1e\+07\)") as said:
+        missed = editing.edit_each("memit", world, [known[:1], known[1:]], heavy, resources)
+    assert len([one for one in said if one.category is NotTaken]) == 1  # of all batches, not of each
+    assert all(outcome["p_solved"] > 0.9 > outcome["p_after"] for outcome in records.outcomes(missed))
+    with warnings.catch_warnings(action="error", category=NotTaken):
+        taken = editing.edit_in_turn("memit", world, [known[:1], known[1:]], hparams, resources)
+    assert [outcome["took"] for outcome in records.outcomes([taken])] == [True, True]
 
 
 def test_moments_of_another_model_are_refused(tiny_gpt2, tiny_llama, requests, one_line):
@@ -339,8 +381,9 @@ def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(tiny,
         for name, change in alone.changes.items():
             size = change.matrix().norm()
             assert (together.changes[name].matrix() - change.matrix()).norm() < 1e-4 * size
-        if "p_target" in alone.record:
-            assert together.record["p_target"] == pytest.approx(alone.record["p_target"], rel=1e-3)
+        for one, other in zip(together.record["outcomes"], alone.record["outcomes"], strict=True):
+            assert one["p_after"] == pytest.approx(other["p_after"], rel=1e-3)
+            assert (one["p_solved"] or 0) == pytest.approx(other["p_solved"] or 0, rel=1e-3)
 
 
 @pytest.mark.parametrize("editor", editing.EDITORS)
@@ -510,6 +553,53 @@ def test_presets_of_published_models_and_of_depth(tiny):
     assert editing.preset("memit", "meta-llama/Llama-2-7b-hf") == editing.preset("memit", "Llama-2-7b")
     with pytest.warns(UserWarning, match="proposed from its depth"):
         assert editing.preset("rome", tiny).layers == (1,)
+
+
+def test_without_a_preset_weights_go_by_the_scale_of_the_keys(tiny):
+    """15,000 whatever the width edited nothing where d_in is 1,536."""
+    width = tiny.weight(0).shape[1]
+    with pytest.warns(UserWarning, match=f"by the scale of its keys weight {width}"):
+        assert editing.preset("memit", tiny).weight == width
+    with pytest.warns(UserWarning, match="null_space trace, threshold 0.1, ridge_unit trace"):
+        hparams = editing.preset("alphaedit", tiny)
+    assert (hparams.null_space, hparams.ridge_unit) == ("trace", "trace")
+
+
+def test_a_ridge_by_the_trace_is_that_share_of_it(tiny, requests):
+    numbers = NUMBERS["alphaedit"] | {"layers": (1,)}
+    shared = alphaedit.HParams(**numbers | {"ridge": 0.02, "ridge_unit": "trace"})
+    resources = alphaedit.prepare(tiny, shared)
+    trace = resources.moments[1].matrix.double().trace().item()
+    absolute = shared.model_copy(update={"ridge": 0.02 * trace, "ridge_unit": "absolute"})
+    (one,), (other,) = (alphaedit.edit(tiny, requests[:2], h, resources).changes.values() for h in (shared, absolute))
+    assert torch.allclose(one.matrix(), other.matrix(), rtol=1e-5)
+    bare = shared.model_copy(update={"ridge_unit": "absolute"})
+    (third,) = alphaedit.edit(tiny, requests[:2], bare, resources).changes.values()
+    assert not torch.allclose(one.matrix(), third.matrix(), rtol=1e-2)
+
+
+def test_rome_without_moments_needs_none(tiny, requests):
+    """C = I: the change lies along the key."""
+    hparams = rome.HParams(layers=(1,), steps=5, prefixes=2, moments="identity")
+    resources = rome.prepare(tiny, hparams)
+    assert not resources.moments
+    (change,) = rome.edit(tiny, requests[:1], hparams, resources).changes.values()
+    key = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes)[0][0].float()
+    assert torch.cosine_similarity(change.right[:, 0], key, dim=0) > 1 - 1e-6
+
+
+def test_the_bare_prompt_may_have_a_share_of_romes_key(tiny, requests):
+    hparams = rome.HParams(layers=(1,), steps=5, prefixes=4, bare_share=1.0)
+    resources = rome.prepare(tiny, hparams)
+    (change,) = rome.edit(tiny, requests[:1], hparams, resources).changes.values()
+    _, _, key, out = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes)
+    solution = rome.targets(tiny, requests[:1], hparams, resources)
+    moved = out + key @ change.matrix().double().T
+    assert torch.allclose(moved, out + solution.shift.double(), atol=1e-4)  # met at the bare prompt itself
+    mean = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes)[0]
+    half = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes, 0.5)[0]
+    others = (mean * 5 - key) / 4
+    assert torch.allclose(half, key / 2 + others / 2, rtol=1e-6)
 
 
 def test_the_presets_of_the_world_models_are_those_of_the_recorded_choice():

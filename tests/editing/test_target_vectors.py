@@ -62,22 +62,24 @@ def test_numbers_have_bounds(name, fits, too_small):
 
 
 def test_before_the_first_step_loss_and_p_are_those_of_the_model(tiny, requests):
-    """Means over the bare prompt and the prefixed ones; a target's tokens count alike."""
+    """The loss is a mean over the bare prompt and the prefixed ones, a target's tokens alike; p is of them all, when bare."""
     prefixes = ("A short text", "Another")
     found = solve(tiny, requests, prefixes, steps=1, convention="reference")
     several = 0
     for number, request in enumerate(requests):
-        nlls = []
+        nlls, counts = [], []
         for lead in ("", *(f"{prefix}. " for prefix in prefixes)):
             question = lead + request.fact.question
             encoded = encode(tiny, [statement(question, request.target)])
             places = torch.tensor(encoded.tokens_from(0, len(question)))
             log_probs = tiny.network(input_ids=encoded.input_ids).logits[0, places - 1].log_softmax(-1)
+            counts.append(len(places))
             nlls.append(-log_probs.gather(1, encoded.input_ids[0, places][:, None]).mean())
         several += len(places) > 1
         nlls = torch.stack(nlls)
         assert found.loss[number].item() == pytest.approx(nlls.mean().item(), rel=1e-4)
-        assert found.p_target[number].item() == pytest.approx((-nlls).exp().mean().item(), rel=1e-4)
+        bare = (-nlls[0] * counts[0]).exp().item()
+        assert found.p_target[number].item() == pytest.approx(bare, rel=1e-4)
     assert several
     assert found.steps.tolist() == [0] * len(requests)
 

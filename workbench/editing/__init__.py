@@ -67,6 +67,8 @@ def edit_each(
 
     An editor that solves target vectors (`targets`) solves those of all batches at once, which is faster than batch by batch.
     """
+    from workbench.editing import records
+
     module = editor_named(editor)
     solved: Sequence[dict] = [{}] * len(batches)
     if hasattr(module, "targets"):
@@ -74,7 +76,10 @@ def edit_each(
             module.check(model, batch, hparams, resources)  # before the long work
         solution = module.targets(model, [request for batch in batches for request in batch], hparams, resources)
         solved = [{"solution": part} for part in solution.split([len(batch) for batch in batches])]
-    return [module.edit(model, batch, hparams, resources, seed, **of) for batch, of in zip(batches, solved, strict=True)]
+    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
+        deltas = [module.edit(model, batch, hparams, resources, seed, **of) for batch, of in zip(batches, solved, strict=True)]
+    records.warn_of_missed(deltas)
+    return deltas
 
 
 def edit_in_turn(
@@ -85,20 +90,23 @@ def edit_in_turn(
     An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left bit for bit as it was.
     """
     from workbench import deltas
+    from workbench.editing import records
 
     module = editor_named(editor)
     if not batches:
         raise BadInput("no batch to edit; give at least one")
     total = None
-    for batch in tqdm(batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True):
-        if total is None:
-            delta = total = module.edit(model, batch, hparams, resources, seed)
-        else:
-            with deltas.applied(model, total):
-                delta = module.edit(model, batch, hparams, resources, seed)
-            total = total + delta
-        if hasattr(module, "remember"):
-            resources = module.remember(resources, delta)
+    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
+        for batch in tqdm(batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True):
+            if total is None:
+                delta = total = module.edit(model, batch, hparams, resources, seed)
+            else:
+                with deltas.applied(model, total):
+                    delta = module.edit(model, batch, hparams, resources, seed)
+                total = total + delta
+            if hasattr(module, "remember"):
+                resources = module.remember(resources, delta)
+    records.warn_of_missed([total])
     return total
 
 
@@ -120,7 +128,8 @@ def preset(editor: str, model: "Model | str" = "", path: str | Path | None = Non
         variant: "" or "published"; "paper": those of arXiv 2507.14198; "reference": the published ones, with the habits of the
             papers' own code.
     Returns:
-        The editor's HParams. For a model without a published preset: layers in proportion to its depth, with a visible note.
+        The editor's HParams. For a model without a published preset: layers in proportion to its depth and weights in proportion to
+        the scale of its keys, with a visible note.
     """
     if Path(editor).suffix in (".json", ".yaml", ".yml"):
         editor, path = foreign.editor_of(editor, _fields(editor)), editor
@@ -143,8 +152,28 @@ def preset(editor: str, model: "Model | str" = "", path: str | Path | None = Non
     if isinstance(model, str):
         raise BadInput(f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers")
     layers = tuple(sorted({int(share * model.n_blocks) for share in DEPTHS[editor]}))
-    warnings.warn(f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its depth of {model.n_blocks}", stacklevel=2)
-    return module.HParams(layers=layers, **convention)
+    scaled = _by_scale(editor, model)
+    numbers = ", ".join(f"{field} {value}" for field, value in scaled.items())
+    warnings.warn(
+        f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its depth of "
+        f"{model.n_blocks}{', by the scale of its keys ' * bool(scaled)}{numbers}",
+        stacklevel=2,
+    )
+    return module.HParams(layers=layers, **scaled, **convention)
+
+
+def _by_scale(editor: str, model: "Model") -> dict:
+    """The numbers that compare between models only by the scale of their keys.
+
+    E[k' C^-1 k] = d_in, so a request is as heavy as `weight` / d_in of the corpus: .9 (GPT-J), 1.0 (Llama-3-8B), 1.4 (Llama-2-7B)
+    and 3.1 (GPT-2 XL) as published. AlphaEdit's published threshold and ridge are absolute; these are shares of C's trace, and
+    as heavy as what was chosen for the world's models (ridge of .011 to .047).
+    """
+    if editor == "memit":
+        return {"weight": model.weight(0).shape[1]}
+    if editor == "alphaedit":
+        return {"null_space": "trace", "threshold": 0.1, "ridge_unit": "trace", "ridge": 0.02}
+    return {}
 
 
 def translation(path: str | Path, editor: str = "") -> pd.DataFrame:

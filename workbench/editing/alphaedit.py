@@ -4,7 +4,7 @@
 
 R_l, K_l and the place of paraphrases are MEMIT's. Source: arXiv 2410.02355, eq. 11-14. Differs from: solved in the dual; the
 threshold on C's eigenvalues is absolute (as published, so it depends on the scale of the keys), a fraction of the trace, or a rank;
-earlier keys are passed in and out: `resources = remember(resources, delta)`.
+the ridge may be counted in the trace too; earlier keys are passed in and out: `resources = remember(resources, delta)`.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ class HParams(Solving):
     null_space: Literal["absolute", "trace", "rank"] = "absolute"  # how `threshold` divides C's eigenvalues
     threshold: float = Field(2e-2, gt=0)  # an eigenvalue; or the share of the trace given up; or how many eigenvectors are protected
     ridge: float = Field(10.0, gt=0)  # a
+    ridge_unit: Literal["absolute", "trace"] = "absolute"  # "trace": a = ridge tr(C), C's trace being E|k|^2
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -80,8 +81,11 @@ def edit(
     def update(layer, keys, residuals):
         memory = resources.memory.get(model.down_projection_name(layer), keys[:, :0])
         space = resources.null_spaces[layer]
+        ridge = hparams.ridge
+        if hparams.ridge_unit == "trace":
+            ridge *= moment_of(model, resources, layer).matrix.double().trace().item()
         keys, residuals, memory = (tensor.to(space.basis.device) for tensor in (keys, residuals, memory))
-        return closed_form.projected_update(keys, residuals, space, hparams.ridge, memory)
+        return closed_form.projected_update(keys, residuals, space, ridge, memory)
 
     changes, keys, solved = memit.spread(model, requests, hparams, resources, update, solution)
     earlier = {name: memory.shape[1] for name, memory in resources.memory.items()}

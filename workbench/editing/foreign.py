@@ -45,14 +45,17 @@ IGNORED = {
     "mom2_dataset": "the text of the second moments is the parameter corpus",
     "mom2_n_samples": "counted in tokens: moment_tokens, 10 a key dimension",
     "mom2_dtype": "second moments are float32, solved in float64",
-    "mom2_adjustment": "the second moment is always used",
     "v_loss_layer": "the loss is read at the model's output",
     "layer_selection": "all layers named are edited",
     "max_length|max_epochs|(.*_)?batch_size": "said by the calls: edit takes the facts it is to edit at once",
 }
 # name -> the value that means what the editors here do
-ONLY = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
-ONLY_FT = {"kl_factor": 0, "weight_decay": 0}
+ONLY = {"fact_token": "subject_last", "layer_selection": "all"}
+ONLY_OF = {
+    "ft": {"kl_factor": 0, "weight_decay": 0},
+    "memit": {"mom2_adjustment": True},
+    "alphaedit": {"mom2_adjustment": True},
+}
 
 
 def is_foreign(fields: Mapping) -> bool:
@@ -78,7 +81,7 @@ def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd
     said = ALGORITHMS.get(str(fields.get("alg_name", "")).upper(), editor)
     if said != editor:
         raise BadInput(f"preset {path}: is for {said}, not for {editor}")
-    only = ONLY | (ONLY_FT if editor == "ft" else {})
+    only = ONLY | ONLY_OF.get(editor, {})
     found, rows = {}, []
     for name, value in fields.items():
         if name in only and value != only[name]:
@@ -90,10 +93,10 @@ def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd
         found |= became
         told = ", ".join(f"{field}={number}" for field, number in became.items())
         rows.append({"name": name, "value": str(value), "became": told, "note": note})
-    if editor == "ft" and "convention" not in found:
+    if editor != "malmen" and "convention" not in found:
         found["convention"] = "reference"
-        note = "their objective where none is named: all target tokens read at the last prompt position"
-        rows.append({"name": "objective_optimization", "value": "", "became": "convention=reference", "note": note})
+        note = "their code's habits: how steps are counted, ROME's keys, FT's objective, no floor on C"
+        rows.append({"name": "convention", "value": "", "became": "convention=reference", "note": note})
     return found, pd.DataFrame(rows, columns=["name", "value", "became", "note"])
 
 
@@ -107,11 +110,14 @@ def _one(editor: str, name: str, value) -> tuple[dict, str]:
         return {"box": float(value or 0)}, "L-inf bound; 0 = none"
     if name == "objective_optimization" and editor == "ft":
         return {"convention": "reference" if value == "prompt_last" else "published"}, "reference: all target tokens read at the last prompt position"
+    if name == "mom2_adjustment":
+        used = "corpus" if value else "identity"
+        return ({"moments": used} if editor == "rome" else {}), "corpus: C of the keys; identity: C = I"
     if name == "context_template_length_params" and editor != "ft":
         return {"prefixes": sum(int(count) for _, count in value)}, "sampled, half of 5 and half of 10 tokens"
     if name in NAMES[editor]:
-        counted = name == "v_num_grad_steps"
-        return {NAMES[editor][name]: value}, "theirs counts evaluations, one more than updates; convention='reference' does too" if counted else ""
+        note = "counts evaluations, one more than updates" if name == "v_num_grad_steps" else ""
+        return {NAMES[editor][name]: value}, note
     for pattern, why in IGNORED.items():
         if re.fullmatch(pattern, name):
             return {}, why

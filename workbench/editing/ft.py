@@ -4,8 +4,8 @@
 
 over all statements j of the requests i (the prompt and each paraphrase count alike), teacher-forced. Source: Zhu et al. 2020 (arXiv
 2012.00363) as used in arXiv 2202.05262 and 2507.14198. Differs from: the common implementation reads all target tokens at the last
-prompt position, which is the likelihood of one-token targets only (convention="reference"); the gradient works on D in float32, the
-model is never touched.
+prompt position, which is the likelihood of one-token targets only (convention="reference"), and on GPT-2 moves the down-projection's
+bias as well; here the weight alone moves. The gradient works on D in float32, the model is never touched.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,8 @@
 z = the hidden state after the last edited block in the bare prompt, plus the solved shift; h_now = the same with the layers below
 already changed; K_l = keys at the subject's last token, half the bare prompt's and half the mean over prefixed prompts and
 paraphrases, which also enter the loss of the solver. Source: arXiv 2210.07229, eq. 14, 20 and algorithm 1. Differs from: solved in
-the dual from one cached factor of C; only the edited blocks run again, up to the subject's last token; BOS in front.
+the dual from one cached factor of C; a floor on C's eigenvalues (see SecondMoment; convention="reference" has none); only the edited
+blocks run again, up to the subject's last token; a front token; prefixes are sampled otherwise (see rome).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,14 @@ from workbench import closed_form
 from workbench.activations import recorded
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
-from workbench.editing.records import Resources, delta_of, finite, moment_factor, moment_of
+from workbench.editing.records import (
+    Resources,
+    check_distinct,
+    delta_of,
+    finite,
+    moment_factor,
+    moment_of,
+)
 from workbench.editing.rows import Rows, build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
 from workbench.facts import BadInput, EditRequest
@@ -64,7 +72,7 @@ def edit(
     """
 
     def update(layer, keys, residuals):
-        factor = moment_factor(model, resources, layer)
+        factor = moment_factor(model, resources, layer, hparams.convention)
         return closed_form.ridge_update(keys.to(factor.device), residuals.to(factor.device), factor, hparams.weight)
 
     changes, _, solved = spread(model, requests, hparams, resources, update, solution)
@@ -91,6 +99,7 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
         keys, now = torch.zeros(rows.n, d_in, **wide), torch.zeros(rows.n, d_out, **wide)
         for part in parts:
             part.add(layer, keys, now)
+        check_distinct(requests, keys.T, layer)
         goal = now + solution.shift.to(now) if goal is None else goal
         residuals = ((goal - now) / (len(layers) - number)).T  # (d_out, n)
         name = model.down_projection_name(layer)
@@ -103,7 +112,7 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
             with changed(model, {layer: (left, right)}):
                 for part in parts:
                     part.advance(layer, layers[number + 1] - 1)
-    return changes, used, {"p_target": solution.p_target.tolist(), "steps": solution.steps.tolist()}
+    return changes, used, {"p_solved": solution.p_target.tolist(), "steps": solution.steps.tolist()}
 
 
 class _Part:

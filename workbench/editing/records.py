@@ -1,17 +1,34 @@
 """What every editor shares: hyper-parameters as a record, prepared resources, the delta with the record of how it was made."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from workbench.activations import recorded
-from workbench.closed_form import NullSpace, Singular
-from workbench.deltas import Change, WeightDelta
+from workbench.closed_form import NullSpace, Singular, parallel_keys
+from workbench.deltas import Change, WeightDelta, preserved, write
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.moments import SecondMoment
 from workbench.positions import Encoded
+from workbench.records import listed
+from workbench.tracking.retention import measure
+
+SOLVED = 0.5  # p(target) above which a target vector counts as found
+REMEDIES = {  # what to change where an edit was found and the edited model does not say it
+    "ft": "raise steps (now {steps}) or learning_rate (now {learning_rate})",
+    "rome": "change bare_share (now {bare_share}) or prefixes (now {prefixes})",
+    "memit": "lower weight (now {weight:g})",
+    "alphaedit": "lower ridge (now {ridge:g}) or raise threshold (now {threshold:g})",
+    "malmen": "raise meta_steps (now {meta_steps})",
+}
+UNSOLVED = "raise steps (now {steps}) or clamp (now {clamp:g})"
+
+
+class NotTaken(UserWarning):
+    """Edits that were made, and that the edited model does not say."""
 
 
 class Numbers(Record):
@@ -51,12 +68,23 @@ def moment_of(model: Model, resources: Resources, layer: int) -> SecondMoment:
     return moment
 
 
-def moment_factor(model: Model, resources: Resources, layer: int) -> torch.Tensor:
-    """Cholesky factor of the layer's second moment, computed once."""
+def moment_factor(model: Model, resources: Resources, layer: int, convention: str = "published") -> torch.Tensor:
+    """Cholesky factor of the layer's second moment, computed once; by "reference" of C without a floor."""
+    moment = moment_of(model, resources, layer)
     try:
-        return moment_of(model, resources, layer).factor
+        return moment.bare_factor if convention == "reference" else moment.factor
     except Singular as error:
         raise BadInput(f"layer {layer}: {error}") from None
+
+
+def check_distinct(requests: Sequence[EditRequest], keys: torch.Tensor, layer: int) -> None:
+    """BadInput if two requests have one key (columns of keys, (d_in, n)): no change can give it two values."""
+    if pair := parallel_keys(keys):
+        first, second = (requests[index].fact for index in pair)
+        raise BadInput(
+            f"facts {first.id} ({first.subject}) and {second.id} ({second.subject}) have one key at layer {layer}; "
+            "edit facts of one subject one after another (editing.edit_in_turn)"
+        )
 
 
 def finite(values: torch.Tensor, model: Model, layer: int, encoded: Encoded) -> torch.Tensor:
@@ -83,9 +111,15 @@ def delta_of(
     resources: Resources,
     seed: int,
     changes: Mapping[str, Change],
+    p_solved: Sequence[float] | None = None,
     **about,
 ) -> WeightDelta:
-    """The delta, with everything needed to make it again."""
+    """The delta, with everything needed to make it again, and whether it took.
+
+    `outcomes` of the record, one a request: `p_solved`, p(target) that the solver reached, None of an editor without one;
+    `p_after`, once the change is in the weights; `took`, whether the model then says the target. One that it does not say is
+    warned of.
+    """
     record = {
         "editor": editor,
         "hparams": hparams.model_dump(mode="json"),
@@ -95,4 +129,47 @@ def delta_of(
         "moments": {str(layer): moment.fingerprint for layer, moment in resources.moments.items()},
         "corpus": sorted({f"{moment.corpus}, {moment.tokens} tokens" for moment in resources.moments.values()}),
     }
-    return WeightDelta(changes=changes, model=model.name, revision=model.revision, fingerprint=model.fingerprint, record=record | about)
+    record |= about
+    delta = WeightDelta(
+        changes=changes,
+        model=model.name,
+        revision=model.revision,
+        fingerprint=model.fingerprint,
+        record=record,
+    )
+    with preserved(model.network, [f"{name}.weight" for name in changes]):
+        write(model, delta)
+        after = measure(model, requests)
+    solved = [None] * len(requests) if p_solved is None else p_solved
+    for fact, before, p, took in zip(after.fact_id, solved, after.p, after.retained, strict=True):
+        outcome = {"fact": fact, "p_solved": before, "p_after": float(p), "took": bool(took)}
+        record.setdefault("outcomes", []).append(outcome)
+    warn_of_missed([delta])
+    return delta
+
+
+def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
+    """Whether each edit took, over all deltas and the parts of those that are sums: `delta_of`'s outcomes."""
+    return [outcome for delta in deltas for part in delta.parts for outcome in part.get("outcomes", ())]
+
+
+def warn_of_missed(deltas: Sequence[WeightDelta]) -> None:
+    """One line, visible, of the edits that did not take, and of the number to change."""
+    every = outcomes(deltas)
+    missed = [outcome for outcome in every if not outcome["took"]]
+    if not missed:
+        return
+    made = deltas[0].parts[0]
+    unsolved = all((outcome["p_solved"] or 1) < SOLVED for outcome in missed)
+    remedy = UNSOLVED if unsolved else REMEDIES[made["editor"]]
+    names = listed([_told(outcome) for outcome in missed], 4)
+    warnings.warn(
+        f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; " + remedy.format(**made["hparams"]),
+        NotTaken,
+        stacklevel=4,
+    )
+
+
+def _told(outcome: Mapping) -> str:
+    solved = "" if outcome["p_solved"] is None else f"solved to p {outcome['p_solved']:.2f}, "
+    return f"{outcome['fact']} ({solved}in the weights {outcome['p_after']:.2f})"

@@ -51,7 +51,11 @@ class Solving(Numbers):
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """Per request: `shift` (n, d_model), `loss` (n,) at the last evaluation, `p_target` (n,) mean over rows of exp(-NLL), `steps` (n,) taken."""
+    """What the solver reached for each of n requests.
+
+    `shift` (n, d_model); `loss` (n,) at the last evaluation; `p_target` (n,) of all the target's tokens after the bare prompt;
+    `steps` (n,) taken.
+    """
 
     shift: torch.Tensor
     loss: torch.Tensor
@@ -123,6 +127,7 @@ class _Objective:
         self.rest, self.n, self.owner = rest, rows.n, rows.owner.to(device)
         self.row, self.at = (rows.labels != -100).to(device).nonzero(as_tuple=True)
         self.labels = rows.labels.to(device)[self.row, self.at]
+        self.bare = rows.bare.to(device)
         self.kl_row = rows.is_kl.to(device).nonzero()[:, 0]
         self.kl_at = rows.subject.to(device)[self.kl_row]
         texts = torch.bincount(self.owner[self.row.unique()], minlength=self.n)  # rows with a target
@@ -140,8 +145,8 @@ class _Objective:
         of = self.owner[self.row]
         loss = torch.zeros(self.n, device=nll.device).index_add(0, of, nll * self.weight)
         with torch.no_grad():
-            per_row = torch.zeros(len(self.owner), device=nll.device).index_add(0, self.row, nll / self.tokens[self.row])
-            p = torch.zeros(self.n, device=nll.device).index_add(0, of, (-per_row).exp()[self.row] * self.weight)
+            per_row = torch.zeros(len(self.owner), device=nll.device).index_add(0, self.row, nll)
+            p = (-per_row[self.bare]).exp()
             missed = torch.zeros(self.n, device=nll.device).index_add(0, of, (targets.argmax(1) != self.labels).float())
         return loss, log_probs[len(self.labels) :], p, missed == 0
 
