@@ -193,7 +193,10 @@ def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsy
     hparams.write_text("layers: [1]\nsteps: 2\n")
     arguments = ["edit", "--model", str(tiny_folders["llama"]), "--editor", "ft", "--facts", str(own_facts), "--hparams", str(hparams)]
     assert main([*arguments, "--out", str(tmp_path / "edited")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "edited")
+    *_, took, folder = capsys.readouterr().out.splitlines()
+    assert folder == str(tmp_path / "edited")
+    outcomes = json.loads((tmp_path / "edited" / "edit.json").read_text())["outcomes"]
+    assert took == f"{sum(outcome['took'] for outcome in outcomes)} of {len(facts.read(str(own_facts)))} edits took"
     base, edited = models.load(tiny_folders["llama"], device="cpu"), models.load(tmp_path / "edited", device="cpu")
     name = base.down_projection_name(1) + ".weight"
     changed = [key for key, tensor in base.network.state_dict().items() if not tensor.equal(edited.network.state_dict()[key])]

@@ -66,6 +66,17 @@ def test_took_is_success_right_after_the_edit(done):
     assert (later == at_zero.reindex(later.index)).all()
 
 
+def test_the_run_says_of_each_edit_what_was_solved_and_whether_it_took(done):
+    edited = done.probes[(done.probes.group == "edited") & (done.probes.step == 0)]
+    at_zero = edited.set_index(["edited_model", "fact_id"])
+    assert len(done.about["edits"]) == len(at_zero)
+    for edit in done.about["edits"]:
+        row = at_zero.loc[(edit["edited_model"], edit["fact"])]
+        assert edit["took"] == row.retained
+        assert edit["p_after"] == pytest.approx(row.p_answer, rel=1e-3)
+        assert edit["p_solved"] is None or edit["p_solved"] > 0.5
+
+
 def test_the_model_comes_back_bit_for_bit(small, base, tmp_path):
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     study.run(small, base, out=tmp_path)

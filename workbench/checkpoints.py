@@ -16,6 +16,7 @@ WORLD_MODELS = ("world-gpt2", "world-llama")
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER)  # what is fetched of a Hub repository
+UNPACK = "load it with transformers (from_pretrained(folder, gguf_file=...)) and save_pretrained it into a folder"
 MERGE = "merge it (peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), the tokenizer beside it)"
 CONVERT = "AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 
@@ -40,6 +41,8 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
         if os.path.isfile(folder / "adapter_config.json"):
             raise BadInput(f"model {name!r}: holds an adapter (adapter_config.json), which would be attached unseen; {MERGE}, or take it out")
         if not os.path.isfile(folder / "config.json"):
+            if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+                raise BadInput(f"model {name!r}: is a GGUF file, which holds rounded weights; {UNPACK}")
             raise BadInput(
                 f"model {name!r}: no config.json there; give a folder that save_pretrained wrote, a Hub id, or one of {', '.join(WORLD_MODELS)}"
             )

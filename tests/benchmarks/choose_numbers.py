@@ -33,8 +33,7 @@ CANDIDATES = {
     "ft": (1, [{"layers": (layer,), "learning_rate": rate, "steps": 50} for layer in range(3) for rate in (1e-3, 3e-3)]),
     "rome": (
         1,
-        [SOLVER | {"layers": (layer,)} for layer in range(5)]
-        + [SOLVER | {"layers": (layer,), "bare_share": 0.5} for layer in range(5)],
+        [SOLVER | {"layers": (layer,)} for layer in range(5)] + [SOLVER | {"layers": (layer,), "bare_share": 0.5} for layer in range(5)],
     ),
     "memit": (
         10,

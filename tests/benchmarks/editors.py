@@ -6,7 +6,8 @@
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps and no patience, since they never
 reach a target). The plain editors work fact by fact: they are run on 1 and on --plain-facts facts, and the line through their seconds and
 FLOPs is read at the number in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the presets of
-the world models do not; `took`, the share of the facts that the edited model says, is what that costs. FLOPs are those of matrix products (not of attention's), counted by torch in a second call on at most 50 facts,
+the world models do not; `took`, the share of the facts that the edited model says, is what that costs. FLOPs are those of matrix
+products (not of attention's), counted by torch in a second call on at most 50 facts,
 prompts or rows of text and scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a product of two
 large matrices measured in the same run; peak MB is by how much the process grew in the call, beside the model and what `prepare` loaded,
 stated MB what the docstrings say that it may be.
