@@ -33,6 +33,7 @@ MALMEN = [  # meta-steps, meta-rate, locality
     *((400, 3e-5, weight) for weight in (1, 3, 10)),
     *((400, 1e-5, weight) for weight in (3, 10)),
     (800, 3e-5, 10),
+    (800, 1e-5, 3),
 ]
 CANDIDATES = {
     "ft": (1, [{"layers": (layer,), "learning_rate": rate, "steps": 50} for layer in range(3) for rate in (1e-3, 3e-3)]),
