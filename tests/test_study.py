@@ -396,7 +396,7 @@ TINY_BUDGET = {"n_edited": 2, "n_intrinsic": 2, "edits_per_model": 2, "max_steps
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_task_plan_and_adapter_runs_through(world, editor, tmp_path):
-    few = {"malmen": {"meta_steps": 2}, "ft": {"steps": 2}}.get(editor, {"steps": 2})
+    few = {"malmen": {"meta_steps": 0}, "ft": {"steps": 2}}.get(editor, {"steps": 2})
     for task in tasks.TASKS:
         for plan, adapter in [(plan, "") for plan in PLANS] + [("all", "lora"), ("all", "dora")]:
             spec = Spec(model=world.name, editor=editor, task=task, plan=plan, adapter=adapter, hparams=few, **TINY_BUDGET)
@@ -556,6 +556,55 @@ def test_malmen_does_not_learn_on_a_fact_under_study(base, monkeypatch):
     study.prepare(spec, base, chosen)
     assert {each.fact.split for each in learnt} == {"hypernet"}
     assert chosen.edited[0].fact.subject not in {each.fact.subject for each in learnt}
+
+
+def a_users_file(folder: Path, size: int) -> str:
+    """Facts that no split sets apart, about half of them known to the world's models."""
+    requests = [request for request in facts.read("world") if request.fact.split in ("study", "unseen")]
+    requests = requests[:: len(requests) // size]
+    names = ("subject", "prompt", "object", "relation")
+    records = [{name: getattr(each.fact, name) for name in names} | {"target": each.target} for each in requests]
+    return str(as_json(folder, *records))
+
+
+def test_of_a_users_facts_malmen_learns_from_the_same_whatever_is_chosen(base, tmp_path, monkeypatch):
+    """So that it learns once a model; and never from a fact that is chosen."""
+    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests)
+    monkeypatch.setattr(known, "PART", 24)  # asked at once: no more than it takes
+    path = a_users_file(tmp_path, 300)
+    numbers = {"model": "of-a-user", "facts": path, "n_edited": 4, "n_intrinsic": 4, "harmless": 0.5}
+    learnt, subjects = [], []
+    for seed in range(2):
+        spec = Spec(**numbers, editor="malmen", seed=seed)
+        chosen = study.choose(spec, base)
+        learnt.append(study.prepare(spec, base, chosen)[1])
+        subjects.append({request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)})
+    others = study.choose(Spec(**numbers, editor="memit", seed=1), base)
+    assert (others.edited, others.intrinsic) == (chosen.edited, chosen.intrinsic)
+    assert learnt[0] == learnt[1]
+    assert subjects[0] != subjects[1]
+    assert 80 < len(learnt[0]) < 120
+    assert not {request.fact.subject.lower() for request in learnt[0]} & set.union(*subjects)
+
+
+def test_a_users_fact_edited_by_name_is_not_learnt_from(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests)
+    path = a_users_file(tmp_path, 100)
+    named = next(request.fact for request in facts.read(path) if facts.is_learnt_from(request.fact))
+    spec = Spec(model="of-a-user", facts=path, fact=named.id, editor="malmen", n_intrinsic=2)
+    learnt = study.prepare(spec, base, study.choose(spec, base))[1]
+    assert len(learnt) > 20
+    assert named.subject not in {request.fact.subject for request in learnt}
+
+
+def test_too_few_facts_beside_those_that_malmen_learns_from_is_one_clear_line(base, tmp_path, one_line):
+    path = a_users_file(tmp_path, 90)
+    numbers = {"model": "of-a-user", "facts": path, "n_edited": 28, "n_intrinsic": 3, "margin": 0.0}
+    study.choose(Spec(**numbers, editor="memit"), base)  # finds enough
+    with pytest.raises(BadInput) as error:
+        study.choose(Spec(**numbers, editor="malmen"), base)
+    assert "malmen learns from a third of the facts" in one_line(error)
+    assert len(one_line(error)) <= 300
 
 
 def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):

@@ -2,6 +2,7 @@
 checked at the door."""
 
 import csv
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -100,6 +101,17 @@ def check_objects(requests: Iterable[EditRequest]) -> None:
         if not request.fact.object:
             what = f"fact {request.fact.id}: its file names no true object, which is needed here"
             raise BadInput(f"{what}; write it into the file, or let study.choose ask the model")
+
+
+def is_learnt_from(fact: Fact) -> bool:
+    """Whether an editor that learns from facts does so from this one, which it then never studies.
+
+    The world's split says it. Elsewhere the subject's letters do, for a third of all subjects: the
+    same for every choice of facts, so that the editor learns once a model.
+    """
+    if fact.split:
+        return fact.split == "hypernet"
+    return hashlib.sha256(fact.subject.lower().encode()).digest()[0] % 3 == 0
 
 
 def fill(prompt: str, subject: str) -> str:

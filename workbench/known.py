@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from workbench import cache, facts, runs
 from workbench.cache import locked
+from workbench.checkpoints import WORLD_MODELS
+from workbench.editing import EDITORS
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.positions import front
@@ -44,8 +46,9 @@ class Chosen:
 def choose(spec: Spec, model: Model) -> Chosen:
     """Edited and intrinsic facts, both known to the unedited model: the true token on top by `spec.margin`.
 
-    The choice depends on the seed, the numbers and the split rule, never on editor or plan. A fact named or typed is edited even if
-    the model does not know it; the data table then says so.
+    The choice depends on the seed, the numbers and the split rule, never on editor or plan; but an
+    editor that learns from these facts is refused where the others go on to those that it needs. A
+    fact named or typed is edited even if the model does not know it; the data table then says so.
     """
     runs.progress("choosing facts")
     requests = facts.read(spec.facts)
@@ -64,6 +67,7 @@ def choose(spec: Spec, model: Model) -> Chosen:
         raise BadInput(silent[0])
     pool = [request for request in requests if request.fact.split in ("", "study")]
     random.Random(f"choice {spec.seed}").shuffle(pool)
+    pool = _studied(spec, pool)
     n_harmless = 0 if named else round(spec.harmless * spec.n_edited)
     n_edited = 0 if named else spec.n_edited - n_harmless
     scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
@@ -122,6 +126,7 @@ def _harmless(
     if spec.split_rule == "paper":
         pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
+    pool = _studied(spec, pool)
     most = min(len(pool), ASKED_A_FACT * (count + 10))
     for part in _parts(pool[:most], "facts that it gets wrong"):
         retained = _answers(model, part, past_stop_words=True).retained
@@ -281,7 +286,20 @@ def _chosen(
             continue
         return pd.concat(scores, ignore_index=True), edited, intrinsic
     asked = f"{most} of {len(pool)} facts asked, {len(known)} known by margin {spec.margin}"
-    raise BadInput(f"{problem}; {asked}")
+    kept = f"; {spec.editor} learns from a third of the facts" if _learns_from(spec) else ""
+    raise BadInput(f"{problem}; {asked}{kept}")
+
+
+def _learns_from(spec: Spec) -> bool:
+    """Whether the editor learns, and from `spec.facts`."""
+    return hasattr(EDITORS[spec.editor], "LEARNS") and spec.model not in WORLD_MODELS
+
+
+def _studied(spec: Spec, pool: Sequence[EditRequest]) -> list[EditRequest]:
+    """The pool with the facts from which editors learn last; without them where this one does."""
+    last = [request for request in pool if facts.is_learnt_from(request.fact)]
+    first = [request for request in pool if not facts.is_learnt_from(request.fact)]
+    return first if _learns_from(spec) else first + last
 
 
 def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:

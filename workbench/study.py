@@ -59,16 +59,15 @@ __all__ = [
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
     """The editor's hyper-parameters and what it prepares once per model.
 
-    An editor that learns (MALMEN) does so on the world's facts for that where the model is of the world, else on those of `spec.facts`;
-    never on one whose subject is chosen.
+    An editor that learns (MALMEN) does so on the facts set apart for it, of the world where the model
+    is of the world, else of `spec.facts`; never on one whose subject is chosen (by name).
     """
     runs.progress(f"preparing {spec.editor}")
     hparams, learnt_from = spec.editor_hparams(model), None
     if hasattr(editing.EDITORS[spec.editor], "LEARNS"):
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
-        own = (
-            [request for request in facts.read("world") if request.fact.split == "hypernet"] if spec.model in WORLD_MODELS else facts.read(spec.facts)
-        )
+        own = facts.read("world" if spec.model in WORLD_MODELS else spec.facts)
+        own = [request for request in own if facts.is_learnt_from(request.fact)]
         learnt_from = [request for request in own if request.fact.subject.lower() not in taken]
     return hparams, editing.EDITORS[spec.editor].prepare(model, hparams, spec.corpus, learnt_from, seed=spec.seed)
 

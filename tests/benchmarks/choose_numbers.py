@@ -29,6 +29,12 @@ COLUMNS = ["model", "editor", "n", "batch", "hparams", *MEASURES, "score", "reac
 EDITED, WATCHED = 30, 40
 SOLVER = {"learning_rate": 0.2, "steps": 50, "weight_decay": 1e-3, "clamp": 10.0, "prefixes": 5}
 WINDOWS = [(1, 2, 3), (2, 3, 4)]
+MALMEN = [  # meta-steps, meta-rate, locality
+    *((400, 3e-5, weight) for weight in (1, 3, 10)),
+    *((400, 1e-5, weight) for weight in (3, 10)),
+    (800, 3e-5, 10),
+    (800, 1e-5, 3),
+]
 CANDIDATES = {
     "ft": (1, [{"layers": (layer,), "learning_rate": rate, "steps": 50} for layer in range(3) for rate in (1e-3, 3e-3)]),
     "rome": (
@@ -56,8 +62,15 @@ CANDIDATES = {
     "malmen": (
         10,
         [
-            {"layers": tuple(range(6, 12)), "rank": 256, "learning_rate": 1e-3, "meta_learning_rate": 3e-4, "meta_steps": steps, "locality": weight}
-            for steps, weight in ((1000, 1), (1000, 2), (1000, 3), (1000, 10), (1000, 30), (2000, 3))
+            {
+                "layers": tuple(range(6, 12)),
+                "rank": 256,
+                "learning_rate": 1e-3,
+                "meta_learning_rate": rate,
+                "meta_steps": steps,
+                "locality": weight,
+            }
+            for steps, rate, weight in MALMEN
         ],
     ),
 }

@@ -135,6 +135,15 @@ def ft(model, requests, hparams):
     return change.detach()
 
 
+def _wish(network, number, key, gradient):
+    """The change (d_out,) of the value of one key (d_in,) with its gradient (d_out,)."""
+    z = (torch.cat([key, gradient]) - network.mean[number]) / network.deviation[number]
+    z = z.clamp(-10, 10)
+    for down, up, scale, shift in zip(network.down, network.up, network.scale, network.shift, strict=True):
+        z = z + up.T @ (scale[number] * (down.T @ z) + shift[number]).clamp(min=0)
+    return -network.rate[number] * (key @ z[: len(key)]) * z[len(key) :]
+
+
 def malmen(model, requests, hparams, resources):
     """Layer -> D (d_out, d_in): one statement at a time through the whole network, one token at a time through the hyper-network."""
     layers, network = sorted(hparams.layers), resources.network
@@ -162,7 +171,7 @@ def malmen(model, requests, hparams, resources):
     for number, layer in enumerate(layers):
         with torch.no_grad():
             K = torch.stack([key for key, _ in found[layer]], 1).double()
-            R = torch.cat([network(number, key[None], gradient[None]) for key, gradient in found[layer]]).T.double()
+            R = torch.stack([_wish(network, number, key, gradient) for key, gradient in found[layer]], 1).double()
             changes[layer] = torch.linalg.solve(K @ K.T + network.weight[number].exp().double() * torch.eye(len(K), dtype=K.dtype), K @ R.T).T
     return changes
 

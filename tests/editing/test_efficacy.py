@@ -83,6 +83,20 @@ def test_malmen_is_beyond_its_untrained_network(world):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_malmen_edits_by_the_published_rates(world):
+    """Those for GPT-2 XL. Read as steps of the rate's logarithm they moved it by 1 % in 1,000 meta-steps, and no edit took."""
+    published = editing.preset("malmen", "gpt2-xl")
+    rates = {"learning_rate": published.learning_rate, "meta_learning_rate": published.meta_learning_rate}
+    hparams = editing.preset("malmen", world).model_copy(update=rates | {"meta_steps": 150})
+    edited, watched = _study(world)
+    table = in_batches(world, "malmen", edited[:20], 10, hparams, watched)
+    show(world.name, "malmen", "published rates, 150 meta-steps", table)
+    assert table.efficacy.mean() >= BARS["malmen"][0]
+    assert table.intrinsic.mean() >= BARS["malmen"][2]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("editor", BARS)
 def test_more_paraphrases_never_lower_held_out_efficacy_beyond_noise(world, editor):
