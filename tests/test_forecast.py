@@ -51,6 +51,14 @@ def test_it_names_the_folder_that_the_run_will_have(nothing_loaded, tmp_path):
     assert f"{folder} (finished" in forecast.forecast(RETENTION, {"seed": 3}, out=tmp_path)
 
 
+def test_a_rome_that_reads_no_corpus_is_told_none(nothing_loaded):
+    for moments, reads in (("corpus", True), ("identity", False)):
+        spec = Spec(model="world-gpt2", editor="rome", corpus="wikipedia", hparams={"moments": moments})
+        needed = forecast._needed(spec, models.outline("world-gpt2"), "cpu")
+        assert (needed["second moments and their factors"] > 0) == reads
+        assert any("wikimedia/wikipedia" in line for line in forecast._fetched(spec)) == reads
+
+
 def gigabytes(told: str) -> dict[str, float]:
     return {what: float(size) for size, what in re.findall(r"^ +([\d.]+) GB  (.*)$", told, re.MULTILINE)}
 

@@ -41,7 +41,7 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
         if os.path.isfile(folder / "adapter_config.json"):
             raise BadInput(f"model {name!r}: holds an adapter (adapter_config.json), which would be attached unseen; {MERGE}, or take it out")
         if not os.path.isfile(folder / "config.json"):
-            if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+            if (folder.suffix == ".gguf" and folder.is_file()) or any(folder.glob("*.gguf")):
                 raise BadInput(f"model {name!r}: is a GGUF file, which holds rounded weights; {UNPACK}")
             raise BadInput(
                 f"model {name!r}: no config.json there; give a folder that save_pretrained wrote, a Hub id, or one of {', '.join(WORLD_MODELS)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-SAME_KEY = 1e-6  # of 1 - cosine; the rounding of one text's key, run in two batches, is far below it
+SAME_KEY = 1e-6  # of 1 - cosine; in float32 one text's key, run in two batches, differs by 1e-13
 
 
 class Singular(ValueError):
@@ -57,12 +57,12 @@ def constrained_update(
     return solved.T, whitened
 
 
-def parallel_keys(keys: torch.Tensor, at_once: int = 1024) -> tuple[int, int] | None:
+def parallel_keys(keys: torch.Tensor, apart: float = SAME_KEY, at_once: int = 1024) -> tuple[int, int] | None:
     """The first two keys (columns of K, (d_in, n)) that are one but for their length and rounding; None if there are none."""
     unit = keys / keys.norm(dim=0).clamp(min=torch.finfo(keys.dtype).tiny)
     for start in range(0, unit.shape[1], at_once):
         cosines = (unit[:, start : start + at_once].T @ unit).tril(start - 1)  # each with those before it
-        later, earlier = (cosines > 1 - SAME_KEY).nonzero(as_tuple=True)
+        later, earlier = (cosines > 1 - apart).nonzero(as_tuple=True)
         if len(later):
             return int(earlier[0]), start + int(later[0])
     return None

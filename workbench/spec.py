@@ -6,7 +6,7 @@ Checking and identifying one needs no torch, which takes seconds to import; what
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -121,6 +121,7 @@ class Spec(Record):
         if self.layers and "layers" in self.hparams:
             raise BadInput("layers are given twice, as layers and in hparams; leave one of them out")
         changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
+        _check_units(base, changes)
         hparams = type(base)(**(base.model_dump() | changes))
         if not isinstance(model, str):
             model.check_layers(hparams.layers)
@@ -159,6 +160,18 @@ def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
     return [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
+
+
+def _check_units(base: "Numbers", changes: Mapping) -> None:
+    """BadInput if a number is given that the proposed ones count in another unit than the published."""
+    if getattr(base, "ridge_unit", "absolute") == "absolute":
+        return
+    for name, unit in (("ridge", "ridge_unit"), ("threshold", "null_space")):
+        if name in changes and unit not in changes:
+            raise BadInput(
+                f"hparams: {name} {changes[name]} counts by {unit}, which is {getattr(base, unit)!r} "
+                f"where no preset is published; give {unit} too (absolute as published)"
+            )
 
 
 def arms(spec: Spec, vary: str, values: Sequence) -> list:

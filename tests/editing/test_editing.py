@@ -7,7 +7,7 @@ import tokenizers
 import torch
 
 from tests.benchmarks import choose_numbers
-from workbench import closed_form, deltas, editing, facts, models
+from workbench import closed_form, deltas, editing, facts, models, study
 from workbench.activations import replaced
 from workbench.editing import alphaedit, malmen, memit, records, rome, target_vectors
 from workbench.editing.continuation import Continuation
@@ -242,7 +242,59 @@ def test_one_subject_edited_twice_at_once_is_one_clear_line(tiny, editor, prompt
     same = facts.EditRequest(fact=named, target="Elsewhere")
     with pytest.raises(facts.BadInput) as error:
         edited(tiny, editor, [requests[1], requests[0], same], prefixes=2)
-    assert f"{requests[0].fact.id} ({requests[0].fact.subject}) and again" in one_line(error)
+    assert f"facts 2 and 3 ({requests[0].fact.id}, again; subject {requests[0].fact.subject})" in one_line(error)
+
+
+def test_the_same_request_twice_is_told_to_be_left_out(tiny, requests, one_line):
+    with pytest.raises(facts.BadInput) as error:
+        edited(tiny, "memit", [requests[1], requests[0], requests[0]], prefixes=2)
+    assert "facts 2 and 3" in one_line(error)
+    assert "are one request" in one_line(error)
+
+
+def test_an_edit_that_a_later_one_undoes_is_said_not_to_have_taken():
+    """The sum's outcomes were those of each batch when it was made."""
+    world = models.load("world-gpt2", "cpu")
+    first = next(request for request in facts.read("world") if request.fact.split == "tuning")
+    other = first.model_copy(update={"target": "goat", "fact": first.fact.model_copy(update={"id": "other"})})
+    hparams = editing.preset("memit", world)
+    with pytest.warns(NotTaken, match="1 of 2 edits took") as said:
+        total = editing.edit_in_turn("memit", world, [[first], [other]], hparams, memit.prepare(world, hparams))
+    assert len([one for one in said if one.category is NotTaken]) == 1
+    with deltas.applied(world, total):
+        after = measure(world, [first, other])
+    outcomes = records.outcomes([total])
+    assert [outcome["took"] for outcome in outcomes] == after.retained.tolist() == [False, True]
+    assert [outcome["p_after"] for outcome in outcomes] == pytest.approx(after.p.tolist())
+
+
+MISSED = {"took": False, "p_after": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("editor", "numbers", "outcomes", "told"),
+    [
+        ("memit", {}, [{"p_solved": 0.0}], "where not solved raise steps"),
+        ("memit", {}, [{"p_solved": 0.9}, {"p_solved": 0.1}], "lower weight (now 15000), where not solved raise steps"),
+        ("alphaedit", {"null_space": "rank", "threshold": 200}, [{"p_solved": 0.9}], "protect less by threshold (now 200, rank)"),
+        ("alphaedit", {"ridge_unit": "trace"}, [{"p_solved": 0.9}], "lower ridge (now 10, trace)"),
+        ("ft", {}, [{"p_solved": None}], "raise steps (now 25)"),
+        ("rome", {"layers": (1,)}, [{"p_solved": 0.9}], "change bare_share (now None)"),
+    ],
+)
+def test_the_number_to_change_is_the_one_that_helps(editor, numbers, outcomes, told):
+    hparams = editing.EDITORS[editor].HParams(**({"layers": (1,)} | numbers))
+    listed = [MISSED | {"fact": "evil\x1b[31m\nid " + "x" * 300} | outcome for outcome in outcomes]
+    record = {"editor": editor, "hparams": hparams.model_dump(mode="json"), "outcomes": listed}
+    change = deltas.Change(dense=torch.zeros(2, 2))
+    by_hand, made = (deltas.WeightDelta(changes={"h.1.mlp": change}, model="m", revision="", fingerprint="f", record=about) for about in ({}, record))
+    with pytest.warns(NotTaken) as said:
+        records.warn_of_missed([by_hand, made])
+    line = str(said[0].message)
+    assert told in line
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert len(line) < 400
 
 
 def test_subjects_that_only_look_alike_are_edited_together(tiny, requests):
@@ -323,6 +375,29 @@ def test_a_null_space_by_another_rule_is_refused(tiny, requests, one_line):
     with pytest.raises(facts.BadInput) as error:
         module.edit(tiny, requests[:1], hparams.model_copy(update={"threshold": 0.2}), module.prepare(tiny, hparams))
     assert "trace 0.2" in one_line(error)
+
+
+@pytest.mark.parametrize("editor", ["ft", "memit"])
+def test_a_text_that_fits_to_the_last_position_is_edited_and_asked(tiny, editor, requests, one_line):
+    """Solved, it was lost to the asking afterwards; one token more is refused before the work, by name."""
+    limit = tiny.network.config.max_position_embeddings
+    fact = requests[0].fact
+
+    def filled(count):
+        prompt = "and so " * count + "{} is"
+        return requests[0].model_copy(update={"fact": fact.model_copy(update={"prompt": prompt, "id": "long"})})
+
+    def length(request):
+        return int(encode(tiny, [statement(request.fact.question, request.target)]).lengths[0])
+
+    longest = max((filled(count) for count in range(limit)), key=lambda one: length(one) if length(one) <= limit else 0)
+    assert limit - 4 < length(longest) <= limit
+    delta = edited(tiny, editor, [longest], **({"steps": 1, "prefixes": 0} if editor == "memit" else {"steps": 1}))
+    assert delta.record["outcomes"][0]["fact"] == "long"
+    beyond = next(filled(count) for count in range(limit) if length(filled(count)) > limit)
+    with pytest.raises(facts.BadInput) as error:
+        edited(tiny, editor, [requests[1], beyond], steps=1)
+    assert "fact long" in one_line(error)
 
 
 def test_a_text_longer_than_the_models_positions_is_named(tiny, requests, one_line):
@@ -682,6 +757,18 @@ def test_without_a_preset_weights_go_by_the_scale_of_the_keys(tiny):
     with pytest.warns(UserWarning, match="null_space trace, threshold 0.1, ridge_unit trace"):
         hparams = editing.preset("alphaedit", tiny)
     assert (hparams.null_space, hparams.ridge_unit) == ("trace", "trace")
+
+
+@pytest.mark.parametrize(("given", "unit"), [({"ridge": 10.0}, "ridge_unit"), ({"threshold": 2e-2}, "null_space")])
+@pytest.mark.filterwarnings("ignore:no published preset")
+def test_a_number_in_another_unit_than_the_proposed_ones_is_refused(tiny, given, unit, one_line):
+    """The published ridge of 10 became 10 times the trace, which edits nothing."""
+    with pytest.raises(facts.BadInput) as error:
+        study.Spec(model="some", editor="alphaedit", hparams=given).editor_hparams(tiny)
+    assert f"give {unit} too" in one_line(error)
+    whole = given | {unit: "absolute"}
+    hparams = study.Spec(model="some", editor="alphaedit", hparams=whole).editor_hparams(tiny)
+    assert getattr(hparams, unit) == "absolute"
 
 
 def test_a_ridge_by_the_trace_is_that_share_of_it(tiny, requests):

@@ -125,6 +125,14 @@ def test_a_rome_without_moments_is_read_as_what_it_is(written):
     assert found.convention == "reference"
 
 
+@pytest.mark.parametrize(("editor", "alg_name"), [("rome", "R-ROME"), ("ft", "FT-M")])
+def test_what_mends_their_own_habits_is_not_read_as_those(written, editor, alg_name):
+    fields = {name: value for name, value in FILES[editor].items() if name != "objective_optimization"}
+    with pytest.warns(UserWarning, match="ignored"):
+        found = editing.preset(editor, "any", written(editor, fields | {"alg_name": alg_name}))
+    assert found.convention == "published"
+
+
 def test_no_box_is_zero(written):
     with pytest.warns(UserWarning, match="ignored"):
         assert editing.preset(str(written("ft", FILES["ft"] | {"norm_constraint": False}))).box == 0
@@ -137,6 +145,7 @@ def test_no_box_is_zero(written):
         ("memit", {"layer_selection": "random"}, "only 'all'"),
         ("memit", {"mom2_adjustment": False}, "mom2_adjustment False"),
         ("ft", {"kl_factor": 0.1}, "kl_factor 0.1"),
+        ("rome", {"mom2_adjustment": "false"}, "mom2_adjustment"),
         ("memit", {"alg_name": "AlphaEdit"}, "is for alphaedit, not for memit"),
         ("malmen", {"inner_params": ["lm_head.weight"]}, "inner_params"),
         ("memit", {"layers": "all"}, "layers"),

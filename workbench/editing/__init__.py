@@ -106,6 +106,8 @@ def edit_in_turn(
                 total = total + delta
             if hasattr(module, "remember"):
                 resources = module.remember(resources, delta)
+    if len(batches) > 1:  # a later edit may undo an earlier one
+        total = records.asked_again(model, total, [request for batch in batches for request in batch])
     records.warn_of_missed([total])
     return total
 

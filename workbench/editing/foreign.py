@@ -9,6 +9,7 @@ import pandas as pd
 from workbench.facts import BadInput
 
 ALGORITHMS = {"FT": "ft", "FT-L": "ft", "FT-M": "ft", "ROME": "rome", "R-ROME": "rome"}
+AS_PUBLISHED = ("R-ROME", "FT-M")  # mend what their project's own ROME and FT do otherwise
 ALGORITHMS |= {"MEMIT": "memit", "ALPHAEDIT": "alphaedit", "MALMEN": "malmen"}
 
 SOLVER = {
@@ -88,15 +89,18 @@ def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd
             raise BadInput(f"preset {path}: {name} {value!r} is not to be had here, only {only[name]!r}")
         try:
             became, note = _one(editor, name, value)
-        except (TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             raise BadInput(f"preset {path}: {name} {value!r:.60} is not of the form it has in that project") from None
         found |= became
         told = ", ".join(f"{field}={number}" for field, number in became.items())
         rows.append({"name": name, "value": str(value), "became": told, "note": note})
     if editor != "malmen" and "convention" not in found:
-        found["convention"] = "reference"
+        published = str(fields.get("alg_name", "")).upper() in AS_PUBLISHED
+        found["convention"] = "published" if published else "reference"
         note = "their code's habits: how steps are counted, ROME's keys, FT's objective, no floor on C"
-        rows.append({"name": "convention", "value": "", "became": "convention=reference", "note": note})
+        note = "one key, all target tokens; steps are updates, theirs are one fewer" if published else note
+        became = f"convention={found['convention']}"
+        rows.append({"name": "convention", "value": "", "became": became, "note": note})
     return found, pd.DataFrame(rows, columns=["name", "value", "became", "note"])
 
 
@@ -111,7 +115,7 @@ def _one(editor: str, name: str, value) -> tuple[dict, str]:
     if name == "objective_optimization" and editor == "ft":
         return {"convention": "reference" if value == "prompt_last" else "published"}, "reference: all target tokens read at the last prompt position"
     if name == "mom2_adjustment":
-        used = "corpus" if value else "identity"
+        used = {True: "corpus", False: "identity"}[value]
         return ({"moments": used} if editor == "rome" else {}), "corpus: C of the keys; identity: C = I"
     if name == "context_template_length_params" and editor != "ft":
         return {"prefixes": sum(int(count) for _, count in value)}, "sampled, half of 5 and half of 10 tokens"

@@ -99,7 +99,7 @@ def spread(model: Model, requests: Sequence[EditRequest], hparams: Solving, reso
         keys, now = torch.zeros(rows.n, d_in, **wide), torch.zeros(rows.n, d_out, **wide)
         for part in parts:
             part.add(layer, keys, now)
-        check_distinct(requests, keys.T, layer)
+        check_distinct(model, requests, keys.T, layer)
         goal = now + solution.shift.to(now) if goal is None else goal
         residuals = ((goal - now) / (len(layers) - number)).T  # (d_out, n)
         name = model.down_projection_name(layer)

@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from workbench.activations import recorded
-from workbench.closed_form import NullSpace, Singular, parallel_keys
+from workbench.closed_form import SAME_KEY, NullSpace, Singular, parallel_keys
 from workbench.deltas import Change, WeightDelta, preserved, write
 from workbench.facts import BadInput, EditRequest, Record
+from workbench.inert import printable
 from workbench.models import Model
 from workbench.moments import SecondMoment
 from workbench.positions import Encoded
@@ -21,10 +22,10 @@ REMEDIES = {  # what to change where an edit was found and the edited model does
     "ft": "raise steps (now {steps}) or learning_rate (now {learning_rate})",
     "rome": "change bare_share (now {bare_share}) or prefixes (now {prefixes})",
     "memit": "lower weight (now {weight:g})",
-    "alphaedit": "lower ridge (now {ridge:g}) or raise threshold (now {threshold:g})",
+    "alphaedit": ("lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, {null_space})"),
     "malmen": "raise meta_steps (now {meta_steps})",
 }
-UNSOLVED = "raise steps (now {steps}) or clamp (now {clamp:g})"
+UNSOLVED = "where not solved raise steps (now {steps}) or clamp (now {clamp:g})"
 
 
 class NotTaken(UserWarning):
@@ -77,14 +78,26 @@ def moment_factor(model: Model, resources: Resources, layer: int, convention: st
         raise BadInput(f"layer {layer}: {error}") from None
 
 
-def check_distinct(requests: Sequence[EditRequest], keys: torch.Tensor, layer: int) -> None:
+def check_distinct(model: Model, requests: Sequence[EditRequest], keys: torch.Tensor, layer: int) -> None:
     """BadInput if two requests have one key (columns of keys, (d_in, n)): no change can give it two values."""
-    if pair := parallel_keys(keys):
-        first, second = (requests[index].fact for index in pair)
-        raise BadInput(
-            f"facts {first.id} ({first.subject}) and {second.id} ({second.subject}) have one key at layer {layer}; "
-            "edit facts of one subject one after another (editing.edit_in_turn)"
-        )
+    rounding = torch.finfo(model.dtype).eps
+    pair = parallel_keys(keys, apart=max(SAME_KEY, rounding**2))
+    if not pair:
+        return
+    first, second = (requests[index] for index in pair)
+    numbers = f"{pair[0] + 1} and {pair[1] + 1}"
+    if (first.fact.question, first.target) == (second.fact.question, second.target):
+        raise BadInput(f"facts {numbers} ({_short(first.fact.id)}) are one request; leave one of them out")
+    raise BadInput(
+        f"facts {numbers} ({_short(first.fact.id)}, {_short(second.fact.id)}; subject "
+        f"{_short(second.fact.subject)}) have one key at layer {layer}, which takes one value; edit them "
+        "one after another (editing.edit_in_turn), or leave one of them out"
+    )
+
+
+def _short(text: str) -> str:
+    """Text of the data for a line that a terminal shows."""
+    return printable(" ".join(text.split()))[:60]
 
 
 def finite(values: torch.Tensor, model: Model, layer: int, encoded: Encoded) -> torch.Tensor:
@@ -118,7 +131,9 @@ def delta_of(
 
     `outcomes` of the record, one a request: `p_solved`, p(target) that the solver reached, None of an editor without one;
     `p_after`, once the change is in the weights; `took`, whether the model then says the target. One that it does not say is
-    warned of.
+    warned of. A sum keeps the outcomes of its parts, each right after its own edit; `asked_again` makes them the sum's.
+
+    Memory beside the model: a copy of the edited weights, and a pass over the bare prompts.
     """
     record = {
         "editor": editor,
@@ -137,15 +152,24 @@ def delta_of(
         fingerprint=model.fingerprint,
         record=record,
     )
-    with preserved(model.network, [f"{name}.weight" for name in changes]):
+    solved = [None] * len(requests) if p_solved is None else p_solved
+    record["outcomes"] = [{"fact": request.fact.id, "p_solved": p} for request, p in zip(requests, solved, strict=True)]
+    delta = asked_again(model, delta, requests)
+    warn_of_missed([delta], stacklevel=4)
+    return delta
+
+
+def asked_again(model: Model, delta: WeightDelta, requests: Sequence[EditRequest]) -> WeightDelta:
+    """The delta with `p_after` and `took` of each request, in the order of its parts, as it leaves them."""
+    with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
         write(model, delta)
         after = measure(model, requests)
-    solved = [None] * len(requests) if p_solved is None else p_solved
-    for fact, before, p, took in zip(after.fact_id, solved, after.p, after.retained, strict=True):
-        outcome = {"fact": fact, "p_solved": before, "p_after": float(p), "took": bool(took)}
-        record.setdefault("outcomes", []).append(outcome)
-    warn_of_missed([delta])
-    return delta
+    said = iter(zip(after.p.tolist(), after.retained.tolist(), strict=True))
+    parts = []
+    for part in delta.parts:
+        asked = [outcome | {"p_after": p, "took": took} for outcome, (p, took) in zip(part["outcomes"], said, strict=False)]
+        parts.append(dict(part) | {"outcomes": asked})
+    return replace(delta, record={"parts": parts} if "parts" in delta.record else parts[0])
 
 
 def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
@@ -153,23 +177,25 @@ def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
     return [outcome for delta in deltas for part in delta.parts for outcome in part.get("outcomes", ())]
 
 
-def warn_of_missed(deltas: Sequence[WeightDelta]) -> None:
+def warn_of_missed(deltas: Sequence[WeightDelta], stacklevel: int = 3) -> None:
     """One line, visible, of the edits that did not take, and of the number to change."""
     every = outcomes(deltas)
     missed = [outcome for outcome in every if not outcome["took"]]
     if not missed:
         return
-    made = deltas[0].parts[0]
-    unsolved = all((outcome["p_solved"] or 1) < SOLVED for outcome in missed)
-    remedy = UNSOLVED if unsolved else REMEDIES[made["editor"]]
+    parts = [part for delta in deltas for part in delta.parts if part.get("outcomes")]
+    made = next(part for part in parts if not all(outcome["took"] for outcome in part["outcomes"]))
+    unsolved = [one for one in missed if one["p_solved"] is not None and one["p_solved"] < SOLVED]
+    remedies = [REMEDIES[made["editor"]]] if len(unsolved) < len(missed) else []
+    remedies += [UNSOLVED] if unsolved else []
     names = listed([_told(outcome) for outcome in missed], 4)
     warnings.warn(
-        f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; " + remedy.format(**made["hparams"]),
+        f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; " + ", ".join(remedies).format(**made["hparams"]),
         NotTaken,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 
 def _told(outcome: Mapping) -> str:
     solved = "" if outcome["p_solved"] is None else f"solved to p {outcome['p_solved']:.2f}, "
-    return f"{outcome['fact']} ({solved}in the weights {outcome['p_after']:.2f})"
+    return f"{_short(outcome['fact'])} ({solved}in the weights {outcome['p_after']:.2f})"

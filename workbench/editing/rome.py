@@ -80,7 +80,7 @@ def edit(
         factor = moment_factor(model, resources, layer, hparams.convention)
     solution = solution or targets(model, requests, hparams, resources)
     keys, outputs, bare_keys, bare_outputs = keys_and_outputs(model, requests, layer, resources.prefixes, hparams.bare_share)
-    check_distinct(requests, keys.T, layer)
+    check_distinct(model, requests, keys.T, layer)
     if hparams.convention == "reference":
         residuals, at = solution.shift.to(keys), bare_keys
     else:

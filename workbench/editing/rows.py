@@ -90,6 +90,7 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
         if kl:
             add(number, "", "{} is a", "")
     encoded = encode(model, texts)
+    model.check_length(encoded.input_ids, f"fact {requests[owner[int(encoded.lengths.argmax())]].fact.id}")
     subject = torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])
     labels = torch.full_like(encoded.input_ids, -100)
     read = subject + 1
@@ -105,7 +106,6 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
                 f"fact {requests[owner[row]].fact.id}: one token holds the end of the subject and the start of the target; change the prompt"
             )
     encoded = encoded.cut(read)
-    model.check_length(encoded.input_ids, f"fact {requests[owner[int(read.argmax())]].fact.id}")
     labels = labels[:, : encoded.input_ids.shape[1]]
     return Rows(encoded=encoded, owner=torch.tensor(owner), subject=subject, labels=labels, is_kl=torch.tensor(starts) < 0)
 

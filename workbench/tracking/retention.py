@@ -162,7 +162,11 @@ def _may_become_stop_word(text: str) -> bool:
 
 @torch.no_grad()
 def greedy(model: Model, prompts: Encoded, limits: Sequence[int], done) -> list[list[int]]:
-    """Greedy tokens after each of n prompts, at most limits[i] each, until `done(i, tokens)`; an end-of-text token ends them too."""
+    """Greedy tokens after each of n prompts, at most limits[i] each, until `done(i, tokens)`.
+
+    An end-of-text token ends them too, and so do the model's positions.
+    """
+    most = getattr(model.network.config, "max_position_embeddings", None) or float("inf")
     end = {token for token in (model.tokenizer.eos_token_id, model.tokenizer.bos_token_id) if token is not None}
     rows = [prompts.input_ids[row, :length].tolist() for row, length in enumerate(prompts.lengths.tolist())]
     new: list[list[int]] = [[] for _ in rows]
@@ -173,7 +177,11 @@ def greedy(model: Model, prompts: Encoded, limits: Sequence[int], done) -> list[
             tops = next_logits(model, grown.rows(batch)).argmax(1).tolist()
             for place, token in zip(batch, tops, strict=True):
                 new[pending[place]].append(token)
-        pending = [row for row in pending if len(new[row]) < limits[row] and new[row][-1] not in end and not done(row, new[row])]
+        pending = [
+            row
+            for row in pending
+            if len(new[row]) < limits[row] and len(rows[row]) + len(new[row]) <= most and new[row][-1] not in end and not done(row, new[row])
+        ]
     return new
 
 
