@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workbench import batch, checkpoints, editing, models, positions
-from workbench.editing.records import Numbers
-from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.moments import NAMED
 from workbench.runs import finished
@@ -84,18 +82,13 @@ def _needed(spec: Spec, outline: models.Model, device: str) -> dict[str, int]:
     weights = models.weights_bytes(outline, spec.dtype if spec.dtype != "auto" or device == "cuda" else "float32")
     itemsize = weights // sum(parameter.numel() for parameter in outline.network.parameters())
     plan = plans.resolve(outline, spec.plan, hparams.layers)
-    moments = [12 * outline.weight(layer).shape[1] ** 2 for layer in hparams.layers if _reads_corpus(hparams)]
+    moments = [12 * outline.weight(layer).shape[1] ** 2 for layer in hparams.layers if _uses_moments(spec)]
     found = {"weights": weights, "second moments and their factors": sum(moments)}
     if spec.adapter:
         adapted = adapters.targets(outline, plan, spec.adapter_targets)
         copies = sum(outline.network.get_submodule(name).weight.numel() for name in adapted)
         return found | {"copies of the weights that carry an adapter": 2 * itemsize * copies}
     return found | {"tuning: gradients, AdamW, a copy": 4 * moving_bytes(outline, plan, itemsize)}
-
-
-def _reads_corpus(hparams: Numbers) -> bool:
-    """Whether these numbers ask for second moments."""
-    return isinstance(hparams, Solving) and getattr(hparams, "moments", "corpus") == "corpus"
 
 
 def _uses_moments(spec: Spec) -> bool:
