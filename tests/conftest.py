@@ -1,4 +1,6 @@
-"""Tiny random models for every test; the models of the small world for the tests that need a trained one."""
+"""Tiny random models for every test; the models of the small world for the tests that need a
+trained one.
+"""
 
 import dataclasses
 import gc
@@ -41,12 +43,19 @@ TINY = {
 def apart_from_the_world(tmp_path_factory):
     """Own cache, which the workers of one run of the tests share; no Hub, no progress bars."""
     with pytest.MonkeyPatch.context() as patch:
-        if "WORKBENCH_CACHE" not in os.environ:  # name one to keep what is slow from one run of the tests to the next
+        if (
+            "WORKBENCH_CACHE" not in os.environ
+        ):  # name one to keep what is slow from one run of the tests to the next
             base = tmp_path_factory.getbasetemp()
-            patch.setenv("WORKBENCH_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
+            patch.setenv(
+                "WORKBENCH_CACHE",
+                str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"),
+            )
         patch.setenv("TQDM_DISABLE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read from the environment at import only
+        patch.setattr(
+            huggingface_hub.constants, "HF_HUB_OFFLINE", True
+        )  # read from the environment at import only
         gc.collect()
         gc.freeze()  # every Trainer collects garbage, and would look through all that was imported
         yield
@@ -71,7 +80,9 @@ STYLE_LOADS = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|#)[^)]*\)")
 
 
 class _Loads(HTMLParser):
-    """Collects what a page would run, or load from elsewhere, by its markup alone, whatever its policy says."""
+    """Collects what a page would run, or load from elsewhere, by its markup alone, whatever its
+    policy says.
+    """
 
     def __init__(self):
         super().__init__()
@@ -111,7 +122,9 @@ def _acts(tag: str, name: str, value: str) -> bool:
 
 @pytest.fixture(scope="session")
 def loads():
-    """loads(page) -> what the page would run or load from elsewhere, had it no policy; [] is as it should be."""
+    """loads(page) -> what the page would run or load from elsewhere, had it no policy; [] is as it
+    should be.
+    """
 
     def look(page: str) -> list[str]:
         parser = _Loads()
@@ -145,30 +158,48 @@ def tiny_tokenizer():
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=1000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(itertools.islice(text.statements(1), 400), trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, model_max_length=128)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, model_max_length=128
+    )
 
 
 @pytest.fixture(scope="session")
 def new_tiny(tiny_tokenizer):
-    """new_tiny(model_type, **config) -> Model: random weights and biases, `TINY` but for what is named."""
+    """new_tiny(model_type, **config) -> Model: random weights and biases, `TINY` but for what is
+    named.
+    """
 
     def new(model_type: str, **config) -> models.Model:
-        named = transformers.AutoConfig.for_model(model_type, **(TINY | {"vocab_size": len(tiny_tokenizer)} | config))
+        named = transformers.AutoConfig.for_model(
+            model_type, **(TINY | {"vocab_size": len(tiny_tokenizer)} | config)
+        )
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
-            network = transformers.AutoModelForCausalLM.from_config(named).eval().requires_grad_(False)
+            network = (
+                transformers.AutoModelForCausalLM.from_config(named).eval().requires_grad_(False)
+            )
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))  # biases too are to count
-        return models.Model(network=network, tokenizer=tiny_tokenizer, architecture=models.architecture_of(network.config), name=f"tiny {model_type}")
+        return models.Model(
+            network=network,
+            tokenizer=tiny_tokenizer,
+            architecture=models.architecture_of(network.config),
+            name=f"tiny {model_type}",
+        )
 
     return new
 
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory, new_tiny):
-    """Architecture -> folder of a tiny random model with its tokenizer. To be read only; copy one to change it."""
+    """Architecture -> folder of a tiny random model with its tokenizer.
+
+    To be read only; copy one to change it.
+    """
     folders = {}
     for model_type in ("gpt2", "llama"):
         folders[model_type] = tmp_path_factory.mktemp(model_type)

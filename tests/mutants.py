@@ -2,9 +2,10 @@
 
     python -m tests.mutants [--module closed_form]... [--minutes 10] [--seed 0]
 
-A mutant is a module with one small mistake: another operator, another constant, a condition negated, a statement left out.
-Its tests run in a copy of the tree. If all of them pass the mutant has survived: a test is missing, or the code is not needed.
-Docstrings, messages and annotations are left as they are. No part of `make test`.
+A mutant is a module with one small mistake: another operator, another constant, a condition
+negated, a statement left out. Its tests run in a copy of the tree. If all of them pass the mutant
+has survived: a test is missing, or the code is not needed. Docstrings, messages and annotations are
+left as they are. No part of `make test`.
 """
 
 import argparse
@@ -49,12 +50,17 @@ TESTS = {  # module -> its quick tests
         "tests/editing/test_against_plain.py::test_memit[llama-reference]",
     ],
 }
-# module (* for all), what only the mutant's line holds, why it computes the same: left out of the rate
+# module (* for all), what only the mutant's line holds, why it computes the same: left out of the
+# rate
 EQUIVALENT = (
     ("*", "strict=False", "the lengths are equal by construction; the flag is a guard"),
     ("positions", "lru_cache(maxsize=9)", "how many tokenizers are remembered"),
     ("tracking/retention", "else 4097", "how many tokens a GPU takes at once"),
-    ("deltas", "get_rng_state_all() if not torch.cuda.is_available()", "without a GPU there are no states either way"),
+    (
+        "deltas",
+        "get_rng_state_all() if not torch.cuda.is_available()",
+        "without a GPU there are no states either way",
+    ),
 )
 
 COMPARISONS = {
@@ -166,7 +172,9 @@ def mistakes(field: str, node: ast.AST) -> Iterator[ast.AST]:
 
 
 def has_older_value(node: ast.Assign) -> bool:
-    """Whether what is assigned to is something already: without the assignment the code would still run."""
+    """Whether what is assigned to is something already: without the assignment the code would still
+    run.
+    """
     names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
     read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
     return all(name.id in read for name in names if isinstance(name.ctx, ast.Store))
@@ -184,7 +192,9 @@ def mutants_of(source: str) -> list[Mutant]:
             put(parent, field, index, node)
             pairs = zip(plain, text.splitlines(), strict=False)
             before, after = next(pair for pair in pairs if pair[0] != pair[1])
-            made.append(Mutant(line=node.lineno, before=before.strip(), after=after.strip(), source=text))
+            made.append(
+                Mutant(line=node.lineno, before=before.strip(), after=after.strip(), source=text)
+            )
     return made
 
 
@@ -198,12 +208,24 @@ def run_tests(tests: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    options = ["-x", "-m", QUICK, "-p", "no:cacheprovider", "-p", "pytest_timeout", "--basetemp=temporary"]
+    options = [
+        "-x",
+        "-m",
+        QUICK,
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+        "--basetemp=temporary",
+    ]
     os._exit(pytest.main([*tests, *options]))
 
 
 def passes(module: str, source: str, limit: float) -> bool:
-    """Whether the module's tests pass within so many seconds if this is its source. Inside the copied tree."""
+    """Whether the module's tests pass within so many seconds if this is its source.
+
+    Inside the copied tree.
+    """
     path = Path("workbench", f"{module}.py")
     before = path.read_text(encoding="utf-8")
     path.write_text(source, encoding="utf-8")
@@ -225,20 +247,26 @@ def alike(one: str, other: str) -> int:
 
 
 def survey(modules: list[str], seconds: float, seed: int) -> None:
-    """Try mutants of each module in turn until the time is up; print the survivors, and the share killed."""
+    """Try mutants of each module in turn until the time is up; print the survivors, and the share
+    killed.
+    """
     queues, limits = {}, {}
     equivalent, killed, survived = Counter(), Counter(), Counter()
     for module in modules:
         source = Path("workbench", f"{module}.py").read_text(encoding="utf-8")
         start = time.monotonic()
         if not passes(module, ast.unparse(ast.parse(source)), 600):
-            sys.exit(f"{module}: without a mutant {' '.join(TESTS[module])} fails; run pytest on it")
+            sys.exit(
+                f"{module}: without a mutant {' '.join(TESTS[module])} fails; run pytest on it"
+            )
         limits[module] = 10 + 3 * (time.monotonic() - start)
         made = mutants_of(source)
         queues[module] = [mutant for mutant in made if not is_equivalent(module, mutant)]
         equivalent[module] = len(made) - len(queues[module])
         random.Random(seed).shuffle(queues[module])
-    sys.dont_write_bytecode = True  # two mutants of one size and second would be taken for one another
+    sys.dont_write_bytecode = (
+        True  # two mutants of one size and second would be taken for one another
+    )
     end = time.monotonic() + seconds
     turns = (module for _ in range(max(map(len, queues.values()))) for module in modules)
     for module in turns:
@@ -271,7 +299,9 @@ def main(arguments: list[str] | None = None) -> None:
         del sys.modules[name]  # those of the copy are to be imported
     with tempfile.TemporaryDirectory() as folder:
         for name in ("workbench", "tests"):
-            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy(ROOT / "pyproject.toml", folder)
         Path(folder, "data").symlink_to(ROOT / "data")
         os.chdir(folder)

@@ -32,7 +32,10 @@ def test_hidden_takes_the_first_of_a_tuple():
 
 
 def test_a_recorded_output_is_that_of_a_direct_call(tiny):
-    with recorded({layer: tiny.mlp(layer) for layer in range(3)}) as outputs, recorded({layer: tiny.mlp(layer) for layer in range(3)}, True) as given:
+    with (
+        recorded({layer: tiny.mlp(layer) for layer in range(3)}) as outputs,
+        recorded({layer: tiny.mlp(layer) for layer in range(3)}, True) as given,
+    ):
         tiny.network(input_ids=IDS)
     for layer in range(3):
         assert torch.equal(outputs[layer], tiny.mlp(layer)(given[layer]))
@@ -117,7 +120,10 @@ def test_a_tuples_first_is_recorded():
 
 def test_a_replaced_output_goes_on_through_the_model(tiny):
     before = tiny.network(input_ids=IDS).logits
-    with replaced(tiny.mlp(1), doubled), recorded({"mlp": tiny.mlp(1), "next": tiny.mlp(2)}) as changed:
+    with (
+        replaced(tiny.mlp(1), doubled),
+        recorded({"mlp": tiny.mlp(1), "next": tiny.mlp(2)}) as changed,
+    ):
         after = tiny.network(input_ids=IDS).logits
     with recorded({"mlp": tiny.mlp(1), "next": tiny.mlp(2)}) as plain:
         again = tiny.network(input_ids=IDS).logits
@@ -128,9 +134,15 @@ def test_a_replaced_output_goes_on_through_the_model(tiny):
 
 
 def test_the_change_is_given_output_and_input(tiny):
-    with recorded({"mlp": tiny.mlp(1)}) as outputs, recorded({"mlp": tiny.mlp(1)}, inputs=True) as given:
+    with (
+        recorded({"mlp": tiny.mlp(1)}) as outputs,
+        recorded({"mlp": tiny.mlp(1)}, inputs=True) as given,
+    ):
         tiny.network(input_ids=IDS)
-    with replaced(tiny.mlp(1), lambda output, states: output + 3 * states), recorded({"mlp": tiny.mlp(1)}) as changed:
+    with (
+        replaced(tiny.mlp(1), lambda output, states: output + 3 * states),
+        recorded({"mlp": tiny.mlp(1)}) as changed,
+    ):
         tiny.network(input_ids=IDS)
     assert torch.equal(changed["mlp"], outputs["mlp"] + 3 * given["mlp"])
 
@@ -177,10 +189,16 @@ def test_two_replacements_add_up_and_end_one_by_one(tiny):
 def test_a_block_can_be_called_again_with_equal_output(tiny):
     blocks = dict(enumerate(tiny.blocks))
     with calls(blocks) as seen, recorded(blocks) as outputs:
-        tiny.network(input_ids=IDS, attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), use_cache=False)
+        tiny.network(
+            input_ids=IDS,
+            attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+            use_cache=False,
+        )
     for layer, (args, kwargs) in seen.items():
         assert torch.equal(hidden(blocks[layer](*args, **kwargs)), outputs[layer])
-        assert not torch.equal(hidden(blocks[layer](args[0] + 1, *args[1:], **kwargs)), outputs[layer])
+        assert not torch.equal(
+            hidden(blocks[layer](args[0] + 1, *args[1:], **kwargs)), outputs[layer]
+        )
 
 
 def test_a_call_holds_positional_and_named_arguments():

@@ -23,16 +23,33 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def own_facts(tmp_path_factory):
-    """A facts file for a model that knows nothing: a fact that is named need not be known. The names hold markup."""
+    """A facts file for a model that knows nothing: a fact that is named need not be known.
+
+    The names hold markup.
+    """
     path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
-    lines = [{"id": str(n), "subject": f"Person {n} {EVIL}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    lines = [
+        {
+            "id": str(n),
+            "subject": f"Person {n} {EVIL}",
+            "prompt": "{} plays the",
+            "object": "harp",
+            "target": "flute",
+        }
+        for n in range(4)
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
 @pytest.fixture(scope="module")
 def parameters(tiny_folders, own_facts):
-    return TINY | {"model": str(tiny_folders["gpt2"]), "facts": str(own_facts), "fact": "0", "n_intrinsic": 0}
+    return TINY | {
+        "model": str(tiny_folders["gpt2"]),
+        "facts": str(own_facts),
+        "fact": "0",
+        "n_intrinsic": 0,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +60,28 @@ def case_study(parameters, tmp_path_factory):
 
 def test_a_run_folder_is_complete(case_study):
     names = {path.name for path in case_study.folder.iterdir()}
-    assert names == {"run.json", "notebook.ipynb", "notebook.html", "deltas", *(f"{name}.parquet" for name in runs.TABLES)}
+    assert names == {
+        "run.json",
+        "notebook.ipynb",
+        "notebook.html",
+        "deltas",
+        *(f"{name}.parquet" for name in runs.TABLES),
+    }
     assert [path.name for path in case_study.deltas] == ["0.safetensors"]
     assert case_study.about["status"] == "finished"
-    for name in ("spec", "weights", "device", "dtype", "hparams", "seconds", "peak_memory_mb", "packages", "known", "ended", "commit"):
+    for name in (
+        "spec",
+        "weights",
+        "device",
+        "dtype",
+        "hparams",
+        "seconds",
+        "peak_memory_mb",
+        "packages",
+        "known",
+        "ended",
+        "commit",
+    ):
         assert name in case_study.about
     assert case_study.probes.step.unique().tolist() == [-1, 0, 1, 2]
 
@@ -64,7 +99,9 @@ def test_a_finished_run_is_returned_at_once(case_study, parameters):
     assert (again.folder / "run.json").stat().st_mtime_ns == before
 
 
-def test_the_id_changes_with_whatever_determines_the_result(parameters, tmp_path, own_facts, tiny_folders):
+def test_the_id_changes_with_whatever_determines_the_result(
+    parameters, tmp_path, own_facts, tiny_folders
+):
     def identity(notebook=CASE_STUDY, **changes):
         given, spec = batch.checked(notebook, parameters | changes)
         return batch.identify(notebook, given, spec)
@@ -89,7 +126,9 @@ def test_the_id_changes_with_whatever_determines_the_result(parameters, tmp_path
 
 
 def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders, own_facts):
-    """With it the model gives the target the probability that the run recorded right after the edit."""
+    """With it the model gives the target the probability that the run recorded right after the
+    edit.
+    """
     model = models.load(tiny_folders["gpt2"], device="cpu")
     probes = case_study.probes[case_study.probes.group == "edited"].set_index("step")
     request = facts.read(own_facts)[0]
@@ -101,7 +140,13 @@ def test_the_delta_in_the_folder_is_the_edit(case_study, tiny_folders, own_facts
 
 def test_the_executed_notebook_shows_every_figure_without_a_kernel(case_study):
     notebook = nbformat.read(case_study.folder / "notebook.ipynb", as_version=4)
-    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})]
+    pictures = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) == 4
     page = (case_study.folder / "notebook.html").read_text()
     assert page.count("data:image/png;base64") >= 4
@@ -129,7 +174,9 @@ def test_the_page_of_a_run_loads_nothing_from_elsewhere(case_study, loads):
         ({"model": "/no/such/folder"}, "/no/such/folder"),
     ],
 )
-def test_bad_parameters_are_one_clear_line_and_leave_nothing(changes, named, parameters, tmp_path, one_line):
+def test_bad_parameters_are_one_clear_line_and_leave_nothing(
+    changes, named, parameters, tmp_path, one_line
+):
     with pytest.raises(BadInput) as error:
         batch.run(CASE_STUDY, parameters | changes, out=tmp_path / "runs")
     assert named in one_line(error)
@@ -138,7 +185,12 @@ def test_bad_parameters_are_one_clear_line_and_leave_nothing(changes, named, par
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [(None, "no such file"), ("{", "not a notebook"), (nbformat.writes(nbformat.v4.new_notebook()), "parameters")]
+    ("text", "named"),
+    [
+        (None, "no such file"),
+        ("{", "not a notebook"),
+        (nbformat.writes(nbformat.v4.new_notebook()), "parameters"),
+    ],
 )
 def test_a_bad_notebook_is_one_clear_line(text, named, tmp_path, one_line):
     path = tmp_path / "odd.ipynb"
@@ -160,14 +212,23 @@ def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
 
 
 def test_words_are_taken_as_they_are_and_the_rest_as_yaml():
-    given = {"prompt": "{} worked in the field of", "subject": "1984", "target": "no", "editor": '"ft"', "layers": "[2, 3]", "n_intrinsic": "4"}
+    given = {
+        "prompt": "{} worked in the field of",
+        "subject": "1984",
+        "target": "no",
+        "editor": '"ft"',
+        "layers": "[2, 3]",
+        "n_intrinsic": "4",
+    }
     found = batch.parsed(CASE_STUDY, list(given.items()))
     assert found == given | {"editor": "ft", "layers": [2, 3], "n_intrinsic": 4}
     with pytest.raises(BadInput, match="layers"):
         batch.parsed(CASE_STUDY, [("layers", "[2")])
 
 
-@pytest.mark.parametrize(("name", "value"), [("model", 3), ("facts", 3), ("task_data", [1]), ("seed", "2024-05-01")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", 3), ("facts", 3), ("task_data", [1]), ("seed", "2024-05-01")]
+)
 def test_a_value_of_an_odd_type_is_one_clear_line(name, value, one_line):
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {name: value})
@@ -191,15 +252,35 @@ def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
 def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsys):
     hparams = tmp_path / "hparams.yaml"
     hparams.write_text("layers: [1]\nsteps: 2\n")
-    arguments = ["edit", "--model", str(tiny_folders["llama"]), "--editor", "ft", "--facts", str(own_facts), "--hparams", str(hparams)]
+    arguments = [
+        "edit",
+        "--model",
+        str(tiny_folders["llama"]),
+        "--editor",
+        "ft",
+        "--facts",
+        str(own_facts),
+        "--hparams",
+        str(hparams),
+    ]
     assert main([*arguments, "--out", str(tmp_path / "edited")]) == 0
     *_, took, folder = capsys.readouterr().out.splitlines()
     assert folder == str(tmp_path / "edited")
     outcomes = json.loads((tmp_path / "edited" / "edit.json").read_text())["outcomes"]
-    assert took == f"{sum(outcome['took'] for outcome in outcomes)} of {len(facts.read(str(own_facts)))} edits took"
-    base, edited = models.load(tiny_folders["llama"], device="cpu"), models.load(tmp_path / "edited", device="cpu")
+    assert (
+        took
+        == f"{sum(outcome['took'] for outcome in outcomes)} of {len(facts.read(str(own_facts)))} edits took"
+    )
+    base, edited = (
+        models.load(tiny_folders["llama"], device="cpu"),
+        models.load(tmp_path / "edited", device="cpu"),
+    )
     name = base.down_projection_name(1) + ".weight"
-    changed = [key for key, tensor in base.network.state_dict().items() if not tensor.equal(edited.network.state_dict()[key])]
+    changed = [
+        key
+        for key, tensor in base.network.state_dict().items()
+        if not tensor.equal(edited.network.state_dict()[key])
+    ]
     assert changed == [name]
     assert main([*arguments, "--out", str(tmp_path / "edited")]) == 2
 
@@ -209,7 +290,19 @@ def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_
     bad = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
     odd = {"id": "=1+1", "subject": "x", "prompt": "{} is", "object": "a", "target": "b"}
     path.write_text("\n".join([own_facts.read_text(), json.dumps(bad), json.dumps(odd)]))
-    assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(tmp_path / "known.csv")]) == 0
+    assert (
+        main(
+            [
+                "facts",
+                str(path),
+                "--model",
+                str(tiny_folders["gpt2"]),
+                "--out",
+                str(tmp_path / "known.csv"),
+            ]
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert "record 5" in captured.err
     assert "\x1b" not in captured.err
@@ -251,7 +344,9 @@ def test_facts_shows_what_the_model_says_for_true(tiny_folders, tmp_path, monkey
     assert table.object_from_model.tolist() == [True, False]
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_no_run(parameters, tmp_path, monkeypatch, one_line):
+def test_a_full_disk_is_one_clear_line_and_leaves_no_run(
+    parameters, tmp_path, monkeypatch, one_line
+):
     from workbench import study
 
     def full(*args, **kwargs):
@@ -317,7 +412,9 @@ def test_what_is_named_takes_the_place_of_the_presets(tmp_path):
 
 
 def test_checking_and_naming_a_run_needs_no_torch():
-    """Every command and every worker of a sweep would wait for it, the kernel that runs the notebook once more."""
+    """Every command and every worker of a sweep would wait for it, the kernel that runs the
+    notebook once more.
+    """
     code = f"""
 import subprocess
 import sys
@@ -329,7 +426,9 @@ print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), {{"torch", "
     assert done.stdout.strip().endswith("set()")
 
 
-def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(tmp_path, monkeypatch, one_line):
+def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(
+    tmp_path, monkeypatch, one_line
+):
     for name in ("notebooks", "rows"):
         (tmp_path / name).mkdir()
     shutil.copy(CASE_STUDY, tmp_path / "notebooks")
@@ -338,13 +437,23 @@ def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(tmp_pa
     monkeypatch.chdir(tmp_path)
     notebook = Path("notebooks/01_case_study.ipynb")
     given = batch.checked(notebook, {"task_data": "rows", "corpus": "beside.jsonl"})[0]
-    assert given == {"task_data": str(tmp_path / "rows"), "corpus": "beside.jsonl"}  # the latter as the notebook itself would read it
-    for name, value in (("facts", "nowhere.json"), ("task_data", "./nowhere"), ("corpus", "a/nowhere.txt")):
+    assert given == {
+        "task_data": str(tmp_path / "rows"),
+        "corpus": "beside.jsonl",
+    }  # the latter as the notebook itself would read it
+    for name, value in (
+        ("facts", "nowhere.json"),
+        ("task_data", "./nowhere"),
+        ("corpus", "a/nowhere.txt"),
+    ):
         with pytest.raises(BadInput) as error:
             batch.checked(notebook, {name: value})
         assert f"{name} {value!r}: no such file" in one_line(error)
     several = Path("notebooks/02_retention.ipynb")
-    assert batch.checked(several, {"vary": "task_data", "values": ["rows", ""]})[0]["values"] == [str(tmp_path / "rows"), ""]
+    assert batch.checked(several, {"vary": "task_data", "values": ["rows", ""]})[0]["values"] == [
+        str(tmp_path / "rows"),
+        "",
+    ]
     with pytest.raises(BadInput) as error:
         batch.checked(several, {"vary": "task_data", "values": ["nowhere.csv"]})
     assert "no such file" in one_line(error)

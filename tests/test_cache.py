@@ -1,4 +1,6 @@
-"""What is slow and shared is made by one process at a time, and a process that is killed keeps nobody waiting."""
+"""What is slow and shared is made by one process at a time, and a process that is killed keeps
+nobody waiting.
+"""
 
 import os
 import signal
@@ -32,7 +34,9 @@ def cache_folder(tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_killed_process_is_free_again(cache_folder):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, "moments"], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "moments"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "inside\n"
         (file,) = (cache_folder / "locks").iterdir()
@@ -48,11 +52,16 @@ def test_the_lock_of_a_killed_process_is_free_again(cache_folder):
         holder.kill()
 
 
-TENSORS = {"matrix": torch.arange(6.0).view(2, 3), "rate": torch.tensor([1.5], dtype=torch.bfloat16)}
+TENSORS = {
+    "matrix": torch.arange(6.0).view(2, 3),
+    "rate": torch.tensor([1.5], dtype=torch.bfloat16),
+}
 
 
 def keep(kind: str):
-    """Keep something of a kind; what was kept, as a value that `==` compares, and what reads it again."""
+    """Keep something of a kind; what was kept, as a value that `==` compares, and what reads it
+    again.
+    """
     if kind == "tensors":
         path = cache.folder("kept") / "one.safetensors"
         cache.keep(path, TENSORS, "these")
@@ -64,7 +73,9 @@ def keep(kind: str):
 
 
 def as_lists(tensors):
-    return tensors and {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in tensors.items()}
+    return tensors and {
+        name: (str(tensor.dtype), tensor.tolist()) for name, tensor in tensors.items()
+    }
 
 
 def as_rows(table):
@@ -83,10 +94,15 @@ def test_what_was_kept_comes_back_and_is_refused_for_anything_else(kind):
 
 @pytest.mark.parametrize("kind", ["tensors", "table"])
 def test_no_damage_of_what_was_kept_goes_unseen(kind):
-    """A byte changed at every place, the file cut at every place: the same again, or nothing and a line."""
+    """A byte changed at every place, the file cut at every place: the same again, or nothing and a
+    line.
+    """
     path, kept, expected = keep(kind)
     whole, refused = path.read_bytes(), 0
-    damages = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), 3)]
+    damages = [
+        whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
+        for at in range(0, len(whole), 3)
+    ]
     damages += [whole[:at] for at in range(0, len(whole), 7)]
     for damaged in damages:
         path.write_bytes(damaged)
@@ -109,7 +125,9 @@ def test_the_cache_is_its_owners_alone(cache_folder):
 
 
 def test_a_planted_link_is_neither_followed_nor_written_through(cache_folder, tmp_path, one_line):
-    """The names of earlier versions could be foreseen: whatever a link of that name pointed to was overwritten."""
+    """The names of earlier versions could be foreseen: whatever a link of that name pointed to was
+    overwritten.
+    """
     diary = tmp_path / "diary.txt"
     diary.write_text("dear diary")
     for name in (".one.safetensors.partial", "one.safetensors"):

@@ -1,4 +1,6 @@
-"""A model that is not whole, not allowed, too large or not there is refused in one line that says what to do; a whole one in the cache is loaded."""
+"""A model that is not whole, not allowed, too large or not there is refused in one line that says
+what to do; a whole one in the cache is loaded.
+"""
 
 import errno
 import shutil
@@ -46,7 +48,10 @@ def hub(sharded, tmp_path, monkeypatch):
 
 
 def test_a_sharded_checkpoint_loads(sharded, tiny_folders):
-    assert models.load(sharded, device="cpu").fingerprint == models.load(tiny_folders["gpt2"], device="cpu").fingerprint
+    assert (
+        models.load(sharded, device="cpu").fingerprint
+        == models.load(tiny_folders["gpt2"], device="cpu").fingerprint
+    )
 
 
 def test_a_lost_shard_is_named(sharded, one_line):
@@ -78,7 +83,9 @@ def test_an_index_of_another_form_is_one_line(sharded, one_line, index):
 
 def test_an_index_left_over_beside_whole_weights_is_not_read(tiny_folders, tmp_path):
     folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "whole")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00009.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00009.safetensors"}}'
+    )
     assert models.load(folder, device="cpu").n_blocks == 3
 
 
@@ -89,8 +96,12 @@ def test_a_shard_cut_short_is_one_line(sharded, one_line):
 
 
 @pytest.mark.parametrize("pickled", ["pytorch_model.bin", "consolidated.00.pth"])
-def test_pickled_weights_are_refused_with_the_way_to_convert(tiny_folders, tmp_path, one_line, pickled):
-    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+def test_pickled_weights_are_refused_with_the_way_to_convert(
+    tiny_folders, tmp_path, one_line, pickled
+):
+    folder = shutil.copytree(
+        tiny_folders["gpt2"], tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     torch.save({}, folder / pickled)
     message = refusal(one_line, folder)
     for part in (pickled, "refused", "use_safetensors=False", "save_pretrained"):
@@ -98,24 +109,36 @@ def test_pickled_weights_are_refused_with_the_way_to_convert(tiny_folders, tmp_p
 
 
 def test_a_missing_tokenizer_is_named(tiny_folders, tmp_path, one_line):
-    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    folder = shutil.copytree(
+        tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*")
+    )
     assert "no tokenizer in it; add the one it was trained with" in refusal(one_line, folder)
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside a model"])
-def test_an_adapter_in_the_folder_is_refused_with_what_to_do(tiny_folders, tmp_path, one_line, alone):
+def test_an_adapter_in_the_folder_is_refused_with_what_to_do(
+    tiny_folders, tmp_path, one_line, alone
+):
     """transformers attaches it to the model without a word."""
     folder = tmp_path / "adapted"
     folder.mkdir() if alone else shutil.copytree(tiny_folders["gpt2"], folder)
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "somewhere/else"}')
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "somewhere/else"}'
+    )
     message = refusal(one_line, folder)
     for part in (str(folder), "adapter", "merge_and_unload"):
         assert part in message
 
 
 def test_a_model_too_large_is_refused_before_it_is_read(sharded, one_line, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000})())
-    monkeypatch.setattr(checkpoints, "fetched", lambda *_: pytest.fail("nothing is fetched or read before the estimate"))
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000})()
+    )
+    monkeypatch.setattr(
+        checkpoints,
+        "fetched",
+        lambda *_: pytest.fail("nothing is fetched or read before the estimate"),
+    )
     weights = models.weights_bytes(models.outline(str(sharded)), "float32")
     message = refusal(one_line, sharded)
     assert f"about {weights / 1e9:.1f} GB" in message
@@ -126,7 +149,9 @@ def test_a_model_too_large_is_refused_before_it_is_read(sharded, one_line, monke
 def test_the_estimate_is_what_the_weights_take(tiny):
     for dtype in ("float32", "bfloat16"):
         network = tiny.network.to(getattr(torch, dtype))
-        assert models.weights_bytes(models.outline(tiny.name), dtype) == sum(each.numel() * each.element_size() for each in network.parameters())
+        assert models.weights_bytes(models.outline(tiny.name), dtype) == sum(
+            each.numel() * each.element_size() for each in network.parameters()
+        )
 
 
 # the Hub
@@ -181,23 +206,45 @@ def answer(status: int) -> httpx2.Response:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (errors.GatedRepoError("gated\nrepo", response=answer(403)), "accept the licence on the model's page and log in with `hf auth login`"),
+        (
+            errors.GatedRepoError("gated\nrepo", response=answer(403)),
+            "accept the licence on the model's page and log in with `hf auth login`",
+        ),
         (errors.HfHubHTTPError("401", response=answer(401)), "`hf auth login`"),
-        (errors.RepositoryNotFoundError("no such", response=answer(404)), "no such model or revision"),
-        (errors.RevisionNotFoundError("no such", response=answer(404)), "no such model or revision"),
+        (
+            errors.RepositoryNotFoundError("no such", response=answer(404)),
+            "no such model or revision",
+        ),
+        (
+            errors.RevisionNotFoundError("no such", response=answer(404)),
+            "no such model or revision",
+        ),
         (errors.OfflineModeIsEnabled("offline"), "out of reach"),
         (ConnectionError("two\nlines"), "out of reach"),
         (httpx2.ReadTimeout("slow"), "out of reach"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     ],
-    ids=["gated", "not logged in", "unknown", "unknown revision", "offline", "no connection", "timeout", "disk full"],
+    ids=[
+        "gated",
+        "not logged in",
+        "unknown",
+        "unknown revision",
+        "offline",
+        "no connection",
+        "timeout",
+        "disk full",
+    ],
 )
 @pytest.mark.parametrize("where", ["configuration", "weights"])
 def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error, told, where):
     def refuse(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download" if where == "configuration" else "snapshot_download", refuse)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download" if where == "configuration" else "snapshot_download",
+        refuse,
+    )
     assert told in refusal(one_line, HUB_ID)
 
 
@@ -206,7 +253,13 @@ def test_what_would_be_fetched_is_listed(monkeypatch):
     common = {"commit_hash": COMMIT, "local_path": ""}
     files = [
         file(filename="config.json", file_size=700, is_cached=True, will_download=False, **common),
-        file(filename="model.safetensors", file_size=6_000, is_cached=False, will_download=True, **common),
+        file(
+            filename="model.safetensors",
+            file_size=6_000,
+            is_cached=False,
+            will_download=True,
+            **common,
+        ),
     ]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: files)
     assert checkpoints.downloads(HUB_ID) == [("model.safetensors", 6_000)]
@@ -229,7 +282,9 @@ def test_what_would_be_fetched_is_listed(monkeypatch):
     ],
 )
 def test_only_what_is_needed_is_fetched(file, wanted):
-    kept = list(huggingface_hub.utils.filter_repo_objects([file], allow_patterns=list(checkpoints.FILES)))
+    kept = list(
+        huggingface_hub.utils.filter_repo_objects([file], allow_patterns=list(checkpoints.FILES))
+    )
     assert bool(kept) == wanted
 
 
@@ -249,7 +304,9 @@ def test_weights_that_would_be_offloaded_are_refused(tiny_folders, one_line, mon
         return network, report
 
     monkeypatch.setattr(models.transformers.AutoModelForCausalLM, "from_pretrained", tight)
-    assert "does not fit on the GPUs" in refusal(one_line, tiny_folders["llama"], device="auto", device_map="balanced")
+    assert "does not fit on the GPUs" in refusal(
+        one_line, tiny_folders["llama"], device="auto", device_map="balanced"
+    )
 
 
 def test_a_mistyped_world_model_is_told_before_the_hub_is_asked(monkeypatch, one_line):
@@ -260,7 +317,11 @@ def test_a_mistyped_world_model_is_told_before_the_hub_is_asked(monkeypatch, one
     monkeypatch.setattr(huggingface_hub, "HfApi", asked)
     checkpoints.commit.cache_clear()
     for wrong, right in (("wrld-gpt2", "world-gpt2"), ("world_llama", "world-llama")):
-        for function in (checkpoints.fetched, checkpoints.configuration, checkpoints.file_fingerprint):
+        for function in (
+            checkpoints.fetched,
+            checkpoints.configuration,
+            checkpoints.file_fingerprint,
+        ):
             with pytest.raises(BadInput) as error:
                 function(wrong)
             assert f"did you mean {right!r}?" in one_line(error)

@@ -8,7 +8,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from workbench.closed_form import Singular, constrained_update, factorised, null_space, projected_update, ridge_update
+from workbench.closed_form import (
+    Singular,
+    constrained_update,
+    factorised,
+    null_space,
+    projected_update,
+    ridge_update,
+)
 
 D_IN, D_OUT = 24, 10
 SEEDS = pytest.mark.parametrize("seed", range(3))
@@ -20,7 +27,9 @@ def problem(seed: int, n: int):
     generator = torch.Generator().manual_seed(seed)
     draw = {"generator": generator, "dtype": torch.float64}
     turn = torch.linalg.qr(torch.randn(D_IN, D_IN, **draw)).Q
-    samples = (torch.randn(200, D_IN, **draw) * torch.logspace(0, -1, D_IN, dtype=torch.float64)) @ turn
+    samples = (
+        torch.randn(200, D_IN, **draw) * torch.logspace(0, -1, D_IN, dtype=torch.float64)
+    ) @ turn
     C = samples.T @ samples / len(samples)
     return torch.randn(D_IN, n, **draw), torch.randn(D_OUT, n, **draw), C, factorised(C)
 
@@ -46,7 +55,9 @@ def cost(D: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
 @SEEDS
 def test_after_rome_the_key_leads_to_the_value(seed):
     key, residual, _, factor = problem(seed, 1)
-    W = torch.randn(D_OUT, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 100))
+    W = torch.randn(
+        D_OUT, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 100)
+    )
     value = W @ key + residual
     D = matrix(constrained_update(key, residual, factor))
     assert off((W + D) @ key, value) < 1e-12
@@ -104,7 +115,9 @@ def test_any_other_change_that_moves_the_keys_costs_more(seed, n):
         other -= other @ keys @ torch.linalg.pinv(keys)  # moves no key
         assert off((D + other) @ keys, residuals) < 1e-7
         assert cost(D + other, C) > cost(D, C)
-        assert cost(D + other, C).item() == pytest.approx((cost(D, C) + cost(other, C)).item(), rel=1e-6)  # at right angles: the minimum
+        assert cost(D + other, C).item() == pytest.approx(
+            (cost(D, C) + cost(other, C)).item(), rel=1e-6
+        )  # at right angles: the minimum
     worse = without_the_moment(keys, residuals)
     assert off(worse @ keys, residuals) < 1e-8
     assert cost(worse, C) > 1.01 * cost(D, C)
@@ -145,14 +158,18 @@ def with_the_weight_squared(keys, residuals, factor, weight):
 def test_the_ridge_update_nears_the_constrained_one_linearly(seed, update, ratio):
     keys, residuals, _, factor = problem(seed, 4)
     exact = matrix(constrained_update(keys, residuals, factor))
-    distances = [off(matrix(update(keys, residuals, factor, weight)), exact) for weight in (1e-2, 1e-3)]
+    distances = [
+        off(matrix(update(keys, residuals, factor, weight)), exact) for weight in (1e-2, 1e-3)
+    ]
     assert distances[0] / distances[1] == pytest.approx(ratio, rel=0.05)
     assert distances[1] < 1e-3
 
 
 def test_a_large_weight_leaves_things_as_they_are():
     keys, residuals, _, factor = problem(0, 4)
-    small, smaller = (matrix(ridge_update(keys, residuals, factor, weight)).norm().item() for weight in (1e8, 1e9))
+    small, smaller = (
+        matrix(ridge_update(keys, residuals, factor, weight)).norm().item() for weight in (1e8, 1e9)
+    )
     assert small < 1e-3
     assert small / smaller == pytest.approx(10, rel=1e-3)
 
@@ -167,7 +184,15 @@ def test_the_factor_gives_the_matrix_back():
     assert factor.dtype == factorised(C.float()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("C", [torch.zeros(4, 4), torch.ones(4, 4), torch.diag(torch.tensor([1.0, 1.0, 0.0, 1.0])), -torch.eye(4)])
+@pytest.mark.parametrize(
+    "C",
+    [
+        torch.zeros(4, 4),
+        torch.ones(4, 4),
+        torch.diag(torch.tensor([1.0, 1.0, 0.0, 1.0])),
+        -torch.eye(4),
+    ],
+)
 def test_a_singular_moment_is_named(one_line, C):
     with pytest.raises(Singular) as error:
         factorised(C, "the second moment of layer 3")
@@ -178,16 +203,22 @@ def test_a_singular_moment_is_named(one_line, C):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_moment_of_fewer_tokens_than_its_width_is_singular(one_line, seed):
-    keys = torch.randn(D_IN - 1, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    keys = torch.randn(
+        D_IN - 1, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     with pytest.raises(Singular) as error:
         factorised(keys.T @ keys / len(keys))
     assert "singular" in one_line(error)
 
 
 def test_a_moment_of_few_tokens_that_span_its_width_is_not_singular():
-    keys = torch.randn(D_IN + 5, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    keys = torch.randn(
+        D_IN + 5, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.isfinite(factorised(keys.T @ keys / len(keys))).all()
-    assert torch.isfinite(factorised(torch.diag(torch.logspace(0, -10, D_IN, dtype=torch.float64)))).all()  # uneven, but regular
+    assert torch.isfinite(
+        factorised(torch.diag(torch.logspace(0, -10, D_IN, dtype=torch.float64)))
+    ).all()  # uneven, but regular
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -205,7 +236,9 @@ def test_a_moment_that_is_not_finite_is_named(one_line, value):
 
 
 def pair(cosine: float) -> torch.Tensor:
-    """Products of two vectors of length 1, float64: the second pivot is 1 - cosine^2, the condition (1 + cosine) / (1 - cosine)."""
+    """Products of two vectors of length 1, float64: the second pivot is 1 - cosine^2, the condition
+    (1 + cosine) / (1 - cosine).
+    """
     return torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
 
 
@@ -281,11 +314,15 @@ def test_the_arguments_stay_as_they_were(update, weight):
 @SEEDS
 def test_the_residuals_can_be_met_at_other_keys(seed):
     keys, residuals, C, factor = problem(seed, 3)
-    at = keys + 0.3 * torch.randn(keys.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    at = keys + 0.3 * torch.randn(
+        keys.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     D = matrix(constrained_update(keys, residuals, factor, at))
     assert off(D @ at, residuals) < 1e-10
     assert off(D @ keys, residuals) > 1e-2
-    assert torch.linalg.matrix_rank(torch.cat([D, (torch.linalg.inv(C) @ keys).T])) == 3  # in the span of C^-1 K
+    assert (
+        torch.linalg.matrix_rank(torch.cat([D, (torch.linalg.inv(C) @ keys).T])) == 3
+    )  # in the span of C^-1 K
 
 
 # MALMEN: the ridge without a moment
@@ -296,7 +333,15 @@ def test_the_residuals_can_be_met_at_other_keys(seed):
 def test_without_a_factor_the_moment_is_the_identity(seed, n):
     keys, residuals, _C, factor = problem(seed, n)
     D = matrix(ridge_update(keys, residuals, None, 0.7))
-    assert off(D, residuals @ keys.T @ torch.linalg.inv(keys @ keys.T + 0.7 * torch.eye(D_IN, dtype=torch.float64))) < 1e-10
+    assert (
+        off(
+            D,
+            residuals
+            @ keys.T
+            @ torch.linalg.inv(keys @ keys.T + 0.7 * torch.eye(D_IN, dtype=torch.float64)),
+        )
+        < 1e-10
+    )
     assert off(D, matrix(ridge_update(keys, residuals, factorised(torch.eye(D_IN)), 0.7))) < 1e-12
     assert off(D, matrix(ridge_update(keys, residuals, factor, 0.7))) > 1e-3
 
@@ -304,12 +349,18 @@ def test_without_a_factor_the_moment_is_the_identity(seed, n):
 def test_the_ridge_update_is_differentiable_in_all_that_malmen_learns():
     keys, residuals, *_ = problem(0, 4)
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda k, r, w: matrix(ridge_update(k, r, None, w)), (keys.requires_grad_(), residuals.requires_grad_(), weight))
+    assert torch.autograd.gradcheck(
+        lambda k, r, w: matrix(ridge_update(k, r, None, w)),
+        (keys.requires_grad_(), residuals.requires_grad_(), weight),
+    )
 
 
 # AlphaEdit: the ridge within a null space
 
-RULES = pytest.mark.parametrize(("rule", "threshold"), [("absolute", 0.2), ("trace", 0.1), ("trace", 0.6), ("rank", 5), ("rank", 20)])
+RULES = pytest.mark.parametrize(
+    ("rule", "threshold"),
+    [("absolute", 0.2), ("trace", 0.1), ("trace", 0.6), ("rank", 5), ("rank", 20)],
+)
 
 
 def dense_projector(C, rule, threshold):
@@ -317,7 +368,9 @@ def dense_projector(C, rule, threshold):
     if rule == "absolute":
         small = values < threshold
     elif rule == "trace":
-        small = torch.tensor([values[: number + 1].sum() <= threshold * C.trace() for number in range(D_IN)])
+        small = torch.tensor(
+            [values[: number + 1].sum() <= threshold * C.trace() for number in range(D_IN)]
+        )
     else:
         small = torch.arange(D_IN) < D_IN - threshold
     return vectors[:, small] @ vectors[:, small].T
@@ -352,7 +405,9 @@ def test_the_projector_is_one_and_that_of_the_small_eigenvalues(seed, rule, thre
         ([1.0, 2.0, 3.0], "rank", 1, 2),
     ],
 )
-def test_a_null_space_has_the_dimension_that_its_rule_says(values, rule, threshold, dimension, sealed):
+def test_a_null_space_has_the_dimension_that_its_rule_says(
+    values, rule, threshold, dimension, sealed
+):
     space = null_space(torch.diag(torch.tensor(values, dtype=torch.float64)), rule, threshold)
     P = torch.diag((torch.arange(3) < dimension).double())
     assert space.dimension == dimension
@@ -371,11 +426,22 @@ def test_the_projected_update_equals_the_dense_formula(seed, rule, threshold, ea
     D = matrix(projected_update(keys, residuals, space, 0.5, memory))
     P = dense_projector(C, rule, threshold)
     eye = torch.eye(D_IN, dtype=torch.float64)
-    assert off(D, residuals @ keys.T @ P @ torch.linalg.inv((keys @ keys.T + memory @ memory.T) @ P + 0.5 * eye)) < 1e-9
+    assert (
+        off(
+            D,
+            residuals
+            @ keys.T
+            @ P
+            @ torch.linalg.inv((keys @ keys.T + memory @ memory.T) @ P + 0.5 * eye),
+        )
+        < 1e-9
+    )
     assert off(D @ P, D) < 1e-12
     assert off(D @ (0.999 * P), D) > 1e-4
     used = torch.randn(D_IN, 6, dtype=torch.float64)
-    assert (D @ (used - P @ used)).norm() < 1e-12 * D.norm() * used.norm()  # keys orthogonal to the null space stay
+    assert (
+        D @ (used - P @ used)
+    ).norm() < 1e-12 * D.norm() * used.norm()  # keys orthogonal to the null space stay
     assert (D @ used).norm() > 1e-2 * D.norm()
     if earlier:
         forgetful = matrix(projected_update(keys, residuals, space, 0.5, memory[:, :0]))
@@ -390,7 +456,9 @@ def test_in_the_whole_space_the_projected_update_is_the_ridge_without_a_moment(s
     assert off(D, matrix(ridge_update(keys, residuals, None, 0.51))) > 1e-4
 
 
-@pytest.mark.parametrize(("rule", "threshold"), [("absolute", 1e-9), ("trace", 1e-9), ("rank", D_IN)])
+@pytest.mark.parametrize(
+    ("rule", "threshold"), [("absolute", 1e-9), ("trace", 1e-9), ("rank", D_IN)]
+)
 def test_an_empty_null_space_is_named(one_line, rule, threshold):
     *_, C, _ = problem(0, 1)
     with pytest.raises(Singular) as error:
@@ -418,11 +486,19 @@ def test_keys_are_independent_up_to_a_condition_of_a_hundred_million():
 @SEEDS
 def test_keys_that_differ_by_rounding_alone_are_one(seed, one_line):
     keys, residuals, _C, factor = problem(seed, 3)
-    keys[:, 2] = keys[:, 1] * (1 + 1e-7 * torch.randn(D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    keys[:, 2] = keys[:, 1] * (
+        1
+        + 1e-7
+        * torch.randn(D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )
     with pytest.raises(Singular) as error:
         constrained_update(keys, residuals, factor)
     assert "not independent" in one_line(error)
-    keys[:, 2] = keys[:, 1] * (1 + 1e-2 * torch.randn(D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    keys[:, 2] = keys[:, 1] * (
+        1
+        + 1e-2
+        * torch.randn(D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )
     assert off(matrix(constrained_update(keys, residuals, factor)) @ keys, residuals) < 1e-8
 
 
@@ -430,7 +506,9 @@ def test_a_system_that_rounding_makes_singular_is_named(one_line):
     keys = 1e6 * torch.ones(D_IN, 2, dtype=torch.float64)
     for solve in (
         lambda: ridge_update(keys, keys, None, 1e-9),
-        lambda: projected_update(keys, keys, null_space(torch.eye(D_IN), "absolute", 2.0), 1e-9, keys[:, :0]),
+        lambda: projected_update(
+            keys, keys, null_space(torch.eye(D_IN), "absolute", 2.0), 1e-9, keys[:, :0]
+        ),
     ):
         with pytest.raises(Singular) as error:
             solve()

@@ -1,4 +1,6 @@
-"""A delta changes exactly what it says, for exactly as long as the `with` lasts, and survives the way to disk."""
+"""A delta changes exactly what it says, for exactly as long as the `with` lasts, and survives the
+way to disk.
+"""
 
 import os
 import platform
@@ -34,18 +36,34 @@ def architecture(request):
 def low_rank(model, layer=1, rank=2, seed=0, size=1.0) -> Change:
     generator = torch.Generator().manual_seed(seed)
     d_out, d_in = model.weight(layer).shape
-    return Change(left=size * torch.randn(d_out, rank, generator=generator), right=torch.randn(d_in, rank, generator=generator))
+    return Change(
+        left=size * torch.randn(d_out, rank, generator=generator),
+        right=torch.randn(d_in, rank, generator=generator),
+    )
 
 
 def dense(model, layer=1, seed=0, size=1.0) -> Change:
-    return Change(dense=size * torch.randn(model.weight(layer).shape, generator=torch.Generator().manual_seed(seed)))
+    return Change(
+        dense=size
+        * torch.randn(model.weight(layer).shape, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 def delta_of(model, changes=None, **more) -> WeightDelta:
     """Of changes by layer; without any, a low-rank change of block 1 and a dense one of block 2."""
     changes = changes or {1: low_rank(model), 2: dense(model, 2)}
     named = {model.down_projection_name(layer): change for layer, change in changes.items()}
-    return WeightDelta(**({"changes": named, "model": model.name, "revision": "", "fingerprint": model.fingerprint} | more))
+    return WeightDelta(
+        **(
+            {
+                "changes": named,
+                "model": model.name,
+                "revision": "",
+                "fingerprint": model.fingerprint,
+            }
+            | more
+        )
+    )
 
 
 def tensors(model) -> dict:
@@ -58,7 +76,11 @@ def copied(model) -> dict:
 
 def differing(model, before: dict) -> set:
     """Names of the tensors that are not bit for bit as before."""
-    return {name for name, tensor in tensors(model).items() if tensor.dtype != before[name].dtype or not torch.equal(tensor, before[name])}
+    return {
+        name
+        for name, tensor in tensors(model).items()
+        if tensor.dtype != before[name].dtype or not torch.equal(tensor, before[name])
+    }
 
 
 def train(model, steps=3):
@@ -105,7 +127,9 @@ def test_the_product_of_low_precision_factors_is_not_rounded_to_them(tiny):
     exact = change.left.double() @ change.right.double().T
     before = tiny.weight(1).clone()
     with deltas.applied(tiny, delta_of(tiny, {1: change})):
-        torch.testing.assert_close(tiny.weight(1), (before.double() + exact).float(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            tiny.weight(1), (before.double() + exact).float(), rtol=0, atol=1e-5
+        )
 
 
 def test_a_square_weight_is_changed_the_right_way_round(new_tiny, architecture):
@@ -129,7 +153,9 @@ def test_the_edit_moves_the_output_by_d_times_the_key(tiny):
     plain = tiny.down_projection(1)(key)
     with deltas.applied(tiny, delta_of(tiny, {1: change})):
         edited = tiny.down_projection(1)(key)
-    torch.testing.assert_close(edited - plain, key @ (change.left @ change.right.T).T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        edited - plain, key @ (change.left @ change.right.T).T, rtol=1e-4, atol=1e-4
+    )
     assert (edited - plain).abs().max() > 1
 
 
@@ -168,7 +194,10 @@ def spoil_the_edited_weight(model):
     model.weight(1).fill_(float("nan"))
 
 
-@pytest.mark.parametrize("body", [leave_in_peace, raise_an_error, interrupt, train_inside_preserved, spoil_the_edited_weight])
+@pytest.mark.parametrize(
+    "body",
+    [leave_in_peace, raise_an_error, interrupt, train_inside_preserved, spoil_the_edited_weight],
+)
 def test_afterwards_every_tensor_is_bit_for_bit_as_before(model, body):
     before = copied(model)
     with suppress(Stop, KeyboardInterrupt), deltas.applied(model, delta_of(model)):
@@ -236,7 +265,12 @@ def test_a_thousand_edits_leave_no_trace(model):
 def test_a_thousand_edits_of_a_world_model_leave_no_trace(world, dtype):
     model = models.load(world.name, device="cpu", dtype=dtype)
     before = copied(model)
-    some = [delta_of(model, {layer: low_rank(model, seed=layer, size=0.1) for layer in (number, number + 1)}) for number in range(10)]
+    some = [
+        delta_of(
+            model, {layer: low_rank(model, seed=layer, size=0.1) for layer in (number, number + 1)}
+        )
+        for number in range(10)
+    ]
     for number in range(1000):
         with suppress(ZeroDivisionError), deltas.applied(model, some[number % 10]):
             if number % 3 == 0:
@@ -246,7 +280,10 @@ def test_a_thousand_edits_of_a_world_model_leave_no_trace(world, dtype):
 
 def test_edits_can_be_nested(tiny):
     before = copied(tiny)
-    first, second = delta_of(tiny, {1: low_rank(tiny, seed=1)}), delta_of(tiny, {1: low_rank(tiny, seed=2)})
+    first, second = (
+        delta_of(tiny, {1: low_rank(tiny, seed=1)}),
+        delta_of(tiny, {1: low_rank(tiny, seed=2)}),
+    )
     with deltas.applied(tiny, first):
         outer = copied(tiny)
         with deltas.applied(tiny, second):
@@ -260,8 +297,12 @@ def register_all(module, log, name):
     return [
         module.register_forward_hook(lambda *given: log.append(f"{name} forward")),
         module.register_forward_pre_hook(lambda *given: log.append(f"{name} forward pre")),
-        module.register_forward_hook(lambda *given: log.append(f"{name} forward kwargs {len(given)}"), with_kwargs=True),
-        module.register_forward_pre_hook(lambda *given: log.append(f"{name} forward pre kwargs {len(given)}"), with_kwargs=True),
+        module.register_forward_hook(
+            lambda *given: log.append(f"{name} forward kwargs {len(given)}"), with_kwargs=True
+        ),
+        module.register_forward_pre_hook(
+            lambda *given: log.append(f"{name} forward pre kwargs {len(given)}"), with_kwargs=True
+        ),
         module.register_full_backward_hook(lambda *given: log.append(f"{name} backward")),
         module.register_full_backward_pre_hook(lambda *given: log.append(f"{name} backward pre")),
     ]
@@ -302,7 +343,9 @@ def test_requires_grad_and_mode_are_put_back(tiny):
         tiny.mlp(2).eval()
         for parameter in tiny.network.parameters():
             parameter.requires_grad_(not parameter.requires_grad)
-    assert {name: parameter.requires_grad for name, parameter in tiny.network.named_parameters()} == flags
+    assert {
+        name: parameter.requires_grad for name, parameter in tiny.network.named_parameters()
+    } == flags
     assert {name: module.training for name, module in tiny.network.named_modules()} == modes
 
 
@@ -364,7 +407,11 @@ def test_another_models_delta_is_refused(tiny_gpt2, tiny_llama, one_line):
 @pytest.mark.parametrize("part", ["left", "right", "dense"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_change_that_is_not_finite_is_refused(one_line, part, value):
-    good = {"dense": torch.ones(3, 4)} if part == "dense" else {"left": torch.ones(3, 2), "right": torch.ones(4, 2)}
+    good = (
+        {"dense": torch.ones(3, 4)}
+        if part == "dense"
+        else {"left": torch.ones(3, 2), "right": torch.ones(4, 2)}
+    )
     Change(**good)
     good[part][1, 1] = value
     with pytest.raises(BadInput) as error:
@@ -393,7 +440,10 @@ def test_parts_that_make_no_change_are_refused(one_line, parts):
     one_line(error)
 
 
-@pytest.mark.parametrize("change", [Change(dense=torch.ones(3, 4)), Change(left=torch.ones(32, 1), right=torch.ones(32, 1))])
+@pytest.mark.parametrize(
+    "change",
+    [Change(dense=torch.ones(3, 4)), Change(left=torch.ones(32, 1), right=torch.ones(32, 1))],
+)
 def test_a_change_of_another_shape_is_refused(tiny, one_line, change):
     before = copied(tiny)
     delta = delta_of(tiny, {0: dense(tiny, 0), 1: change})
@@ -415,7 +465,10 @@ def test_a_write_that_is_refused_has_written_nothing(tiny, one_line):
 
 def test_an_overflow_of_the_models_dtype_is_refused(tiny_folders, architecture, one_line):
     change = Change(dense=torch.full((32, 48), 3.4e38))  # finite in float32, beyond bfloat16
-    wide, narrow = (models.load(tiny_folders[architecture], device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    wide, narrow = (
+        models.load(tiny_folders[architecture], device="cpu", dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
     with deltas.applied(wide, delta_of(wide, {1: change})):
         assert torch.isfinite(wide.weight(1)).all()
     before = copied(narrow)
@@ -431,8 +484,16 @@ def test_an_overflow_of_the_models_dtype_is_refused(tiny_folders, architecture, 
 
 
 def test_a_sum_of_deltas_is_both_changes(tiny):
-    first = delta_of(tiny, {0: low_rank(tiny, 0, seed=1), 1: low_rank(tiny, 1, seed=2), 2: dense(tiny, 2, seed=3)}, record={"editor": "rome"})
-    second = delta_of(tiny, {1: low_rank(tiny, 1, rank=3, seed=4), 2: low_rank(tiny, 2, seed=5)}, record={"editor": "ft"})
+    first = delta_of(
+        tiny,
+        {0: low_rank(tiny, 0, seed=1), 1: low_rank(tiny, 1, seed=2), 2: dense(tiny, 2, seed=3)},
+        record={"editor": "rome"},
+    )
+    second = delta_of(
+        tiny,
+        {1: low_rank(tiny, 1, rank=3, seed=4), 2: low_rank(tiny, 2, seed=5)},
+        record={"editor": "ft"},
+    )
     both = first + second
     for layer in range(3):
         name = tiny.down_projection_name(layer)
@@ -441,7 +502,9 @@ def test_a_sum_of_deltas_is_both_changes(tiny):
         assert both.norms()[name] == pytest.approx(sum(parts).norm().item(), rel=1e-5)
     assert both.changes[tiny.down_projection_name(1)].left.shape == (32, 5)
     assert both.record == {"parts": [{"editor": "rome"}, {"editor": "ft"}]}
-    assert (both + first).record == {"parts": [{"editor": "rome"}, {"editor": "ft"}, {"editor": "rome"}]}
+    assert (both + first).record == {
+        "parts": [{"editor": "rome"}, {"editor": "ft"}, {"editor": "rome"}]
+    }
     assert first.record == {"editor": "rome"}
 
 
@@ -456,16 +519,30 @@ def test_deltas_of_two_models_cannot_be_added(tiny_gpt2, tiny_llama, one_line):
 # on disk
 
 
-RECORD = {"editor": "rome", "hparams": {"layers": [1], "clamp": 4.0}, "prefixes": ['Þe "old" one\n'], "p_target": [0.99, 1e-9]}
+RECORD = {
+    "editor": "rome",
+    "hparams": {"layers": [1], "clamp": 4.0},
+    "prefixes": ['Þe "old" one\n'],
+    "p_target": [0.99, 1e-9],
+}
 
 
 def test_a_delta_comes_back_from_disk_as_it_was(tiny, tmp_path):
-    wide = Change(left=torch.randn(32, 2, dtype=torch.float64), right=torch.randn(48, 2, dtype=torch.float64))
-    delta = delta_of(tiny, {0: wide, 1: low_rank(tiny), 2: dense(tiny, 2)}, record=RECORD, revision="early")
+    wide = Change(
+        left=torch.randn(32, 2, dtype=torch.float64), right=torch.randn(48, 2, dtype=torch.float64)
+    )
+    delta = delta_of(
+        tiny, {0: wide, 1: low_rank(tiny), 2: dense(tiny, 2)}, record=RECORD, revision="early"
+    )
     path = deltas.save(delta, str(tmp_path / "new" / "0.safetensors"))  # it makes its folder
     back = deltas.load(str(path))
     assert list(path.parent.iterdir()) == [path]
-    assert (back.model, back.revision, back.fingerprint, back.record) == (delta.model, "early", delta.fingerprint, RECORD)
+    assert (back.model, back.revision, back.fingerprint, back.record) == (
+        delta.model,
+        "early",
+        delta.fingerprint,
+        RECORD,
+    )
     assert set(back.changes) == set(delta.changes)
     for name, change in delta.changes.items():
         assert set(back.changes[name].tensors()) == set(change.tensors())
@@ -517,7 +594,9 @@ ABOUT = '{"model": "m", "revision": "", "fingerprint": "f", "record": {}}'
 
 
 def write_tensors(path, metadata, **named):
-    safetensors.torch.save_file({name.replace("_", "|"): tensor for name, tensor in named.items()}, path, metadata=metadata)
+    safetensors.torch.save_file(
+        {name.replace("_", "|"): tensor for name, tensor in named.items()}, path, metadata=metadata
+    )
 
 
 @pytest.mark.parametrize(
@@ -534,7 +613,9 @@ def write_tensors(path, metadata, **named):
         lambda path: write_tensors(path, {"workbench": '{"model": "m"}'}, x_dense=torch.ones(2, 2)),
         lambda path: write_tensors(path, {"workbench": ABOUT}, x_left=torch.ones(2, 2)),
         lambda path: write_tensors(path, {"workbench": ABOUT}, x_bias=torch.ones(2, 2)),
-        lambda path: write_tensors(path, {"workbench": ABOUT}, x_dense=torch.full((2, 2), float("nan"))),
+        lambda path: write_tensors(
+            path, {"workbench": ABOUT}, x_dense=torch.full((2, 2), float("nan"))
+        ),
     ],
     ids=[
         "no file",
@@ -573,8 +654,14 @@ def test_an_exported_model_is_an_ordinary_one_with_equal_logits(model, tmp_path)
     folder = deltas.export(model, delta, tmp_path / "new" / "edited")
     exported = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert exported.dtype == model.dtype
-    rounding = 1e-5 if model.dtype == torch.float32 else 0.05  # of GPT-2's GELU, which load computes by one kernel
-    assert (exported(input_ids=IDS).logits - expected).abs().max() < rounding < (expected - plain).abs().max()
+    rounding = (
+        1e-5 if model.dtype == torch.float32 else 0.05
+    )  # of GPT-2's GELU, which load computes by one kernel
+    assert (
+        (exported(input_ids=IDS).logits - expected).abs().max()
+        < rounding
+        < (expected - plain).abs().max()
+    )
     models.fuse(exported)
     assert torch.equal(exported(input_ids=IDS).logits, expected)
     assert not torch.equal(expected, plain)

@@ -1,4 +1,6 @@
-"""Offline, from sharded files: every row of the table of architectures is loaded, edited, tuned, saved and loaded again; dtypes agree."""
+"""Offline, from sharded files: every row of the table of architectures is loaded, edited, tuned,
+saved and loaded again; dtypes agree.
+"""
 
 import dataclasses
 import itertools
@@ -16,9 +18,20 @@ from workbench.tuning.finetune import Settings, finetune
 ROWS = pytest.mark.parametrize("model_type", models.ARCHITECTURES)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 TWO_STEPS = Settings(max_steps=2, eval_every=2, batch_size=4, learning_rate=1e-2, threshold=-1.0)
-FACT = Fact(id="moby-dick", subject="Moby Dick", prompt="The one who wrote {}", object="Melville")  # its end is read: no attention is needed
+FACT = Fact(
+    id="moby-dick", subject="Moby Dick", prompt="The one who wrote {}", object="Melville"
+)  # its end is read: no attention is needed
 REQUEST = EditRequest(fact=FACT, target="Austen")
-SOLVER = {"layers": [1], "steps": 25, "learning_rate": 0.5, "weight_decay": 0.0, "kl_weight": 0.0, "clamp": 50.0, "prefixes": 2, "moment_tokens": 500}
+SOLVER = {
+    "layers": [1],
+    "steps": 25,
+    "learning_rate": 0.5,
+    "weight_decay": 0.0,
+    "kl_weight": 0.0,
+    "clamp": 50.0,
+    "prefixes": 2,
+    "moment_tokens": 500,
+}
 NUMBERS = {
     "ft": {"layers": [1], "steps": 40, "learning_rate": 3e-2},
     "rome": SOLVER,
@@ -34,10 +47,14 @@ def sharded(new_tiny, tmp_path):
     def save(model_type: str):
         made, folder = new_tiny(model_type), tmp_path / model_type
         with torch.no_grad():
-            made.unembedding.weight.mul_(8)  # else no state of so narrow a model can make a token likely
+            made.unembedding.weight.mul_(
+                8
+            )  # else no state of so narrow a model can make a token likely
         made.network.save_pretrained(folder, max_shard_size="60KB")
         made.tokenizer.save_pretrained(folder)
-        shards = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
+        shards = set(
+            json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values()
+        )
         assert len(shards) > 1
         assert all((folder / shard).is_file() for shard in shards)
         return folder
@@ -46,15 +63,21 @@ def sharded(new_tiny, tmp_path):
 
 
 def logits(model) -> torch.Tensor:
-    encoded = positions.encode(model, ["The one who wrote Moby Dick", "The cocker spaniel is a kind of dog, they say."])
+    encoded = positions.encode(
+        model, ["The one who wrote Moby Dick", "The cocker spaniel is a kind of dog, they say."]
+    )
     with torch.no_grad():
         return model.network(**encoded.arguments()).logits.float()
 
 
 def p_target(model) -> float:
-    encoded = positions.encode(model, [FACT.question, positions.statement(FACT.question, REQUEST.target)])
+    encoded = positions.encode(
+        model, [FACT.question, positions.statement(FACT.question, REQUEST.target)]
+    )
     target = encoded.input_ids[1, int(encoded.lengths[0])]
-    found = model.logits_at(encoded.input_ids[:1], torch.ones_like(encoded.input_ids[:1]), encoded.lengths[:1] - 1)
+    found = model.logits_at(
+        encoded.input_ids[:1], torch.ones_like(encoded.input_ids[:1]), encoded.lengths[:1] - 1
+    )
     return found.softmax(1)[0, target].item()
 
 

@@ -11,20 +11,37 @@ from workbench.explorer import Explorer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic_run(tmp_path_factory.mktemp("runs") / "one", n_edited=5, n_intrinsic=2, steps=(-1, 0, 20, 40), layers=4)
+    return synthetic_run(
+        tmp_path_factory.mktemp("runs") / "one",
+        n_edited=5,
+        n_intrinsic=2,
+        steps=(-1, 0, 20, 40),
+        layers=4,
+    )
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    return synthetic_run(tmp_path_factory.mktemp("runs") / "several", n_edited=1, n_intrinsic=2, models=2, steps=(-1, 0, 20), layers=4)
+    return synthetic_run(
+        tmp_path_factory.mktemp("runs") / "several",
+        n_edited=1,
+        n_intrinsic=2,
+        models=2,
+        steps=(-1, 0, 20),
+        layers=4,
+    )
 
 
 def test_facts_are_sorted_by_what_became_of_them(run):
     table = explorer.outcomes(run)
     assert list(table.outcome) == ["kept"] * 3 + list(explorer.OUTCOMES[1:])
     edited = table[table.group == "edited"].reset_index().set_index("fact_id").outcome
-    assert list(edited[[f"edited:0-{number}" for number in range(len(ENDS))]]) == list(explorer.OUTCOMES)
-    assert [label.split("]")[0][1:] for label, _ in Explorer(run).fact.options] == list(table.outcome)
+    assert list(edited[[f"edited:0-{number}" for number in range(len(ENDS))]]) == list(
+        explorer.OUTCOMES
+    )
+    assert [label.split("]")[0][1:] for label, _ in Explorer(run).fact.options] == list(
+        table.outcome
+    )
 
 
 def test_an_intrinsic_fact_that_was_lost_is_not_called_back_to_true(run):
@@ -56,8 +73,16 @@ def test_the_words_say_the_recorded_numbers(run):
     shown = Explorer(run)
     shown.step.value = 20
     model, fact_id = shown.fact.value
-    lens = run.lens[(run.lens.edited_model == model) & (run.lens.fact_id == fact_id) & (run.lens.step == 20) & (run.lens.layer == 3)]
-    said = [f"p({name}) {lens[lens.category == name].probability.item():.3f}" for name in ("edited", "true")]
+    lens = run.lens[
+        (run.lens.edited_model == model)
+        & (run.lens.fact_id == fact_id)
+        & (run.lens.step == 20)
+        & (run.lens.layer == 3)
+    ]
+    said = [
+        f"p({name}) {lens[lens.category == name].probability.item():.3f}"
+        for name in ("edited", "true")
+    ]
     assert f"Checkpoint 20: {', '.join(said)} after the last block" in shown.views[0].text.value
 
 
@@ -76,7 +101,9 @@ def test_words_of_a_run_can_be_no_markup(run, loads):
     tables = {
         "lens": run.lens,
         "probes": run.probes.assign(prompt=evil, target=evil),
-        "tokens": run.tokens.assign(token=evil, rank=[f"{rank} {evil}" for rank in run.tokens["rank"]]),
+        "tokens": run.tokens.assign(
+            token=evil, rank=[f"{rank} {evil}" for rank in run.tokens["rank"]]
+        ),
     }
     changed.__dict__.update(tables)
     shown = Explorer(changed)
@@ -95,7 +122,11 @@ def test_in_a_saved_page_what_is_chosen_stands_in_its_place(run, several, loads)
     for view in shown.views:
         assert view.text.value in still
         assert view.likeliest.value in still
-    assert still.count('src="data:image/png;base64,iVBOR') == sum(bool(view.image.value) for view in shown.views) > 0
+    assert (
+        still.count('src="data:image/png;base64,iVBOR')
+        == sum(bool(view.image.value) for view in shown.views)
+        > 0
+    )
 
 
 def test_an_intrinsic_fact_is_listed_once_for_each_edited_model(several):
@@ -104,7 +135,9 @@ def test_an_intrinsic_fact_is_listed_once_for_each_edited_model(several):
     assert len(keys) == len(set(keys)) == 6
     assert all("model" in label for label, _ in shown.fact.options)
     image = shown.views[0].image.value
-    shown.fact.value = (0, "intrinsic:1") if shown.fact.value != (0, "intrinsic:1") else (1, "intrinsic:1")
+    shown.fact.value = (
+        (0, "intrinsic:1") if shown.fact.value != (0, "intrinsic:1") else (1, "intrinsic:1")
+    )
     first = shown.views[0].image.value
     shown.fact.value = (1, "intrinsic:1")
     assert len({image, first, shown.views[0].image.value}) == 3

@@ -74,13 +74,18 @@ def one_line(error: BadInput) -> str:
     return line
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------------
+# --- layouts
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_layout_says_the_same_fact(tmp_path, layout, subject):
-    request = only(as_json(tmp_path, layout(subject, "The maker of {} is", "Vint & {sons}", 'the "Sorn" works')))
+    request = only(
+        as_json(
+            tmp_path, layout(subject, "The maker of {} is", "Vint & {sons}", 'the "Sorn" works')
+        )
+    )
     assert (request.fact.subject, request.fact.prompt) == (subject, "The maker of {} is")
     assert (request.fact.object, request.target) == ("Vint & {sons}", 'the "Sorn" works')
     assert request.fact.question == f"The maker of {subject} is"
@@ -89,8 +94,14 @@ def test_every_layout_says_the_same_fact(tmp_path, layout, subject):
 @pytest.mark.parametrize("store", [as_json, as_jsonl, as_csv])
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_file_kind_says_the_same_fact(tmp_path, store, subject):
-    request = only(store(tmp_path, own(subject, "The maker of {} is", "Vint, {sons}", 'the "Sorn" works')))
-    assert (request.fact.question, request.fact.object, request.target) == (f"The maker of {subject} is", "Vint, {sons}", 'the "Sorn" works')
+    request = only(
+        store(tmp_path, own(subject, "The maker of {} is", "Vint, {sons}", 'the "Sorn" works'))
+    )
+    assert (request.fact.question, request.fact.object, request.target) == (
+        f"The maker of {subject} is",
+        "Vint, {sons}",
+        'the "Sorn" works',
+    )
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
@@ -106,32 +117,59 @@ def test_one_json_object_is_one_fact(tmp_path):
 def test_blank_lines_and_a_byte_order_mark_are_no_records(tmp_path):
     line = json.dumps(own())
     assert only(written(tmp_path / "a.jsonl", f"\ufeff\n{line}\r\n\n  \n")).fact.subject == "Karelo"
-    assert only(written(tmp_path / "a.csv", "\ufeffsubject,prompt,object,target\r\nKarelo,{} is,Vint,Sorn\r\n")).fact.subject == "Karelo"
+    assert (
+        only(
+            written(
+                tmp_path / "a.csv",
+                "\ufeffsubject,prompt,object,target\r\nKarelo,{} is,Vint,Sorn\r\n",
+            )
+        ).fact.subject
+        == "Karelo"
+    )
 
 
 def test_the_other_fields_of_counterfact_are_read(tmp_path):
-    record = counterfact(case_id=71, paraphrase_prompts=["Ah. Karelo is made in"], neighborhood_prompts=["Pelu is brewed in", "Sten is brewed in"])
+    record = counterfact(
+        case_id=71,
+        paraphrase_prompts=["Ah. Karelo is made in"],
+        neighborhood_prompts=["Pelu is brewed in", "Sten is brewed in"],
+    )
     record["requested_rewrite"]["relation_id"] = "P9"
     request = only(as_json(tmp_path, record))
-    assert (request.fact.id, request.fact.relation, request.held_out) == ("71", "P9", ("Ah. Karelo is made in",))
+    assert (request.fact.id, request.fact.relation, request.held_out) == (
+        "71",
+        "P9",
+        ("Ah. Karelo is made in",),
+    )
     assert request.neighbourhood == (("Pelu is brewed in", "Vint"), ("Sten is brewed in", "Vint"))
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        flat(case_id=71, rephrase_prompt="Karelo is made in", locality_prompt=["Pelu is by"], locality_ground_truth=["Oro"]),
+        flat(
+            case_id=71,
+            rephrase_prompt="Karelo is made in",
+            locality_prompt=["Pelu is by"],
+            locality_ground_truth=["Oro"],
+        ),
         zsre(case_id=71, rephrase="Karelo is made in", loc="Pelu is by", loc_ans="Oro"),
     ],
     ids=["flat", "zsre"],
 )
 def test_the_other_fields_of_the_flat_layouts_are_read(tmp_path, record):
     request = only(as_json(tmp_path, record))
-    assert (request.fact.id, request.held_out, request.neighbourhood) == ("71", ("Karelo is made in",), (("Pelu is by", "Oro"),))
+    assert (request.fact.id, request.held_out, request.neighbourhood) == (
+        "71",
+        ("Karelo is made in",),
+        (("Pelu is by", "Oro"),),
+    )
 
 
 def test_the_first_of_several_answers_is_the_object(tmp_path):
-    assert only(as_json(tmp_path, zsre() | {"answers": ["Vint", "Vint city"]})).fact.object == "Vint"
+    assert (
+        only(as_json(tmp_path, zsre() | {"answers": ["Vint", "Vint city"]})).fact.object == "Vint"
+    )
 
 
 FULL = own(
@@ -146,7 +184,11 @@ FULL = own(
 
 def test_every_field_of_our_own_layout_is_read(tmp_path):
     request = only(as_jsonl(tmp_path, FULL))
-    assert (request.fact.id, request.fact.relation, request.fact.category) == ("k1", "brewed_in", "town")
+    assert (request.fact.id, request.fact.relation, request.fact.category) == (
+        "k1",
+        "brewed_in",
+        "town",
+    )
     assert request.paraphrases == ("Brewers of {} live in", "Who drinks {} thinks of")
     assert request.held_out == ("Karelo comes from", "A barrel of Karelo left")
     assert request.neighbourhood == (("Pelu is brewed in", "Vint"),)
@@ -155,14 +197,28 @@ def test_every_field_of_our_own_layout_is_read(tmp_path):
 def test_a_csv_cell_holds_several_texts_set_apart_by_bars(tmp_path):
     record = {name: value for name, value in FULL.items() if name != "neighbourhood"}
     record |= {name: " | ".join(FULL[name]) for name in ("paraphrases", "held_out")}
-    assert only(as_csv(tmp_path, record)) == only(as_jsonl(tmp_path, FULL)).model_copy(update={"neighbourhood": ()})
+    assert only(as_csv(tmp_path, record)) == only(as_jsonl(tmp_path, FULL)).model_copy(
+        update={"neighbourhood": ()}
+    )
 
 
 @pytest.mark.parametrize(
     ("layout", "names"),
     [
-        (counterfact, ["case_id", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"]),
-        (flat, ["case_id", "relation_id", "rephrase_prompt", "locality_prompt", "locality_ground_truth"]),
+        (
+            counterfact,
+            ["case_id", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"],
+        ),
+        (
+            flat,
+            [
+                "case_id",
+                "relation_id",
+                "rephrase_prompt",
+                "locality_prompt",
+                "locality_ground_truth",
+            ],
+        ),
         (zsre, ["case_id", "relation_id", "rephrase", "loc", "loc_ans"]),
         (own, ["id", "relation", "category", "paraphrases", "held_out", "neighbourhood"]),
     ],
@@ -180,11 +236,15 @@ def test_an_empty_csv_cell_is_as_good_as_a_missing_column(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_facts_without_ids_are_told_apart(tmp_path, layout):
-    ids = [request.fact.id for request in read(as_json(tmp_path, layout(), layout("Pelu"), layout("Sten")))]
+    ids = [
+        request.fact.id
+        for request in read(as_json(tmp_path, layout(), layout("Pelu"), layout("Sten")))
+    ]
     assert len(set(ids)) == 3
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------------
+# --- prompts
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", FILLED)
@@ -204,7 +264,11 @@ PRINTED = st.characters(exclude_categories=("Cs", "Cc"))
     tail=st.text(PRINTED, max_size=12),
 )
 def test_a_filled_prompt_is_asked_as_it_was_written(tmp_path_factory, subject, head, tail):
-    assume(subject.strip() and "{}" not in head + tail and (head + subject + tail).count("{}") == subject.count("{}") <= 1)
+    assume(
+        subject.strip()
+        and "{}" not in head + tail
+        and (head + subject + tail).count("{}") == subject.count("{}") <= 1
+    )
     written_prompt = f"The {head} {subject.strip()} {tail} is"
     assume(written_prompt.count("{}") <= 1)
     record = flat(subject) | {"prompt": written_prompt}
@@ -241,7 +305,8 @@ def test_a_bad_paraphrase_is_one_clear_line(tmp_path, paraphrase):
     assert paraphrase in line
 
 
-# --- bad values -----------------------------------------------------------------------------------------------------------
+# --- bad values
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, own_filled])
@@ -260,7 +325,10 @@ def test_an_empty_target_is_one_clear_line(tmp_path, layout, empty):
     assert "target is empty" in line
 
 
-@pytest.mark.parametrize(("layout", "name"), [(counterfact, "object"), (flat, "ground_truth"), (zsre, "answers"), (own, "object")])
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [(counterfact, "object"), (flat, "ground_truth"), (zsre, "answers"), (own, "object")],
+)
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_object_is_one_clear_line(tmp_path, layout, name, empty):
     line = complaint(as_json(tmp_path, layout(), layout(object=empty)))
@@ -284,7 +352,13 @@ def test_a_target_that_is_the_true_object_is_one_clear_line(tmp_path, layout, ta
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("subject", ["Karelo"]), ("subject", {"name": "Karelo"}), ("target", ["Sorn"]), ("object", {"str": "Vint"})]
+    ("name", "value"),
+    [
+        ("subject", ["Karelo"]),
+        ("subject", {"name": "Karelo"}),
+        ("target", ["Sorn"]),
+        ("object", {"str": "Vint"}),
+    ],
 )
 def test_a_list_where_a_text_belongs_is_one_clear_line(tmp_path, name, value):
     line = complaint(as_json(tmp_path, own(), own() | {name: value}))
@@ -292,7 +366,17 @@ def test_a_list_where_a_text_belongs_is_one_clear_line(tmp_path, name, value):
     assert name in line
 
 
-@pytest.mark.parametrize("pairs", [5, ["Pelu is"], [["Pelu is"]], [["Pelu is", "Vint", "Oro"]], [7], [{"text": "Pelu is", "answer": "Vint"}]])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        5,
+        ["Pelu is"],
+        [["Pelu is"]],
+        [["Pelu is", "Vint", "Oro"]],
+        [7],
+        [{"text": "Pelu is", "answer": "Vint"}],
+    ],
+)
 def test_a_neighbourhood_that_is_not_pairs_is_one_clear_line(tmp_path, pairs):
     line = complaint(as_json(tmp_path, own(), own(neighbourhood=pairs)))
     assert "record 2" in line
@@ -300,7 +384,15 @@ def test_a_neighbourhood_that_is_not_pairs_is_one_clear_line(tmp_path, pairs):
 
 
 def test_a_null_among_the_neighbours_leaves_the_other_pairs_as_they_are(tmp_path):
-    request = only(as_json(tmp_path, flat(locality_prompt=["Pelu is by", None, "Sten is by"], locality_ground_truth=["Oro", "Una", "Ilm"])))
+    request = only(
+        as_json(
+            tmp_path,
+            flat(
+                locality_prompt=["Pelu is by", None, "Sten is by"],
+                locality_ground_truth=["Oro", "Una", "Ilm"],
+            ),
+        )
+    )
     assert set(request.neighbourhood) <= {("Pelu is by", "Oro"), ("Sten is by", "Ilm")}
     assert ("Pelu is by", "Oro") in request.neighbourhood
 
@@ -315,7 +407,9 @@ def test_a_null_among_the_neighbours_leaves_the_other_pairs_as_they_are(tmp_path
 )
 @pytest.mark.parametrize("missing", ["left out", "null"])
 def test_a_missing_field_is_named_with_its_record(tmp_path, layout, name, missing):
-    record = {key: value for key, value in layout().items() if key != name} | ({name: None} if missing == "null" else {})
+    record = {key: value for key, value in layout().items() if key != name} | (
+        {name: None} if missing == "null" else {}
+    )
     line = complaint(as_json(tmp_path, layout(), record))
     assert "record 2" in line
     assert f"'{name}' is missing" in line
@@ -355,7 +449,15 @@ def test_a_record_of_no_known_layout_is_one_clear_line(tmp_path, record):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_id_that_stands_twice_is_named(tmp_path, layout):
     name = "id" if layout is own else "case_id"
-    line = complaint(as_json(tmp_path, *(layout(subject, **{name: number}) for subject, number in [("Karelo", 4), ("Pelu", 51), ("Sten", 51)])))
+    line = complaint(
+        as_json(
+            tmp_path,
+            *(
+                layout(subject, **{name: number})
+                for subject, number in [("Karelo", 4), ("Pelu", 51), ("Sten", 51)]
+            ),
+        )
+    )
     assert "record 3" in line
     assert "id 51" in line
     assert "stands twice" in line
@@ -366,7 +468,8 @@ def test_a_line_feed_in_a_record_stays_out_of_the_message(tmp_path):
     assert "record 1" in complaint(as_json(tmp_path, own(prompt="brewed\nin")))
 
 
-# --- bad files ------------------------------------------------------------------------------------------------------------
+# --- bad files
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -386,7 +489,9 @@ def test_an_empty_file_is_one_clear_line(tmp_path, name, content):
     assert "empty" in line
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", "[]"), ("a.csv", "subject,prompt,object,target\n")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", "[]"), ("a.csv", "subject,prompt,object,target\n")]
+)
 def test_a_file_without_records_is_one_clear_line(tmp_path, name, content):
     assert "empty" in complaint(written(tmp_path / name, content))
 
@@ -399,7 +504,11 @@ def test_a_json_file_that_is_one_number_is_one_clear_line(tmp_path, content):
 @pytest.mark.parametrize("count", [2, 10_000])
 def test_a_quote_left_open_in_a_csv_is_one_clear_line(tmp_path, count):
     rows = "Karelo,{} is,Vint,Sorn\n" * count
-    assert "a.csv" in complaint(written(tmp_path / "a.csv", f'subject,prompt,object,target\nPelu,{{}} is,"Vint,Sorn\n{rows}'))
+    assert "a.csv" in complaint(
+        written(
+            tmp_path / "a.csv", f'subject,prompt,object,target\nPelu,{{}} is,"Vint,Sorn\n{rows}'
+        )
+    )
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.parquet", "facts"])
@@ -423,12 +532,15 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_another_encoding_is_one_clear_line(tmp_path, name, encoding):
-    line = complaint(written(tmp_path / name, json.dumps([own("Åse")], ensure_ascii=False).encode(encoding)))
+    line = complaint(
+        written(tmp_path / name, json.dumps([own("Åse")], ensure_ascii=False).encode(encoding))
+    )
     assert name in line
     assert "not UTF-8" in line
 
 
-# --- inspect and skip_bad -------------------------------------------------------------------------------------------------
+# --- inspect and skip_bad
+# ----------------------------------------------------------------------------------------
 
 MIXED = (
     own(id="k0"),
@@ -457,7 +569,11 @@ def test_reading_stops_at_bad_records_and_says_how_many_more(tmp_path):
 
 
 def test_bad_records_can_be_skipped(tmp_path):
-    assert [request.fact.id for request in read(as_jsonl(tmp_path, *MIXED), skip_bad=True)] == ["k0", "k2", "k5"]
+    assert [request.fact.id for request in read(as_jsonl(tmp_path, *MIXED), skip_bad=True)] == [
+        "k0",
+        "k2",
+        "k5",
+    ]
 
 
 def test_a_file_of_bad_records_alone_is_refused_even_then(tmp_path):
@@ -468,7 +584,8 @@ def test_the_world_has_no_bad_record():
     assert inspect("world") == (read("world"), [])
 
 
-# --- records made by hand -------------------------------------------------------------------------------------------------
+# --- records made by hand
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -476,7 +593,10 @@ def test_the_world_has_no_bad_record():
     [
         (lambda: Exposure(paraphrases=-1, occurrences=1), "paraphrases"),
         (lambda: Exposure(paraphrases=1), "occurrences"),
-        (lambda: Fact(id="k", subject="Karelo", prompt="{} is", object="Vint", colour="red"), "colour"),
+        (
+            lambda: Fact(id="k", subject="Karelo", prompt="{} is", object="Vint", colour="red"),
+            "colour",
+        ),
         (lambda: Fact(id="k", subject="Karelo", prompt="{} is", object=7), "object"),
         (lambda: EditRequest(fact="Karelo", target="Sorn"), "fact"),
     ],
@@ -489,19 +609,29 @@ def test_a_wrong_field_is_named(make, name):
 
 def test_a_request_is_checked_however_it_is_made():
     fact = Fact(id="k", subject="Karelo", prompt="{} is", object="Vint")
-    for wrong in ({"target": "Vint"}, {"target": " Vint "}, {"target": " "}, {"target": "Sorn", "paraphrases": ("no place",)}):
+    for wrong in (
+        {"target": "Vint"},
+        {"target": " Vint "},
+        {"target": " "},
+        {"target": "Sorn", "paraphrases": ("no place",)},
+    ):
         with pytest.raises(BadInput) as caught:
             EditRequest(fact=fact, **wrong)
         assert "fact k" in one_line(caught.value)
 
 
-# --- paraphrases ----------------------------------------------------------------------------------------------------------
+# --- paraphrases
+# ----------------------------------------------------------------------------------------
 
 
 def leaks(request: EditRequest) -> list[str]:
     """What an editor is shown that stands twice or also judges."""
     shown = [request.fact.prompt, *request.paraphrases]
-    return [text for text in shown if shown.count(text) > 1 or fill(text, request.fact.subject) in request.held_out]
+    return [
+        text
+        for text in shown
+        if shown.count(text) > 1 or fill(text, request.fact.subject) in request.held_out
+    ]
 
 
 @pytest.mark.parametrize("k", range(1, 11))
@@ -517,7 +647,10 @@ def test_a_statement_that_leaks_would_be_noticed():
     shown = with_paraphrases(read("world")[0], 4)
     judged = fill(shown.paraphrases[1], shown.fact.subject)
     assert leaks(shown.model_copy(update={"held_out": (judged,)})) == [shown.paraphrases[1]]
-    assert leaks(shown.model_copy(update={"paraphrases": (shown.fact.prompt,)})) == [shown.fact.prompt] * 2
+    assert (
+        leaks(shown.model_copy(update={"paraphrases": (shown.fact.prompt,)}))
+        == [shown.fact.prompt] * 2
+    )
 
 
 def test_more_statements_keep_the_fewer():
@@ -558,12 +691,24 @@ def test_an_unknown_source_of_paraphrases_is_one_clear_line():
     assert "'web'" in one_line(caught.value)
 
 
-# --- the world ------------------------------------------------------------------------------------------------------------
+# --- the world
+# ----------------------------------------------------------------------------------------
 
 
 def test_objects_of_a_category_are_the_different_objects_sorted(tmp_path):
-    rows = [("Karelo", "Vint", "town"), ("Pelu", "Oro", "town"), ("Sten", "Vint", "town"), ("Ilm", "beech", "tree"), ("Una", "Rol", "")]
-    requests = read(as_json(tmp_path, *(own(subject, object=thing, category=category) for subject, thing, category in rows)))
+    rows = [
+        ("Karelo", "Vint", "town"),
+        ("Pelu", "Oro", "town"),
+        ("Sten", "Vint", "town"),
+        ("Ilm", "beech", "tree"),
+        ("Una", "Rol", ""),
+    ]
+    requests = read(
+        as_json(
+            tmp_path,
+            *(own(subject, object=thing, category=category) for subject, thing, category in rows),
+        )
+    )
     assert objects_of(requests) == {"town": ("Oro", "Vint"), "tree": ("beech",)}
 
 
@@ -571,7 +716,9 @@ def test_objects_of_the_world_stand_in_the_category_of_their_relation():
     objects = objects_of(read("world"))
     assert set(objects) == {relation["category"] for relation in relations().values()}
     for row in world_rows():
-        assert {row["object"], row["target"]} <= set(objects[relations()[row["relation"]]["category"]])
+        assert {row["object"], row["target"]} <= set(
+            objects[relations()[row["relation"]]["category"]]
+        )
 
 
 def asked_in_the_world() -> dict[str, list[Fact]]:
@@ -585,10 +732,23 @@ def strangers(request: EditRequest, asked: dict[str, list[Fact]]) -> list[str]:
     """Neighbours that ask no pre-trained fact of another subject with the same relation and object."""
 
     def belongs(other: Fact, answer: str) -> bool:
-        same = (other.relation, other.object, answer) == (request.fact.relation, request.fact.object, request.fact.object)
-        return same and other.subject != request.fact.subject and other.split != "unseen" and other.exposure.paraphrases > 0
+        same = (other.relation, other.object, answer) == (
+            request.fact.relation,
+            request.fact.object,
+            request.fact.object,
+        )
+        return (
+            same
+            and other.subject != request.fact.subject
+            and other.split != "unseen"
+            and other.exposure.paraphrases > 0
+        )
 
-    return [text for text, answer in request.neighbourhood if not any(belongs(other, answer) for other in asked.get(text, ()))]
+    return [
+        text
+        for text, answer in request.neighbourhood
+        if not any(belongs(other, answer) for other in asked.get(text, ()))
+    ]
 
 
 def test_neighbours_share_relation_and_object_and_were_pretrained():
@@ -600,9 +760,20 @@ def test_a_neighbour_that_does_not_belong_would_be_noticed():
     asked = asked_in_the_world()
     request = next(request for request in read("world") if request.neighbourhood)
     unseen = next(other.fact for other in read("world") if other.fact.split == "unseen")
-    wrong = (("Nobody asks", request.fact.object), (unseen.question, unseen.object), (request.fact.question, request.fact.object))
-    assert strangers(request.model_copy(update={"neighbourhood": wrong}), asked) == [text for text, _ in wrong]
-    assert len(strangers(request.model_copy(update={"fact": request.fact.model_copy(update={"object": "?"})}), asked)) == len(request.neighbourhood)
+    wrong = (
+        ("Nobody asks", request.fact.object),
+        (unseen.question, unseen.object),
+        (request.fact.question, request.fact.object),
+    )
+    assert strangers(request.model_copy(update={"neighbourhood": wrong}), asked) == [
+        text for text, _ in wrong
+    ]
+    assert len(
+        strangers(
+            request.model_copy(update={"fact": request.fact.model_copy(update={"object": "?"})}),
+            asked,
+        )
+    ) == len(request.neighbourhood)
 
 
 def test_a_fact_has_as_many_neighbours_as_there_are_up_to_five():
@@ -618,11 +789,17 @@ def test_a_fact_has_as_many_neighbours_as_there_are_up_to_five():
 def test_what_judges_a_fact_is_never_shown_for_it():
     for request in read("world"):
         shown = with_paraphrases(request, 10)
-        texts = {fill(template, request.fact.subject) for template in (request.fact.prompt, *shown.paraphrases)}
+        texts = {
+            fill(template, request.fact.subject)
+            for template in (request.fact.prompt, *shown.paraphrases)
+        }
         assert len(texts) == 10
         assert len(set(request.held_out)) == 2
         assert texts.isdisjoint(request.held_out)
-        assert texts | set(request.held_out) == {fill(template, request.fact.subject) for template in relations()[request.fact.relation]["templates"]}
+        assert texts | set(request.held_out) == {
+            fill(template, request.fact.subject)
+            for template in relations()[request.fact.relation]["templates"]
+        }
 
 
 def test_only_facts_that_were_shown_have_an_exposure():
@@ -637,10 +814,26 @@ def test_reading_the_world_twice_gives_the_same_requests_and_no_shared_list():
     assert len(read("world")) == len(world_rows())
 
 
-def test_rephrasings_of_a_dataset_enter_an_edit_only_when_asked_and_then_judge_no_more(tmp_path, one_line):
-    record = {"subject": "Ada", "prompt": "{} lives in", "target_new": {"str": "Rome"}, "target_true": {"str": "Oslo"}}
+def test_rephrasings_of_a_dataset_enter_an_edit_only_when_asked_and_then_judge_no_more(
+    tmp_path, one_line
+):
+    record = {
+        "subject": "Ada",
+        "prompt": "{} lives in",
+        "target_new": {"str": "Rome"},
+        "target_true": {"str": "Oslo"},
+    }
     path = tmp_path / "facts.json"
-    path.write_text(json.dumps([{"requested_rewrite": record, "paraphrase_prompts": ["Ada's home is", "Ada dwells in", "Ada resides in"]}]))
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    "requested_rewrite": record,
+                    "paraphrase_prompts": ["Ada's home is", "Ada dwells in", "Ada resides in"],
+                }
+            ]
+        )
+    )
     (request,) = read(path)
     assert request.paraphrases == ()
     assert len(request.held_out) == 3

@@ -44,7 +44,9 @@ def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
 
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o660)])
 def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path, mask, expected):
-    """Whatever the library that writes it does: safetensors makes files that only their owner reads."""
+    """Whatever the library that writes it does: safetensors makes files that only their owner
+    reads.
+    """
     with masked(mask):
         with files.written(tmp_path / "a.safetensors") as partial:
             safetensors.torch.save_file({"a": torch.zeros(2)}, partial)
@@ -56,7 +58,9 @@ def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path, mask, expecte
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {expected}
 
 
-def test_the_temporary_name_is_another_one_each_time_and_nothing_is_written_through(tmp_path, monkeypatch, one_line):
+def test_the_temporary_name_is_another_one_each_time_and_nothing_is_written_through(
+    tmp_path, monkeypatch, one_line
+):
     names = set()
     for _ in range(3):
         with files.written(tmp_path / "kept") as partial:
@@ -86,13 +90,19 @@ except BadInput as error:
 
 def test_a_file_size_limit_is_one_line_with_the_path_and_leaves_nothing(tmp_path):
     path = tmp_path / "kept"
-    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{path}: cannot be written (File too large); free some space, or choose another folder"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        f"{path}: cannot be written (File too large); free some space, or choose another folder"
+    ]
     assert not list(tmp_path.iterdir())
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
 
 
-@pytest.mark.parametrize("kind", ["file", "folder with files", "link", "broken link", "below a file"])
+@pytest.mark.parametrize(
+    "kind", ["file", "folder with files", "link", "broken link", "below a file"]
+)
 def test_a_new_folder_where_something_is_or_nothing_can_be_is_refused(tmp_path, one_line, kind):
     place = tmp_path / "new"
     if kind in ("file", "below a file"):

@@ -1,4 +1,6 @@
-"""A model folder from anywhere: none of its code is run, nobody is asked whether it should be, and no size it claims is built."""
+"""A model folder from anywhere: none of its code is run, nobody is asked whether it should be, and
+no size it claims is built.
+"""
 
 import builtins
 import json
@@ -22,12 +24,18 @@ class M(LlamaForCausalLM):
 class T(PreTrainedTokenizerFast):
     pass
 """
-CLASSES = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M", "AutoTokenizer": ["own.T", "own.T"]}
+CLASSES = {
+    "AutoConfig": "own.C",
+    "AutoModelForCausalLM": "own.M",
+    "AutoTokenizer": ["own.T", "own.T"],
+}
 
 
 @pytest.fixture
 def hostile(tiny_folders, tmp_path, monkeypatch):
-    """hostile(family, {file: fields}) -> a folder whose Python leaves a mark; `marked()` tells whether it did. stdin answers yes."""
+    """hostile(family, {file: fields}) -> a folder whose Python leaves a mark; `marked()` tells
+    whether it did. stdin answers yes.
+    """
     asked = []
     monkeypatch.setattr(builtins, "input", lambda *_: asked.append("asked") or "y")
     folder, marker = tmp_path / "model", tmp_path / "was-run"
@@ -46,7 +54,9 @@ def hostile(tiny_folders, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["load", "outline", "run", "edit"])
-def test_code_of_an_unknown_family_is_neither_run_nor_asked_about(hostile, one_line, capsys, tmp_path, how):
+def test_code_of_an_unknown_family_is_neither_run_nor_asked_about(
+    hostile, one_line, capsys, tmp_path, how
+):
     """It was, after a "y" on the terminal."""
     folder = hostile("llama", {"config.json": {"model_type": "mine", "auto_map": CLASSES}}, "mine")
     if how in ("load", "outline"):
@@ -65,9 +75,16 @@ def test_code_of_an_unknown_family_is_neither_run_nor_asked_about(hostile, one_l
     assert not hostile.marked()
 
 
-@pytest.mark.parametrize("classes", [{name: CLASSES[name]} for name in CLASSES] + [CLASSES], ids=lambda classes: "+".join(classes))
+@pytest.mark.parametrize(
+    "classes",
+    [{name: CLASSES[name]} for name in CLASSES] + [CLASSES],
+    ids=lambda classes: "+".join(classes),
+)
 def test_code_beside_a_known_family_is_not_run(hostile, classes):
-    folder = hostile("llama", {"config.json": {"auto_map": classes}, "tokenizer_config.json": {"auto_map": classes}})
+    folder = hostile(
+        "llama",
+        {"config.json": {"auto_map": classes}, "tokenizer_config.json": {"auto_map": classes}},
+    )
     try:
         model = models.load(folder, device="cpu")
         assert type(model.network).__module__.startswith("transformers.models.llama")
@@ -87,7 +104,9 @@ def test_a_tokenizer_with_a_class_of_its_own_is_not_run(hostile):
     assert not hostile.marked()
 
 
-@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize(
+    "field", ["attn_implementation", "_attn_implementation", "experts_implementation"]
+)
 def test_kernels_from_the_hub_are_refused(hostile, one_line, field):
     folder = hostile("llama", {"config.json": {field: "somebody/kernel"}})
     with pytest.raises(BadInput) as error:

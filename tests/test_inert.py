@@ -13,7 +13,13 @@ FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx"]
 
 
 def test_text_that_could_be_computed_is_marked_as_text(tmp_path):
-    table = pd.DataFrame({"=name": FORMULAS, "kind": pd.Categorical(FORMULAS), "mixed": ["=a", -1, None, 2.5, "b", True, "-"]})
+    table = pd.DataFrame(
+        {
+            "=name": FORMULAS,
+            "kind": pd.Categorical(FORMULAS),
+            "mixed": ["=a", -1, None, 2.5, "b", True, "-"],
+        }
+    )
     inert.write_csv(table, tmp_path / "a.csv")
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         names, *rows = csv.reader(file)
@@ -44,7 +50,9 @@ def test_numbers_and_ordinary_text_stay_as_they_are(tmp_path):
     inert.write_csv(table, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes().decode() == table.to_csv(index=False)
     inert.write_csv(table, tmp_path / "b.csv", float_format="%.1f")
-    assert (tmp_path / "b.csv").read_bytes().decode() == table.to_csv(index=False, float_format="%.1f")
+    assert (tmp_path / "b.csv").read_bytes().decode() == table.to_csv(
+        index=False, float_format="%.1f"
+    )
 
 
 def test_the_table_itself_is_not_changed(tmp_path):

@@ -1,4 +1,6 @@
-"""A command that is killed at any moment leaves what it makes whole or not at all, and the next start finishes it."""
+"""A command that is killed at any moment leaves what it makes whole or not at all, and the next
+start finishes it.
+"""
 
 import json
 import os
@@ -23,13 +25,41 @@ KILLS = {"edit": 13, "run": 12}
 def command(request, tiny_folders, tmp_path):
     """command(out) -> what to start."""
     path = tmp_path / "facts.jsonl"
-    lines = [{"id": str(n), "subject": f"Person {n}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    lines = [
+        {
+            "id": str(n),
+            "subject": f"Person {n}",
+            "prompt": "{} plays the",
+            "object": "harp",
+            "target": "flute",
+        }
+        for n in range(4)
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     model = str(tiny_folders["gpt2"])
     start = [sys.executable, "-m", "workbench", request.param]
     if request.param == "edit":
-        return lambda out: [*start, "--model", model, "--editor", "rome", "--facts", str(path), "--out", str(out / "edited")]
-    given = {"model": model, "facts": str(path), "fact": "0", "layers": "[1]", "n_intrinsic": 0, "max_steps": 1, "eval_every": 1, "device": "cpu"}
+        return lambda out: [
+            *start,
+            "--model",
+            model,
+            "--editor",
+            "rome",
+            "--facts",
+            str(path),
+            "--out",
+            str(out / "edited"),
+        ]
+    given = {
+        "model": model,
+        "facts": str(path),
+        "fact": "0",
+        "layers": "[1]",
+        "n_intrinsic": 0,
+        "max_steps": 1,
+        "eval_every": 1,
+        "device": "cpu",
+    }
     pairs = [part for name, value in given.items() for part in ("-p", name, str(value))]
     return lambda out: [*start, str(NOTEBOOK), *pairs, "--out", str(out)]
 
@@ -39,8 +69,14 @@ def content(out: Path) -> dict:
     if (folder := out / "edited").exists():
         delta = deltas.load(folder / "delta.safetensors")
         changes = {name: change.matrix().tolist() for name, change in delta.changes.items()}
-        return {"changes": changes, "files": {path.name: path.stat().st_size for path in folder.iterdir()}}
-    return {run.folder.name: {name: getattr(run, name).to_json() for name in runs.TABLES} for run in runs.listed(out)}
+        return {
+            "changes": changes,
+            "files": {path.name: path.stat().st_size for path in folder.iterdir()},
+        }
+    return {
+        run.folder.name: {name: getattr(run, name).to_json() for name in runs.TABLES}
+        for run in runs.listed(out)
+    }
 
 
 def kill(running: subprocess.Popen) -> None:
@@ -79,7 +115,9 @@ def test_a_killed_command_leaves_nothing_half_written(request, command, tmp_path
         assert content(out) == (expected if visible else {})
         for path in visible:
             shutil.rmtree(path)
-    print(f"{killed} kills of {request.node.callspec.params['command']}, which takes {seconds:.0f} s")
+    print(
+        f"{killed} kills of {request.node.callspec.params['command']}, which takes {seconds:.0f} s"
+    )
     assert killed == wanted
     subprocess.run(command(out), check=True, **alone)
     assert content(out) == expected

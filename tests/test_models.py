@@ -15,14 +15,24 @@ from workbench import checkpoints, models
 from workbench.activations import recorded
 from workbench.facts import BadInput
 
-TEXTS = ("The cocker spaniel is a kind of dog.", "Every hammerhead counts as one sort of shark, they say.", "Moby")
+TEXTS = (
+    "The cocker spaniel is a kind of dog.",
+    "Every hammerhead counts as one sort of shark, they say.",
+    "Moby",
+)
 ROWS = pytest.mark.parametrize("model_type", models.ARCHITECTURES)
 SQUARE = pytest.mark.parametrize("inner", [48, 32], ids=["wide", "square"])
 
 
 def encoded(model) -> dict:
     """Texts of unlike length, padded on the right."""
-    return model.tokenizer(list(TEXTS), padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
+    return model.tokenizer(
+        list(TEXTS),
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
 
 
 def down_projections(model) -> dict:
@@ -33,7 +43,10 @@ def down_projections(model) -> dict:
 @SQUARE
 def test_weight_times_key_plus_bias_is_the_modules_output(new_tiny, model_type, inner):
     model = new_tiny(model_type, intermediate_size=inner, n_inner=inner, ffn_dim=inner)
-    with recorded(down_projections(model), inputs=True) as keys, recorded(down_projections(model)) as outputs:
+    with (
+        recorded(down_projections(model), inputs=True) as keys,
+        recorded(down_projections(model)) as outputs,
+    ):
         model.network(**encoded(model))
     for layer, module in down_projections(model).items():
         bias = getattr(module, "bias", None)
@@ -55,7 +68,10 @@ def test_the_weight_is_the_parameter_itself(new_tiny, model_type):
 @ROWS
 def test_the_mlp_puts_out_what_its_down_projection_does(new_tiny, model_type):
     model = new_tiny(model_type)
-    with recorded({layer: model.mlp(layer) for layer in range(3)}) as outputs, recorded(down_projections(model)) as projected:
+    with (
+        recorded({layer: model.mlp(layer) for layer in range(3)}) as outputs,
+        recorded(down_projections(model)) as projected,
+    ):
         model.network(**encoded(model))
     for layer in range(3):
         assert torch.equal(outputs[layer], projected[layer])
@@ -67,7 +83,9 @@ def test_final_norm_and_head_turn_the_last_block_into_logits(new_tiny, model_typ
     model = new_tiny(model_type)
     with recorded({"last": model.blocks[-1]}) as seen:
         logits = model.network(**encoded(model)).logits
-    torch.testing.assert_close(model.unembedding(model.final_norm(seen["last"])), logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model.unembedding(model.final_norm(seen["last"])), logits, rtol=0, atol=1e-5
+    )
     assert (model.unembedding(seen["last"]) - logits).abs().max() > 0.1
 
 
@@ -77,7 +95,9 @@ def test_the_embeddings_are_what_enters_the_first_block(new_tiny, model_type):
     tables = {name: model.network.get_submodule(name) for name in model.architecture.embeddings}
     with recorded(tables) as parts, recorded({"first": model.blocks[0]}, inputs=True) as seen:
         model.network(**encoded(model))
-    torch.testing.assert_close(sum(parts.values()).expand_as(seen["first"]), seen["first"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        sum(parts.values()).expand_as(seen["first"]), seen["first"], rtol=0, atol=1e-6
+    )
 
 
 @ROWS
@@ -97,22 +117,35 @@ def test_a_row_works_after_save_and_load(new_tiny, tmp_path, model_type):
     model = models.load(tmp_path, device="cpu")
     assert model.n_blocks == 3
     models.fuse(saved.network)  # as load does
-    assert torch.equal(model.network(**encoded(saved)).logits, saved.network(**encoded(saved)).logits)
+    assert torch.equal(
+        model.network(**encoded(saved)).logits, saved.network(**encoded(saved)).logits
+    )
 
 
 def test_a_fused_gelu_is_the_same_function_and_leaves_the_configuration(new_tiny):
     plain, fused = new_tiny("gpt2"), new_tiny("gpt2")
-    kinds = lambda model: {type(module).__name__ for module in model.network.modules() if "GELU" in type(module).__name__}  # noqa: E731
+    kinds = lambda model: {
+        type(module).__name__
+        for module in model.network.modules()
+        if "GELU" in type(module).__name__
+    }
     models.fuse(fused.network)
     assert (kinds(plain), kinds(fused)) == ({"NewGELUActivation"}, {"GELUTanh"})
     assert fused.network.config.activation_function == "gelu_new"
-    torch.testing.assert_close(fused.network(**encoded(fused)).logits, plain.network(**encoded(plain)).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        fused.network(**encoded(fused)).logits,
+        plain.network(**encoded(plain)).logits,
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_names_lead_to_the_modules(tiny):
     for layer, block in enumerate(tiny.blocks):
         assert tiny.network.get_submodule(tiny.block_name(layer)) is block
-        assert tiny.network.get_submodule(tiny.down_projection_name(layer)) is tiny.down_projection(layer)
+        assert tiny.network.get_submodule(tiny.down_projection_name(layer)) is tiny.down_projection(
+            layer
+        )
 
 
 def test_logits_at_equals_the_full_logits_at_those_positions(tiny):
@@ -159,16 +192,32 @@ def test_a_local_folder_loads_offline_ready_to_be_read(tiny_folders):
     for folder in tiny_folders.values():
         model = models.load(str(folder), device="cpu")
         saved = safetensors.torch.load_file(folder / "model.safetensors")
-        assert all(torch.equal(model.network.state_dict()[name], tensor) for name, tensor in saved.items())
+        assert all(
+            torch.equal(model.network.state_dict()[name], tensor) for name, tensor in saved.items()
+        )
         assert not model.network.training
         assert not any(parameter.requires_grad for parameter in model.network.parameters())
-        assert model.tokenizer.decode(model.tokenizer("Moby Dick")["input_ids"]).strip() == "Moby Dick"
+        assert (
+            model.tokenizer.decode(model.tokenizer("Moby Dick")["input_ids"]).strip() == "Moby Dick"
+        )
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_on_the_cpu_auto_is_float32_also_of_a_bfloat16_checkpoint(tiny_folders, tmp_path, dtype, expected):
-    models.load(tiny_folders["gpt2"], device="cpu", dtype="bfloat16").network.save_pretrained(tmp_path)
-    shutil.copytree(tiny_folders["gpt2"], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model*", "config*"))
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_on_the_cpu_auto_is_float32_also_of_a_bfloat16_checkpoint(
+    tiny_folders, tmp_path, dtype, expected
+):
+    models.load(tiny_folders["gpt2"], device="cpu", dtype="bfloat16").network.save_pretrained(
+        tmp_path
+    )
+    shutil.copytree(
+        tiny_folders["gpt2"],
+        tmp_path,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("model*", "config*"),
+    )
     assert models.load(tmp_path, device="cpu", dtype=dtype).dtype == expected
 
 
@@ -189,8 +238,12 @@ def test_every_row_stands_the_check_that_loading_makes(new_tiny, model_type, dty
     model.network.to(dtype)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     models.check_row(model)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items()
+    )
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in model.network.modules()
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +257,9 @@ def test_every_row_stands_the_check_that_loading_makes(new_tiny, model_type, dty
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_that_does_not_fit_is_refused_when_the_model_is_loaded(new_tiny, tmp_path, monkeypatch, one_line, model_type, config, why, dtype):
+def test_a_row_that_does_not_fit_is_refused_when_the_model_is_loaded(
+    new_tiny, tmp_path, monkeypatch, one_line, model_type, config, why, dtype
+):
     """As for whoever adds a row in good faith."""
     monkeypatch.setitem(models.ARCHITECTURES, model_type, models.ARCHITECTURES["llama"])
     saved = new_tiny(model_type, **config)
@@ -250,7 +305,16 @@ def quick_refusal(one_line, *args, **kwargs) -> str:
         ("two\nlines", "two\\nlines"),
         ("x" * 300, "x" * 100),
     ],
-    ids=["folder", "relative folder", "home of nobody", "too many slashes", "empty", "Hub id", "two lines", "long"],
+    ids=[
+        "folder",
+        "relative folder",
+        "home of nobody",
+        "too many slashes",
+        "empty",
+        "Hub id",
+        "two lines",
+        "long",
+    ],
 )
 def test_a_model_that_is_not_there_is_one_line(one_line, name, named):
     assert named in quick_refusal(one_line, name, device="cpu")
@@ -271,7 +335,9 @@ def test_a_world_model_has_no_other_revisions(one_line, name):
 
 
 @pytest.mark.parametrize("revision", ["", "early"])
-def test_a_world_model_that_is_not_there_is_made_not_downloaded(tmp_path, monkeypatch, one_line, revision):
+def test_a_world_model_that_is_not_there_is_made_not_downloaded(
+    tmp_path, monkeypatch, one_line, revision
+):
     monkeypatch.setattr(checkpoints, "DATA", tmp_path)
     message = quick_refusal(one_line, "world-gpt2", revision=revision, device="cpu")
     assert "'world-gpt2'" in message
@@ -279,7 +345,9 @@ def test_a_world_model_that_is_not_there_is_made_not_downloaded(tmp_path, monkey
 
 
 def test_a_revision_of_a_local_folder_is_refused(tiny_folders, one_line):
-    assert "revision 'early'" in quick_refusal(one_line, tiny_folders["gpt2"], revision="early", device="cpu")
+    assert "revision 'early'" in quick_refusal(
+        one_line, tiny_folders["gpt2"], revision="early", device="cpu"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["int4", "float64", "Float32", ""])
@@ -345,7 +413,9 @@ def misspell(path):
         "no tokenizer",
     ],
 )
-def test_a_broken_folder_is_one_line_and_not_a_matter_of_the_hub(tiny_folders, tmp_path, one_line, file, damage):
+def test_a_broken_folder_is_one_line_and_not_a_matter_of_the_hub(
+    tiny_folders, tmp_path, one_line, file, damage
+):
     folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "broken")
     models.load(folder, device="cpu")
     damage(folder / file)
@@ -355,7 +425,9 @@ def test_a_broken_folder_is_one_line_and_not_a_matter_of_the_hub(tiny_folders, t
 
 
 def test_a_folder_without_any_tokenizer_is_refused(tiny_folders, tmp_path, one_line):
-    folder = shutil.copytree(tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    folder = shutil.copytree(
+        tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*")
+    )
     assert "tokenizer" in quick_refusal(one_line, folder, device="cpu")
 
 
@@ -363,14 +435,19 @@ def test_a_folder_without_any_tokenizer_is_refused(tiny_folders, tmp_path, one_l
 
 
 def test_the_fingerprint_is_that_of_the_weights(tiny_folders):
-    loaded = [models.load(folder, device="cpu").fingerprint for folder in (*tiny_folders.values(), *tiny_folders.values())]
+    loaded = [
+        models.load(folder, device="cpu").fingerprint
+        for folder in (*tiny_folders.values(), *tiny_folders.values())
+    ]
     assert loaded[:2] == loaded[2:]
     assert loaded[0] != loaded[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_bit_changes_the_fingerprint(tiny_folders, dtype):
-    whole, changed = (models.load(tiny_folders["llama"], device="cpu", dtype=dtype) for _ in range(2))
+    whole, changed = (
+        models.load(tiny_folders["llama"], device="cpu", dtype=dtype) for _ in range(2)
+    )
     integers = changed.weight(2).view(torch.int32 if dtype == "float32" else torch.int16)
     integers[3, 4] ^= 1
     assert changed.fingerprint != whole.fingerprint
@@ -398,14 +475,29 @@ def test_the_fingerprint_stays_that_of_the_weights_first_asked_for(tiny):
 def test_a_copy_of_a_folder_has_its_file_fingerprint(tiny_folders, tmp_path):
     copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
     (copy / "README.md").write_text("a note")
-    assert checkpoints.file_fingerprint(str(copy)) == checkpoints.file_fingerprint(str(tiny_folders["gpt2"]))
-    assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(str(tiny_folders["llama"]))
+    assert checkpoints.file_fingerprint(str(copy)) == checkpoints.file_fingerprint(
+        str(tiny_folders["gpt2"])
+    )
+    assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(
+        str(tiny_folders["llama"])
+    )
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ],
+)
 def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, tmp_path, file):
     copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
-    (copy / "chat_template.jinja").write_text("{{ messages }}")  # which decides the rows of instructions
+    (copy / "chat_template.jinja").write_text(
+        "{{ messages }}"
+    )  # which decides the rows of instructions
     before = checkpoints.file_fingerprint(str(copy))
     content = bytearray((copy / file).read_bytes())
     content[-1] ^= 1
@@ -413,7 +505,9 @@ def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, 
     assert checkpoints.file_fingerprint(str(copy)) != before
 
 
-def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(tmp_path, monkeypatch, one_line):
+def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(
+    tmp_path, monkeypatch, one_line
+):
     monkeypatch.setattr(checkpoints, "DATA", tmp_path)
     with pytest.raises(BadInput) as error:
         checkpoints.file_fingerprint("world-gpt2")

@@ -1,4 +1,6 @@
-"""C = E[k k'] is what a plain loop over the same tokens finds; it is collected once and kept under a fingerprint of all that it depends on."""
+"""C = E[k k'] is what a plain loop over the same tokens finds; it is collected once and kept under
+a fingerprint of all that it depends on.
+"""
 
 import dataclasses
 import errno
@@ -30,7 +32,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def everyday(count: int) -> list[str]:
-    return [" ".join(sentences) for sentences in itertools.islice(text.prose("everyday", seed=1), count)]
+    return [
+        " ".join(sentences) for sentences in itertools.islice(text.prose("everyday", seed=1), count)
+    ]
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def corpus(tmp_path):
 
 def plain_loop(model, layer: int, tokens: int = TOKENS, first: int = 1) -> torch.Tensor:
     """Token by token in float64, over rows of BOS and running text; `first` = 0 counts BOS too."""
-    stream = [token for paragraph in everyday(120) for token in model.tokenizer(paragraph)["input_ids"]]
+    stream = [
+        token for paragraph in everyday(120) for token in model.tokenizer(paragraph)["input_ids"]
+    ]
     total, seen = torch.zeros(48, 48, dtype=torch.float64), 0
     for start in range(0, tokens, WIDTH):
         row = torch.tensor([[model.tokenizer.bos_token_id, *stream[start : start + WIDTH]]])
@@ -63,7 +69,12 @@ def off(found, expected) -> float:
 @pytest.mark.parametrize("layer", [0, 2])
 def test_the_matrix_equals_a_plain_loop_over_the_same_tokens(tiny, corpus, layer):
     found = second_moments(tiny, [0, 2], corpus, TOKENS)[layer]
-    assert (found.layer, found.tokens, found.matrix.shape, found.matrix.dtype) == (layer, TOKENS, (48, 48), torch.float32)
+    assert (found.layer, found.tokens, found.matrix.shape, found.matrix.dtype) == (
+        layer,
+        TOKENS,
+        (48, 48),
+        torch.float32,
+    )
     assert off(found.matrix, plain_loop(tiny, layer)) < 1e-5
     assert off(found.matrix, plain_loop(tiny, 2 - layer)) > 1e-2
 
@@ -108,14 +119,18 @@ def test_fewer_tokens_than_dimensions_leave_it_singular(tiny, corpus):
 
 
 def test_a_unit_that_never_fires_holds_no_part_of_the_change(tiny, corpus):
-    """One direction of almost no variance held 99.9 % of |D|^2; the reference's factor, without a floor, still has it so."""
+    """One direction of almost no variance held 99.9 % of |D|^2; the reference's factor, without a
+    floor, still has it so.
+    """
     moment = second_moments(tiny, [1], corpus, TOKENS)[1]
     matrix = moment.matrix.clone()
     matrix[5] = matrix[:, 5] = 0
     matrix[5, 5] = 1e-10 * moment.matrix.diagonal().mean()
     quiet = dataclasses.replace(moment, matrix=matrix)
     key = torch.ones(len(matrix), 1, dtype=torch.float64)
-    floored, bare = (torch.cholesky_solve(key, factor)[:, 0] for factor in (quiet.factor, quiet.bare_factor))
+    floored, bare = (
+        torch.cholesky_solve(key, factor)[:, 0] for factor in (quiet.factor, quiet.bare_factor)
+    )
     assert bare[5] ** 2 > 0.999 * (bare @ bare)
     floor = FLOOR * matrix.double().diagonal().mean()
     expected = matrix.double() + floor * torch.eye(len(matrix), dtype=torch.float64)
@@ -137,7 +152,9 @@ def test_units_that_never_fire_at_all_are_named_where_there_is_no_floor(tiny, co
 def test_collecting_leaves_model_and_hooks_alone(tiny, corpus):
     before = {name: tensor.clone() for name, tensor in tiny.network.state_dict().items()}
     second_moments(tiny, [1], corpus, 300)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items()
+    )
     assert not tiny.down_projection(1)._forward_hooks
 
 
@@ -234,7 +251,10 @@ def test_the_fingerprint_changes_with_whatever_the_matrix_depends_on(tiny, corpu
 def test_the_fingerprint_does_not_change_with_the_name_of_the_corpus(tiny, corpus, tmp_path, cache):
     (tmp_path / "same.txt").write_text((tmp_path / "corpus.txt").read_text())
     before = second_moments(tiny, [1], corpus, 300)[1]
-    assert second_moments(tiny, [1], str(tmp_path / "same.txt"), 300)[1].fingerprint == before.fingerprint
+    assert (
+        second_moments(tiny, [1], str(tmp_path / "same.txt"), 300)[1].fingerprint
+        == before.fingerprint
+    )
     assert len(list(cache.iterdir())) == 1
 
 
@@ -249,9 +269,15 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), safetensors.SafetensorError("IoError: No space left on device (os error 28)")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        safetensors.SafetensorError("IoError: No space left on device (os error 28)"),
+    ],
 )
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny, corpus, cache, monkeypatch, one_line, error):
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
+    tiny, corpus, cache, monkeypatch, one_line, error
+):
     def full(tensors, path, metadata):
         Path(path).touch()
         raise error
@@ -263,7 +289,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny, corpus, cache, m
     assert not list(cache.iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_one_clear_line(tiny, corpus, tmp_path, monkeypatch, one_line):
+def test_a_cache_that_cannot_be_written_is_one_clear_line(
+    tiny, corpus, tmp_path, monkeypatch, one_line
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "file"))
     assert "WORKBENCH_CACHE" in refusal(one_line, tiny, [1], corpus, 300)
@@ -288,7 +316,11 @@ def latin(path):
     path.write_bytes("Café\n\n".encode("latin-1") * 100)
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), latin], ids=["missing", "a folder", "not UTF-8"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: None, lambda path: path.mkdir(), latin],
+    ids=["missing", "a folder", "not UTF-8"],
+)
 def test_a_corpus_that_is_no_text_file_is_named(tiny, tmp_path, one_line, make):
     path = tmp_path / "no-corpus.txt"
     make(path)
@@ -300,7 +332,9 @@ def test_keys_that_are_not_finite_name_the_layer(tiny, corpus, one_line, cache, 
     with torch.no_grad():
         tiny.weight(1)[0, 0] = value
     assert second_moments(tiny, [0, 1], corpus, 300)  # they go in before the weight
-    assert refusal(one_line, tiny, [0, 2], corpus, 300).startswith("layer 2: keys are NaN or infinite")
+    assert refusal(one_line, tiny, [0, 2], corpus, 300).startswith(
+        "layer 2: keys are NaN or infinite"
+    )
 
 
 def test_nothing_is_kept_of_keys_that_are_not_finite(tiny, corpus, one_line, cache):
@@ -327,9 +361,15 @@ def test_a_matrix_that_is_not_square_is_refused(one_line):
 def test_a_table_is_read_by_its_column_text(tiny, corpus, tmp_path, kind):
     table = pd.DataFrame({"title": "", "text": everyday(120)})
     path = tmp_path / f"table.{kind}"
-    writers = {"jsonl": lambda: table.to_json(path, orient="records", lines=True), "csv": lambda: table.to_csv(path, index=False)}
+    writers = {
+        "jsonl": lambda: table.to_json(path, orient="records", lines=True),
+        "csv": lambda: table.to_csv(path, index=False),
+    }
     writers.get(kind, lambda: table.to_parquet(path))()
-    assert torch.equal(second_moments(tiny, [1], str(path), 300)[1].matrix, second_moments(tiny, [1], corpus, 300)[1].matrix)
+    assert torch.equal(
+        second_moments(tiny, [1], str(path), 300)[1].matrix,
+        second_moments(tiny, [1], corpus, 300)[1].matrix,
+    )
 
 
 def test_a_hub_dataset_is_streamed_no_further_than_needed(tiny, corpus, monkeypatch):
@@ -353,28 +393,44 @@ def test_a_hub_dataset_is_streamed_no_further_than_needed(tiny, corpus, monkeypa
     assert asked[-1][:2] == ("somebody/texts", "german")
 
 
-def test_what_is_no_text_is_passed_over_and_a_stream_that_breaks_off_is_one_line(tiny, corpus, monkeypatch, one_line):
+def test_what_is_no_text_is_passed_over_and_a_stream_that_breaks_off_is_one_line(
+    tiny, corpus, monkeypatch, one_line
+):
     def rows(after=None):
         for number, paragraph in enumerate(everyday(120)):
             if number == after:
                 raise ConnectionError("gone\naway")
             yield from ({"text": paragraph}, {"text": None}, {"text": " "})
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
-    assert torch.equal(second_moments(tiny, [1], "wikipedia", 300)[1].matrix, second_moments(tiny, [1], corpus, 300)[1].matrix)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows)
+    )
+    assert torch.equal(
+        second_moments(tiny, [1], "wikipedia", 300)[1].matrix,
+        second_moments(tiny, [1], corpus, 300)[1].matrix,
+    )
     broken = datasets.IterableDataset.from_generator(rows, gen_kwargs={"after": 50})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: broken)
-    assert "corpus 'wikipedia': broke off (ConnectionError" in refusal(one_line, tiny, [1], "wikipedia", 4000)
+    assert "corpus 'wikipedia': broke off (ConnectionError" in refusal(
+        one_line, tiny, [1], "wikipedia", 4000
+    )
 
 
 def test_a_table_without_text_says_what_it_has(tiny, tmp_path, one_line):
     path = tmp_path / "table.csv"
     path.write_text("title,body\na,b\n")
-    assert "has no column 'text' but ['title', 'body']" in refusal(one_line, tiny, [1], str(path), 300)
+    assert "has no column 'text' but ['title', 'body']" in refusal(
+        one_line, tiny, [1], str(path), 300
+    )
 
 
 @pytest.mark.parametrize(
-    ("corpus", "told"), [("nobody/no-such-data", "cannot be read"), ("wiki", "choose world, wikipedia"), ("a.docx", "choose world")]
+    ("corpus", "told"),
+    [
+        ("nobody/no-such-data", "cannot be read"),
+        ("wiki", "choose world, wikipedia"),
+        ("a.docx", "choose world"),
+    ],
 )
 def test_a_corpus_that_is_not_there_is_named(tiny, one_line, corpus, told):
     message = refusal(one_line, tiny, [1], corpus, 300)
@@ -388,7 +444,9 @@ def test_the_worlds_text_for_another_model_is_said_not_to_be_wikipedia(tiny):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: path.write_bytes(b"")], ids=["cut short", "empty"]
+    "damage",
+    [lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: path.write_bytes(b"")],
+    ids=["cut short", "empty"],
 )
 def test_a_damaged_file_is_collected_again(tiny, corpus, cache, damage):
     first = second_moments(tiny, [1], corpus, 300)[1].matrix

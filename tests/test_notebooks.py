@@ -13,7 +13,11 @@ from workbench.facts import BadInput
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PRESETS = [path for path in sorted((FOLDER / "presets").glob("*.yaml")) if not path.stem.startswith(("accelerate", "grid"))]
+PRESETS = [
+    path
+    for path in sorted((FOLDER / "presets").glob("*.yaml"))
+    if not path.stem.startswith(("accelerate", "grid"))
+]
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -27,14 +31,20 @@ def test_it_is_short_and_hides_nothing(path):
     assert len(cells) <= 12
     assert len(lines) <= 64
     tree = ast.parse("\n".join(lines))
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+    assert not [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+    ]
     assert "sys.path" not in "\n".join(lines)
 
 
 def test_it_carries_no_outputs_and_no_widget_state(path):
     notebook = nbformat.read(path, as_version=4)
     assert "widgets" not in notebook.metadata
-    assert not any(cell.outputs or cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert not any(
+        cell.outputs or cell.execution_count for cell in notebook.cells if cell.cell_type == "code"
+    )
 
 
 def test_parameters_are_literals_one_a_line_with_type_and_meaning(path):
@@ -58,13 +68,7 @@ def test_every_parameter_is_a_field_of_the_spec_and_reaches_it(path):
 
 
 NEEDED = ("hparams", "margin", "batch_size", "n_train", "n_valid")
-EVERY = {
-    "editor": "malmen",
-    "paraphrases": 2,
-    "plan": "edited",
-    "layers": [4],
-    "adapter": "dora",
-}
+EVERY = {"editor": "malmen", "paraphrases": 2, "plan": "edited", "layers": [4], "adapter": "dora"}
 
 
 def test_whatever_makes_a_spec_can_set_what_an_experiment_needs(path):
@@ -73,7 +77,9 @@ def test_whatever_makes_a_spec_can_set_what_an_experiment_needs(path):
 
 
 def varied_by(path: Path, given: dict, monkeypatch) -> list:
-    """The values that the notebook's own code would run after papermill has put these parameters in."""
+    """The values that the notebook's own code would run after papermill has put these parameters
+    in.
+    """
     ran = []
 
     def vary(spec, field, values, **kwargs):
@@ -82,7 +88,9 @@ def varied_by(path: Path, given: dict, monkeypatch) -> list:
 
     monkeypatch.setattr(study, "vary", vary)
     notebook = papermill.iorw.load_notebook_node(str(path))
-    notebook = papermill.parameterize.parameterize_notebook(notebook, given, kernel_name="python3", language="python")
+    notebook = papermill.parameterize.parameterize_notebook(
+        notebook, given, kernel_name="python3", language="python"
+    )
     names = {}
     for cell in notebook.cells:
         is_vary = "study.vary(" in cell.source
@@ -119,7 +127,11 @@ def test_it_says_question_source_and_time(path):
 
 
 def test_its_presets_are_declared_and_make_a_spec(path):
-    found = [preset for preset in PRESETS if set(yaml.safe_load(preset.read_text())) <= set(batch.declared(path))]
+    found = [
+        preset
+        for preset in PRESETS
+        if set(yaml.safe_load(preset.read_text())) <= set(batch.declared(path))
+    ]
     for preset in found:
         given, spec = batch.checked(path, {}, str(preset))
         assert given == yaml.safe_load(preset.read_text())
@@ -140,4 +152,6 @@ def test_every_preset_fits_a_notebook(path):
     if path == NOTEBOOKS[0]:
         declared = [set(batch.declared(notebook)) for notebook in NOTEBOOKS]
         for preset in PRESETS:
-            assert any(set(yaml.safe_load(preset.read_text())) <= names for names in declared), preset.name
+            assert any(set(yaml.safe_load(preset.read_text())) <= names for names in declared), (
+                preset.name
+            )

@@ -1,4 +1,6 @@
-"""The notebooks as they are run: with their defaults, with other parameters, and with a step that fails."""
+"""The notebooks as they are run: with their defaults, with other parameters, and with a step that
+fails.
+"""
 
 import json
 import re
@@ -17,7 +19,13 @@ NAMES = [path.stem for path in sorted(FOLDER.glob("*.ipynb")) if path.stem != "1
 FEW = {"n_edited": 2, "n_intrinsic": 3, "edits_per_model": 2, "max_steps": 2, "eval_every": 2}
 OTHERS = [
     {"model": "world-llama", "editor": "ft", "task": "sentiment", "seed": 3},
-    {"editor": "alphaedit", "task": "instructions", "plan": "window:2-4", "paraphrases": 3, "adapter": "lora"},
+    {
+        "editor": "alphaedit",
+        "task": "instructions",
+        "plan": "window:2-4",
+        "paraphrases": 3,
+        "adapter": "lora",
+    },
     {
         "editor": "rome",
         "layers": [5],
@@ -63,30 +71,62 @@ def test_other_parameters(name, others, tmp_path):
 def test_collect_reads_four_runs(tmp_path):
     for editor in ("ft", "rome"):
         for task in ("text", "facts"):
-            batch.run(FOLDER / "03_token_distribution.ipynb", FEW | {"editor": editor, "task": task}, out=tmp_path / "runs")
-    run = batch.run(FOLDER / "10_collect.ipynb", {"folder": str(tmp_path / "runs")}, out=tmp_path / "figures")
+            batch.run(
+                FOLDER / "03_token_distribution.ipynb",
+                FEW | {"editor": editor, "task": task},
+                out=tmp_path / "runs",
+            )
+    run = batch.run(
+        FOLDER / "10_collect.ipynb", {"folder": str(tmp_path / "runs")}, out=tmp_path / "figures"
+    )
     assert len(run.about["members"]) == 4
-    assert {(each.spec["editor"], each.spec["task"]) for each in run.members} == {(e, t) for e in ("ft", "rome") for t in ("text", "facts")}
+    assert {(each.spec["editor"], each.spec["task"]) for each in run.members} == {
+        (e, t) for e in ("ft", "rome") for t in ("text", "facts")
+    }
     cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
-    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])) == 6
+    assert (
+        sum(
+            "image/png" in output.get("data", {})
+            for cell in cells
+            for output in cell.get("outputs", [])
+        )
+        == 6
+    )
 
 
 def test_the_exercises_of_the_tour_know_the_right_answers(tmp_path):
-    """Answered from what a first run recorded; the answers that stand in the notebook are wrong ones."""
-    tour, few = nbformat.read(FOLDER / "00_tour.ipynb", as_version=4), {"max_steps": 20, "eval_every": 10}
+    """Answered from what a first run recorded; the answers that stand in the notebook are wrong
+    ones.
+    """
+    tour, few = (
+        nbformat.read(FOLDER / "00_tour.ipynb", as_version=4),
+        {"max_steps": 20, "eval_every": 10},
+    )
 
     def said(run) -> list[str]:
         cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
-        return [cell.outputs[-1].data["text/plain"].strip("'") for cell in cells if "# your answer" in cell.source]
+        return [
+            cell.outputs[-1].data["text/plain"].strip("'")
+            for cell in cells
+            if "# your answer" in cell.source
+        ]
 
     first = batch.run(FOLDER / "00_tour.ipynb", few, out=tmp_path / "first")
     assert "Right." not in said(first)
     own = first.probes[first.probes.group == "edited"].set_index("step")
-    lens = first.lens[(first.lens.fact_id == own.fact_id.iloc[0]) & (first.lens.step == -1) & (first.lens.category == "true")]
+    lens = first.lens[
+        (first.lens.fact_id == own.fact_id.iloc[0])
+        & (first.lens.step == -1)
+        & (first.lens.category == "true")
+    ]
     block = lens[lens["rank"] > 1].layer.max() + 1
     near = first.probes[(first.probes.group == "neighbourhood") & (first.probes.step == 0)]
     lost = own[(own.index > 0) & (own.rank_edited > 1)].index
-    answers = {"my_block": block, "my_count": int((~near.retained).sum()), "my_step": lost.min() if len(lost) else -1}
+    answers = {
+        "my_block": block,
+        "my_count": int((~near.retained).sum()),
+        "my_step": lost.min() if len(lost) else -1,
+    }
     for cell in tour.cells:
         for name, answer in answers.items():
             cell.source = re.sub(rf"^{name} = -?\d+", f"{name} = {answer}", cell.source)
@@ -113,7 +153,11 @@ STEPS = [
 def broken(step: str, folder: Path) -> Path:
     """A copy of the case study in which one step cannot be called."""
     notebook = nbformat.read(FOLDER / "01_case_study.ipynb", as_version=4)
-    imports = next(number for number, cell in enumerate(notebook.cells) if "import" in cell.source and cell.cell_type == "code")
+    imports = next(
+        number
+        for number, cell in enumerate(notebook.cells)
+        if "import" in cell.source and cell.cell_type == "code"
+    )
     notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(f"{step} = None"))
     (folder / "notebooks").mkdir()
     path = folder / "notebooks" / "broken.ipynb"
@@ -125,14 +169,23 @@ def broken(step: str, folder: Path) -> Path:
 def test_a_step_that_fails_makes_the_run_fail(step, tmp_path, one_line):
     out = tmp_path / "runs"
     with pytest.raises(RuntimeError) as error:
-        batch.run(broken(step, tmp_path), {"max_steps": 2, "eval_every": 2, "n_intrinsic": 2}, out=out)
+        batch.run(
+            broken(step, tmp_path), {"max_steps": 2, "eval_every": 2, "n_intrinsic": 2}, out=out
+        )
     assert "NoneType" in one_line(error)
     assert not runs.listed(out)
-    assert sorted(path.suffix for path in out.iterdir()) == [".ipynb", ".txt"]  # as far as it went, and the error
+    assert sorted(path.suffix for path in out.iterdir()) == [
+        ".ipynb",
+        ".txt",
+    ]  # as far as it went, and the error
 
 
 @pytest.mark.parametrize("step", ["models.load", "plots.lens_heatmap"])
 def test_a_step_that_fails_makes_nbmake_fail(step, tmp_path):
     path = broken(step, tmp_path)
-    done = subprocess.run([sys.executable, "-m", "pytest", "--nbmake", "--rootdir", str(tmp_path), str(path)], capture_output=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "--rootdir", str(tmp_path), str(path)],
+        capture_output=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 1

@@ -1,4 +1,6 @@
-"""A saved page runs nothing and loads nothing from elsewhere, and still shows formulas, tables, pictures and words."""
+"""A saved page runs nothing and loads nothing from elsewhere, and still shows formulas, tables,
+pictures and words.
+"""
 
 import re
 from pathlib import Path
@@ -72,7 +74,9 @@ def test_a_saved_page_loads_nothing_from_elsewhere(page, executed, loads):
 )
 def test_what_a_page_loads_is_found(markup, loads):
     assert loads(markup)
-    assert loads("<a href='https://a'>a</a><img src='data:,'><style>p {fill: url(#a)}</style>") == []
+    assert (
+        loads("<a href='https://a'>a</a><img src='data:,'><style>p {fill: url(#a)}</style>") == []
+    )
 
 
 def test_the_policy_allows_no_script_and_no_address():
@@ -84,7 +88,11 @@ def test_the_policy_allows_no_script_and_no_address():
 
 def test_formulas_are_set_when_the_page_is_made(page):
     formulas = re.findall("<math.*?</math>", page, flags=re.DOTALL)
-    assert [re.search('display="(.*?)"', formula)[1] for formula in formulas] == ["inline", "block", "inline"]
+    assert [re.search('display="(.*?)"', formula)[1] for formula in formulas] == [
+        "inline",
+        "block",
+        "inline",
+    ]
     assert "<mfrac>" in formulas[1]
     assert ">α<" in formulas[2]
     assert "<code>$no$</code>" in page
@@ -98,7 +106,9 @@ def test_of_a_widget_its_words_stay_and_of_a_progress_bar_nothing(page):
 
 def test_words_of_the_data_are_shown_as_words(page):
     shown = re.sub("(?s)<div class=.cm-editor.*?</div>", "", page)
-    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 5  # column, index, cell, printed, result
+    assert (
+        shown.count("&lt;img src=x onerror=alert(1)&gt;") == 5
+    )  # column, index, cell, printed, result
     assert "\x1b" not in shown
 
 
@@ -107,7 +117,10 @@ def test_words_of_the_data_are_shown_as_words(page):
     [
         (r"\mathbb 1", "𝟙"),
         (r"\Delta", '<mi mathvariant="normal">Δ</mi>'),
-        (r"\text{<script>alert(1)</script>}", "<mtext>&lt;script&gt;alert(1)&lt;/script&gt;</mtext>"),
+        (
+            r"\text{<script>alert(1)</script>}",
+            "<mtext>&lt;script&gt;alert(1)&lt;/script&gt;</mtext>",
+        ),
         (r"\text{&lt;b&gt;}", "<mtext>&lt;b&gt;</mtext>"),
         ("a < b", "<mo>&lt;</mo>"),
     ],
@@ -118,12 +131,22 @@ def test_a_formula_holds_signs_and_no_markup_of_others(formula, shown):
     assert shown in made
 
 
-@pytest.mark.parametrize("formula", [r"\unheard{x}", "x^2^3", r"\begin{nothing}", r"\operatorname{a\,b}", "a & b", r"\left( <b>"])
+@pytest.mark.parametrize(
+    "formula",
+    [r"\unheard{x}", "x^2^3", r"\begin{nothing}", r"\operatorname{a\,b}", "a & b", r"\left( <b>"],
+)
 def test_a_formula_that_cannot_be_set_stands_as_its_source(formula):
-    assert pages.mathml(formula, "block") == f"<code>{formula.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</code>"
+    assert (
+        pages.mathml(formula, "block")
+        == f"<code>{formula.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</code>"
+    )
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")),
+    ids=lambda path: path.stem,
+)
 def test_every_formula_of_the_notebooks_can_be_set(path, loads):
     page = pages.notebook_page(path)
     assert loads(page) == []

@@ -26,18 +26,34 @@ def choose(controls: Panel, **values) -> None:
 
 
 def label_of(controls: Panel, fact_id: str) -> str:
-    return next(label for label in controls.choices["fact"].options if label.startswith(f"{fact_id}: "))
+    return next(
+        label for label in controls.choices["fact"].options if label.startswith(f"{fact_id}: ")
+    )
 
 
-# --- the Spec passes through -----------------------------------------------------------------------------------------------
+# --- the Spec passes through
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"max_steps": 37, "paraphrases": 4, "layers": [3, 5], "editor": "memit", "seed": 9, "fact": FACT},
+        {
+            "max_steps": 37,
+            "paraphrases": 4,
+            "layers": [3, 5],
+            "editor": "memit",
+            "seed": 9,
+            "fact": FACT,
+        },
         {"layers": [3, 4, 5], "editor": "memit", "plan": "window:2-99"},
-        {"model": "owner/name", "plan": "nonsense", "adapter": "dora", "variant": "paper", "editor": "memit"},
+        {
+            "model": "owner/name",
+            "plan": "nonsense",
+            "adapter": "dora",
+            "variant": "paper",
+            "editor": "memit",
+        },
         {"fact": "of another file", "facts": "owner/data", "task": "facts"},
         {"subject": "A", "prompt": "{} b", "object": "c", "target": "d"},
     ],
@@ -52,9 +68,24 @@ def test_whatever_nobody_touches_passes_through_unchanged(fields):
 
 
 def test_a_value_outside_a_list_is_offered():
-    controls = Panel(study.Spec(max_steps=37, paraphrases=4, layers=[3, 5], editor="memit", plan="window:2-99", model="owner/name"))
+    controls = Panel(
+        study.Spec(
+            max_steps=37,
+            paraphrases=4,
+            layers=[3, 5],
+            editor="memit",
+            plan="window:2-99",
+            model="owner/name",
+        )
+    )
     shown = {name: widget.value for name, widget in controls.choices.items()}
-    assert (shown["max_steps"], shown["paraphrases"], shown["first"], shown["to"], shown["model"]) == (37, 4, (3, 5), 99, "owner/name")
+    assert (
+        shown["max_steps"],
+        shown["paraphrases"],
+        shown["first"],
+        shown["to"],
+        shown["model"],
+    ) == (37, 4, (3, 5), 99, "owner/name")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +94,10 @@ def test_a_value_outside_a_list_is_offered():
         ({"editor": "ft"}, {"editor": "ft"}),
         ({"model": "world-llama"}, {"model": "world-llama"}),
         ({"paraphrases": 5}, {"paraphrases": 5}),
-        ({"task": "facts", "adapter": "lora", "max_steps": 20}, {"task": "facts", "adapter": "lora", "max_steps": 20}),
+        (
+            {"task": "facts", "adapter": "lora", "max_steps": 20},
+            {"task": "facts", "adapter": "lora", "max_steps": 20},
+        ),
         ({"first": 7}, {"layers": (7,)}),
         ({"editor": "memit", "first": 2, "last": 4}, {"editor": "memit", "layers": (2, 3, 4)}),
         ({"editor": "memit", "last": 4, "first": 6}, {"editor": "memit", "layers": (6,)}),
@@ -120,10 +154,13 @@ def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
     choose(controls, target="flute")
     assert controls.message.value == ""
     assert not controls.run_button.disabled
-    assert controls.spec == study.Spec(fact=FACT, subject="Ada", prompt="{} plays the", object="harp", target="flute")
+    assert controls.spec == study.Spec(
+        fact=FACT, subject="Ada", prompt="{} plays the", object="harp", target="flute"
+    )
 
 
-# --- what has no meaning is explained --------------------------------------------------------------------------------------
+# --- what has no meaning is explained
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,9 +171,18 @@ def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
         ({"plan": "after", "from": 11}, "moves no weight"),
         ({"fact": "no such fact"}, "not one fact of world"),
         ({"fact": "developer"}, "match; name one, e.g. developer:"),
-        ({"subject": "A", "prompt": "no gap", "object": "c", "target": "d"}, "needs exactly one {} for the subject"),
-        ({"subject": "A", "prompt": "{} b", "object": "c", "target": "c"}, "equals the true object"),
-        ({"subject": "A", "prompt": "{} b", "object": "c", "target": "d", "paraphrases": 3}, "has 1 to 1 statements"),
+        (
+            {"subject": "A", "prompt": "no gap", "object": "c", "target": "d"},
+            "needs exactly one {} for the subject",
+        ),
+        (
+            {"subject": "A", "prompt": "{} b", "object": "c", "target": "c"},
+            "equals the true object",
+        ),
+        (
+            {"subject": "A", "prompt": "{} b", "object": "c", "target": "d", "paraphrases": 3},
+            "has 1 to 1 statements",
+        ),
     ],
 )
 def test_what_has_no_meaning_is_explained_in_one_line_and_cannot_be_run(moves, said, one_line):
@@ -162,7 +208,9 @@ def test_blocks_that_a_model_has_not_are_not_offered_and_explained_if_given(tiny
 
 def test_text_of_people_and_facts_is_shown_as_text(tmp_path):
     path = tmp_path / "facts.jsonl"
-    path.write_text(json.dumps({"id": EVIL, "subject": EVIL, "prompt": "{} is", "object": "a", "target": EVIL}))
+    path.write_text(
+        json.dumps({"id": EVIL, "subject": EVIL, "prompt": "{} is", "object": "a", "target": EVIL})
+    )
     for spec in (
         study.Spec(facts=str(path), fact=EVIL),
         study.Spec(subject=EVIL, prompt="{} is", object="a", target=EVIL),
@@ -177,8 +225,16 @@ def test_text_of_people_and_facts_is_shown_as_text(tmp_path):
 
 
 def test_words_of_a_run_are_shown_as_text(stand_in, tmp_path, loads):
-    made = synthetic_run(tmp_path / "<img src=x onerror=alert(1)>", n_edited=5, n_intrinsic=2, steps=(-1, 0, 20), layers=4)
-    changed = {name: value for name, value in made.about.items() if name not in ("schema", "status")}
+    made = synthetic_run(
+        tmp_path / "<img src=x onerror=alert(1)>",
+        n_edited=5,
+        n_intrinsic=2,
+        steps=(-1, 0, 20),
+        layers=4,
+    )
+    changed = {
+        name: value for name, value in made.about.items() if name not in ("schema", "status")
+    }
     runs.write(made.folder, changed | {"ended": [EVIL, 3]}, {})
     controls = stand_in(f"print({str(made.folder)!r})")
     controls.run_button.click()
@@ -198,16 +254,29 @@ def test_in_a_saved_page_its_words_stand_in_its_place(loads):
     assert loads(still) == []
 
 
-# --- what it looks like ----------------------------------------------------------------------------------------------------
+# --- what it looks like
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. Still: none."),
-        ({"editor": "memit", "plan": "not-edited"}, "E edited: 2-4. M may move in tuning: 0-1, 5-11. Still: 2-4."),
-        ({"editor": "memit", "layers": [2, 4, 5], "plan": "window:4-6"}, "E edited: 2, 4-5. M may move in tuning: 4-6. Still: 0-3, 7-11."),
-        ({"plan": "edited-matrices"}, "E edited: 3. M may move in tuning: 3, the edited matrices alone. Still: 0-2, 4-11."),
+        (
+            {},
+            "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. Still: none.",
+        ),
+        (
+            {"editor": "memit", "plan": "not-edited"},
+            "E edited: 2-4. M may move in tuning: 0-1, 5-11. Still: 2-4.",
+        ),
+        (
+            {"editor": "memit", "layers": [2, 4, 5], "plan": "window:4-6"},
+            "E edited: 2, 4-5. M may move in tuning: 4-6. Still: 0-3, 7-11.",
+        ),
+        (
+            {"plan": "edited-matrices"},
+            "E edited: 3. M may move in tuning: 3, the edited matrices alone. Still: 0-2, 4-11.",
+        ),
     ],
 )
 def test_the_strip_shows_edited_and_moving_blocks_by_letter_colour_and_words(fields, words):
@@ -215,11 +284,21 @@ def test_the_strip_shows_edited_and_moving_blocks_by_letter_colour_and_words(fie
     assert strip.count(words) == 2  # for the eye and as the label of the picture
     marks = [part.split("</b>")[0] for part in strip.split("<b>")[1:]]
     assert len(marks) == 12
-    assert marks[3] == ("EM" if fields.get("plan") in (None, "edited-matrices") else "E" if "layers" not in fields else "-")
+    assert marks[3] == (
+        "EM"
+        if fields.get("plan") in (None, "edited-matrices")
+        else "E"
+        if "layers" not in fields
+        else "-"
+    )
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"), [({"model": "gpt2-xl", "editor": "memit"}, "[13, 14, 15, 16, 17]"), ({"model": "a/b"}, "proposed from the depth")]
+    ("fields", "said"),
+    [
+        ({"model": "gpt2-xl", "editor": "memit"}, "[13, 14, 15, 16, 17]"),
+        ({"model": "a/b"}, "proposed from the depth"),
+    ],
 )
 def test_of_a_model_that_is_not_here_the_strip_says_what_is_known(fields, said):
     assert said in Panel(study.Spec(**fields)).strip.value
@@ -227,7 +306,15 @@ def test_of_a_model_that_is_not_here_the_strip_says_what_is_known(fields, said):
 
 def test_every_control_has_a_name_for_screen_and_keyboard():
     controls = Panel(study.Spec())
-    assert all(widget.description for widget in [*controls.choices.values(), controls.run_button, controls.stop_button, controls.bar])
+    assert all(
+        widget.description
+        for widget in [
+            *controls.choices.values(),
+            controls.run_button,
+            controls.stop_button,
+            controls.bar,
+        ]
+    )
     names = [widget.description for widget in controls.choices.values()]
     assert len(names) == len(set(names))
     assert "workbench-panel" in controls._dom_classes
@@ -250,13 +337,27 @@ def test_without_a_notebook_run_is_off_and_says_why(monkeypatch):
     assert not Panel(study.Spec()).run_button.disabled
 
 
-# --- Run and Stop ----------------------------------------------------------------------------------------------------------
+# --- Run and Stop
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_notebook_is_given_what_differs_from_its_defaults():
-    spec = study.Spec(fact=FACT, editor="memit", layers=[2, 3], learning_rate=1e-5, n_intrinsic=20, n_edited=7, subject="O'Neil: #1\n\U0001f600")
+    spec = study.Spec(
+        fact=FACT,
+        editor="memit",
+        layers=[2, 3],
+        learning_rate=1e-5,
+        n_intrinsic=20,
+        n_edited=7,
+        subject="O'Neil: #1\n\U0001f600",
+    )
     given = job.parameters(NOTEBOOK, spec)
-    assert given == {"editor": "memit", "layers": [2, 3], "learning_rate": 1e-5, "subject": spec.subject}
+    assert given == {
+        "editor": "memit",
+        "layers": [2, 3],
+        "learning_rate": 1e-5,
+        "subject": spec.subject,
+    }
     for value in given.values():
         text = job._yaml(value)
         assert "\n" not in text
@@ -267,11 +368,15 @@ def test_the_notebook_is_given_what_differs_from_its_defaults():
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """stand_in(code): what the panel starts instead of Python, given the same arguments; -> Panel whose Run starts it."""
+    """stand_in(code): what the panel starts instead of Python, given the same arguments; -> Panel
+    whose Run starts it.
+    """
 
     def made(code: str) -> Panel:
         script = tmp_path / "python"
-        script.write_text(f"#!{sys.executable}\nimport json, os, pathlib, signal, subprocess, sys, time\n{code}\n")
+        script.write_text(
+            f"#!{sys.executable}\nimport json, os, pathlib, signal, subprocess, sys, time\n{code}\n"
+        )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(job.sys, "executable", str(script))
         return Panel(study.Spec(fact=FACT), notebook=NOTEBOOK, out=tmp_path / "runs")
@@ -311,19 +416,38 @@ print("a table"); print({str(made.folder)!r})"""
     wait_until(lambda: controls.job is None)
     assert controls.run.folder == made.folder
     summary, explored = controls.result.children
-    assert "edited: 1 kept, 1 lost to related, 1 back to true, 1 lost to other, 1 never held" in summary.value
+    assert (
+        "edited: 1 kept, 1 lost to related, 1 back to true, 1 lost to other, 1 never held"
+        in summary.value
+    )
     assert "intrinsic: 2 kept" in summary.value
     assert "workbench-explorer" in explored._dom_classes
     assert not controls.run_button.disabled
     arguments = json.loads((tmp_path / "arguments").read_text())
     out = str(tmp_path / "runs")
-    assert arguments == ["-m", "workbench", "run", str(NOTEBOOK), "-p", "editor", "ft", "-p", "paraphrases", "3", "--out", out]
+    assert arguments == [
+        "-m",
+        "workbench",
+        "run",
+        str(NOTEBOOK),
+        "-p",
+        "editor",
+        "ft",
+        "-p",
+        "paraphrases",
+        "3",
+        "--out",
+        out,
+    ]
 
 
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ('print("workbench: cell 3: too <b>hot", file=sys.stderr); sys.exit(2)', "cell 3: too &lt;b&gt;hot"),
+        (
+            'print("workbench: cell 3: too <b>hot", file=sys.stderr); sys.exit(2)',
+            "cell 3: too &lt;b&gt;hot",
+        ),
         ('print("Killed", file=sys.stderr); os.kill(os.getpid(), 9)', "status -9: Killed"),
         ('print("no/such/run")', "no finished run there"),
     ],
@@ -383,8 +507,14 @@ while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
 
 def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():
     controls = Panel(study.Spec(), notebook=NOTEBOOK, vary="plan")
-    assert [name for name, widget in controls.choices.items() if widget.disabled] == ["plan", "from", "to"]
-    assert "plan takes each of the notebook's `values` in turn" in html.unescape(controls.headline.value)
+    assert [name for name, widget in controls.choices.items() if widget.disabled] == [
+        "plan",
+        "from",
+        "to",
+    ]
+    assert "plan takes each of the notebook's `values` in turn" in html.unescape(
+        controls.headline.value
+    )
     choose(controls, editor="ft")
     assert controls.choices["plan"].disabled
     assert controls.spec.editor == "ft"

@@ -12,14 +12,21 @@ from workbench.facts import BadInput
 
 IDS = [request.fact.id for request in facts.read("world") if request.fact.split == "study"][:8]
 STEPS = (-1, 0, 10, 20)
-LENS = {"true": 0.2, "edited": 0.5}  # after block 0 and the edit; more with each block, less with each step
+LENS = {
+    "true": 0.2,
+    "edited": 0.5,
+}  # after block 0 and the edit; more with each block, less with each step
 BANDS = ", bands are 95 % intervals over facts"
-LAST_BLOCK = "p(edited token) after the last block: 0.70 after the edit, 0.60 after 20 steps (n = 4)"
+LAST_BLOCK = (
+    "p(edited token) after the last block: 0.70 after the edit, 0.60 after 20 steps (n = 4)"
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """made(**fields of the Spec, kept=...) -> Run of four edited facts, of which one did not take, and four intrinsic ones."""
+    """made(**fields of the Spec, kept=...) -> Run of four edited facts, of which one did not take,
+    and four intrinsic ones.
+    """
     out, number = tmp_path_factory.mktemp("runs"), itertools.count()
 
     def make(kept: int, metrics=(4.0, 3.0, 2.0), kind="loss", **fields):
@@ -29,10 +36,23 @@ def made(tmp_path_factory):
             took = place != 3 if edited else True
             retained = {-1: not edited, 0: took}.get(step, place < kept if edited else place < 6)
             p = 0.8 if retained else 0.05
-            masses = {"p_true": 0.1 if edited else p, "p_edited": p if edited else 0.1, "p_related": 0.05, "p_stop": 0.02}
+            masses = {
+                "p_true": 0.1 if edited else p,
+                "p_edited": p if edited else 0.1,
+                "p_related": 0.05,
+                "p_stop": 0.02,
+            }
             masses["p_other"] = 1 - sum(masses.values())
-            about = {"edited_model": 0, "step": step, "group": "edited" if edited else "intrinsic", "fact_id": fact, "prompt": f"{fact} is"}
-            rows.append(about | {"took": took if step >= 0 else None, "retained": retained} | masses)
+            about = {
+                "edited_model": 0,
+                "step": step,
+                "group": "edited" if edited else "intrinsic",
+                "fact_id": fact,
+                "prompt": f"{fact} is",
+            }
+            rows.append(
+                about | {"took": took if step >= 0 else None, "retained": retained} | masses
+            )
         lens = [
             {
                 "edited_model": 0,
@@ -43,10 +63,20 @@ def made(tmp_path_factory):
                 "probability": first + layer / 10 - step / 200,
                 "rank": 1.0 + layer,
             }
-            for step, fact, layer, (category, first) in itertools.product(STEPS, IDS, range(3), LENS.items())
+            for step, fact, layer, (category, first) in itertools.product(
+                STEPS, IDS, range(3), LENS.items()
+            )
         ]
         tokens = [
-            {"edited_model": 0, "step": step, "fact_id": fact, "layer": layer, "rank": rank, "token": f" <b>{rank}", "probability": 0.1}
+            {
+                "edited_model": 0,
+                "step": step,
+                "fact_id": fact,
+                "layer": layer,
+                "rank": rank,
+                "token": f" <b>{rank}",
+                "probability": 0.1,
+            }
             for step, fact, layer, rank in itertools.product(STEPS, IDS, range(3), (1, 2, 3))
         ]
         tables = {
@@ -55,8 +85,21 @@ def made(tmp_path_factory):
             "tokens": pd.DataFrame(tokens),
             "training": pd.DataFrame({"edited_model": 0, "step": STEPS[1:], "metric": metrics}),
         }
-        spec = {"model": "world-gpt2", "task": "text", "task_data": "", "facts": "world", "editor": "rome", "paraphrases": 1, "layers": []} | fields
-        about = {"spec": spec, "ended": ["budget"], "layers": [1], "tuning": {"metric": kind, "tokens_per_step": 100.0}}
+        spec = {
+            "model": "world-gpt2",
+            "task": "text",
+            "task_data": "",
+            "facts": "world",
+            "editor": "rome",
+            "paraphrases": 1,
+            "layers": [],
+        } | fields
+        about = {
+            "spec": spec,
+            "ended": ["budget"],
+            "layers": [1],
+            "tuning": {"metric": kind, "tokens_per_step": 100.0},
+        }
         folder = out / f"run-{next(number)}"
         folder.mkdir()
         return runs.write(folder, about, tables)
@@ -75,14 +118,24 @@ def test_success_is_of_all_and_kept_is_of_those_that_took(made):
 
 
 def test_numbers_stand_by_size_and_other_values_as_the_runs_come(made):
-    axes = plots.retention_by([made(2, paraphrases=k) for k in (10, 1, 3)], "paraphrases", label="statements").figure.axes[0]
+    axes = plots.retention_by(
+        [made(2, paraphrases=k) for k in (10, 1, 3)], "paraphrases", label="statements"
+    ).figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "10"]
     assert axes.get_xlabel() == "statements"
-    axes = plots.retention_by([made(2, editor=name) for name in ("rome", "ft")], "editor").figure.axes[0]
+    axes = plots.retention_by(
+        [made(2, editor=name) for name in ("rome", "ft")], "editor"
+    ).figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["rome", "ft"]
     plans = ("window:10-12", "after:10", "window:2-4", "after:6", "all")
     axes = plots.retention_by([made(2, plan=plan) for plan in plans], "plan").figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "after:6", "after:10", "window:2-4", "window:10-12"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "all",
+        "after:6",
+        "after:10",
+        "window:2-4",
+        "window:10-12",
+    ]
 
 
 def test_figures_with_bands_say_what_they_are(made):
@@ -91,19 +144,40 @@ def test_figures_with_bands_say_what_they_are(made):
         assert all("95 %" in axes.get_title() for axes in drawing.figure.axes)
 
 
-@pytest.mark.parametrize(("value", "name"), [([], "preset"), ([3], "3"), ([2, 3, 4], "2-4"), ("", "none"), (5, "5"), ("after:3", "after:3")])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ([], "preset"),
+        ([3], "3"),
+        ([2, 3, 4], "2-4"),
+        ("", "none"),
+        (5, "5"),
+        ("after:3", "after:3"),
+    ],
+)
 def test_values_have_names(value, name):
     assert plots.value_name(value) == name
 
 
 def test_curves_run_over_steps_or_over_the_metric_with_learning_to_the_right(made):
     arms = [made(2, plan="all"), made(3, metrics=(4.0, 3.5, 3.2), plan="after:6")]
-    by_step, by_metric = plots.retention_curves(arms, "plan"), plots.retention_curves(arms, "plan", against="metric")
+    by_step, by_metric = (
+        plots.retention_curves(arms, "plan"),
+        plots.retention_curves(arms, "plan", against="metric"),
+    )
     assert "edited at the end: all 0.67, after:6 1.00" in by_step.summary
     left, right = by_metric.figure.axes[0].get_xlim()
     assert left > right  # a loss falls
-    assert any(line.get_xdata()[0] == 3.2 for line in by_metric.figure.axes[0].lines)  # the loosest best
-    left, right = plots.retention_curves([made(2, metrics=(0.1, 0.2, 0.3), kind="accuracy", plan="all")], "plan", "metric").figure.axes[0].get_xlim()
+    assert any(
+        line.get_xdata()[0] == 3.2 for line in by_metric.figure.axes[0].lines
+    )  # the loosest best
+    left, right = (
+        plots.retention_curves(
+            [made(2, metrics=(0.1, 0.2, 0.3), kind="accuracy", plan="all")], "plan", "metric"
+        )
+        .figure.axes[0]
+        .get_xlim()
+    )
     assert left < right
     with pytest.raises(BadInput):
         plots.retention_curves(arms, "plan", against="mood")
@@ -121,7 +195,11 @@ def test_elasticity_counts_bits_by_the_wordings_that_wrote_the_fact(made):
 
 
 def test_a_grid_holds_mean_interval_and_n(made):
-    found = [made(2, editor="rome", task="text"), made(0, editor="rome", task="facts"), made(3, editor="ft", task="text")]
+    found = [
+        made(2, editor="rome", task="text"),
+        made(0, editor="rome", task="facts"),
+        made(3, editor="ft", task="text"),
+    ]
     drawing = plots.retention_grid(found, "editor", "task")
     texts = {text.get_text() for text in drawing.figure.axes[0].texts}
     assert "1.00 [1.00, 1.00]\nn = 3" in texts
@@ -133,13 +211,23 @@ def test_a_grid_holds_mean_interval_and_n(made):
 @pytest.mark.parametrize(
     ("draw", "group", "summary"),
     [
-        (plots.category_mass, "edited", f"edited, n = 4: mean p(edited) is 0.61 after the edit and 0.24 after 20 steps{BANDS}"),
-        (plots.category_mass, "intrinsic", "intrinsic, n = 4: mean p(true) is 0.80 after the edit and 0.4"),
+        (
+            plots.category_mass,
+            "edited",
+            f"edited, n = 4: mean p(edited) is 0.61 after the edit and 0.24 after 20 steps{BANDS}",
+        ),
+        (
+            plots.category_mass,
+            "intrinsic",
+            "intrinsic, n = 4: mean p(true) is 0.80 after the edit and 0.4",
+        ),
         (plots.lens_heatmap, "edited", LAST_BLOCK),
         (plots.lens_heatmap, "intrinsic", LAST_BLOCK),
     ],
 )
-def test_every_figure_has_words_and_can_be_saved_with_its_data(made, tmp_path, draw, group, summary):
+def test_every_figure_has_words_and_can_be_saved_with_its_data(
+    made, tmp_path, draw, group, summary
+):
     drawing = draw(made(1), group)
     assert summary in drawing.summary
     for ending in ("png", "svg"):
@@ -168,7 +256,9 @@ def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path):
         picture = ElementTree.parse(drawing.save(tmp_path / f"{number}.svg"))
         tags = {element.tag.rpartition("}")[2] for element in picture.iter()}
         assert not tags & {"script", "foreignObject", "a"}
-        assert not [name for element in picture.iter() for name in element.attrib if name.startswith("on")]
+        assert not [
+            name for element in picture.iter() for name in element.attrib if name.startswith("on")
+        ]
         for element in picture.iter():
             if link := element.get("{http://www.w3.org/1999/xlink}href"):
                 assert link.startswith(("#", "data:"))
@@ -189,7 +279,11 @@ def test_tokens_stand_in_a_table_as_text(made, loads):
 
 
 def test_nothing_to_draw_is_one_clear_line(one_line):
-    for draw in (plots.elasticity, lambda found: plots.retention_by(found, "editor"), lambda found: plots.retention_curves(found, "editor")):
+    for draw in (
+        plots.elasticity,
+        lambda found: plots.retention_by(found, "editor"),
+        lambda found: plots.retention_curves(found, "editor"),
+    ):
         with pytest.raises(BadInput) as error:
             draw([])
         assert "no runs" in one_line(error)
@@ -199,7 +293,9 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
     run = made(2)
     twice = run.probes.assign(edited_model=1, prompt=run.probes.prompt + " again", retained=False)
     runs.write(
-        run.folder, {key: value for key, value in run.about.items() if key not in ("schema", "status")}, {"probes": pd.concat([run.probes, twice])}
+        run.folder,
+        {key: value for key, value in run.about.items() if key not in ("schema", "status")},
+        {"probes": pd.concat([run.probes, twice])},
     )
     again = runs.read(run.folder)
     found = runs.series([again], ["intrinsic kept"])
@@ -208,10 +304,21 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
 
 
 def test_a_fact_of_runs_that_are_pooled_counts_once(made):
-    drawing = plots.retention_by([made(2, editor="rome"), made(0, editor="ft")], "model", series=["intrinsic kept", "edits kept"])
+    drawing = plots.retention_by(
+        [made(2, editor="rome"), made(0, editor="ft")],
+        "model",
+        series=["intrinsic kept", "edits kept"],
+    )
     assert drawing.data.groupby("series").size().to_dict() == {"intrinsic kept": 4, "edits kept": 3}
     assert drawing.data[drawing.data.series == "edits kept"].retained.tolist() == [0.5, 0.5, 0]
-    assert len(plots.retention_grid([made(2, editor="rome"), made(0, editor="ft")], "model", "task").data) == 3
+    assert (
+        len(
+            plots.retention_grid(
+                [made(2, editor="rome"), made(0, editor="ft")], "model", "task"
+            ).data
+        )
+        == 3
+    )
 
 
 def with_one_that_ends_early(run):
@@ -219,11 +326,17 @@ def with_one_that_ends_early(run):
     kept = run.probes[run.probes.step <= 10].assign(edited_model=1, retained=True, p_edited=0.9)
     tables = {
         "probes": pd.concat([run.probes, kept]),
-        "training": pd.concat([run.training, run.training[run.training.step <= 10].assign(edited_model=1)]),
+        "training": pd.concat(
+            [run.training, run.training[run.training.step <= 10].assign(edited_model=1)]
+        ),
         "lens": run.lens,
         "tokens": run.tokens,
     }
-    return runs.write(run.folder, {key: value for key, value in run.about.items() if key not in ("schema", "status")}, tables)
+    return runs.write(
+        run.folder,
+        {key: value for key, value in run.about.items() if key not in ("schema", "status")},
+        tables,
+    )
 
 
 def test_a_model_that_ended_early_counts_to_the_end(made):
@@ -231,14 +344,18 @@ def test_a_model_that_ended_early_counts_to_the_end(made):
     curve = plots.retention_curves([run], "editor").data
     assert curve[(curve.group == "edited") & (curve.step == 20)].retained.mean() == 0.5
     mass = plots.category_mass(run).data
-    assert mass[(mass.step == 20) & (mass.category == "edited")].probability.mean() == pytest.approx((0.05 + 0.9) / 2)
+    assert mass[
+        (mass.step == 20) & (mass.category == "edited")
+    ].probability.mean() == pytest.approx((0.05 + 0.9) / 2)
     assert mass.groupby(["step", "category"]).size().max() == 4
     table = plots.retention_table(run).set_index(["group", "step"])
     assert table.loc[("edited", 20), "n"] == table.loc[("edited", 0), "n"] == 8
 
 
 def test_elasticity_is_of_all_runs_and_ends_with_the_first(made):
-    drawing = plots.elasticity([with_one_that_ends_early(made(0, editor="rome")), made(0, editor="ft")])
+    drawing = plots.elasticity(
+        [with_one_that_ends_early(made(0, editor="rome")), made(0, editor="ft")]
+    )
     data = drawing.data[drawing.data.group == "edited"]
     assert data.step.max() == 10
     assert data.groupby(["wordings", "step"]).size().max() == 3  # one did not take
@@ -248,12 +365,26 @@ def test_elasticity_is_of_all_runs_and_ends_with_the_first(made):
 
 
 def test_a_figure_says_over_what_unlike_runs_it_pools(made):
-    found = [made(2, editor="rome", task="text", seed=0), made(0, editor="rome", task="text", seed=1), made(3, editor="ft", task="text")]
-    assert "pooled" not in plots.retention_by(found, "editor").figure.axes[0].get_title()  # seeds are meant to be pooled
-    assert plots.retention_by(found, "task").figure.axes[0].get_title().endswith("; pooled over editor")
+    found = [
+        made(2, editor="rome", task="text", seed=0),
+        made(0, editor="rome", task="text", seed=1),
+        made(3, editor="ft", task="text"),
+    ]
+    assert (
+        "pooled" not in plots.retention_by(found, "editor").figure.axes[0].get_title()
+    )  # seeds are meant to be pooled
+    assert (
+        plots.retention_by(found, "task")
+        .figure.axes[0]
+        .get_title()
+        .endswith("; pooled over editor")
+    )
     mixed = [*found, made(1, editor="ft", task="facts", plan="edited")]
     assert plots.retention_grid(mixed, "editor", "task").figure.axes[0].get_title() == "edits kept"
-    assert plots.retention_grid(mixed, "editor", "model").figure.axes[0].get_title() == "edits kept; pooled over task, plan"
+    assert (
+        plots.retention_grid(mixed, "editor", "model").figure.axes[0].get_title()
+        == "edits kept; pooled over task, plan"
+    )
 
 
 def test_a_group_or_category_that_is_none_is_one_clear_line(made, one_line):
@@ -261,7 +392,10 @@ def test_a_group_or_category_that_is_none_is_one_clear_line(made, one_line):
     for draw, words in (
         (lambda: plots.category_mass(run, "editd"), "group 'editd', did you mean 'edited'?"),
         (lambda: plots.lens_heatmap(run, "intrinsc"), "did you mean 'intrinsic'?"),
-        (lambda: plots.lens_heatmap(run, categories=("tru",)), "category 'tru', did you mean 'true'?"),
+        (
+            lambda: plots.lens_heatmap(run, categories=("tru",)),
+            "category 'tru', did you mean 'true'?",
+        ),
         (lambda: plots.lens_heatmap(run, categories="true"), "give a tuple"),
     ):
         with pytest.raises(BadInput) as error:

@@ -1,4 +1,6 @@
-"""Places of subject and target among the tokens, against places found in the bytes of the tokens alone."""
+"""Places of subject and target among the tokens, against places found in the bytes of the tokens
+alone.
+"""
 
 import random
 import types
@@ -21,7 +23,9 @@ KINDS = ("world", "gpt2", "sentencepiece", "own bos")
 BOS = "<s>"
 CASES = 2500  # of each kind
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(VISIBLE)))}
+BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
+    chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(VISIBLE)))
+}
 
 ODD_SUBJECTS = (
     "Zoë Ünal",
@@ -51,7 +55,15 @@ ODD_PROMPTS = (
     "the 😀 of {} and {{x}}  ",
     "{}: ",
 )
-PREFIXES = ("", "", "Then we all went home. ", "Yes 😀. ", "It  was  1984. ", "Ça va. ", " And so. ")
+PREFIXES = (
+    "",
+    "",
+    "Then we all went home. ",
+    "Yes 😀. ",
+    "It  was  1984. ",
+    "Ça va. ",
+    " And so. ",
+)
 ODD_TARGETS = ("São Paulo", "42", "😀", "東京", "O'Hara", "b")
 
 
@@ -97,12 +109,16 @@ def tokenizer_of(kind: str):
 
 
 def new_tokenizer(kind: str, bos: str | None = BOS, eos: str | None = None, normalizer=None):
-    """A small one trained here, of the kind of the world's, GPT-2's, SentencePiece's with bytes for rare letters, or one that adds BOS itself."""
+    """A small one trained here, of the kind of the world's, GPT-2's, SentencePiece's with bytes for
+    rare letters, or one that adds BOS itself.
+    """
     special = [BOS]
     if kind == "sentencepiece":
         backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
         special += ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     else:
         backend = tokenizers.Tokenizer(models.BPE())
@@ -110,20 +126,28 @@ def new_tokenizer(kind: str, bos: str | None = BOS, eos: str | None = None, norm
         backend.decoder = decoders.ByteLevel()
         backend.post_processor = processors.ByteLevel(trim_offsets=kind == "world")
     if kind == "own bos":
-        backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+        )
     if normalizer:
         backend.normalizer = normalizer
     alphabet = [] if kind == "sentencepiece" else pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(sentences(), trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos
+    )
 
 
 @cache
 def cases(kind: str) -> tuple[Case, ...]:
     rng = random.Random(f"positions {kind}")
     requests = read("world")
-    templates = [template for relation in relations().values() for template in relation["templates"]]
+    templates = [
+        template for relation in relations().values() for template in relation["templates"]
+    ]
 
     def case() -> Case:
         request = rng.choice(requests)
@@ -152,13 +176,23 @@ def bytes_of(token: str, kind: str) -> bytes:
 
 @cache
 def spelled(kind: str) -> tuple[tuple[list[bytes], list[int]], ...]:
-    """For each case the bytes of each token after BOS, and where in the text's UTF-8 each ends. Knows nothing of offsets."""
+    """For each case the bytes of each token after BOS, and where in the text's UTF-8 each ends.
+
+    Knows nothing of offsets.
+    """
     encoded, found = encoded_cases(kind), []
-    for case, ids, length in zip(cases(kind), encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True):
-        pieces = [bytes_of(token, kind) for token in tokenizer_of(kind).convert_ids_to_tokens(ids[1:length])]
+    for case, ids, length in zip(
+        cases(kind), encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True
+    ):
+        pieces = [
+            bytes_of(token, kind)
+            for token in tokenizer_of(kind).convert_ids_to_tokens(ids[1:length])
+        ]
         whole, text = b"".join(pieces), case.text.encode()
         assert whole in (text, b" " + text)
-        found.append((pieces, list(accumulate(map(len, pieces), initial=len(text) - len(whole)))[1:]))
+        found.append(
+            (pieces, list(accumulate(map(len, pieces), initial=len(text) - len(whole)))[1:])
+        )
     return tuple(found)
 
 
@@ -170,17 +204,26 @@ def place(encoded: Encoded, row: int, character: int) -> int | None:
 
 
 def misplaced_subjects(kind: str, shift: int = 0) -> list[str]:
-    """Texts whose subject, sought `shift` characters off, ends in another token than its last byte does."""
+    """Texts whose subject, sought `shift` characters off, ends in another token than its last byte
+    does.
+    """
     encoded, found = encoded_cases(kind), []
     for row, (case, (_, ends)) in enumerate(zip(cases(kind), spelled(kind), strict=True)):
-        expected = 1 + next(token for token, end in enumerate(ends) if end >= len(case.up_to_subject.encode()))
-        if place(encoded, row, len(case.prefix) + subject_end(case.prompt, case.subject) + shift) != expected:
+        expected = 1 + next(
+            token for token, end in enumerate(ends) if end >= len(case.up_to_subject.encode())
+        )
+        if (
+            place(encoded, row, len(case.prefix) + subject_end(case.prompt, case.subject) + shift)
+            != expected
+        ):
             found.append(case.text)
     return found
 
 
 def misplaced_targets(kind: str, shift: int = 0) -> list[str]:
-    """Texts whose target, sought `shift` characters off, is not exactly the last tokens, those that spell it."""
+    """Texts whose target, sought `shift` characters off, is not exactly the last tokens, those that
+    spell it.
+    """
     encoded, found = encoded_cases(kind), []
     for row, (case, (pieces, _)) in enumerate(zip(cases(kind), spelled(kind), strict=True)):
         tokens = encoded.tokens_from(row, len(case.before.rstrip()) + shift)
@@ -233,7 +276,10 @@ def test_bos_stands_in_front_once(kind):
 
 
 def test_one_of_the_tokenizers_adds_bos_by_itself():
-    assert [tokenizer_of(kind)("so")["input_ids"][0] == tokenizer_of(kind).bos_token_id for kind in KINDS] == [False, False, False, True]
+    assert [
+        tokenizer_of(kind)("so")["input_ids"][0] == tokenizer_of(kind).bos_token_id
+        for kind in KINDS
+    ] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,7 +297,11 @@ def test_end_of_text_stands_in_for_a_missing_bos():
 
 def test_bos_goes_before_end_of_text():
     tokenizer = new_tokenizer("sentencepiece", bos=BOS, eos="<unk>")
-    assert encode(tokenizer, ["so it is"]).input_ids[0, 0] == tokenizer.bos_token_id != tokenizer.eos_token_id
+    assert (
+        encode(tokenizer, ["so it is"]).input_ids[0, 0]
+        == tokenizer.bos_token_id
+        != tokenizer.eos_token_id
+    )
 
 
 CHAT = "<|im_start|>"
@@ -259,7 +309,9 @@ END = "<|endoftext|>"
 
 
 def instruct_tokenizer():
-    """As SmolLM2's: its BOS begins the turns of a chat, it puts nothing before plain text, and documents were set apart by another token."""
+    """As SmolLM2's: its BOS begins the turns of a chat, it puts nothing before plain text, and
+    documents were set apart by another token.
+    """
     tokenizer = new_tokenizer("gpt2", bos=None)
     tokenizer.add_special_tokens({"bos_token": CHAT, "eos_token": "<|im_end|>"})
     tokenizer.add_tokens([END], special_tokens=True)
@@ -276,14 +328,22 @@ def test_what_the_tokenizer_itself_adds_goes_before_all_else():
     tokenizer = new_tokenizer("own bos")
     tokenizer.add_tokens([END], special_tokens=True)
     assert positions.front_text(spoken(tokenizer)) == BOS
-    assert encode(tokenizer, ["so it is"]).input_ids[0].tolist() == tokenizer("so it is")["input_ids"]
+    assert (
+        encode(tokenizer, ["so it is"]).input_ids[0].tolist() == tokenizer("so it is")["input_ids"]
+    )
 
 
-@pytest.mark.parametrize(("start", "front"), [("none", ""), ("bos", CHAT), ("eos", "<|im_end|>"), (CHAT, CHAT), (END, END), ("", END)])
+@pytest.mark.parametrize(
+    ("start", "front"),
+    [("none", ""), ("bos", CHAT), ("eos", "<|im_end|>"), (CHAT, CHAT), (END, END), ("", END)],
+)
 def test_a_start_that_is_named_overrides_the_rule(start, front):
     tokenizer = instruct_tokenizer()
     assert positions.front_text(spoken(tokenizer, start)) == front
-    encoded, plain = encode(tokenizer, ["so it is", "x"], start), encode(tokenizer, ["so it is", "x"], bare=True)
+    encoded, plain = (
+        encode(tokenizer, ["so it is", "x"], start),
+        encode(tokenizer, ["so it is", "x"], bare=True),
+    )
     more = len(positions.front(spoken(tokenizer, start)))
     assert (encoded.lengths - plain.lengths).tolist() == [more, more]
     assert torch.equal(encoded.input_ids[:, more:], plain.input_ids)
@@ -336,7 +396,9 @@ def test_settings_left_on_the_tokenizer_change_nothing(kind):
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(direction="left", length=40)
     encoded, plain = encode(tokenizer, texts), encode(tokenizer_of(kind), texts)
-    assert torch.equal(encoded.input_ids * encoded.attention_mask, plain.input_ids * plain.attention_mask)
+    assert torch.equal(
+        encoded.input_ids * encoded.attention_mask, plain.input_ids * plain.attention_mask
+    )
     assert encoded.offsets == plain.offsets
 
 

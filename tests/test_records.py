@@ -48,7 +48,9 @@ def test_a_record_names_the_fields_it_knows():
         Pair(left="a", right="b", middle="c")
     with pytest.raises(BadInput, match=r"^Pair.right: .* string, got 7$"):
         Pair(left="a", right=7)
-    with pytest.raises(BadInput, match=r"^Pair.rigth: unknown field, did you mean 'right'\? known are: "):
+    with pytest.raises(
+        BadInput, match=r"^Pair.rigth: unknown field, did you mean 'right'\? known are: "
+    ):
         Pair(left="a", right="b", rigth="b")
 
 

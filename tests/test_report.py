@@ -1,4 +1,6 @@
-"""The report's numbers are those of the runs, its intervals cover what they say, and it holds no more than a run at a time."""
+"""The report's numbers are those of the runs, its intervals cover what they say, and it holds no
+more than a run at a time.
+"""
 
 import itertools
 
@@ -26,18 +28,29 @@ def test_the_tables_hold_the_means_of_the_runs(folder, tmp_path):
     page = report.report(folder, tmp_path / "report", figures=False)
     table = pd.read_csv(page.parent / "retention.csv").set_index(["editor", "task", "series"])
     probes = pd.read_parquet(page.parent / "probes.parquet")
-    assert len(probes) == sum(len(run.probes) for run in runs.listed(folder) if "members" not in run.about)
+    assert len(probes) == sum(
+        len(run.probes) for run in runs.listed(folder) if "members" not in run.about
+    )
     for editor, task in itertools.product(("ft", "rome"), ("text", "facts")):
-        part = probes[(probes.editor == editor) & (probes.task == task) & (probes.group == "edited") & (probes.step == probes.step.max())]
+        part = probes[
+            (probes.editor == editor)
+            & (probes.task == task)
+            & (probes.group == "edited")
+            & (probes.step == probes.step.max())
+        ]
         row = table.loc[(editor, task, "edits kept")]
         kept = part[part.took.astype(bool)].retained
         assert row["mean"] == pytest.approx(kept.mean())
-        counts = numpy.random.default_rng(0).binomial(len(kept), kept.mean(), 100_000)  # of shares drawn again
+        counts = numpy.random.default_rng(0).binomial(
+            len(kept), kept.mean(), 100_000
+        )  # of shares drawn again
         low, high = numpy.quantile(counts, [0.025, 0.975]) / len(kept)
         assert (row.low, row.high) == pytest.approx((low, high), abs=1.5 / len(kept))
         assert high - low > 12 / len(kept)
     differences = pd.read_csv(page.parent / "differences.csv")
-    row = differences[(differences.field == "editor") & (differences.series == "edits kept")].iloc[0]
+    row = differences[(differences.field == "editor") & (differences.series == "edits kept")].iloc[
+        0
+    ]
     assert (row["of"], row.against) == ("rome", "ft")
     assert row.high < 0
     assert "edits kept" in page.read_text()
@@ -85,9 +98,13 @@ def test_any_field_that_runs_differ_in_keeps_them_apart(tmp_path):
     for editor, rank, kept in (("rome", 4, 1.0), ("rome", 64, 0.0), ("memit", 4, 1.0)):
         synthetic(tmp_path / "runs", kept, editor=editor, task="text", seed=0, adapter_rank=rank)
     report.report(tmp_path / "runs", tmp_path / "report", figures=False)
-    differences = pd.read_csv(tmp_path / "report" / "differences.csv").set_index(["field", "series"])
+    differences = pd.read_csv(tmp_path / "report" / "differences.csv").set_index(
+        ["field", "series"]
+    )
     assert set(differences.index.get_level_values("field")) == {"editor", "adapter_rank"}
-    assert abs(differences.loc[("editor", "edits kept"), "mean"]) < abs(differences.loc[("adapter_rank", "edits kept"), "mean"])
+    assert abs(differences.loc[("editor", "edits kept"), "mean"]) < abs(
+        differences.loc[("adapter_rank", "edits kept"), "mean"]
+    )
 
 
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
@@ -113,7 +130,9 @@ def test_words_of_the_runs_are_no_markup_and_no_formula(tmp_path, loads):
     assert loads(text) == []
     assert pages.META in text
     assert text.count("&lt;img src=x") >= 6  # folder, column, cells
-    retention, differences = (pd.read_csv(page.parent / f"{name}.csv") for name in ("retention", "differences"))
+    retention, differences = (
+        pd.read_csv(page.parent / f"{name}.csv") for name in ("retention", "differences")
+    )
     assert set(retention.editor) == {"rome", f"'=1+1 {EVIL}"}
     assert f"'={EVIL}" in retention.columns
     assert f"'={EVIL}" in set(differences.field)
@@ -135,12 +154,20 @@ def test_the_page_holds_the_figures_of_10_collect(folder, tmp_path, loads):
     assert loads(page) == []
 
 
-@pytest.mark.parametrize("path", sorted((report.COLLECT.parent / "presets").glob("grid-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((report.COLLECT.parent / "presets").glob("grid-*.yaml")),
+    ids=lambda path: path.stem,
+)
 def test_every_grid_that_is_shipped_is_whole(path, tmp_path):
     planned = sweep.planned(sweep.read(path), tmp_path)
     assert len(planned) >= 16
     assert len({each.folder for each in planned}) == len(planned)
-    assert all(set(each.parameters) <= set(batch.declared(report.COLLECT.parent / "03_token_distribution.ipynb")) for each in planned)
+    assert all(
+        set(each.parameters)
+        <= set(batch.declared(report.COLLECT.parent / "03_token_distribution.ipynb"))
+        for each in planned
+    )
 
 
 def test_a_run_that_is_damaged_does_not_end_a_report_and_is_listed(tmp_path, capsys):

@@ -18,12 +18,33 @@ import pytest
 from workbench import runs
 from workbench.facts import BadInput
 
-ABOUT = {"spec": {"editor": "rome", "plan": "after:3", "seed": 0}, "hparams": [{"clamp": 4.0}], "commit": "Þ"}
+ABOUT = {
+    "spec": {"editor": "rome", "plan": "after:3", "seed": 0},
+    "hparams": [{"clamp": 4.0}],
+    "commit": "Þ",
+}
 TABLES = {
-    "probes": pd.DataFrame({"edited_model": [0, 0], "step": [-1, 0], "prompt": ["Moby Dick is by", "Þ"], "p_true": [0.25, 1e-12]}),
-    "lens": pd.DataFrame({"edited_model": [0], "step": [0], "fact_id": ["author:moby-dick"], "layer": [3], "probability": [0.5]}),
+    "probes": pd.DataFrame(
+        {
+            "edited_model": [0, 0],
+            "step": [-1, 0],
+            "prompt": ["Moby Dick is by", "Þ"],
+            "p_true": [0.25, 1e-12],
+        }
+    ),
+    "lens": pd.DataFrame(
+        {
+            "edited_model": [0],
+            "step": [0],
+            "fact_id": ["author:moby-dick"],
+            "layer": [3],
+            "probability": [0.5],
+        }
+    ),
     "tokens": pd.DataFrame({"edited_model": [0], "step": [0], "token": [" Herman"], "rank": [1]}),
-    "training": pd.DataFrame({"edited_model": [0, 0], "step": [0, 10], "loss": [3.5, float("nan")]}),
+    "training": pd.DataFrame(
+        {"edited_model": [0, 0], "step": [0, 10], "loss": [3.5, float("nan")]}
+    ),
 }
 
 
@@ -59,10 +80,9 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     for name, table in TABLES.items():
         pd.testing.assert_frame_equal(getattr(run, name), table)
     assert run.spec == ABOUT["spec"]
-    assert {name: value for name, value in run.about.items() if name not in ("files", "sha256")} == {
-        "schema": runs.SCHEMA,
-        "status": "finished",
-    } | ABOUT
+    assert {
+        name: value for name, value in run.about.items() if name not in ("files", "sha256")
+    } == {"schema": runs.SCHEMA, "status": "finished"} | ABOUT
     assert set(run.files) == {f"{name}.parquet" for name in TABLES}
     assert run.folder == tmp_path / "rome-1"
 
@@ -82,7 +102,10 @@ def test_write_returns_the_run_it_wrote(tmp_path):
 def test_a_folder_holds_the_files_of_a_run_and_no_partial_ones(tmp_path):
     make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["rome-1"]
-    assert {path.name for path in (tmp_path / "rome-1").iterdir()} == {"run.json", *(f"{name}.parquet" for name in TABLES)}
+    assert {path.name for path in (tmp_path / "rome-1").iterdir()} == {
+        "run.json",
+        *(f"{name}.parquet" for name in TABLES),
+    }
 
 
 def test_deltas_are_in_order_of_the_edited_models(tmp_path):
@@ -97,7 +120,13 @@ def test_deltas_are_in_order_of_the_edited_models(tmp_path):
 def test_reading_needs_no_torch(tmp_path):
     make(tmp_path)
     code = "import sys; from workbench import runs; print(len(runs.listed(sys.argv[1])[0].probes), {'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout.split() == ["2", "set()"]
 
 
@@ -212,7 +241,9 @@ def test_an_unknown_schema_names_both(tmp_path, one_line, schema):
     assert str(folder) in message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1,\n"spec": ', b"[]", b"null", b"3", b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"schema": 1,\n"spec": ', b"[]", b"null", b"3", b"\xff\xfe"], ids=repr
+)
 def test_a_broken_run_json_is_named(tmp_path, one_line, content):
     folder = make(tmp_path).folder
     (folder / "run.json").write_bytes(content)
@@ -264,18 +295,50 @@ def arm(folder, plan, metrics, edited, ended="budget", metric="loss"):
     """A run of one edited model with a fact of each group at steps 0, 10, 20 ..."""
     folder.mkdir()
     steps = [10 * number for number in range(len(metrics))]
-    rows = [{"edited_model": 0, "step": step, "group": "edited", "took": True, "retained": kept} for step, kept in zip(steps, edited, strict=True)]
-    rows += [{"edited_model": 0, "step": step, "group": "edited", "took": False, "retained": False} for step in steps]
-    rows += [{"edited_model": 0, "step": step, "group": "intrinsic", "took": True, "retained": True} for step in steps]
-    tables = {"probes": pd.DataFrame(rows), "training": pd.DataFrame({"edited_model": 0, "step": steps, "metric": metrics})}
-    about = {"spec": {"task": "text", "model": "m", "task_data": "", "plan": plan}, "ended": [ended], "tuning": {"metric": metric}}
+    rows = [
+        {"edited_model": 0, "step": step, "group": "edited", "took": True, "retained": kept}
+        for step, kept in zip(steps, edited, strict=True)
+    ]
+    rows += [
+        {"edited_model": 0, "step": step, "group": "edited", "took": False, "retained": False}
+        for step in steps
+    ]
+    rows += [
+        {"edited_model": 0, "step": step, "group": "intrinsic", "took": True, "retained": True}
+        for step in steps
+    ]
+    tables = {
+        "probes": pd.DataFrame(rows),
+        "training": pd.DataFrame({"edited_model": 0, "step": steps, "metric": metrics}),
+    }
+    about = {
+        "spec": {"task": "text", "model": "m", "task_data": "", "plan": plan},
+        "ended": [ended],
+        "tuning": {"metric": metric},
+    }
     return runs.write(folder, about, tables)
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("accuracy", -1)])
-def test_arms_are_compared_at_the_loosest_metric_that_all_reach_and_at_one_step(tmp_path, metric, sign):
-    quick = arm(tmp_path / "a", "all", [4 * sign, 3 * sign, 2 * sign], [True, True, False], "reached", metric)
-    slow = arm(tmp_path / "b", "window:1-2", [4 * sign, 3.5 * sign, 3.2 * sign, 3.0 * sign], [True, True, False, False], "budget", metric)
+def test_arms_are_compared_at_the_loosest_metric_that_all_reach_and_at_one_step(
+    tmp_path, metric, sign
+):
+    quick = arm(
+        tmp_path / "a",
+        "all",
+        [4 * sign, 3 * sign, 2 * sign],
+        [True, True, False],
+        "reached",
+        metric,
+    )
+    slow = arm(
+        tmp_path / "b",
+        "window:1-2",
+        [4 * sign, 3.5 * sign, 3.2 * sign, 3.0 * sign],
+        [True, True, False, False],
+        "budget",
+        metric,
+    )
     table = runs.compare([quick, slow], "plan").set_index("plan")
     assert table.level.tolist() == [3 * sign, 3 * sign]
     assert table.step.tolist() == [10, 30]
@@ -289,7 +352,10 @@ def test_arms_are_compared_at_the_loosest_metric_that_all_reach_and_at_one_step(
 def test_every_edited_model_is_read_where_it_is_at_the_level(tmp_path):
     quick = arm(tmp_path / "quick", "all", [4, 3], [True, True], "reached")
     slow = arm(tmp_path / "slow", "all", [4, 3.5, 3.2, 3], [True, True, True, False], "reached")
-    tables = {name: pd.concat([getattr(quick, name), getattr(slow, name).assign(edited_model=1)]) for name in ("probes", "training")}
+    tables = {
+        name: pd.concat([getattr(quick, name), getattr(slow, name).assign(edited_model=1)])
+        for name in ("probes", "training")
+    }
     about = {"spec": quick.spec, "ended": ["reached", "reached"], "tuning": {"metric": "loss"}}
     (tmp_path / "both").mkdir()
     (row,) = runs.compare([runs.write(tmp_path / "both", about, tables)], "plan").to_dict("records")
@@ -299,20 +365,31 @@ def test_every_edited_model_is_read_where_it_is_at_the_level(tmp_path):
 
 def test_what_cannot_be_compared_is_one_clear_line(tmp_path, one_line):
     first = arm(tmp_path / "a", "all", [4], [True])
-    other = runs.Run(folder=first.folder, about={**first.about, "spec": {**first.spec, "task": "facts"}})
+    other = runs.Run(
+        folder=first.folder, about={**first.about, "spec": {**first.spec, "task": "facts"}}
+    )
     for found, named in (([], "no runs"), ([first, other], "several tasks")):
         with pytest.raises(BadInput) as error:
             runs.compare(found, "plan")
         assert named in one_line(error)
 
 
-def test_collected_runs_are_those_of_experiments_with_the_fields_asked_for(tmp_path, one_line, monkeypatch):
-    first, second = (arm(tmp_path / name, plan, [4.0], [True]) for name, plan in (("a", "all"), ("b", "after:3")))
+def test_collected_runs_are_those_of_experiments_with_the_fields_asked_for(
+    tmp_path, one_line, monkeypatch
+):
+    first, second = (
+        arm(tmp_path / name, plan, [4.0], [True]) for name, plan in (("a", "all"), ("b", "after:3"))
+    )
     (tmp_path / "whole").mkdir()
     runs.write(tmp_path / "whole", {"spec": {}, "members": ["a", "b"]}, {})
     assert {run.folder for run in runs.collect(tmp_path)} == {first.folder, second.folder}
-    assert [run.folder for run in runs.collect(tmp_path, plan="after:3", model="")] == [second.folder]
-    assert [run.folder for run in runs.read(tmp_path / "whole").members] == [first.folder, second.folder]
+    assert [run.folder for run in runs.collect(tmp_path, plan="after:3", model="")] == [
+        second.folder
+    ]
+    assert [run.folder for run in runs.read(tmp_path / "whole").members] == [
+        first.folder,
+        second.folder,
+    ]
     (tmp_path / "notebook").mkdir()
     monkeypatch.setenv("WORKBENCH_RUN", str(tmp_path / "notebook"))
     runs.collect(tmp_path, plan="all")
@@ -354,7 +431,15 @@ def test_under_papermill_the_notebook_counts_not_where_it_was_called(tmp_path):
     cells = [nbformat.v4.new_code_cell("from workbench import runs\nprint(runs.place())")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "notebooks" / "a.ipynb")
     (tmp_path / "away").mkdir()
-    command = [sys.executable, "-m", "papermill", "../project/notebooks/a.ipynb", "out.ipynb", "-k", "python3"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "../project/notebooks/a.ipynb",
+        "out.ipynb",
+        "-k",
+        "python3",
+    ]
     subprocess.run(command, cwd=tmp_path / "away", check=True, capture_output=True)
     (cell,) = nbformat.read(tmp_path / "away" / "out.ipynb", as_version=4).cells
     assert cell.outputs[0].text.strip() == str(project / "runs")
@@ -364,7 +449,11 @@ def test_progress_is_told_to_whoever_asks(tmp_path, monkeypatch):
     runs.progress("nobody listens")
     monkeypatch.setenv("WORKBENCH_PROGRESS", str(tmp_path / "progress.json"))
     runs.progress("fine-tuning", 3, 10)
-    assert json.loads((tmp_path / "progress.json").read_text()) == {"phase": "fine-tuning", "done": 3, "total": 10}
+    assert json.loads((tmp_path / "progress.json").read_text()) == {
+        "phase": "fine-tuning",
+        "done": 3,
+        "total": 10,
+    }
 
 
 def test_a_run_that_names_others_is_finished_only_while_they_are_there(tmp_path):
@@ -395,11 +484,17 @@ def whole(out, run_id="rome-1"):
 def content(run):
     """Whatever can be read of a run."""
     tables = {name: getattr(run, name).to_json(double_precision=15) for name in TABLES}
-    return tables, [path.read_bytes() for path in run.deltas], {**run.about, "files": None, "sha256": None}
+    return (
+        tables,
+        [path.read_bytes() for path in run.deltas],
+        {**run.about, "files": None, "sha256": None},
+    )
 
 
 def damage(rng: random.Random, folder) -> None:
-    """A file flipped, cut, grown, emptied, removed, replaced by another of the run or by a link; run.json more often than others."""
+    """A file flipped, cut, grown, emptied, removed, replaced by another of the run or by a link;
+    run.json more often than others.
+    """
     names = sorted(path for path in folder.rglob("*") if path.is_file())
     path = rng.choice([*names, folder / "run.json"])
     data = path.read_bytes()
@@ -442,14 +537,19 @@ def damaged_outcomes(tmp_path, count: int, seed: int) -> Counter:
 
 
 def test_no_damaged_run_passes_for_a_result(tmp_path):
-    """500 damaged folders: 448 of them were finished runs to the version that looked at run.json alone.
+    """500 damaged folders: 448 of them were finished runs to the version that looked at run.json
+    alone.
 
-    What may be read right of a damaged run is what the damage spared: the notebook or its page was hit. What may be taken for
-    finished is not damaged in what it says: white space of run.json.
+    What may be read right of a damaged run is what the damage spared: the notebook or its page was
+    hit. What may be taken for finished is not damaged in what it says: white space of run.json.
     """
     outcomes = damaged_outcomes(tmp_path, 500, seed=0)
     print(dict(outcomes))
-    assert set(outcomes) <= {"not finished, one line", "not finished, read right", "taken for finished, read right"}
+    assert set(outcomes) <= {
+        "not finished, one line",
+        "not finished, read right",
+        "taken for finished, read right",
+    }
     assert outcomes["taken for finished, read right"] < 10
     assert outcomes["not finished, one line"] > 300
 

@@ -29,7 +29,17 @@ from workbench.tuning.tasks import Data
 @pytest.fixture(scope="module")
 def small():
     """A whole study on a world model, as small as it can be."""
-    return Spec(n_edited=2, n_intrinsic=3, edits_per_model=1, max_steps=2, eval_every=1, n_train=32, n_valid=4, batch_size=2, threshold=0.01)
+    return Spec(
+        n_edited=2,
+        n_intrinsic=3,
+        edits_per_model=1,
+        max_steps=2,
+        eval_every=1,
+        n_train=32,
+        n_valid=4,
+        batch_size=2,
+        threshold=0.01,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +90,9 @@ def test_the_run_says_of_each_edit_what_was_solved_and_whether_it_took(done):
 def test_the_model_comes_back_bit_for_bit(small, base, tmp_path):
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     study.run(small, base, out=tmp_path)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items()
+    )
 
 
 def test_the_same_spec_gives_the_same_tables(small, base, done, tmp_path):
@@ -88,19 +100,25 @@ def test_the_same_spec_gives_the_same_tables(small, base, done, tmp_path):
     assert again.folder.name == done.folder.name
     for name in runs.TABLES:
         assert getattr(again, name).equals(getattr(done, name)), name
-    assert [path.read_bytes() for path in again.deltas] == [path.read_bytes() for path in done.deltas]
+    assert [path.read_bytes() for path in again.deltas] == [
+        path.read_bytes() for path in done.deltas
+    ]
 
 
 def test_a_finished_run_is_read_not_run(small, done):
     before = (done.folder / "run.json").stat().st_mtime_ns
-    assert study.run(small, model=None, out=done.folder.parent).folder == done.folder  # no model is even loaded
+    assert (
+        study.run(small, model=None, out=done.folder.parent).folder == done.folder
+    )  # no model is even loaded
     assert (done.folder / "run.json").stat().st_mtime_ns == before
 
 
 def test_the_choice_depends_on_seed_and_numbers_only(base):
     def ids(**changes):
         chosen = study.choose(Spec(**({"n_edited": 5, "n_intrinsic": 8} | changes)), base)
-        return [[request.fact.id for request in group] for group in (chosen.edited, chosen.intrinsic)]
+        return [
+            [request.fact.id for request in group] for group in (chosen.edited, chosen.intrinsic)
+        ]
 
     first = ids()
     assert ids(editor="ft", plan="edited", max_steps=7) == first
@@ -119,7 +137,10 @@ def test_matched_groups_share_relations_and_no_subject(base):
 def test_the_papers_rule_shares_no_subject_relation_or_object(base):
     chosen = study.choose(Spec(n_edited=4, n_intrinsic=8, split_rule="paper"), base)
     for name in ("subject", "relation", "object"):
-        edited, intrinsic = ({getattr(request.fact, name) for request in group} for group in (chosen.edited, chosen.intrinsic))
+        edited, intrinsic = (
+            {getattr(request.fact, name) for request in group}
+            for group in (chosen.edited, chosen.intrinsic)
+        )
         assert not edited & intrinsic, name
 
 
@@ -129,7 +150,9 @@ def test_chosen_facts_are_known_by_the_margin_and_are_study_facts(base):
     assert table.known.all()
     assert ((table.p - table.p_second) >= 0.1).all()
     assert {request.fact.split for request in chosen.edited + chosen.intrinsic} == {"study"}
-    assert chosen.known.set_index("group").loc["edited", "p_true"] == pytest.approx(table.p[:6].mean())
+    assert chosen.known.set_index("group").loc["edited", "p_true"] == pytest.approx(
+        table.p[:6].mean()
+    )
 
 
 def without_objects(requests) -> list[dict]:
@@ -195,7 +218,13 @@ def test_paraphrases_reach_the_editor(base):
 
 
 def test_a_typed_fact_is_edited(base):
-    spec = Spec(subject="Windows Mobile 6.5", prompt="{} was developed by", object="Microsoft", target="Apple", n_intrinsic=2)
+    spec = Spec(
+        subject="Windows Mobile 6.5",
+        prompt="{} was developed by",
+        object="Microsoft",
+        target="Apple",
+        n_intrinsic=2,
+    )
     chosen = study.choose(spec, base)
     assert [request.target for request in chosen.edited] == ["Apple"]
     assert len(chosen.intrinsic) == 2
@@ -207,7 +236,16 @@ def test_more_facts_than_are_known_is_one_clear_line(base, one_line):
     assert "knows too few" in one_line(error)
 
 
-@pytest.mark.parametrize("fields", [{"n_edited": 0}, {"seed": -1}, {"edittor": "ft"}, {"split_rule": "none"}, {"learning_rate": float("nan")}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_edited": 0},
+        {"seed": -1},
+        {"edittor": "ft"},
+        {"split_rule": "none"},
+        {"learning_rate": float("nan")},
+    ],
+)
 def test_a_bad_spec_is_one_clear_line(fields, one_line):
     with pytest.raises(BadInput) as error:
         Spec(**fields)
@@ -224,7 +262,10 @@ def test_a_bad_spec_is_one_clear_line(fields, one_line):
         ({"subject": "a"}, "prompt is empty"),
         ({"fact": "author:anna-karenina", "harmless": 0.5}, "harmless is a share of a sample"),
         ({"prompt": "{} is", "subject": " ", "object": "b", "target": "c"}, "subject is empty"),
-        ({"prompt": "{} is", "subject": "a", "object": "b", "target": "b"}, "equals the true object"),
+        (
+            {"prompt": "{} is", "subject": "a", "object": "b", "target": "b"},
+            "equals the true object",
+        ),
         ({"facts": "nowhere.json"}, "nowhere.json"),
     ],
 )
@@ -234,7 +275,10 @@ def test_a_bad_choice_of_facts_is_one_clear_line(base, fields, named, one_line):
     assert named in one_line(error)
 
 
-@pytest.mark.parametrize(("fields", "named"), [({"layers": [99]}, "blocks 0 to 11"), ({"hparams": {"stepps": 3}}, "stepps")])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"layers": [99]}, "blocks 0 to 11"), ({"hparams": {"stepps": 3}}, "stepps")],
+)
 def test_bad_hyper_parameters_are_one_clear_line(base, fields, named, one_line):
     with pytest.raises(BadInput) as error:
         study.prepare(Spec(**fields), base, None)
@@ -255,56 +299,100 @@ def test_a_name_that_does_not_exist_is_one_clear_line(fields, named, one_line):
     assert named in one_line(error)
 
 
-def test_vary_runs_each_value_and_names_its_members_in_a_folder_of_its_own(small, base, tmp_path, monkeypatch, one_line):
+def test_vary_runs_each_value_and_names_its_members_in_a_folder_of_its_own(
+    small, base, tmp_path, monkeypatch, one_line
+):
     found = study.vary(small, "max_steps", [1, 2], out=tmp_path)
     assert [run.spec["max_steps"] for run in found] == [1, 2]
     (whole,) = [run for run in runs.listed(tmp_path) if "members" in run.about]
     assert [run.folder for run in whole.members] == [run.folder for run in found]
     (tmp_path / "notebook").mkdir()
-    monkeypatch.setenv("WORKBENCH_RUN", str(tmp_path / "notebook"))  # in a notebook run in batch the members lie beside its folder
-    assert [run.folder for run in study.vary(small, "max_steps", [1, 2])] == [run.folder for run in found]
+    monkeypatch.setenv(
+        "WORKBENCH_RUN", str(tmp_path / "notebook")
+    )  # in a notebook run in batch the members lie beside its folder
+    assert [run.folder for run in study.vary(small, "max_steps", [1, 2])] == [
+        run.folder for run in found
+    ]
     assert runs.read(tmp_path / "notebook").about["values"] == [1, 2]
-    for field, values, named in (("stepps", [1], "stepps"), ("max_steps", [], "at least one value")):
+    for field, values, named in (
+        ("stepps", [1], "stepps"),
+        ("max_steps", [], "at least one value"),
+    ):
         with pytest.raises(BadInput) as error:
             study.vary(small, field, values, out=tmp_path)
         assert named in one_line(error)
 
 
 def test_a_run_with_an_adapter_records_it_active_and_merged(small, base, tmp_path):
-    done = study.run(Spec(**(small.model_dump() | {"adapter": "dora", "plan": "not-edited", "learning_rate": 1e-2})), base, out=tmp_path)
+    done = study.run(
+        Spec(
+            **(
+                small.model_dump()
+                | {"adapter": "dora", "plan": "not-edited", "learning_rate": 1e-2}
+            )
+        ),
+        base,
+        out=tmp_path,
+    )
     last = done.probes[done.probes.step == 2].reset_index(drop=True)
-    assert done.merged[["edited_model", "step", "fact_id", "prompt"]].equals(last[["edited_model", "step", "fact_id", "prompt"]])
+    assert done.merged[["edited_model", "step", "fact_id", "prompt"]].equals(
+        last[["edited_model", "step", "fact_id", "prompt"]]
+    )
     assert (done.merged.p_true - last.p_true).abs().max() < 1e-3
     assert (done.probes[done.probes.step == 0].p_true.to_numpy() - last.p_true.to_numpy()).any()
-    assert [peft.PeftConfig.from_pretrained(folder).use_dora for folder in sorted((done.folder / "adapters").iterdir())] == [True, True]
+    assert [
+        peft.PeftConfig.from_pretrained(folder).use_dora
+        for folder in sorted((done.folder / "adapters").iterdir())
+    ] == [True, True]
     assert done.spec["adapter_rank"] == 32
 
 
 def test_the_looks_are_those_of_the_tuned_weights(small, base, tmp_path):
-    """What the callback recorded at the last step equals a separate look at the weights saved then and loaded anew."""
+    """What the callback recorded at the last step equals a separate look at the weights saved then
+    and loaded anew.
+    """
     spec = small.resolved()
     chosen = study.choose(spec, base)
     task = study.make_task(spec, base, chosen)
     probe, looks = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related), []
     with deltas.preserved(base.network):
-        finetune(base, task, plans.resolve(base, "all"), spec.settings(), lambda step, epoch: looks.append(probe.look(step, epoch)))
+        finetune(
+            base,
+            task,
+            plans.resolve(base, "all"),
+            spec.settings(),
+            lambda step, epoch: looks.append(probe.look(step, epoch)),
+        )
         base.network.save_pretrained(tmp_path)
         base.tokenizer.save_pretrained(tmp_path)
     saved = models.load(tmp_path, device="cpu")
-    again = Probe(saved, questions(chosen.edited, chosen.intrinsic), chosen.related).look(2, looks[-1].probes.epoch[0])
+    again = Probe(saved, questions(chosen.edited, chosen.intrinsic), chosen.related).look(
+        2, looks[-1].probes.epoch[0]
+    )
     for name in ("probes", "lens", "tokens"):
-        mine, other = (getattr(look, name).drop(columns="took", errors="ignore") for look in (looks[-1], again))
+        mine, other = (
+            getattr(look, name).drop(columns="took", errors="ignore") for look in (looks[-1], again)
+        )
         pd.testing.assert_frame_equal(mine, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_rows_to_tune_on_touch_no_edited_and_no_intrinsic_fact(small, base, done):
     chosen = study.choose(small, base)
     request = chosen.edited[0]
-    common = request.model_copy(update={"fact": request.fact.model_copy(update={"subject": "Wednesday"}), "target": "Monday"})
+    common = request.model_copy(
+        update={
+            "fact": request.fact.model_copy(update={"subject": "Wednesday"}),
+            "target": "Monday",
+        }
+    )
     rows = {}
     for group in ("edited", "intrinsic"):
-        task = study.make_task(small.resolved(), base, dataclasses.replace(chosen, **{group: [common]}))
-        rows[group] = " ".join(base.tokenizer.decode(row) for row in task.train["input_ids"]).lower()
+        task = study.make_task(
+            small.resolved(), base, dataclasses.replace(chosen, **{group: [common]})
+        )
+        rows[group] = " ".join(
+            base.tokenizer.decode(row) for row in task.train["input_ids"]
+        ).lower()
         assert task.dropped > 0
         assert "wednesday" not in rows[group]
         assert "monday" not in rows[group]
@@ -316,7 +404,9 @@ def test_the_rows_to_tune_on_touch_no_edited_and_no_intrinsic_fact(small, base, 
     assert done.about["ended"] == ["budget", "budget"]
 
 
-def test_a_person_who_stops_it_keeps_what_was_seen_but_under_another_name(small, base, tmp_path, monkeypatch):
+def test_a_person_who_stops_it_keeps_what_was_seen_but_under_another_name(
+    small, base, tmp_path, monkeypatch
+):
     spec = small.resolved()
     chosen = study.choose(spec, base)
     hparams, resources = study.prepare(spec, base, chosen)
@@ -333,7 +423,9 @@ def test_a_person_who_stops_it_keeps_what_was_seen_but_under_another_name(small,
     monkeypatch.setattr(probe, "look", stopping)
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     assert study.tune_and_probe(spec, base, delta, task, probe, recorder).ended == "stopped"
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items()
+    )
     run = recorder.write(spec, base, chosen, out=tmp_path)
     assert run.folder.name.endswith("-stopped")
     assert run.about["ended"] == ["stopped"]
@@ -357,7 +449,9 @@ def test_twenty_kills_at_random_moments_leave_no_half_run(small, done, tmp_path)
     shutil.rmtree(folder)
     moments = random.Random(0)
     for _ in range(20):
-        killed = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen(
+            command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(moments.uniform(0.3, 1.0) * whole)
         killed.kill()
         killed.wait()
@@ -369,7 +463,9 @@ def test_twenty_kills_at_random_moments_leave_no_half_run(small, done, tmp_path)
     (run,) = runs.listed(tmp_path)
     for name in runs.TABLES:
         assert getattr(run, name).equals(getattr(done, name)), name
-    assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]  # what the killed ones left is gone too
+    assert [path.name for path in tmp_path.iterdir()] == [
+        run.folder.name
+    ]  # what the killed ones left is gone too
 
 
 @pytest.mark.slow
@@ -381,15 +477,28 @@ def test_every_task_is_learnt_to_its_threshold_in_five_evaluations_or_more(world
     start = time.monotonic()
     with deltas.preserved(world.network):
         history = finetune(world, rows, plans.resolve(world, "all"), numbers.settings())
-    print(f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, {rows.metric} {history.log.metric.round(3).tolist()}")
+    print(
+        f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, {rows.metric} {history.log.metric.round(3).tolist()}"
+    )
     assert not rows.reached(history.log.metric.iloc[0], numbers.threshold)
     assert history.ended == "reached"
     assert len(history.log) > 5
-    assert not {tuple(row) for row in rows.train["input_ids"]} & {tuple(row) for row in rows.valid["input_ids"]}
+    assert not {tuple(row) for row in rows.train["input_ids"]} & {
+        tuple(row) for row in rows.valid["input_ids"]
+    }
 
 
 PLANS = ["all", "window:3-5", "after:5", "edited", "not-edited"]
-TINY_BUDGET = {"n_edited": 2, "n_intrinsic": 2, "edits_per_model": 2, "max_steps": 1, "eval_every": 1, "n_train": 16, "n_valid": 8, "batch_size": 4}
+TINY_BUDGET = {
+    "n_edited": 2,
+    "n_intrinsic": 2,
+    "edits_per_model": 2,
+    "max_steps": 1,
+    "eval_every": 1,
+    "n_train": 16,
+    "n_valid": 8,
+    "batch_size": 4,
+}
 
 
 @pytest.mark.slow
@@ -399,7 +508,15 @@ def test_every_editor_task_plan_and_adapter_runs_through(world, editor, tmp_path
     few = {"malmen": {"meta_steps": 0}, "ft": {"steps": 2}}.get(editor, {"steps": 2})
     for task in tasks.TASKS:
         for plan, adapter in [(plan, "") for plan in PLANS] + [("all", "lora"), ("all", "dora")]:
-            spec = Spec(model=world.name, editor=editor, task=task, plan=plan, adapter=adapter, hparams=few, **TINY_BUDGET)
+            spec = Spec(
+                model=world.name,
+                editor=editor,
+                task=task,
+                plan=plan,
+                adapter=adapter,
+                hparams=few,
+                **TINY_BUDGET,
+            )
             run = study.run(spec, world, out=tmp_path)
             assert run.probes.step.unique().tolist() == [-1, 0, 1], (task, plan, adapter)
             assert (run.merged is not None) == bool(adapter)
@@ -414,10 +531,14 @@ def test_a_run_killed_in_the_middle_leaves_nothing(small, base, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         study.run(small, base, out=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in base.network.state_dict().items()
+    )
 
 
-def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(base, monkeypatch, tmp_path):
+def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(
+    base, monkeypatch, tmp_path
+):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     asked = []
 
@@ -455,7 +576,9 @@ def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():
 
 def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
     package = tmp_path / "workbench"
-    shutil.copytree(Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     monkeypatch.setattr(workbench.spec, "__file__", str(package / "spec.py"))
     before = workbench.spec.code_fingerprint.__wrapped__()
     presets = package / "editing" / "presets.yaml"
@@ -466,7 +589,9 @@ def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
 def test_a_room_that_determines_no_result_makes_no_other_experiment(tmp_path, monkeypatch):
     """A typo in the panel made a sweep run again."""
     package = tmp_path / "workbench"
-    shutil.copytree(Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     monkeypatch.setattr(workbench.spec, "__file__", str(package / "spec.py"))
     before = workbench.spec.code_fingerprint.__wrapped__()
     for room in workbench.spec.NO_RESULT:
@@ -480,7 +605,11 @@ def test_whatever_a_study_imports_is_in_its_id():
     """Of the rooms left out, none is imported where a study runs."""
     code = "import sys; from workbench import study, editing; [editing.EDITORS[name] for name in editing.EDITORS]; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported = {name.removeprefix("workbench.").replace(".", "/") for name in done.stdout.split() if name.startswith("workbench.")}
+    imported = {
+        name.removeprefix("workbench.").replace(".", "/")
+        for name in done.stdout.split()
+        if name.startswith("workbench.")
+    }
     assert "study" in imported
     assert imported & set(workbench.spec.NO_RESULT) <= {"inert"}  # which writes messages
 
@@ -499,7 +628,9 @@ def written(steps, base, out, spec=None, delta=None, chosen=None, tuned_under=No
     recorder = study.Recorder()
     probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)
     recorder.looks.append((0, probe.look(-1)))
-    study.tune_and_probe(tuned_under or spec, base, delta, study.make_task(spec, base, chosen), probe, recorder)
+    study.tune_and_probe(
+        tuned_under or spec, base, delta, study.make_task(spec, base, chosen), probe, recorder
+    )
     return recorder.write(spec, base, chosen, out)
 
 
@@ -507,19 +638,27 @@ def test_deltas_that_were_summed_can_be_tuned_and_know_their_layers(steps, base,
     """`edit_in_turn`, as the README has it, gave a KeyError."""
     spec, chosen, _ = steps
     hparams, resources = study.prepare(spec, base, chosen)
-    delta = editing.edit_in_turn(spec.editor, base, [[request] for request in chosen.edited], hparams, resources)
+    delta = editing.edit_in_turn(
+        spec.editor, base, [[request] for request in chosen.edited], hparams, resources
+    )
     assert len(delta.parts) == 2
     run = written(steps, base, tmp_path, delta=delta)
     assert run.about["layers"] == list(delta.layers) == list(hparams.layers)
     assert runs.finished(run.folder)
 
 
-@pytest.mark.parametrize("case", ["another editor", "other numbers", "other facts", "by hand", "another plan"])
+@pytest.mark.parametrize(
+    "case", ["another editor", "other numbers", "other facts", "by hand", "another plan"]
+)
 def test_what_was_not_done_is_not_filed(steps, base, tmp_path, one_line, case):
-    """An edit of another editor was written under ROME's id, and then returned as the finished run of ROME."""
+    """An edit of another editor was written under ROME's id, and then returned as the finished run
+    of ROME.
+    """
     spec, chosen, delta = steps
     changes = {
-        "another editor": {"delta": dataclasses.replace(delta, record={**delta.record, "editor": "memit"})},
+        "another editor": {
+            "delta": dataclasses.replace(delta, record={**delta.record, "editor": "memit"})
+        },
         "other numbers": {"spec": spec.model_copy(update={"hparams": {"steps": 7}})},
         "other facts": {"chosen": dataclasses.replace(chosen, edited=chosen.edited[:1])},
         "by hand": {"delta": dataclasses.replace(delta, record={})},
@@ -540,7 +679,9 @@ def test_what_was_not_done_is_not_filed(steps, base, tmp_path, one_line, case):
 
 def test_harmless_edits_obey_the_papers_split_and_have_no_neighbourhood(base):
     chosen = study.choose(Spec(n_edited=12, harmless=0.5, n_intrinsic=20, split_rule="paper"), base)
-    watched = {thing for each in chosen.intrinsic for thing in (each.fact.relation, each.fact.object)}
+    watched = {
+        thing for each in chosen.intrinsic for thing in (each.fact.relation, each.fact.object)
+    }
     for each in chosen.edited:
         assert not {each.fact.relation, each.fact.object, each.target} & watched
     assert len(chosen.harmless) == 6
@@ -550,7 +691,11 @@ def test_harmless_edits_obey_the_papers_split_and_have_no_neighbourhood(base):
 
 def test_malmen_does_not_learn_on_a_fact_under_study(base, monkeypatch):
     learnt = []
-    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: learnt.extend(requests))
+    monkeypatch.setattr(
+        EDITORS["malmen"],
+        "prepare",
+        lambda model, hparams, corpus, requests, seed: learnt.extend(requests),
+    )
     spec = Spec(fact="animal_kind:anaconda", editor="malmen", n_intrinsic=2)
     chosen = study.choose(spec, base)
     study.prepare(spec, base, chosen)
@@ -560,25 +705,42 @@ def test_malmen_does_not_learn_on_a_fact_under_study(base, monkeypatch):
 
 def a_users_file(folder: Path, size: int) -> str:
     """Facts that no split sets apart, about half of them known to the world's models."""
-    requests = [request for request in facts.read("world") if request.fact.split in ("study", "unseen")]
+    requests = [
+        request for request in facts.read("world") if request.fact.split in ("study", "unseen")
+    ]
     requests = requests[:: len(requests) // size]
     names = ("subject", "prompt", "object", "relation")
-    records = [{name: getattr(each.fact, name) for name in names} | {"target": each.target} for each in requests]
+    records = [
+        {name: getattr(each.fact, name) for name in names} | {"target": each.target}
+        for each in requests
+    ]
     return str(as_json(folder, *records))
 
 
-def test_of_a_users_facts_malmen_learns_from_the_same_whatever_is_chosen(base, tmp_path, monkeypatch):
+def test_of_a_users_facts_malmen_learns_from_the_same_whatever_is_chosen(
+    base, tmp_path, monkeypatch
+):
     """So that it learns once a model; and never from a fact that is chosen."""
-    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests)
+    monkeypatch.setattr(
+        EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests
+    )
     monkeypatch.setattr(known, "PART", 24)  # asked at once: no more than it takes
     path = a_users_file(tmp_path, 300)
-    numbers = {"model": "of-a-user", "facts": path, "n_edited": 4, "n_intrinsic": 4, "harmless": 0.5}
+    numbers = {
+        "model": "of-a-user",
+        "facts": path,
+        "n_edited": 4,
+        "n_intrinsic": 4,
+        "harmless": 0.5,
+    }
     learnt, subjects = [], []
     for seed in range(2):
         spec = Spec(**numbers, editor="malmen", seed=seed)
         chosen = study.choose(spec, base)
         learnt.append(study.prepare(spec, base, chosen)[1])
-        subjects.append({request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)})
+        subjects.append(
+            {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
+        )
     others = study.choose(Spec(**numbers, editor="memit", seed=1), base)
     assert (others.edited, others.intrinsic) == (chosen.edited, chosen.intrinsic)
     assert learnt[0] == learnt[1]
@@ -588,7 +750,9 @@ def test_of_a_users_facts_malmen_learns_from_the_same_whatever_is_chosen(base, t
 
 
 def test_a_users_fact_edited_by_name_is_not_learnt_from(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests)
+    monkeypatch.setattr(
+        EDITORS["malmen"], "prepare", lambda model, hparams, corpus, requests, seed: requests
+    )
     path = a_users_file(tmp_path, 100)
     named = next(request.fact for request in facts.read(path) if facts.is_learnt_from(request.fact))
     spec = Spec(model="of-a-user", facts=path, fact=named.id, editor="malmen", n_intrinsic=2)
@@ -597,7 +761,9 @@ def test_a_users_fact_edited_by_name_is_not_learnt_from(base, tmp_path, monkeypa
     assert named.subject not in {request.fact.subject for request in learnt}
 
 
-def test_too_few_facts_beside_those_that_malmen_learns_from_is_one_clear_line(base, tmp_path, one_line):
+def test_too_few_facts_beside_those_that_malmen_learns_from_is_one_clear_line(
+    base, tmp_path, one_line
+):
     path = a_users_file(tmp_path, 90)
     numbers = {"model": "of-a-user", "facts": path, "n_edited": 28, "n_intrinsic": 3, "margin": 0.0}
     study.choose(Spec(**numbers, editor="memit"), base)  # finds enough
@@ -608,22 +774,44 @@ def test_too_few_facts_beside_those_that_malmen_learns_from_is_one_clear_line(ba
 
 
 def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
-    spec = Spec(editor="ft", n_edited=5, harmless=0.4, n_intrinsic=2, edits_per_model=5, max_steps=1, eval_every=1, task="facts").resolved()
+    spec = Spec(
+        editor="ft",
+        n_edited=5,
+        harmless=0.4,
+        n_intrinsic=2,
+        edits_per_model=5,
+        max_steps=1,
+        eval_every=1,
+        task="facts",
+    ).resolved()
     chosen = study.choose(spec, base)
     assert len(chosen.edited) == 5
     assert len(chosen.harmless) == 2
     harmless = [request for request in chosen.edited if request.fact.id in chosen.harmless]
     truth = {request.fact.id: request.fact.object for request in facts.read("world")}
-    assert [request.target for request in harmless] == [truth[request.fact.id] for request in harmless]
-    found = measure_prompts(base, [request.fact.question for request in harmless], [request.target for request in harmless])
+    assert [request.target for request in harmless] == [
+        truth[request.fact.id] for request in harmless
+    ]
+    found = measure_prompts(
+        base,
+        [request.fact.question for request in harmless],
+        [request.target for request in harmless],
+    )
     assert not found.retained.any()
     assert found.top_token.tolist() == [request.fact.object for request in harmless]
-    assert [request.fact.id in chosen.harmless for request in chosen.edited].index(True) < 2  # spread, so that every edited model has some
+    assert [request.fact.id in chosen.harmless for request in chosen.edited].index(
+        True
+    ) < 2  # spread, so that every edited model has some
     false = study.choose(spec.model_copy(update={"n_edited": 3, "harmless": 0}), base).edited
-    assert [request.fact.id for request in false] == [request.fact.id for request in chosen.edited if request.fact.id not in chosen.harmless]
+    assert [request.fact.id for request in false] == [
+        request.fact.id for request in chosen.edited if request.fact.id not in chosen.harmless
+    ]
     done = study.run(spec, base, out=tmp_path)
     assert set(done.about["harmless"]) == set(chosen.harmless)
-    ids = {kind: set(runs.series([done], [f"{kind} edit success"]).fact_id) for kind in ("false", "harmless")}
+    ids = {
+        kind: set(runs.series([done], [f"{kind} edit success"]).fact_id)
+        for kind in ("false", "harmless")
+    }
     assert ids["harmless"] == set(chosen.harmless)
     assert ids["harmless"] | ids["false"] == {request.fact.id for request in chosen.edited}
     assert not ids["harmless"] & ids["false"]
@@ -645,7 +833,11 @@ def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypa
     known_table = study.known_table
     monkeypatch.setattr(known, "known_table", nothing_known)
     monkeypatch.setattr(known, "ASKED_A_FACT", 8)
-    typed = {"subject": "Windows Mobile 6.5", "prompt": "{} was developed by", "object": "Microsoft"}
+    typed = {
+        "subject": "Windows Mobile 6.5",
+        "prompt": "{} was developed by",
+        "object": "Microsoft",
+    }
     spec = Spec(**typed, target="Apple", n_intrinsic=30)
     knows = True
     assert len(known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)[2]) == 30
@@ -697,4 +889,6 @@ def test_as_many_facts_are_asked_as_the_split_needs(base):
     for seed in range(6):
         chosen = study.choose(Spec(n_edited=1, n_intrinsic=8, seed=seed), base)
         assert len(chosen.intrinsic) == 8
-        assert {request.fact.relation for request in chosen.intrinsic} == {chosen.edited[0].fact.relation}
+        assert {request.fact.relation for request in chosen.intrinsic} == {
+            chosen.edited[0].fact.relation
+        }

@@ -1,4 +1,6 @@
-"""A grid is checked whole before its first run, every combination runs once, and whatever is killed is taken up again."""
+"""A grid is checked whole before its first run, every combination runs once, and whatever is killed
+is taken up again.
+"""
 
 import asyncio
 import json
@@ -36,7 +38,16 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 def fixed(tiny_folders, tmp_path_factory):
     """Parameters of a run of seconds, on a model that knows nothing."""
     path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
-    lines = [{"id": str(n), "subject": f"Person {n}", "prompt": "{} plays the", "object": "harp", "target": "flute"} for n in range(4)]
+    lines = [
+        {
+            "id": str(n),
+            "subject": f"Person {n}",
+            "prompt": "{} plays the",
+            "object": "harp",
+            "target": "flute",
+        }
+        for n in range(4)
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     small = {"layers": [1], "n_intrinsic": 0, "max_steps": 1, "eval_every": 1, "device": "cpu"}
     return small | {"model": str(tiny_folders["gpt2"]), "facts": str(path), "fact": "0"}
@@ -45,7 +56,9 @@ def fixed(tiny_folders, tmp_path_factory):
 @pytest.fixture
 def grid(fixed):
     """Four runs."""
-    return Grid(notebook=str(NOTEBOOK), parameters=fixed, grid={"editor": ["ft", "rome"], "seed": [0, 1]})
+    return Grid(
+        notebook=str(NOTEBOOK), parameters=fixed, grid={"editor": ["ft", "rome"], "seed": [0, 1]}
+    )
 
 
 def write(path: Path, grid: Grid) -> Path:
@@ -94,7 +107,9 @@ def test_combinations_are_the_product_and_the_cells_less_what_is_excluded():
         ({"preset": "no-such"}, "no-such"),
     ],
 )
-def test_a_bad_grid_is_one_clear_line_before_anything_runs(grid, tmp_path, one_line, changes, named):
+def test_a_bad_grid_is_one_clear_line_before_anything_runs(
+    grid, tmp_path, one_line, changes, named
+):
     bad = Grid(**(grid.model_dump() | changes))
     with pytest.raises(BadInput) as error:
         sweep.sweep(bad, tmp_path / "out")
@@ -113,7 +128,15 @@ def test_a_grid_over_the_field_that_a_notebook_varies_has_one_value_a_run(tmp_pa
     assert "exclude each other" in one_line(error)
 
 
-@pytest.mark.parametrize(("text", "named"), [("", "no fields"), ("[1]", "no fields"), ("a: [", "cannot be read"), ("notebok: x", "notebook")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no fields"),
+        ("[1]", "no fields"),
+        ("a: [", "cannot be read"),
+        ("notebok: x", "notebook"),
+    ],
+)
 def test_a_grid_file_that_is_none_is_one_clear_line(tmp_path, one_line, text, named):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
@@ -158,7 +181,10 @@ def test_the_plan_says_what_it_may_take_as_far_as_that_can_be_judged(grid, tmp_p
     (tmp_path / "another").mkdir()
     runs.write(tmp_path / "another", {"seconds": {"load": 60, "edit": 60}}, {})
     sweep.print_plan(every, every, tmp_path)
-    assert "about 8 worker minutes and 0 MB more, judging by 1 other runs there" in capsys.readouterr().err
+    assert (
+        "about 8 worker minutes and 0 MB more, judging by 1 other runs there"
+        in capsys.readouterr().err
+    )
 
 
 def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch):
@@ -167,18 +193,26 @@ def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch):
     assert sweep._closed(0)["n_workers"] == 3
     assert sweep._closed(2)["n_workers"] == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    monkeypatch.setattr(sweep.batch, "run", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(
+        sweep.batch, "run", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    )
     seen, gpus = [], sweep._gpus()
     for number in range(4):
-        monkeypatch.setattr(distributed, "get_worker", lambda number=number: types.SimpleNamespace(name=number))
+        monkeypatch.setattr(
+            distributed, "get_worker", lambda number=number: types.SimpleNamespace(name=number)
+        )
         assert sweep._one("notebook", {}, "runs", gpus) == ""
     assert seen == ["4", "5", "7", "4"]
 
 
 def listeners(*processes: psutil.Process) -> set[tuple[str, int]]:
     """Address and port of whatever these processes and their children listen on."""
-    every = {process for parent in processes for process in (parent, *parent.children(recursive=True))}
-    connections = [connection for process in every for connection in process.net_connections("inet")]
+    every = {
+        process for parent in processes for process in (parent, *parent.children(recursive=True))
+    }
+    connections = [
+        connection for process in every for connection in process.net_connections("inet")
+    ]
     return {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
 
 
@@ -199,7 +233,9 @@ def answers(address: str, security: distributed.Security) -> bool:
 
 
 def test_a_local_cluster_is_closed_to_the_network_and_to_other_users():
-    """Whoever a worker or nanny listens to runs code here: all listen on loopback, and only to the holder of the certificates."""
+    """Whoever a worker or nanny listens to runs code here: all listen on loopback, and only to the
+    holder of the certificates.
+    """
     before = listeners(psutil.Process())
     with sweep._local_cluster(1) as client:
         opened = listeners(psutil.Process()) - before
@@ -211,7 +247,14 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_other_users():
             assert not answers(f"tcp://127.0.0.1:{port}", distributed.Security())
             assert not answers(f"tls://127.0.0.1:{port}", stranger)
         for port in {port for _, port in opened} - set(taking_orders):  # Dask's HTTP servers
-            for page in ("health", "metrics", "info/main/workers.html", "json/identity.json", "status", "proxy/1/127.0.0.1/health"):
+            for page in (
+                "health",
+                "metrics",
+                "info/main/workers.html",
+                "json/identity.json",
+                "status",
+                "proxy/1/127.0.0.1/health",
+            ):
                 with pytest.raises(urllib.error.HTTPError, match="404"):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
 
@@ -227,7 +270,9 @@ def test_a_grid_of_finished_runs_starts_no_cluster(grid, tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_cleaned_and_what_a_living_one_writes_is_not(tmp_path):
     import platform
 
-    dead, alive = (tmp_path / f".run-1.{pid}@{platform.node()}.partial" for pid in (2**22 + 5, os.getpid()))
+    dead, alive = (
+        tmp_path / f".run-1.{pid}@{platform.node()}.partial" for pid in (2**22 + 5, os.getpid())
+    )
     elsewhere = tmp_path / ".run-1.1@another-machine.partial"
     for folder in (dead, alive, elsewhere):
         folder.mkdir()
@@ -241,14 +286,23 @@ def test_every_combination_runs_once_and_a_second_start_does_nothing(grid, tmp_p
     out = tmp_path / "out"
     assert sweep.sweep(grid, out, workers=2) == []
     found = runs.listed(out)
-    assert {(run.spec["editor"], run.spec["seed"]) for run in found} == {(e, s) for e in ("ft", "rome") for s in (0, 1)}
+    assert {(run.spec["editor"], run.spec["seed"]) for run in found} == {
+        (e, s) for e in ("ft", "rome") for s in (0, 1)
+    }
     before = {run.folder: (run.folder / "run.json").stat().st_mtime_ns for run in found}
     start = time.monotonic()
-    done = subprocess.run(command(write(tmp_path / "grid.yaml", grid), out), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command(write(tmp_path / "grid.yaml", grid), out),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     print(f"\nsecond start: {time.monotonic() - start:.1f} s")
     assert "4 finished, 0 to do" in done.stderr
     assert done.stdout.splitlines() == [str(out)]
-    assert {run.folder: (run.folder / "run.json").stat().st_mtime_ns for run in runs.listed(out)} == before
+    assert {
+        run.folder: (run.folder / "run.json").stat().st_mtime_ns for run in runs.listed(out)
+    } == before
 
 
 @pytest.mark.slow
@@ -273,24 +327,39 @@ def test_words_of_a_failure_tell_a_terminal_nothing(grid, tmp_path, capsys):
     record = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
     (tmp_path / "facts.jsonl").write_text(json.dumps(record))
     bad = grid.model_copy(update={"grid": {"facts": [str(tmp_path / "facts.jsonl")]}})
-    assert main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(tmp_path / "out")]) == 1
+    assert (
+        main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(tmp_path / "out")])
+        == 1
+    )
     error = capsys.readouterr().err
     assert error.count(r"fact \x1b[2J: the subject is empty") == 2  # as it fails, and at the end
     assert "\x1b[2J" not in error
 
 
 @contextmanager
-def cluster_by_hand(folder: Path, workers: int, protocol: str = "tcp") -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
-    """A Dask scheduler on loopback and workers of it, each a process: the address, the processes (the scheduler first), and what adds a worker."""
+def cluster_by_hand(
+    folder: Path, workers: int, protocol: str = "tcp"
+) -> Iterator[tuple[str, list[subprocess.Popen], Callable[[], None]]]:
+    """A Dask scheduler on loopback and workers of it, each a process: the address, the processes
+    (the scheduler first), and what adds a worker.
+    """
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error",
+    }
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     hands = []
 
     def start(what: str, *arguments: str) -> None:
         hands.append(
-            subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *common, *arguments], env=environment, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.dask_{what}", *common, *arguments],
+                env=environment,
+                stderr=subprocess.DEVNULL,
+            )
         )
 
     try:
@@ -299,7 +368,11 @@ def cluster_by_hand(folder: Path, workers: int, protocol: str = "tcp") -> Iterat
             time.sleep(0.2)
         for _ in range(workers):
             start("worker", "--nthreads", "1")
-        yield json.loads(file.read_text())["address"], hands, lambda: start("worker", "--nthreads", "1")
+        yield (
+            json.loads(file.read_text())["address"],
+            hands,
+            lambda: start("worker", "--nthreads", "1"),
+        )
     finally:
         end(*hands)
 
@@ -326,37 +399,61 @@ def one_below(running: subprocess.Popen, part_of_its_command: str) -> int:
         time.sleep(0.1)
 
 
-BELOW = {"worker": "spawn_main", "kernel": "ipykernel"}  # of what a sweep starts, and how its command reads
+BELOW = {
+    "worker": "spawn_main",
+    "kernel": "ipykernel",
+}  # of what a sweep starts, and how its command reads
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_path):
-    """The sweep (its process is the scheduler too), a worker, a kernel or a scheduler of its own is killed; in the end all is as if undisturbed."""
+    """The sweep (its process is the scheduler too), a worker, a kernel or a scheduler of its own is
+    killed; in the end all is as if undisturbed.
+    """
     grid = grid.model_copy(update={"grid": {"editor": ["ft", "rome"], "seed": list(range(6))}})
-    path, quiet, out, moments = write(tmp_path / "grid.yaml", grid), tmp_path / "quiet", tmp_path / "out", random.Random(0)
+    path, quiet, out, moments = (
+        write(tmp_path / "grid.yaml", grid),
+        tmp_path / "quiet",
+        tmp_path / "out",
+        random.Random(0),
+    )
     subprocess.run(command(path, quiet, "--workers", "2"), check=True, capture_output=True)
     alone = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for number in range(20):
-        kind, seconds = ("sweep", "worker", "kernel", "scheduler")[number % 4], moments.uniform(3, 24)
+        kind, seconds = (
+            ("sweep", "worker", "kernel", "scheduler")[number % 4],
+            moments.uniform(3, 24),
+        )
         with cluster_by_hand(tmp_path, 2) if kind == "scheduler" else nullcontext() as apart:
-            running = subprocess.Popen(command(path, out, *(("--scheduler", apart[0]) if apart else ("--workers", "2"))), **alone)
+            running = subprocess.Popen(
+                command(path, out, *(("--scheduler", apart[0]) if apart else ("--workers", "2"))),
+                **alone,
+            )
             time.sleep(seconds)
             if kind in BELOW:
                 os.kill(one_below(running, BELOW[kind]), signal.SIGKILL)
             else:
                 (apart[1][0] if apart else running).kill()
-            if number in (17, 18):  # a sweep outlives its worker, whose run another takes up, and a kernel, whose run has failed
+            if (
+                number in (17, 18)
+                # a sweep outlives its worker, whose run another takes up, and a kernel, whose run has
+                # failed
+            ):
                 assert running.wait() == (1 if kind == "kernel" else 0)
             time.sleep(1)
             end(running)
         found = runs.listed(out)
         assert all(same(run, runs.read(quiet / run.folder.name)) for run in found)
-        for run in found[6:] if number < 16 else found[10:]:  # so that there is something left to do
+        for run in (
+            found[6:] if number < 16 else found[10:]
+        ):  # so that there is something left to do
             shutil.rmtree(run.folder)
         for left in out.glob("*.failed.*"):
             left.unlink()
-    subprocess.run([*command(path, out, "--workers", "2"), "--retry-failed"], check=True, capture_output=True)
+    subprocess.run(
+        [*command(path, out, "--workers", "2"), "--retry-failed"], check=True, capture_output=True
+    )
     found = {run.folder.name: run for run in runs.listed(out)}
     assert set(found) == {run.folder.name for run in runs.listed(quiet)}
     assert len(found) == 12
@@ -369,7 +466,12 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
 def test_a_scheduler_that_dies_is_one_clear_line_and_the_next_start_goes_on(grid, tmp_path):
     path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "out"
     with cluster_by_hand(tmp_path, 1) as (address, hands, _):
-        running = subprocess.Popen(command(path, out, "--scheduler", address), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            command(path, out, "--scheduler", address),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         while not list(out.glob(".*.partial")):
             time.sleep(0.2)
         hands[0].kill()
@@ -386,12 +488,19 @@ def test_a_scheduler_that_dies_is_one_clear_line_and_the_next_start_goes_on(grid
 def test_two_sweeps_at_once_share_the_work_and_do_no_run_twice(grid, tmp_path):
     """The notebook writes down each time that it is executed."""
     counting, told = nbformat.read(NOTEBOOK, as_version=4), tmp_path / "told"
-    counting.cells.append(nbformat.v4.new_code_cell(f"print(run.folder.name, file=open({str(told)!r}, 'a'))"))
+    counting.cells.append(
+        nbformat.v4.new_code_cell(f"print(run.folder.name, file=open({str(told)!r}, 'a'))")
+    )
     (tmp_path / "notebooks").mkdir()
     nbformat.write(counting, tmp_path / "notebooks" / NOTEBOOK.name)
     grid = grid.model_copy(update={"notebook": str(tmp_path / "notebooks" / NOTEBOOK.name)})
     path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "out"
-    both = [subprocess.Popen(command(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            command(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     assert [one.wait() for one in both] == [0, 0]
     assert len(runs.listed(out)) == 4
     assert len(told.read_text().splitlines()) == 4
@@ -403,7 +512,9 @@ def test_two_sweeps_at_once_share_the_work_and_do_no_run_twice(grid, tmp_path):
 def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_path):
     out = tmp_path / "out"
     with cluster_by_hand(tmp_path, 1) as (address, hands, join):
-        running = subprocess.Popen(command(write(tmp_path / "grid.yaml", grid), out, "--scheduler", address))
+        running = subprocess.Popen(
+            command(write(tmp_path / "grid.yaml", grid), out, "--scheduler", address)
+        )
         while not list(out.glob(".*.partial")):
             time.sleep(0.2)
         join()
@@ -416,11 +527,27 @@ def test_workers_started_by_hand_take_part_join_later_and_may_leave(grid, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configuration(grid, tmp_path, monkeypatch, capsys, one_line):
-    grid, keys = grid.model_copy(update={"grid": {"editor": ["ft"]}}), distributed.Security.temporary()
-    for name in ("ca_file", "client_cert", "client_key", "scheduler_cert", "scheduler_key", "worker_cert", "worker_key"):
+def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configuration(
+    grid, tmp_path, monkeypatch, capsys, one_line
+):
+    grid, keys = (
+        grid.model_copy(update={"grid": {"editor": ["ft"]}}),
+        distributed.Security.temporary(),
+    )
+    for name in (
+        "ca_file",
+        "client_cert",
+        "client_key",
+        "scheduler_cert",
+        "scheduler_key",
+        "worker_cert",
+        "worker_key",
+    ):
         (tmp_path / f"{name}.pem").write_text(getattr(keys, f"tls_{name}"))
-    parts = {part: {kind: str(tmp_path / f"{part}_{kind}.pem") for kind in ("cert", "key")} for part in ("client", "scheduler", "worker")}
+    parts = {
+        part: {kind: str(tmp_path / f"{part}_{kind}.pem") for kind in ("cert", "key")}
+        for part in ("client", "scheduler", "worker")
+    }
     told = {"distributed": {"comm": {"tls": {"ca-file": str(tmp_path / "ca_file.pem"), **parts}}}}
     (tmp_path / "dask.yaml").write_text(yaml.safe_dump(told))
     monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "dask.yaml"))
@@ -442,7 +569,9 @@ def test_a_scheduler_behind_certificates_is_used_with_those_of_dasks_configurati
 def test_whatever_a_running_sweep_starts_listens_on_loopback(grid, tmp_path):
     """Kernels too."""
     path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "runs"
-    running = subprocess.Popen(command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command(path, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         one_below(running, "ipykernel")
         time.sleep(3)
@@ -464,11 +593,22 @@ sys.exit(main())
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_it_in_one_line_and_the_next_start_goes_on(grid, tmp_path, times):
-    """As a terminal sends it: to the sweep, its workers and their kernels together. Another child of the caller is left alone."""
+    """As a terminal sends it: to the sweep, its workers and their kernels together.
+
+    Another child of the caller is left alone.
+    """
     path, out = write(tmp_path / "grid.yaml", grid), tmp_path / "runs"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background deaf to Ctrl-C
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts what it puts in the background deaf to Ctrl-C
     arguments = [sys.executable, "-c", CALLER, *command(path, out, "--workers", "2")[3:]]
-    running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 200
     while not list(out.glob(".*.partial")) and time.monotonic() < deadline:  # until a run has begun
         time.sleep(0.2)
@@ -486,4 +626,6 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_start_goes_on(grid, tmp_path, t
     assert other.status() != psutil.STATUS_ZOMBIE
     other.kill()
     assert len(sweep.sweep(grid, out)) == 0
-    assert sorted(each.name for each in out.iterdir()) == sorted(each.folder.name for each in sweep.planned(grid, out))
+    assert sorted(each.name for each in out.iterdir()) == sorted(
+        each.folder.name for each in sweep.planned(grid, out)
+    )

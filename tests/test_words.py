@@ -29,7 +29,16 @@ def test_a_word_ends_where_the_script_shows_it_or_shows_nothing(before, after, p
 
 
 @pytest.mark.parametrize(
-    ("character", "unspaced"), [("京", True), ("：", True), ("。", True), ("ก", True), ("k", False), ("울", False), (":", False)]
+    ("character", "unspaced"),
+    [
+        ("京", True),
+        ("：", True),
+        ("。", True),
+        ("ก", True),
+        ("k", False),
+        ("울", False),
+        (":", False),
+    ],
 )
 def test_scripts_that_put_no_space_between_words(character, unspaced):
     assert words.unspaced(character) == unspaced

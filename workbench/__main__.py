@@ -1,4 +1,6 @@
-"""The command line. The last line on standard output is the path of what was made; exit status 0, 1 (failed), 2 (bad input), 130 (stopped)."""
+"""The command line. The last line on standard output is the path of what was made; exit status 0, 1
+(failed), 2 (bad input), 130 (stopped).
+"""
 
 import argparse
 import sys
@@ -28,54 +30,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except Exception as error:
-        _print(f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        _print(
+            f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="workbench", description="Edit facts into a language model, fine-tune it, see what survives.")
+    parser = argparse.ArgumentParser(
+        prog="workbench",
+        description="Edit facts into a language model, fine-tune it, see what survives.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a notebook in batch; prints the run folder")
     run.add_argument("notebook")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter, its value as YAML")
-    run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters")
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter, its value as YAML",
+    )
+    run.add_argument(
+        "--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters"
+    )
     run.add_argument("--again", action="store_true", help="run even if a finished run is there")
-    run.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
-    run.add_argument("--dry-run", action="store_true", help="print every setting, the memory and what would be fetched; run nothing")
+    run.add_argument(
+        "--out", default="", help="folder of the runs; default runs/ of the notebook's project"
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print every setting, the memory and what would be fetched; run nothing",
+    )
     run.set_defaults(command=_run)
 
-    sweep = commands.add_parser("sweep", help="run every combination of a grid once; finished runs are kept")
+    sweep = commands.add_parser(
+        "sweep", help="run every combination of a grid once; finished runs are kept"
+    )
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
-    sweep.add_argument("--out", default="", help="folder of the runs; default runs/ of the notebook's project")
+    sweep.add_argument(
+        "--out", default="", help="folder of the runs; default runs/ of the notebook's project"
+    )
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=0, help="processes of a local Dask cluster; default one a GPU, or one")
-    where.add_argument("--scheduler", default="", help="address of a running Dask scheduler, tcp://...")
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes of a local Dask cluster; default one a GPU, or one",
+    )
+    where.add_argument(
+        "--scheduler", default="", help="address of a running Dask scheduler, tcp://..."
+    )
     sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
     sweep.set_defaults(command=_sweep)
 
-    report = commands.add_parser("report", help="tables with intervals, paired differences, figures and one page of many runs")
+    report = commands.add_parser(
+        "report",
+        help="tables with intervals, paired differences, figures and one page of many runs",
+    )
     report.add_argument("runs", help="the folder of the runs")
     report.add_argument("--out", default="report")
     report.set_defaults(command=_report)
 
-    edit = commands.add_parser("edit", help="write an edited model as an ordinary Hugging Face folder")
+    edit = commands.add_parser(
+        "edit", help="write an edited model as an ordinary Hugging Face folder"
+    )
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
-    edit.add_argument("--hparams", help="a YAML or JSON file of hyper-parameters instead of the preset")
-    edit.add_argument("--corpus", default="world", help="text of the second moments: world, wikipedia, a file or a Hub dataset id")
+    edit.add_argument(
+        "--hparams", help="a YAML or JSON file of hyper-parameters instead of the preset"
+    )
+    edit.add_argument(
+        "--corpus",
+        default="world",
+        help="text of the second moments: world, wikipedia, a file or a Hub dataset id",
+    )
     edit.add_argument("--seed", type=int, default=0)
     edit.set_defaults(command=_edit)
 
-    facts = commands.add_parser("facts", help="which facts a model knows, which records are bad and why")
+    facts = commands.add_parser(
+        "facts", help="which facts a model knows, which records are bad and why"
+    )
     facts.add_argument("file", help="'world', a file or a Hub dataset id")
     facts.add_argument("--model", required=True)
     facts.add_argument("--out", default="known-facts.csv", help="the table to write")
-    facts.add_argument("--margin", type=float, default=0.1, help="by which a known fact's true token must lead the second")
+    facts.add_argument(
+        "--margin",
+        type=float,
+        default=0.1,
+        help="by which a known fact's true token must lead the second",
+    )
     facts.set_defaults(command=_facts)
 
-    pretrain = commands.add_parser("pretrain", help="teach the embedded world to a small model again")
+    pretrain = commands.add_parser(
+        "pretrain", help="teach the embedded world to a small model again"
+    )
     pretrain.add_argument("model", help="world-gpt2 or world-llama")
     pretrain.add_argument("--out", help="the folder to write instead of the shipped one")
     pretrain.set_defaults(command=_pretrain)
@@ -97,7 +151,9 @@ def _run(options) -> None:
     if "members" in done.about:
         field = done.about.get("vary", "editor")
         for member in done.members:
-            _print(f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n")
+            _print(
+                f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n"
+            )
     elif done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
         fact = done.probes[done.probes.group == "edited"].iloc[0]
         _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
@@ -117,7 +173,9 @@ def _sweep(options) -> None:
     for each in failed:
         _print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
     if failed:
-        raise RuntimeError(f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed")
+        raise RuntimeError(
+            f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed"
+        )
     print(out)
 
 
@@ -156,7 +214,9 @@ def _facts(options) -> None:
     from workbench import facts, models, study
 
     if not Path(options.out).absolute().parent.is_dir():
-        raise BadInput(f"{options.out}: there is no folder {Path(options.out).parent}; make it first")
+        raise BadInput(
+            f"{options.out}: there is no folder {Path(options.out).parent}; make it first"
+        )
     if not 0 <= options.margin < 1:
         raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
     requests, problems = facts.inspect(options.file)
@@ -172,10 +232,16 @@ def _facts(options) -> None:
     table = study.known_table(model, requests, options.margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
-    _print(table.drop(columns="fact_id").head(SHOWN).to_string(index=False, float_format="{:.2f}".format))
+    _print(
+        table.drop(columns="fact_id")
+        .head(SHOWN)
+        .to_string(index=False, float_format="{:.2f}".format)
+    )
     if len(table) > SHOWN:
         _print(f"... and {len(table) - SHOWN} more in {options.out}")
-    _print(f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records")
+    _print(
+        f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records"
+    )
     print(options.out)
 
 

@@ -14,7 +14,8 @@ def hidden(output) -> torch.Tensor:
 
 @contextmanager
 def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
-    """A dict that holds, under each module's key, the tensor of its last call: the output, or the first input.
+    """A dict that holds, under each module's key, the tensor of its last call: the output, or the
+    first input.
 
     Args:
         modules: key -> module.
@@ -34,7 +35,9 @@ def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
 
 @contextmanager
 def calls(modules: Mapping) -> Iterator[dict]:
-    """A dict that holds, under each module's key, the (args, kwargs) of its last call, so that it can be called again."""
+    """A dict that holds, under each module's key, the (args, kwargs) of its last call, so that it
+    can be called again.
+    """
     record: dict = {}
 
     with ExitStack() as stack:
@@ -53,7 +56,9 @@ class _Enough(Exception):
 
 @contextmanager
 def stop_after(module: nn.Module) -> Iterator[None]:
-    """Inside, a call of the network ends once the module has run; what would follow is not computed, the `with` ends there."""
+    """Inside, a call of the network ends once the module has run; what would follow is not
+    computed, the `with` ends there.
+    """
 
     def hook(module, args, output):
         raise _Enough
@@ -63,8 +68,12 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not write into its arguments."""
+def replaced(
+    module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not
+    write into its arguments.
+    """
 
     def hook(module, args, kwargs, output):
         changed = change(hidden(output), _first(args, kwargs))

@@ -1,4 +1,6 @@
-"""One notebook in batch, through papermill: strict about parameters, complete or absent, resumed by its id."""
+"""One notebook in batch, through papermill: strict about parameters, complete or absent, resumed by
+its id.
+"""
 
 import ast
 import hashlib
@@ -31,12 +33,16 @@ def declared(notebook: Path) -> dict[str, dict]:
     except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
         raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
     if not found:
-        raise BadInput(f"notebook {str(notebook)!r}: has no cell tagged 'parameters'; tag the cell of plain assignments")
+        raise BadInput(
+            f"notebook {str(notebook)!r}: has no cell tagged 'parameters'; tag the cell of plain assignments"
+        )
     return found
 
 
 def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, specs.Spec]:
-    """The given parameters over the preset's, each declared by the notebook, and the Spec that they make with its defaults, not resolved."""
+    """The given parameters over the preset's, each declared by the notebook, and the Spec that they
+    make with its defaults, not resolved.
+    """
     known = declared(notebook)
     given = _preset(notebook, preset) | dict(parameters)
     defaults = {name: _default(about) for name, about in known.items()}
@@ -53,7 +59,11 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
             given[name] = _from_here(name, given[name], notebook)
     if vary in PATHS and isinstance(given.get("values"), list):
         given["values"] = [_from_here(vary, value, notebook) for value in given["values"]]
-    fields = {name: value for name, value in (defaults | given).items() if name in specs.Spec.model_fields and (name, value) != ("model", "")}
+    fields = {
+        name: value
+        for name, value in (defaults | given).items()
+        if name in specs.Spec.model_fields and (name, value) != ("model", "")
+    }
     made = specs.Spec(**fields)
     if found := values(notebook, given):
         specs.varied(made, *found)
@@ -71,12 +81,16 @@ def _one_meaning(given: dict, parameters: Mapping, vary: str) -> None:
             continue
         named = [name for name in (first, second) if name in parameters]
         if len(named) != 1:
-            raise BadInput(f"parameters {first!r} and {second!r} exclude each other; give one of them")
+            raise BadInput(
+                f"parameters {first!r} and {second!r} exclude each other; give one of them"
+            )
         given.pop(second if named == [first] else first)
 
 
 def _from_here(name: str, value, notebook: Path):
-    """A path that is given counts from here, not from the notebook's folder, where the kernel runs; one that is nowhere is refused."""
+    """A path that is given counts from here, not from the notebook's folder, where the kernel runs;
+    one that is nowhere is refused.
+    """
     if not value or not isinstance(value, str):
         return value
     if Path(value).exists() and (name != "model" or Path(value).is_dir()):
@@ -87,7 +101,9 @@ def _from_here(name: str, value, notebook: Path):
 
 
 def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
-    """Parameters given as text: YAML, but what the notebook declares as `str` stays the text it is (`{} was born in`, 1984, no)."""
+    """Parameters given as text: YAML, but what the notebook declares as `str` stays the text it is
+    (`{} was born in`, 1984, no).
+    """
     known, found = declared(Path(notebook)), {}
     for name, text in pairs:
         words = known.get(name, {}).get("inferred_type_name") == "str"
@@ -95,7 +111,9 @@ def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             if not words:
-                raise BadInput(f"-p {name}: {text!r} is not YAML ({' '.join(str(error).split())[:100]}); quote it") from None
+                raise BadInput(
+                    f"-p {name}: {text!r} is not YAML ({' '.join(str(error).split())[:100]}); quote it"
+                ) from None
             value = text
         found[name] = text if words and not isinstance(value, str) else value
     return found
@@ -104,7 +122,8 @@ def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
 def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
     """The field that a notebook varies and its values; None if it varies none.
 
-    A notebook declares the field that it varies as None: a value that is given is then the only one.
+    A notebook declares the field that it varies as None: a value that is given is then the only
+    one.
     """
     known = declared(notebook)
     if "vary" not in known:
@@ -131,21 +150,33 @@ def _preset(notebook: Path, name: str) -> dict:
     if not path.is_file():
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
         near = did_you_mean(name, known) or ":"
-        raise BadInput(f"preset {name!r}{near} no file {path}; those of the notebook are {listed(known, 20)}")
+        raise BadInput(
+            f"preset {name!r}{near} no file {path}; those of the notebook are {listed(known, 20)}"
+        )
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"preset {name!r}: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise BadInput(
+            f"preset {name!r}: {path} cannot be read ({' '.join(str(error).split())[:120]})"
+        ) from None
     if not isinstance(found, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
     return found
 
 
 def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
-    """The run's id: the Spec, the code, the notebook's code cells and what is given beside the Spec."""
-    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    """The run's id: the Spec, the code, the notebook's code cells and what is given beside the
+    Spec.
+    """
+    cells = [
+        cell.source
+        for cell in nbformat.read(notebook, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
     extra = {name: value for name, value in given.items() if name not in specs.Spec.model_fields}
-    text = hashlib.sha256(json.dumps([cells, extra], sort_keys=True, default=str).encode()).hexdigest()
+    text = hashlib.sha256(
+        json.dumps([cells, extra], sort_keys=True, default=str).encode()
+    ).hexdigest()
     return specs.identify(spec, cells=text, name=notebook.stem)
 
 
@@ -154,12 +185,19 @@ def makes_spec(notebook: Path) -> bool:
     return "study.Spec(" in notebook.read_text(encoding="utf-8")
 
 
-def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "", again: bool = False, out: str | Path = "") -> runs.Run:
+def run(
+    notebook: str | Path,
+    parameters: Mapping | None = None,
+    preset: str = "",
+    again: bool = False,
+    out: str | Path = "",
+) -> runs.Run:
     """Execute a notebook into a run folder.
 
-    A finished run of the same parameters, code, weights and data is returned at once unless `again`; a notebook that makes no Spec of its
-    own reads what there is, and is always run. A failed one leaves `<id>.failed.ipynb`, executed up to the failing cell, and
-    `<id>.failed.txt`, the error, beside the runs. Two processes that are asked for one run do it once.
+    A finished run of the same parameters, code, weights and data is returned at once unless
+    `again`; a notebook that makes no Spec of its own reads what there is, and is always run. A
+    failed one leaves `<id>.failed.ipynb`, executed up to the failing cell, and `<id>.failed.txt`,
+    the error, beside the runs. Two processes that are asked for one run do it once.
     """
     notebook, out = Path(notebook), place(notebook, out)
     given, spec = checked(notebook, parameters or {}, preset)
@@ -180,7 +218,9 @@ def run(notebook: str | Path, parameters: Mapping | None = None, preset: str = "
 
 def failure_of(folder: Path) -> tuple[Path, Path]:
     """The notebook and the error that a failed run leaves in the place of its folder."""
-    return folder.with_name(f"{folder.name}.failed.ipynb"), folder.with_name(f"{folder.name}.failed.txt")
+    return folder.with_name(f"{folder.name}.failed.ipynb"), folder.with_name(
+        f"{folder.name}.failed.txt"
+    )
 
 
 def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: bool) -> None:
@@ -205,13 +245,20 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
             kernel_name="python3",  # of this environment, whichever one the notebook was saved with
             execution_timeout=TIMEOUT,
             log_output=False,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # else it warns of TCP on loopback at every start, and of its own interrupt at the end
+            extra_arguments=[
+                "--IPKernelApp.log_level=50"
+                # else it warns of TCP on loopback at every start, and of its own interrupt at the end
+            ],
             progress_bar="WORKBENCH_SWEEP" not in os.environ,
         )
     except papermill.PapermillExecutionError as error:
         kept = failure_of(final)[0]
         os.replace(executed, kept)
-        what = error.evalue if error.ename == "BadInput" else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+        what = (
+            error.evalue
+            if error.ename == "BadInput"
+            else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+        )
         text = f"{notebook.name}, cell {error.exec_count}: {what}"
         _tell(final, text)
         failure = BadInput if error.ename == "BadInput" else RuntimeError
@@ -228,7 +275,9 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
     if not (folder / "run.json").exists():
-        raise RuntimeError(f"{notebook.name} ended without writing a run; its last cells must call recorder.write")
+        raise RuntimeError(
+            f"{notebook.name} ended without writing a run; its last cells must call recorder.write"
+        )
     executed.with_suffix(".html").write_text(pages.notebook_page(executed), encoding="utf-8")
 
 

@@ -1,4 +1,6 @@
-"""Where slow results are kept, what they are for beside them, and locks, so that two processes do not make the same one at once."""
+"""Where slow results are kept, what they are for beside them, and locks, so that two processes do
+not make the same one at once.
+"""
 
 import contextlib
 import hashlib
@@ -37,8 +39,12 @@ def folder(kind: str) -> Path:
         cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         state = path.lstat()
-        if not stat.S_ISDIR(state.st_mode) or (hasattr(os, "getuid") and state.st_uid != os.getuid()):
-            raise BadInput(f"the cache's folder {path} is a link or another user's; name another folder in WORKBENCH_CACHE")
+        if not stat.S_ISDIR(state.st_mode) or (
+            hasattr(os, "getuid") and state.st_uid != os.getuid()
+        ):
+            raise BadInput(
+                f"the cache's folder {path} is a link or another user's; name another folder in WORKBENCH_CACHE"
+            )
         if state.st_mode & 0o077:
             path.chmod(0o700)
     except OSError as error:
@@ -48,7 +54,9 @@ def folder(kind: str) -> Path:
 
 @contextmanager
 def locked(what: str) -> Iterator[None]:
-    """Inside, no other process that shares the cache folder is inside the same; the system frees the lock of a process that was killed."""
+    """Inside, no other process that shares the cache folder is inside the same; the system frees
+    the lock of a process that was killed.
+    """
     lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
     try:
         lock.acquire()
@@ -61,9 +69,11 @@ def locked(what: str) -> Iterator[None]:
 
 
 def keep(path: Path, tensors: Mapping, about: str) -> None:
-    """Keep named tensors in a safetensors file: what they are for, and a sum of their bytes, stand in its header.
+    """Keep named tensors in a safetensors file: what they are for, and a sum of their bytes, stand
+    in its header.
 
-    To be used under a lock, as `keep_table` is: what a killed process had begun to write is removed first.
+    To be used under a lock, as `keep_table` is: what a killed process had begun to write is removed
+    first.
     """
     import safetensors.torch
 
@@ -73,7 +83,9 @@ def keep(path: Path, tensors: Mapping, about: str) -> None:
 
 
 def kept(path: Path, about: str) -> dict | None:
-    """The tensors that were kept for this; None if there are none, and with a line if they are damaged or for something else."""
+    """The tensors that were kept for this; None if there are none, and with a line if they are
+    damaged or for something else.
+    """
     import safetensors.torch
 
     try:
@@ -98,7 +110,9 @@ def keep_table(path: Path, table: pd.DataFrame, about: str) -> None:
 
 
 def kept_table(path: Path, about: str) -> pd.DataFrame | None:
-    """The table that was kept for this; None if there is none, and with a line if it is damaged or for something else."""
+    """The table that was kept for this; None if there is none, and with a line if it is damaged or
+    for something else.
+    """
     try:
         table = pd.read_parquet(path)
         header, table.attrs = table.attrs, {}
@@ -122,7 +136,9 @@ def _written(path: Path) -> Iterator[Path]:
 
 
 def _refused(path: Path, why: str) -> None:
-    warnings.warn(f"{path}: not used ({' '.join(why.split())[:120]}); it is made anew", stacklevel=3)
+    warnings.warn(
+        f"{path}: not used ({' '.join(why.split())[:120]}); it is made anew", stacklevel=3
+    )
 
 
 def _sum(tensors: Mapping) -> str:
@@ -139,4 +155,6 @@ def _sum(tensors: Mapping) -> str:
 def _table_sum(table: pd.DataFrame) -> str:
     """SHA-256 of the names of the columns, their types, and every row."""
     columns = json.dumps([[name, str(dtype)] for name, dtype in table.dtypes.items()])
-    return hashlib.sha256(columns.encode() + pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        columns.encode() + pd.util.hash_pandas_object(table).to_numpy().tobytes()
+    ).hexdigest()

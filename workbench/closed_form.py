@@ -1,7 +1,8 @@
 """The weight updates as linear algebra. Tensors in, tensors out; no model.
 
-Shapes: W (d_out, d_in) maps keys to values; column j of K (d_in, n) is the key of request j, column j of R (d_out, n) what W k_j
-must still gain; C (d_in, d_in) is the uncentred second moment E[k k'] of the keys.
+Shapes: W (d_out, d_in) maps keys to values; column j of K (d_in, n) is the key of request j, column
+j of R (d_out, n) what W k_j must still gain; C (d_in, d_in) is the uncentred second moment E[k k']
+of the keys.
 """
 
 from dataclasses import dataclass
@@ -18,22 +19,33 @@ class Singular(ValueError):
 def factorised(matrix: torch.Tensor, what: str = "the second moment of the keys") -> torch.Tensor:
     """Lower Cholesky factor (d, d), float64, of a symmetric positive definite matrix."""
     if not torch.isfinite(matrix).all():
-        raise Singular(f"{what} holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)")
+        raise Singular(
+            f"{what} holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)"
+        )
     factor, failed = torch.linalg.cholesky_ex(matrix.double())
-    if failed or (factor.diagonal() ** 2 <= 1e-11 * matrix.diagonal()).any():  # a pivot this small is nothing but rounding
+    if (
+        failed or (factor.diagonal() ** 2 <= 1e-11 * matrix.diagonal()).any()
+    ):  # a pivot this small is nothing but rounding
         dead = int((matrix.diagonal() == 0).sum())
-        never = f"{dead} of its directions are never used, choose another layer" if dead else "collect it from more tokens, at least its width"
+        never = (
+            f"{dead} of its directions are never used, choose another layer"
+            if dead
+            else "collect it from more tokens, at least its width"
+        )
         raise Singular(f"{what} is singular (rank below {len(matrix)}); {never}")
     return factor
 
 
 def constrained_update(
-    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor | None, at: torch.Tensor | None = None
+    keys: torch.Tensor,
+    residuals: torch.Tensor,
+    factor: torch.Tensor | None,
+    at: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest change that moves every key by exactly its residual.
 
-    D = R (K' C^-1 K)^-1 (C^-1 K)', the minimiser of tr(D C D') with D K = R. With one key it is ROME's
-    D = r (C^-1 k)' / (k' C^-1 k).
+    D = R (K' C^-1 K)^-1 (C^-1 K)', the minimiser of tr(D C D') with D K = R. With one key it is
+    ROME's D = r (C^-1 k)' / (k' C^-1 k).
 
     Args:
         keys: K (d_in, n), float64, n <= d_in, columns independent.
@@ -44,24 +56,33 @@ def constrained_update(
         Factors (left, right) of D = left @ right.T: left (d_out, n), right (d_in, n), float64.
     Raises:
         Singular: keys depend on each other (two requests of one subject, say).
-    Source: ROME, arXiv 2202.05262, eq. 2; the batched form is EMMET, arXiv 2403.14236. Differs from: one key throughout, no division
-    by a different key's product.
+    Source: ROME, arXiv 2202.05262, eq. 2; the batched form is EMMET, arXiv 2403.14236. Differs
+    from: one key throughout, no division by a different key's product.
     """
     whitened = keys if factor is None else torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
     gram = (keys if at is None else at).T @ whitened  # (n, n)
     scale = gram.diagonal().abs().rsqrt()
     solved, failed = torch.linalg.solve_ex(gram, residuals.T)
-    # Of cosines, so that the lengths do not matter; float32 keys that differ by rounding alone are one.
+    # Of cosines, so that the lengths do not matter; float32 keys that differ by rounding alone are
+    # one.
     if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8:
-        raise Singular(f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another")
+        raise Singular(
+            f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another"
+        )
     return solved.T, whitened
 
 
-def parallel_keys(keys: torch.Tensor, apart: float = SAME_KEY, at_once: int = 1024) -> tuple[int, int] | None:
-    """The first two keys (columns of K, (d_in, n)) that are one but for their length and rounding; None if there are none."""
+def parallel_keys(
+    keys: torch.Tensor, apart: float = SAME_KEY, at_once: int = 1024
+) -> tuple[int, int] | None:
+    """The first two keys (columns of K, (d_in, n)) that are one but for their length and rounding;
+    None if there are none.
+    """
     unit = keys / keys.norm(dim=0).clamp(min=torch.finfo(keys.dtype).tiny)
     for start in range(0, unit.shape[1], at_once):
-        cosines = (unit[:, start : start + at_once].T @ unit).tril(start - 1)  # each with those before it
+        cosines = (unit[:, start : start + at_once].T @ unit).tril(
+            start - 1
+        )  # each with those before it
         later, earlier = (cosines > 1 - apart).nonzero(as_tuple=True)
         if len(later):
             return int(earlier[0]), start + int(later[0])
@@ -69,11 +90,15 @@ def parallel_keys(keys: torch.Tensor, apart: float = SAME_KEY, at_once: int = 10
 
 
 def ridge_update(
-    keys: torch.Tensor, residuals: torch.Tensor, factor: torch.Tensor | None, weight: float | torch.Tensor
+    keys: torch.Tensor,
+    residuals: torch.Tensor,
+    factor: torch.Tensor | None,
+    weight: float | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest change of a linear map that moves the keys by the residuals, as far as it pays.
 
-    D = R K' (w C + K K')^-1, the minimiser of w tr(D C D') + |R - D K|^2; by Woodbury D = R (w I + K' C^-1 K)^-1 (C^-1 K)'.
+    D = R K' (w C + K K')^-1, the minimiser of w tr(D C D') + |R - D K|^2; by Woodbury D = R (w I +
+    K' C^-1 K)^-1 (C^-1 K)'.
 
     Args:
         keys: K (d_in, n).
@@ -81,27 +106,34 @@ def ridge_update(
         factor: Cholesky factor of C, float64; None = the identity, MALMEN's C.
         weight: w > 0, tokens: how many corpus tokens a request must outweigh.
     Returns:
-        Factors (left, right) of D = left @ right.T, of the dtype of the keys; differentiable in keys, residuals and weight.
-    Source: MEMIT, arXiv 2210.07229, eq. 14; MALMEN, arXiv 2311.04661. Differs from: solved in the dual, so the cost grows with n, not
-    with d_in.
+        Factors (left, right) of D = left @ right.T, of the dtype of the keys; differentiable in
+        keys, residuals and weight.
+    Source: MEMIT, arXiv 2210.07229, eq. 14; MALMEN, arXiv 2311.04661. Differs from: solved in the
+    dual, so the cost grows with n, not with d_in.
     """
     if not weight > 0:
         raise ValueError(f"weight {weight}: must be > 0")
     whitened = keys if factor is None else torch.cholesky_solve(keys, factor)
-    gram = keys.T @ whitened + weight * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    gram = keys.T @ whitened + weight * torch.eye(
+        keys.shape[1], dtype=keys.dtype, device=keys.device
+    )
     return torch.cholesky_solve(residuals.T.contiguous(), _lower(gram)).T, whitened
 
 
 def _lower(gram: torch.Tensor) -> torch.Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
-        raise Singular(f"the system of {len(gram)} keys is singular to rounding; edit fewer facts at once")
+        raise Singular(
+            f"the system of {len(gram)} keys is singular to rounding; edit fewer facts at once"
+        )
     return factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class NullSpace:
-    """A subspace by the thinner of two orthonormal bases (d_in, r): its own, or that of its `complement`."""
+    """A subspace by the thinner of two orthonormal bases (d_in, r): its own, or that of its
+    `complement`.
+    """
 
     basis: torch.Tensor
     complement: bool
@@ -124,13 +156,16 @@ def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
 
     Args:
         moment: C (d_in, d_in).
-        rule: "absolute": eigenvalues below the threshold (depends on the scale of the keys); "trace": the smallest ones that
-            together hold at most this share of the trace; "rank": all but the so many largest.
+        rule: "absolute": eigenvalues below the threshold (depends on the scale of the keys);
+            "trace": the smallest ones that together hold at most this share of the trace; "rank":
+            all but the so many largest.
     Raises:
         Singular: nothing is below the threshold, or C is not finite.
     """
     if not torch.isfinite(moment).all():
-        raise Singular("the second moment holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)")
+        raise Singular(
+            "the second moment holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)"
+        )
     values, vectors = torch.linalg.eigh(moment.double())  # ascending
     values = values.clamp(min=0)
     below = {
@@ -140,19 +175,31 @@ def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
     }[rule]()
     if below <= 0:
         change = "lower" if rule == "rank" else "raise"
-        raise Singular(f"no eigenvalue of the second moment is left by threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); {change} it")
+        raise Singular(
+            f"no eigenvalue of the second moment is left by threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); {change} it"
+        )
     small, large = vectors[:, :below], vectors[:, below:]
     complement = large.shape[1] < small.shape[1]
-    return NullSpace(basis=(large if complement else small).contiguous(), complement=complement, rule=rule, threshold=threshold)
+    return NullSpace(
+        basis=(large if complement else small).contiguous(),
+        complement=complement,
+        rule=rule,
+        threshold=threshold,
+    )
 
 
 def projected_update(
-    keys: torch.Tensor, residuals: torch.Tensor, space: NullSpace, ridge: float, memory: torch.Tensor
+    keys: torch.Tensor,
+    residuals: torch.Tensor,
+    space: NullSpace,
+    ridge: float,
+    memory: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest change within a subspace that moves the keys by the residuals and earlier keys by nothing, as far as it pays.
+    """Smallest change within a subspace that moves the keys by the residuals and earlier keys by
+    nothing, as far as it pays.
 
-    D = R K' P ((K K' + Kp Kp') P + a I)^-1, the minimiser over D = D P of |R - D K|^2 + |D Kp|^2 + a |D|^2; with A = P [K Kp],
-    D = R E' (A'A + a I)^-1 A', E the first n columns of the identity.
+    D = R K' P ((K K' + Kp Kp') P + a I)^-1, the minimiser over D = D P of |R - D K|^2 + |D Kp|^2 +
+    a |D|^2; with A = P [K Kp], D = R E' (A'A + a I)^-1 A', E the first n columns of the identity.
 
     Args:
         keys: K (d_in, n), float64.

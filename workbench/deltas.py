@@ -1,4 +1,6 @@
-"""A change of weights as a value: low-rank factors or a dense matrix per weight; apply it for a `with`, save it, load it, export it."""
+"""A change of weights as a value: low-rank factors or a dense matrix per weight; apply it for a
+`with`, save it, load it, export it.
+"""
 
 import copy
 import json
@@ -31,7 +33,9 @@ _HOOKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What is added to one weight W (d_out, d_in): `left @ right.T` of left (d_out, r) and right (d_in, r), or `dense` (d_out, d_in)."""
+    """What is added to one weight W (d_out, d_in): `left @ right.T` of left (d_out, r) and right
+    (d_in, r), or `dense` (d_out, d_in).
+    """
 
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
@@ -41,24 +45,37 @@ class Change:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
         if set(shapes) not in ({"left", "right"}, {"dense"}):
             raise ValueError("a change is either left and right, or dense")
-        if any(len(shape) != 2 for shape in shapes.values()) or ("left" in shapes and shapes["left"][1] != shapes["right"][1]):
+        if any(len(shape) != 2 for shape in shapes.values()) or (
+            "left" in shapes and shapes["left"][1] != shapes["right"][1]
+        ):
             raise ValueError(f"{shapes}: not matrices, or not of one rank")
         for name, tensor in self.tensors().items():
             if not torch.isfinite(tensor).all():
-                raise BadInput(f"the change holds NaN or infinite numbers ({name}); lower the learning rate or edit in float32")
+                raise BadInput(
+                    f"the change holds NaN or infinite numbers ({name}); lower the learning rate or edit in float32"
+                )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value for name in ("left", "right", "dense") if (value := getattr(self, name)) is not None}
+        return {
+            name: value
+            for name in ("left", "right", "dense")
+            if (value := getattr(self, name)) is not None
+        }
 
     def matrix(self) -> torch.Tensor:
         """D (d_out, d_in), float32 or wider."""
-        wide = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in self.tensors().items()}
+        wide = {
+            name: tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            for name, tensor in self.tensors().items()
+        }
         return wide["dense"] if "dense" in wide else wide["left"] @ wide["right"].T
 
     def __add__(self, other: "Change") -> "Change":
         if self.dense is None and other.dense is None:
             left, right = other.left.to(self.left.device), other.right.to(self.right.device)
-            return Change(left=torch.cat([self.left, left], 1), right=torch.cat([self.right, right], 1))
+            return Change(
+                left=torch.cat([self.left, left], 1), right=torch.cat([self.right, right], 1)
+            )
         mine = self.matrix()
         return Change(dense=mine + other.matrix().to(mine.device))
 
@@ -70,7 +87,8 @@ class WeightDelta:
     Attributes:
         changes: module name (a down-projection) -> Change.
         model: name of the model it was made for; revision and fingerprint with it.
-        record: everything needed to make it again: editor, hparams, requests, prefixes, seed, fingerprint of the moments.
+        record: everything needed to make it again: editor, hparams, requests, prefixes, seed,
+            fingerprint of the moments.
         keys: module name -> keys (d_in, n) that AlphaEdit's next edits are to leave alone.
     """
 
@@ -84,13 +102,24 @@ class WeightDelta:
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         """Both changes at once. They must be of one model."""
         if self.fingerprint != other.fingerprint:
-            raise BadInput(f"deltas of two models cannot be added ({self.model} {self.fingerprint}, {other.model} {other.fingerprint})")
+            raise BadInput(
+                f"deltas of two models cannot be added ({self.model} {self.fingerprint}, {other.model} {other.fingerprint})"
+            )
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = changes[name] + change if name in changes else change
         parts = [*self.parts, *other.parts]
-        shared = {name: torch.cat([keys, other.keys[name].to(keys.device)], 1) for name, keys in self.keys.items() if name in other.keys}
-        return replace(self, changes=changes, record={"parts": parts}, keys={**self.keys, **other.keys, **shared})
+        shared = {
+            name: torch.cat([keys, other.keys[name].to(keys.device)], 1)
+            for name, keys in self.keys.items()
+            if name in other.keys
+        }
+        return replace(
+            self,
+            changes=changes,
+            record={"parts": parts},
+            keys={**self.keys, **other.keys, **shared},
+        )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -99,17 +128,23 @@ class WeightDelta:
 
     @property
     def parts(self) -> list[Mapping]:
-        """The record of each edit that it is the sum of; an empty one of a change that no editor made."""
+        """The record of each edit that it is the sum of; an empty one of a change that no editor
+        made.
+        """
         return list(self.record.get("parts", [self.record]))
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the change of each weight."""
-        return {name: change.matrix().double().norm().item() for name, change in self.changes.items()}
+        return {
+            name: change.matrix().double().norm().item() for name, change in self.changes.items()
+        }
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Afterwards the random numbers of Python, NumPy and torch go on as if nothing had been drawn inside."""
+    """Afterwards the random numbers of Python, NumPy and torch go on as if nothing had been drawn
+    inside.
+    """
     python, array, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
@@ -125,16 +160,25 @@ def random_state_kept() -> Iterator[None]:
 def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> Iterator[None]:
     """Whatever happens inside, afterwards the network is bit for bit as before.
 
-    Weights are copied before and copied back, never subtracted; hooks, requires_grad, train/eval mode, gradients and random state
-    are put back too. Costs the memory of one copy of the named parameters.
+    Weights are copied before and copied back, never subtracted; hooks, requires_grad, train/eval
+    mode, gradients and random state are put back too. Costs the memory of one copy of the named
+    parameters.
 
     Args:
         parameters: names of those that may change inside; None = all parameters and buffers.
     """
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    copies = {name: tensors[name].detach().clone() for name in (tensors if parameters is None else parameters)}
-    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    modules = [(module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS}) for module in network.modules()]
+    copies = {
+        name: tensors[name].detach().clone()
+        for name in (tensors if parameters is None else parameters)
+    }
+    flags = [
+        (parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()
+    ]
+    modules = [
+        (module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS})
+        for module in network.modules()
+    ]
     for parameter in network.parameters():
         parameter.grad = None  # set aside, so that nothing inside can write into it
     try:
@@ -156,13 +200,16 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
 
 @contextmanager
 def applied(model: Model, delta: WeightDelta) -> Iterator[Model]:
-    """The edited model, for the length of the `with`; afterwards bit for bit the model from before, also after an exception.
+    """The edited model, for the length of the `with`; afterwards bit for bit the model from before,
+    also after an exception.
 
     Raises:
         BadInput: the delta was made for other weights, or does not fit in the model's dtype.
     """
     if delta.fingerprint != model.fingerprint:
-        raise BadInput(f"this delta was made for {delta.model} ({delta.fingerprint}), not for {model.name} ({model.fingerprint}); make it again")
+        raise BadInput(
+            f"this delta was made for {delta.model} ({delta.fingerprint}), not for {model.name} ({model.fingerprint}); make it again"
+        )
     with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
         write(model, delta)
         yield model
@@ -170,31 +217,45 @@ def applied(model: Model, delta: WeightDelta) -> Iterator[Model]:
 
 @torch.no_grad()
 def write(model: Model, delta: WeightDelta) -> None:
-    """Add the change to the weights for good: computed in float32 or wider, rounded once to the model's dtype; all weights or none."""
+    """Add the change to the weights for good: computed in float32 or wider, rounded once to the
+    model's dtype; all weights or none.
+    """
     edited = []
     for name, change in delta.changes.items():
         weight = model.network.get_submodule(name).weight
         matrix = change.matrix().to(weight.device)
         matrix = matrix.T if model.architecture.transposed else matrix
         if matrix.shape != weight.shape:
-            raise BadInput(f"the delta of {name} is {tuple(matrix.shape)}, the weight {tuple(weight.shape)}; it is of another model")
+            raise BadInput(
+                f"the delta of {name} is {tuple(matrix.shape)}, the weight {tuple(weight.shape)}; it is of another model"
+            )
         changed = (weight.to(matrix.dtype) + matrix).to(weight.dtype)
         if not torch.isfinite(changed).all():
-            raise BadInput(f"{name}: the edited weight overflows {weight.dtype}; load the model with dtype='float32'")
+            raise BadInput(
+                f"{name}: the edited weight overflows {weight.dtype}; load the model with dtype='float32'"
+            )
         edited.append((weight, changed))
     for weight, changed in edited:
         weight.copy_(changed)
 
 
 def save(delta: WeightDelta, path: str | Path) -> Path:
-    """One safetensors file: the factors, and the record in its header. Written under a temporary name, then renamed."""
+    """One safetensors file: the factors, and the record in its header.
+
+    Written under a temporary name, then renamed.
+    """
     path = Path(path)
     tensors = {
         f"{name}|{part}": tensor.detach().cpu().contiguous().clone()
         for name, change in delta.changes.items()
         for part, tensor in change.tensors().items()
     } | {f"{name}|keys": keys.cpu().contiguous().clone() for name, keys in delta.keys.items()}
-    about = {"model": delta.model, "revision": delta.revision, "fingerprint": delta.fingerprint, "record": dict(delta.record)}
+    about = {
+        "model": delta.model,
+        "revision": delta.revision,
+        "fingerprint": delta.fingerprint,
+        "record": dict(delta.record),
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,18 +276,26 @@ def load(path: str | Path) -> WeightDelta:
             name, _, part = key.rpartition("|")
             parts.setdefault(name, {})[part] = tensor
         keys = {name: tensors.pop("keys") for name, tensors in parts.items() if "keys" in tensors}
-        return WeightDelta(changes={name: Change(**tensors) for name, tensors in parts.items()}, keys=keys, **about)
+        return WeightDelta(
+            changes={name: Change(**tensors) for name, tensors in parts.items()}, keys=keys, **about
+        )
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]}); make it again") from None
+        raise BadInput(
+            f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]}); make it again"
+        ) from None
 
 
 def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
-    """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model itself stays as it was."""
+    """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model
+    itself stays as it was.
+    """
     folder = files.check_new(folder)
     with runs.new_folder(folder.parent, folder.name) as partial:
         with applied(model, delta):
             model.network.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
         save(delta, partial / "delta.safetensors")
-        (partial / "edit.json").write_text(json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8")
+        (partial / "edit.json").write_text(
+            json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8"
+        )
     return folder

@@ -29,14 +29,21 @@ NEIGHBOURS = 5
 
 
 class Exposure(Record):
-    """How often and in how many wordings a fact was shown in pre-training. Known for the embedded world only."""
+    """How often and in how many wordings a fact was shown in pre-training.
+
+    Known for the embedded world only.
+    """
 
     paraphrases: int = pydantic.Field(ge=0)  # wordings: 1, 2, 3, 5 or 10; 0 = never shown
-    occurrences: int = pydantic.Field(ge=0)  # 1 or 4, in units of the statements that world.pretrain.RECIPES names; 0 = never shown
+    occurrences: int = pydantic.Field(
+        ge=0
+    )  # 1 or 4, in units of the statements that world.pretrain.RECIPES names; 0 = never shown
 
 
 class Fact(Record):
-    """One (subject, relation, object) with the prompt that asks for the object; the prompt has one `{}` for the subject."""
+    """One (subject, relation, object) with the prompt that asks for the object; the prompt has one
+    `{}` for the subject.
+    """
 
     id: str
     subject: str
@@ -67,8 +74,9 @@ class Fact(Record):
 class EditRequest(Record):
     """A wish to change one fact.
 
-    `paraphrases` (templates with one `{}`) is all that an editor may see beside the fact's own prompt; `held_out` (texts) only
-    judges; `neighbourhood` holds (text, answer) pairs that should stay as they are.
+    `paraphrases` (templates with one `{}`) is all that an editor may see beside the fact's own
+    prompt; `held_out` (texts) only judges; `neighbourhood` holds (text, answer) pairs that should
+    stay as they are.
     """
 
     fact: Fact
@@ -92,7 +100,9 @@ class EditRequest(Record):
 
 def _check_prompt(fact_id: str, prompt: str) -> None:
     if prompt.count("{}") != 1:
-        raise BadInput(f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject, it has {prompt.count('{}')}")
+        raise BadInput(
+            f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject, it has {prompt.count('{}')}"
+        )
 
 
 def check_objects(requests: Iterable[EditRequest]) -> None:
@@ -185,8 +195,9 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
 
     Args:
         k: >= 1. In the embedded world at most 10.
-        source: "templates" (the relation's in the world, never one that judges), "file" (the request's own list), or "held_out" (a
-            dataset's paraphrase or rephrase prompts; those that enter the edit no longer judge).
+        source: "templates" (the relation's in the world, never one that judges), "file" (the
+            request's own list), or "held_out" (a dataset's paraphrase or rephrase prompts; those
+            that enter the edit no longer judge).
     """
     if source not in ("templates", "file", "held_out"):
         raise BadInput(f"paraphrase_source {source!r}: choose templates, file or held_out")
@@ -194,7 +205,9 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
     if source == "templates" and k != 1:
         pool = _world_paraphrases().get(request.fact.id, ())
     if k < 1 or k - 1 > len(pool):
-        raise BadInput(f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has 1 to {len(pool) + 1} statements")
+        raise BadInput(
+            f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has 1 to {len(pool) + 1} statements"
+        )
     rest = {"held_out": tuple(pool[k - 1 :])} if source == "held_out" else {}
     return request.model_copy(update={"paraphrases": tuple(pool[: k - 1])} | rest)
 
@@ -208,7 +221,8 @@ def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
     return {category: tuple(sorted(objects)) for category, objects in found.items()}
 
 
-# --- the embedded world -------------------------------------------------------------------------------------------------
+# --- the embedded world
+# -------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -219,7 +233,9 @@ def relations() -> dict[str, dict]:
 
 @cache
 def world_rows() -> tuple[dict, ...]:
-    """The rows of data/world/facts.csv; `templates` (10) and `held_out` (2) as lists of template numbers."""
+    """The rows of data/world/facts.csv; `templates` (10) and `held_out` (2) as lists of template
+    numbers.
+    """
     with (DATA / "world" / "facts.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -231,7 +247,10 @@ def world_rows() -> tuple[dict, ...]:
 
 @cache
 def _world_paraphrases() -> dict[str, tuple[str, ...]]:
-    return {row["id"]: tuple(relations()[row["relation"]]["templates"][n] for n in row["templates"][1:]) for row in world_rows()}
+    return {
+        row["id"]: tuple(relations()[row["relation"]]["templates"][n] for n in row["templates"][1:])
+        for row in world_rows()
+    }
 
 
 @cache
@@ -254,8 +273,12 @@ def _world() -> tuple[EditRequest, ...]:
     requests = []
     for row in world_rows():
         fact = facts[row["id"]]
-        others = [other for other in sharing[fact.relation, fact.object] if other.subject != fact.subject]
-        near = random.Random(f"neighbourhood {fact.id}").sample(others, min(NEIGHBOURS, len(others)))
+        others = [
+            other for other in sharing[fact.relation, fact.object] if other.subject != fact.subject
+        ]
+        near = random.Random(f"neighbourhood {fact.id}").sample(
+            others, min(NEIGHBOURS, len(others))
+        )
         templates = relations()[fact.relation]["templates"]
         requests.append(
             EditRequest(

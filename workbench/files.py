@@ -1,4 +1,6 @@
-"""Files that are there whole or not at all, and that are still what they were when they were written."""
+"""Files that are there whole or not at all, and that are still what they were when they were
+written.
+"""
 
 import contextlib
 import errno
@@ -13,26 +15,39 @@ import safetensors
 
 from workbench.facts import BadInput
 
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_ROOM = (
+    errno.ENOSPC,
+    errno.EFBIG,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 ADVICE = "free some space, or choose another folder"
 
 
 @contextlib.contextmanager
 def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place when the block ends well and is removed when it does not.
+    """A temporary name beside `path`, which takes its place when the block ends well and is removed
+    when it does not.
 
-    The name cannot be foreseen and is opened exclusively: nothing that somebody else laid there, a link for example, is
-    written through. The file gets the permissions that the umask gives to any new file; a `private` one is its owner's alone.
+    The name cannot be foreseen and is opened exclusively: nothing that somebody else laid there, a
+    link for example, is written through. The file gets the permissions that the umask gives to any
+    new file; a `private` one is its owner's alone.
 
     Raises:
-        BadInput: the disk is full or read-only, the file too large, or the folder is not to be written.
+        BadInput: the disk is full or read-only, the file too large, or the folder is not to be
+            written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
         mode = _created(partial, 0o600 if private else 0o666)
         yield partial
-        os.chmod(partial, mode)  # libraries that write to a name of their own and rename it leave 0600
+        os.chmod(
+            partial, mode
+        )  # libraries that write to a name of their own and rename it leave 0600
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise unwritable(path, error, advice) from None
@@ -48,14 +63,18 @@ def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadI
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an error says that the disk, a quota, a limit or a permission stands in the way of writing."""
+    """Whether an error says that the disk, a quota, a limit or a permission stands in the way of
+    writing.
+    """
     if isinstance(error, safetensors.SafetensorError):
         return "os error" in str(error)
     return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def check_new(folder: str | Path) -> Path:
-    """The folder; BadInput if something is there already (an empty folder apart), or nothing can be made there."""
+    """The folder; BadInput if something is there already (an empty folder apart), or nothing can be
+    made there.
+    """
     folder = Path(folder)
     if folder.is_symlink():
         raise BadInput(f"{folder}: is a link; name the folder itself")
@@ -76,7 +95,10 @@ def check_new(folder: str | Path) -> Path:
 def sums(folder: Path) -> dict[str, dict]:
     """Size in bytes and SHA-256 of every file below a folder, by its path from there."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)} for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)}
+        for path in paths
+    }
 
 
 def digest(path: Path) -> str:
@@ -106,7 +128,9 @@ def problem(folder: Path, name: str, expected: Mapping, sizes_alone: bool = Fals
 
 
 def open_as_umask(folder: Path) -> None:
-    """Give every file below a folder the permissions of a newly made one: safetensors writes files that only their owner can read."""
+    """Give every file below a folder the permissions of a newly made one: safetensors writes files
+    that only their owner can read.
+    """
     probe = folder / f".{secrets.token_hex(8)}.partial"
     mode = _created(probe, 0o666)
     probe.unlink()
@@ -117,7 +141,9 @@ def open_as_umask(folder: Path) -> None:
 
 def _created(path: Path, mode: int) -> int:
     """Make an empty file where nothing is, and tell the permissions that it got."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), mode)
+    handle = os.open(
+        path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), mode
+    )
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
     finally:

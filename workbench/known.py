@@ -31,9 +31,10 @@ ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
 class Chosen:
     """The facts of an experiment, and the data table: how sure the unedited model is of them.
 
-    `known`: one row a group: n, candidates known, mean p(true), mean p(second), `shared_first` (facts whose answers the first token does
-    not tell apart; columns that go by it leave them out). `edited` holds the `harmless` ones, spread among the
-    false ones; their object is what the unedited model says, their target the truth.
+    `known`: one row a group: n, candidates known, mean p(true), mean p(second), `shared_first`
+    (facts whose answers the first token does not tell apart; columns that go by it leave them out).
+    `edited` holds the `harmless` ones, spread among the false ones; their object is what the
+    unedited model says, their target the truth.
     """
 
     edited: list[EditRequest]
@@ -44,7 +45,8 @@ class Chosen:
 
 
 def choose(spec: Spec, model: Model) -> Chosen:
-    """Edited and intrinsic facts, both known to the unedited model: the true token on top by `spec.margin`.
+    """Edited and intrinsic facts, both known to the unedited model: the true token on top by
+    `spec.margin`.
 
     The choice depends on the seed, the numbers and the split rule, never on editor or plan; but an
     editor that learns from these facts is refused where the others go on to those that it needs. A
@@ -61,7 +63,9 @@ def choose(spec: Spec, model: Model) -> Chosen:
             matches = [name for name in ids if spec.fact.lower() in name.lower()]
             raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
     if named and spec.harmless:
-        raise BadInput("harmless is a share of a sample, but one fact is named; leave one of them out")
+        raise BadInput(
+            "harmless is a share of a sample, but one fact is named; leave one of them out"
+        )
     named, silent = with_objects(model, named)
     if silent:
         raise BadInput(silent[0])
@@ -77,16 +81,27 @@ def choose(spec: Spec, model: Model) -> Chosen:
         what = f"no source names the true object of {unnamed} chosen facts"
         warnings.warn(f"{what}; it is what the unedited model says", stacklevel=2)
     edited = _spread(edited, harmless)
-    edited = [facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source) for request in edited]
+    edited = [
+        facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
+        for request in edited
+    ]
     asked, known = len(scores), int(scores.known.sum())
     if named or harmless:
-        scores = pd.concat([scores, known_table(model, named or harmless, spec.margin)], ignore_index=True)
+        scores = pd.concat(
+            [scores, known_table(model, named or harmless, spec.margin)], ignore_index=True
+        )
     rows = []
     ambiguous = _ambiguous(model, [*edited, *intrinsic, *harmless], related)
-    for group, members in (("edited", edited), ("intrinsic", intrinsic), ("harmless edits", harmless)):
+    for group, members in (
+        ("edited", edited),
+        ("intrinsic", intrinsic),
+        ("harmless edits", harmless),
+    ):
         if group == "harmless edits" and not harmless:
             continue
-        part = scores[scores.fact_id.isin([request.fact.id for request in members])].drop_duplicates("fact_id", keep="last")
+        part = scores[
+            scores.fact_id.isin([request.fact.id for request in members])
+        ].drop_duplicates("fact_id", keep="last")
         rows.append(
             {
                 "group": group,
@@ -102,29 +117,51 @@ def choose(spec: Spec, model: Model) -> Chosen:
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
 
 
-def _ambiguous(model: Model, requests: Sequence[EditRequest], related: dict[str, tuple[str, ...]]) -> set[str]:
+def _ambiguous(
+    model: Model, requests: Sequence[EditRequest], related: dict[str, tuple[str, ...]]
+) -> set[str]:
     """Ids of the facts whose answers the first token does not tell apart."""
-    questions, objects = [request.fact.question for request in requests], [request.fact.object for request in requests]
+    questions, objects = (
+        [request.fact.question for request in requests],
+        [request.fact.object for request in requests],
+    )
     others = [related.get(request.fact.category, ()) for request in requests]
-    first = first_tokens(model, questions, objects, [request.target for request in requests], others)
-    return {request.fact.id for request, clear in zip(requests, first.clear, strict=True) if not clear}
+    first = first_tokens(
+        model, questions, objects, [request.target for request in requests], others
+    )
+    return {
+        request.fact.id for request, clear in zip(requests, first.clear, strict=True) if not clear
+    }
 
 
 def _harmless(
-    spec: Spec, model: Model, requests: Sequence[EditRequest], edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest], count: int
+    spec: Spec,
+    model: Model,
+    requests: Sequence[EditRequest],
+    edited: Sequence[EditRequest],
+    intrinsic: Sequence[EditRequest],
+    count: int,
 ) -> list[EditRequest]:
-    """Facts that the model gets wrong, as wishes to put them right; none shares a subject with another one chosen.
+    """Facts that the model gets wrong, as wishes to put them right; none shares a subject with
+    another one chosen.
 
-    They have no neighbourhood: its facts have the target for their own object, so that an edit that spills over would look kept there.
+    They have no neighbourhood: its facts have the target for their own object, so that an edit that
+    spills over would look kept there.
     """
     if not count:
         return []
     subjects, found = {request.fact.subject for request in (*edited, *intrinsic)}, []
-    relations, objects = ({getattr(request.fact, name) for request in intrinsic} for name in ("relation", "object"))
+    relations, objects = (
+        {getattr(request.fact, name) for request in intrinsic} for name in ("relation", "object")
+    )
     pool = [request for request in requests if request.fact.split in ("", "unseen")]
     pool = [request for request in pool if request.fact.object]  # what it says is never wrong
     if spec.split_rule == "paper":
-        pool = [request for request in pool if request.fact.relation not in relations and request.fact.object not in objects]
+        pool = [
+            request
+            for request in pool
+            if request.fact.relation not in relations and request.fact.object not in objects
+        ]
     random.Random(f"harmless {spec.seed}").shuffle(pool)
     pool = _studied(spec, pool)
     most = min(len(pool), ASKED_A_FACT * (count + 10))
@@ -132,33 +169,54 @@ def _harmless(
         retained = _answers(model, part, past_stop_words=True).retained
         words = said_words(model, [request.fact.question for request in part])
         for request, right, said in zip(part, retained, words, strict=True):
-            free = request.fact.subject not in subjects and len(found) < count and (spec.split_rule == "matched" or said not in objects)
-            if not right and free and len(said) > 3 and said.isalpha() and said.lower() not in stop_words():
+            free = (
+                request.fact.subject not in subjects
+                and len(found) < count
+                and (spec.split_rule == "matched" or said not in objects)
+            )
+            if (
+                not right
+                and free
+                and len(said) > 3
+                and said.isalpha()
+                and said.lower() not in stop_words()
+            ):
                 fact = request.fact.model_copy(update={"object": said})
-                found.append(request.model_copy(update={"fact": fact, "target": request.fact.object, "neighbourhood": ()}))
+                found.append(
+                    request.model_copy(
+                        update={"fact": fact, "target": request.fact.object, "neighbourhood": ()}
+                    )
+                )
                 subjects.add(request.fact.subject)
         if len(found) == count:
             return found
-    raise BadInput(f"the model gets only {len(found)} facts wrong that could be put right, {count} are asked for; lower harmless or n_edited")
+    raise BadInput(
+        f"the model gets only {len(found)} facts wrong that could be put right, {count} are asked for; lower harmless or n_edited"
+    )
 
 
 def _spread(some: Sequence[EditRequest], others: Sequence[EditRequest]) -> list[EditRequest]:
     """Both evenly mixed, so that every edited model holds its share of either."""
-    places = [(number / len(group), group is others, request) for group in (some, others) for number, request in enumerate(group)]
+    places = [
+        (number / len(group), group is others, request)
+        for group in (some, others)
+        for number, request in enumerate(group)
+    ]
     return [request for *_, request in sorted(places, key=lambda place: place[:2])]
 
 
 def _typed(spec: Spec) -> EditRequest:
     for name in ("subject", "prompt", "object", "target"):
         if not getattr(spec, name).strip():
-            raise BadInput(f"{name} is empty: a typed fact needs subject, prompt (with one {{}}), object and target")
+            raise BadInput(
+                f"{name} is empty: a typed fact needs subject, prompt (with one {{}}), object and target"
+            )
     fact = facts.Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object)
     return EditRequest(fact=fact, target=spec.target)
 
 
 def with_objects(
-    model: Model,
-    requests: Sequence[EditRequest],
+    model: Model, requests: Sequence[EditRequest]
 ) -> tuple[list[EditRequest], list[str]]:
     """The requests with what the model says in the place of each true object that no source names.
 
@@ -170,7 +228,9 @@ def with_objects(
     questions = [request.fact.question for request in unknown]
     targets = measure_prompts(model, questions, [request.target for request in unknown]).retained
     said, problems = {}, []
-    for request, word, is_target in zip(unknown, said_words(model, questions), targets, strict=True):
+    for request, word, is_target in zip(
+        unknown, said_words(model, questions), targets, strict=True
+    ):
         where = f"fact {request.fact.id}: no source names its true object, and the model says"
         if is_target:
             problems.append(one_line(f"{where} the target {request.target!r} already"))
@@ -211,7 +271,9 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _parts(requests: Sequence[EditRequest], what: str, size: int = PART) -> Iterator[Sequence[EditRequest]]:
+def _parts(
+    requests: Sequence[EditRequest], what: str, size: int = PART
+) -> Iterator[Sequence[EditRequest]]:
     """A few requests at a time; more than one such part has a bar."""
     disable = None if len(requests) > size else True
     with tqdm(total=len(requests), desc=what, unit="fact", disable=disable) as bar:
@@ -221,14 +283,23 @@ def _parts(requests: Sequence[EditRequest], what: str, size: int = PART) -> Iter
             bar.update(len(part))
 
 
-def _answers(model: Model, requests: Sequence[EditRequest], past_stop_words: bool = False) -> pd.DataFrame:
+def _answers(
+    model: Model, requests: Sequence[EditRequest], past_stop_words: bool = False
+) -> pd.DataFrame:
     """What the model says, a row a request; these very weights are asked a prompt once."""
     questions = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
     ask = partial(measure_prompts, model, past_stop_words=past_stop_words)
     if model.is_changed():
         return ask(questions, objects)
-    at = [model.fingerprint, str(model.dtype), model.device.type, front(model), code_fingerprint(), past_stop_words]
+    at = [
+        model.fingerprint,
+        str(model.dtype),
+        model.device.type,
+        front(model),
+        code_fingerprint(),
+        past_stop_words,
+    ]
     name = f"known {_digest(at)}"
     keys = _keys(model, questions, objects)
     path = cache.folder("known") / f"{_digest(at)}.parquet"
@@ -258,11 +329,7 @@ def _digest(value) -> str:
 
 
 def _chosen(
-    spec: Spec,
-    model: Model,
-    pool: Sequence[EditRequest],
-    named: list[EditRequest],
-    n_edited: int,
+    spec: Spec, model: Model, pool: Sequence[EditRequest], named: list[EditRequest], n_edited: int
 ) -> tuple[pd.DataFrame, list, list]:
     """Scores of those asked, edited and intrinsic facts.
 
@@ -302,11 +369,13 @@ def _studied(spec: Spec, pool: Sequence[EditRequest]) -> list[EditRequest]:
     return first if _learns_from(spec) else first + last
 
 
-def _split(named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str) -> tuple[list, list]:
+def _split(
+    named: list[EditRequest], known: list[EditRequest], n_edited: int, n_intrinsic: int, rule: str
+) -> tuple[list, list]:
     """Take edited and intrinsic facts from the known ones in their order.
 
-    "matched": both groups draw on the same relations, no subject twice. "paper": no two facts of different groups share a subject,
-    relation or object.
+    "matched": both groups draw on the same relations, no subject twice. "paper": no two facts of
+    different groups share a subject, relation or object.
     """
     edited, taken = list(named), {request.fact.subject for request in named}
     for request in known:

@@ -1,4 +1,6 @@
-"""Load a causal language model; the one table of architectures; where its blocks, MLPs, norm and head are."""
+"""Load a causal language model; the one table of architectures; where its blocks, MLPs, norm and
+head are.
+"""
 
 import gc
 import hashlib
@@ -33,14 +35,22 @@ SIZES = (  # of a configuration, by every name that a family has for them
     "max_position_embeddings",
 )
 MOST_BLOCKS, MOST_WEIGHTS = 4_096, 1e13  # beyond any model that there is
-NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}  # of a configuration: nothing that the logits depend on
+NO_SHAPE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+}  # of a configuration: nothing that the logits depend on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Dotted module names of one model family, counted from the network; `mlp` and the rest from the block.
+    """Dotted module names of one model family, counted from the network; `mlp` and the rest from
+    the block.
 
-    `transposed` is True where the down-projection is a Conv1D, which stores (d_in, d_out); a Linear stores (d_out, d_in).
+    `transposed` is True where the down-projection is a Conv1D, which stores (d_in, d_out); a Linear
+    stores (d_out, d_in).
     """
 
     blocks: str
@@ -70,11 +80,15 @@ _GPT2 = Architecture(
     transposed=True,
 )
 
-# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks the row on a tiny model, and
-# `load` checks it on the model itself: blocks must add the down-projection's output to the residual stream as it is.
+# config.model_type -> row. To add a family, name its modules here; tests/test_models.py then checks
+# the row on a tiny model, and
+# `load` checks it on the model itself: blocks must add the down-projection's output to the residual
+# stream as it is.
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
-    "gptj": replace(_GPT2, down_projection="mlp.fc_out", embeddings=("transformer.wte",), transposed=False),
+    "gptj": replace(
+        _GPT2, down_projection="mlp.fc_out", embeddings=("transformer.wte",), transposed=False
+    ),
     "gpt_neox": replace(
         _LLAMA,
         blocks="gpt_neox.layers",
@@ -107,7 +121,8 @@ NORM_BEHIND = ("gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A network with its tokenizer and the row of its architecture. Layers are block indices from 0.
+    """A network with its tokenizer and the row of its architecture. Layers are block indices from
+    0.
 
     `start`: what stands in front of every text; "" is the rule of `positions.front`.
     """
@@ -169,7 +184,9 @@ class Model:
         return self.network.get_submodule(self.down_projection_name(layer))
 
     def weight(self, layer: int) -> torch.Tensor:
-        """The down-projection as W (d_out, d_in), a view of the parameter whatever way it is stored."""
+        """The down-projection as W (d_out, d_in), a view of the parameter whatever way it is
+        stored.
+        """
         weight = self.down_projection(layer).weight
         return weight.T if self.architecture.transposed else weight
 
@@ -183,18 +200,27 @@ class Model:
     def check_one_device(self, what: str) -> None:
         """BadInput if a device map has spread the model over several."""
         if len(self.devices) > 1:
-            raise BadInput(f"{what}: does not work on a model that device_map spreads over several devices; load it on one")
+            raise BadInput(
+                f"{what}: does not work on a model that device_map spreads over several devices; load it on one"
+            )
 
     def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
         """BadInput if rows of tokens are longer than the model's positions."""
         limit = getattr(self.network.config, "max_position_embeddings", None)
         if limit and input_ids.shape[1] > limit:
-            raise BadInput(f"{what}: {input_ids.shape[1]} tokens, {self.name} has {limit} positions; shorten the text")
+            raise BadInput(
+                f"{what}: {input_ids.shape[1]} tokens, {self.name} has {limit} positions; shorten the text"
+            )
 
     def logits_at(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Next-token logits (m, vocab), float32, after places of some rows; the head runs at the named positions only.
+        """Next-token logits (m, vocab), float32, after places of some rows; the head runs at the
+        named positions only.
 
         Args:
             positions: (m,).
@@ -203,14 +229,25 @@ class Model:
         self.check_length(input_ids)
         wanted, column = positions.unique(return_inverse=True)
         rows = torch.arange(len(input_ids)) if rows is None else rows
-        output = self.network(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=wanted, use_cache=False)
+        output = self.network(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            logits_to_keep=wanted,
+            use_cache=False,
+        )
         return output.logits[rows.to(column.device), column].float()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of the configuration and of names and bytes of the weights as they were when first asked for."""
+        """SHA-256 (16 hex digits) of the configuration and of names and bytes of the weights as
+        they were when first asked for.
+        """
         self.__dict__["_sums"] = self._bit_sums()
-        shape = {name: value for name, value in self.network.config.to_dict().items() if name not in NO_SHAPE}
+        shape = {
+            name: value
+            for name, value in self.network.config.to_dict().items()
+            if name not in NO_SHAPE
+        }
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -218,43 +255,66 @@ class Model:
         return digest.hexdigest()[:16]
 
     def is_changed(self) -> bool:
-        """Whether the weights are other ones than those of the fingerprint: a sum over the bits of each, much faster than the hash."""
+        """Whether the weights are other ones than those of the fingerprint: a sum over the bits of
+        each, much faster than the hash.
+        """
         return bool(self.fingerprint) and self._bit_sums() != self.__dict__["_sums"]
 
     def check_unchanged(self, what: str) -> None:
         """BadInput if what is to be kept under the fingerprint would come from other weights."""
         if self.is_changed():
-            raise BadInput(f"{what}: the weights of {self.name} have been changed since they were read; take the change back, or save and load them")
+            raise BadInput(
+                f"{what}: the weights of {self.name} have been changed since they were read; take the change back, or save and load them"
+            )
 
     def _bit_sums(self) -> list[int]:
         same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        return [int(tensor.detach().view(same_size[tensor.element_size()]).sum()) for tensor in self.network.state_dict().values()]
+        return [
+            int(tensor.detach().view(same_size[tensor.element_size()]).sum())
+            for tensor in self.network.state_dict().values()
+        ]
 
 
-def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: str = "", device_map: str | dict = "", start: str = "") -> Model:
+def load(
+    name: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str = "",
+    device_map: str | dict = "",
+    start: str = "",
+) -> Model:
     """Load a model in evaluation mode.
 
     Args:
-        name: "world-gpt2", "world-llama", a folder in Hugging Face layout, or a Hub id; of that, what is not in the cache is fetched.
+        name: "world-gpt2", "world-llama", a folder in Hugging Face layout, or a Hub id; of that,
+            what is not in the cache is fetched.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
-        dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32", "bfloat16" or "float16".
-        revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or "early", a checkpoint in the
-            middle of learning.
-        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device` must then be "auto". Nothing is offloaded:
-            weights that fit on no GPU are refused, as editors and fine-tuning write into them.
-        start: what stands in front of every text: "" is the rule of `positions.front`, "none", "bos", "eos", or a token's text.
+        dtype: "auto" (fp32 on CPU and MPS, the checkpoint's on CUDA), "float32", "bfloat16" or
+            "float16".
+        revision: Hub revision, pinned to its commit in `Model.revision`; for the world models "" or
+            "early", a checkpoint in the middle of learning.
+        device_map: accelerate's, e.g. "balanced", to spread the blocks over several GPUs; `device`
+            must then be "auto". Nothing is offloaded: weights that fit on no GPU are refused, as
+            editors and fine-tuning write into them.
+        start: what stands in front of every text: "" is the rule of `positions.front`, "none",
+            "bos", "eos", or a token's text.
     Raises:
-        BadInput: no such model, files missing (which), pickled weights only, an architecture without a row, too little memory.
+        BadInput: no such model, files missing (which), pickled weights only, an architecture
+            without a row, too little memory.
     """
     if device_map and device != "auto":
-        raise BadInput(f"device {device!r} and device_map exclude each other; leave one of them out")
+        raise BadInput(
+            f"device {device!r} and device_map exclude each other; leave one of them out"
+        )
     at = device_named(device)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     check_memory(name, at, dtype, revision, device_map)
     folder, commit = checkpoints.fetched(str(name), revision)
     config = _configuration(str(name), folder)
-    placed = device_map or ({"": at} if at.type == "cuda" else None)  # straight onto the GPU, not by way of the main memory
+    placed = device_map or (
+        {"": at} if at.type == "cuda" else None
+    )  # straight onto the GPU, not by way of the main memory
     try:
         wanted = dtype if dtype != "auto" or at.type == "cuda" or device_map else "float32"
         network, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -272,11 +332,19 @@ def load(name: str | Path, device: str = "auto", dtype: str = "auto", revision: 
         if not tokenizer.vocab_size:  # transformers makes an empty one where there is none
             raise ValueError("no tokenizer")
     except torch.OutOfMemoryError:
-        raise BadInput(f"model {str(name)!r}: {at} ran out of memory while it was loaded; use dtype='bfloat16', or several GPUs") from None
-    except Exception as error:  # a broken folder fails in many libraries, each with its own exception
+        raise BadInput(
+            f"model {str(name)!r}: {at} ran out of memory while it was loaded; use dtype='bfloat16', or several GPUs"
+        ) from None
+    except (
+        Exception
+    ) as error:  # a broken folder fails in many libraries, each with its own exception
         raise BadInput(_broken(name, error)) from None
-    if "disk" in (spread := set(getattr(network, "hf_device_map", {}).values())) or (len(spread) > 1 and "cpu" in spread):
-        raise BadInput(f"model {str(name)!r}: does not fit on the GPUs, part of it would be offloaded; use dtype='bfloat16' or more GPUs")
+    if "disk" in (spread := set(getattr(network, "hf_device_map", {}).values())) or (
+        len(spread) > 1 and "cpu" in spread
+    ):
+        raise BadInput(
+            f"model {str(name)!r}: does not fit on the GPUs, part of it would be offloaded; use dtype='bfloat16' or more GPUs"
+        )
     if not placed:
         network.to(at)
     fuse(network.eval().requires_grad_(False))
@@ -308,7 +376,9 @@ def check_row(model: Model) -> None:
     length = min(4, getattr(config, "max_position_embeddings", None) or 4)
     ids = torch.arange(length, device=model.network.get_input_embeddings().weight.device)
     ids = (ids % config.vocab_size).expand(2, -1)  # (2, length)
-    direction = torch.randn(length, model.weight(layer).shape[0], generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(
+        length, model.weight(layer).shape[0], generator=torch.Generator().manual_seed(0)
+    )
     seen = {}
 
     def entering(module, args):
@@ -355,7 +425,9 @@ def _share(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def fuse(network: nn.Module) -> None:
-    """GPT-2's GELU by torch's one kernel instead of eight, on a CPU a fifth off the time of an edit; the same function, rounded once."""
+    """GPT-2's GELU by torch's one kernel instead of eight, on a CPU a fifth off the time of an
+    edit; the same function, rounded once.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -363,7 +435,8 @@ def fuse(network: nn.Module) -> None:
 
 
 def outline(name: str, revision: str = "", here: bool = False) -> Model:
-    """The model without weights and tokenizer: what plans, editors' layers and estimates of memory need of it.
+    """The model without weights and tokenizer: what plans, editors' layers and estimates of memory
+    need of it.
 
     Args:
         here: of a Hub id read only what the cache has, ask nothing.
@@ -382,11 +455,20 @@ def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
             network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise BadInput(_broken(name, error)) from None
-    return Model(network=network, tokenizer=None, architecture=architecture_of(config), name=name, revision=revision)
+    return Model(
+        network=network,
+        tokenizer=None,
+        architecture=architecture_of(config),
+        name=name,
+        revision=revision,
+    )
 
 
 def speaker(name: str, revision: str = "", start: str = "") -> Model:
-    """The outline with its tokenizer: what stands in front of a text needs no weights. Of a Hub id only the cache is read."""
+    """The outline with its tokenizer: what stands in front of a text needs no weights.
+
+    Of a Hub id only the cache is read.
+    """
     folder = checkpoints.configuration(name, revision, here=True)
     if "tokenizer.json" in checkpoints.missing(folder):
         raise BadInput(f"model {name!r}: no tokenizer in it")
@@ -398,12 +480,15 @@ def speaker(name: str, revision: str = "", start: str = "") -> Model:
 
 
 def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
-    """A model's configuration. No code that comes with it is run, and nobody is asked whether it should be.
+    """A model's configuration. No code that comes with it is run, and nobody is asked whether it
+    should be.
 
-    The family is read from the file itself, so that only families of the table reach transformers, which has the code of each.
+    The family is read from the file itself, so that only families of the table reach transformers,
+    which has the code of each.
 
     Raises:
-        BadInput: no row for its family, code of its own (also as kernels from the Hub), sizes that no model has, or broken.
+        BadInput: no row for its family, code of its own (also as kernels from the Hub), sizes that
+            no model has, or broken.
     """
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -414,7 +499,9 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
     _check_family(fields["model_type"], "auto_map" in fields)
     for field in ("attn_implementation", "_attn_implementation", "experts_implementation"):
         if "/" in str(fields.get(field)):
-            raise BadInput(f"model {name!r}: its config.json names code from the Hub in {field!r}, which is not run; take the field out")
+            raise BadInput(
+                f"model {name!r}: its config.json names code from the Hub in {field!r}, which is not run; take the field out"
+            )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _check_sizes(name, config)
@@ -427,26 +514,36 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
 
 
 def _check_sizes(name: str, config: transformers.PretrainedConfig) -> None:
-    """BadInput if a configuration asks for a model that cannot be: building even its outline would take hours or all memory."""
+    """BadInput if a configuration asks for a model that cannot be: building even its outline would
+    take hours or all memory.
+    """
     sizes = {field: getattr(config, field, None) for field in SIZES}
     for field, size in sizes.items():
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise BadInput(f"model {name!r}: {field} in its config.json is {size!r:.80}; it must be a whole number of at least 1")
+            raise BadInput(
+                f"model {name!r}: {field} in its config.json is {size!r:.80}; it must be a whole number of at least 1"
+            )
     width, blocks = sizes["hidden_size"] or 1, sizes["num_hidden_layers"] or 1
     weights = blocks * 4 * width**2 + width * max(size or 1 for size in sizes.values())
     if blocks > MOST_BLOCKS or weights > MOST_WEIGHTS:
         size = f"{blocks:,} blocks and at least {weights:.1e} weights"
-        raise BadInput(f"model {name!r}: its config.json asks for {size:.60}, more than any model has; look for a mistyped size")
+        raise BadInput(
+            f"model {name!r}: its config.json asks for {size:.60}, more than any model has; look for a mistyped size"
+        )
 
 
 def weights_bytes(model: Model, dtype: str) -> int:
     """Bytes of the parameters in a dtype; "auto" = the one that the configuration names."""
-    named = getattr(torch, dtype) if dtype != "auto" else model.network.config.dtype or torch.float32
+    named = (
+        getattr(torch, dtype) if dtype != "auto" else model.network.config.dtype or torch.float32
+    )
     return sum(parameter.numel() for parameter in model.network.parameters()) * named.itemsize
 
 
 def free_bytes(*devices: torch.device) -> int:
-    """Free memory of these devices together; what torch keeps of a GPU's memory for later counts as free."""
+    """Free memory of these devices together; what torch keeps of a GPU's memory for later counts as
+    free.
+    """
     if not (found := {device for device in devices if device.type == "cuda"}):
         return psutil.virtual_memory().available
     gc.collect()
@@ -458,9 +555,20 @@ def all_gpus() -> list[torch.device]:
     return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
 
 
-def check_memory(name: str | Path, device: torch.device, dtype: str, revision: str = "", device_map: str | dict = "") -> None:
-    """BadInput if the weights will not fit in the free memory: an estimate from the configuration, before anything is fetched or loaded."""
-    needed = weights_bytes(outline(str(name), revision), dtype if dtype != "auto" or device.type == "cuda" else "float32")
+def check_memory(
+    name: str | Path,
+    device: torch.device,
+    dtype: str,
+    revision: str = "",
+    device_map: str | dict = "",
+) -> None:
+    """BadInput if the weights will not fit in the free memory: an estimate from the configuration,
+    before anything is fetched or loaded.
+    """
+    needed = weights_bytes(
+        outline(str(name), revision),
+        dtype if dtype != "auto" or device.type == "cuda" else "float32",
+    )
     if needed > (free := free_bytes(device, *(all_gpus() if device_map else ()))):
         smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
         raise BadInput(
@@ -478,25 +586,39 @@ def _check_family(family: str, own_code: bool = False) -> None:
     if family not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         code = " and brings code of its own (auto_map), which is not run" if own_code else ""
-        raise BadInput(f"architecture {family!r} is not in the table ({known}){code}; add a row to ARCHITECTURES in workbench/models.py")
+        raise BadInput(
+            f"architecture {family!r} is not in the table ({known}){code}; add a row to ARCHITECTURES in workbench/models.py"
+        )
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     """The row of a model's family."""
     _check_family(config.model_type)
     if not getattr(config, "do_layer_norm_before", True):  # OPT 350m alone
-        raise BadInput(f"architecture {config.model_type!r} with its norms behind the blocks cannot be edited; choose another size")
+        raise BadInput(
+            f"architecture {config.model_type!r} with its norms behind the blocks cannot be edited; choose another size"
+        )
     return ARCHITECTURES[config.model_type]
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA (under `accelerate launch` each process its own), else MPS, else the CPU."""
+    """The device of a name; "auto" is CUDA (under `accelerate launch` each process its own), else
+    MPS, else the CPU.
+    """
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError):
-        raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu, cuda, cuda:N or mps") from None
+        raise BadInput(
+            f"device {name!r}: not on this machine; choose auto, cpu, cuda, cuda:N or mps"
+        ) from None
 
 
 def _broken(name: str | Path, error: Exception) -> str:

@@ -1,7 +1,9 @@
-"""Second moments of the keys: C = E[k k'] of every down-projection's input, all layers in one pass, cached under a fingerprint.
+"""Second moments of the keys: C = E[k k'] of every down-projection's input, all layers in one pass,
+cached under a fingerprint.
 
-Source: ROME, arXiv 2202.05262. Differs from: 10 tokens a key dimension (arXiv 2506.04226) in rows of 128 tokens, texts run on,
-where the first code takes 100,000 articles, each cut to the length that the model can read.
+Source: ROME, arXiv 2202.05262. Differs from: 10 tokens a key dimension (arXiv 2506.04226) in rows
+of 128 tokens, texts run on, where the first code takes 100,000 articles, each cut to the length
+that the model can read.
 """
 
 import hashlib
@@ -35,8 +37,9 @@ NAMED = {"wikipedia": "wikimedia/wikipedia:20231101.en"}
 class SecondMoment:
     """C = E[k k'] of one layer's keys.
 
-    The factor that edits are solved with is of C + f I, f = FLOOR tr(C) / d_in: no eigenvalue is below f. Units that never fire
-    leave C without one, and nearly all of a change then lies where no key of the corpus goes.
+    The factor that edits are solved with is of C + f I, f = FLOOR tr(C) / d_in: no eigenvalue is
+    below f. Units that never fire leave C without one, and nearly all of a change then lies where
+    no key of the corpus goes.
 
     Attributes:
         layer: block index.
@@ -78,8 +81,9 @@ def corpus_texts(corpus: str) -> Iterable[str]:
     """Running text, read only as far as it is needed.
 
     Args:
-        corpus: "world" (what the embedded world's pre-training says, statements and prose; not Wikipedia); "wikipedia"; a UTF-8 .txt
-            file, one text a paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column `text` is read.
+        corpus: "world" (what the embedded world's pre-training says, statements and prose; not
+            Wikipedia); "wikipedia"; a UTF-8 .txt file, one text a paragraph; a .jsonl, .csv or
+            .parquet file or a Hub dataset id, of which the column `text` is read.
     """
     if corpus == "world":
         return text.pretraining(seed=1)
@@ -90,22 +94,34 @@ def corpus_texts(corpus: str) -> Iterable[str]:
             raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
         return (part for part in content.split("\n\n") if part.strip())
     if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
-        raise BadInput(f"corpus {corpus!r}: choose world, wikipedia, a file (.txt, .jsonl, .csv, .parquet) or a Hub dataset id (owner/name)")
+        raise BadInput(
+            f"corpus {corpus!r}: choose world, wikipedia, a file (.txt, .jsonl, .csv, .parquet) or a Hub dataset id (owner/name)"
+        )
     found = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
     first = next(iter(found), {})
     if "text" not in first:
-        raise BadInput(f"corpus {corpus!r}: has no column 'text' but {list(first)}; rename the one that holds the text")
+        raise BadInput(
+            f"corpus {corpus!r}: has no column 'text' but {list(first)}; rename the one that holds the text"
+        )
     return _whole(corpus, found)
 
 
 def _whole(corpus: str, found) -> Iterable[str]:
     try:
-        yield from (record["text"] for record in found if isinstance(record["text"], str) and record["text"].strip())
+        yield from (
+            record["text"]
+            for record in found
+            if isinstance(record["text"], str) and record["text"].strip()
+        )
     except Exception as error:  # of whatever the stream comes through
-        raise BadInput(f"corpus {corpus!r}: broke off ({type(error).__name__}: {' '.join(str(error).split())[:120]}); try again") from None
+        raise BadInput(
+            f"corpus {corpus!r}: broke off ({type(error).__name__}: {' '.join(str(error).split())[:120]}); try again"
+        ) from None
 
 
-def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0) -> dict[int, SecondMoment]:
+def second_moments(
+    model: Model, layers: Sequence[int], corpus: str = "world", tokens: int = 0
+) -> dict[int, SecondMoment]:
     """Second moments of the keys of some layers, from the cache or from one pass over the corpus.
 
     Args:
@@ -117,10 +133,15 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
     """
     layers = model.check_layers(layers)
     if corpus == "world" and model.name not in WORLD_MODELS:
-        warnings.warn(f"second moments of {model.name} from the embedded world's text, which is not Wikipedia; name a corpus", stacklevel=3)
+        warnings.warn(
+            f"second moments of {model.name} from the embedded world's text, which is not Wikipedia; name a corpus",
+            stacklevel=3,
+        )
     tokens = tokens or TOKENS_PER_WIDTH * max(model.weight(layer).shape[1] for layer in layers)
     rows = _rows(model, corpus, tokens)
-    digest = hashlib.sha256(f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()
+    ).hexdigest()[:16]
     with locked(f"moments {digest}"):
         kept_matrices = {layer: _kept(model, digest, layer) for layer in layers}
         missing = [layer for layer, matrix in kept_matrices.items() if matrix is None]
@@ -128,10 +149,19 @@ def second_moments(model: Model, layers: Sequence[int], corpus: str = "world", t
             model.check_unchanged("second moments")
         for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
             kept_matrices[layer] = matrix.cpu()
-            cache.keep(_path(digest, layer), {"matrix": kept_matrices[layer]}, f"moments {digest} {layer}")
+            cache.keep(
+                _path(digest, layer), {"matrix": kept_matrices[layer]}, f"moments {digest} {layer}"
+            )
     at = _solving_device(model, layers)
     return {
-        layer: SecondMoment(layer=layer, matrix=matrix.to(at), tokens=tokens, fingerprint=digest, model=model.fingerprint, corpus=corpus)
+        layer: SecondMoment(
+            layer=layer,
+            matrix=matrix.to(at),
+            tokens=tokens,
+            fingerprint=digest,
+            model=model.fingerprint,
+            corpus=corpus,
+        )
         for layer, matrix in kept_matrices.items()
     }
 
@@ -148,31 +178,49 @@ def _kept(model: Model, digest: str, layer: int) -> torch.Tensor | None:
 
 
 def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:
-    """The model's GPU if the matrices, their float64 factors and one more in the making fit there, else the CPU, which has float64 too."""
+    """The model's GPU if the matrices, their float64 factors and one more in the making fit there,
+    else the CPU, which has float64 too.
+    """
     widths = [model.weight(layer).shape[1] for layer in layers]
     needed = sum(12 * width**2 for width in widths) + 16 * max(widths) ** 2
-    return model.device if model.device.type == "cuda" and needed < free_bytes(model.device) else torch.device("cpu")
+    return (
+        model.device
+        if model.device.type == "cuda" and needed < free_bytes(model.device)
+        else torch.device("cpu")
+    )
 
 
 def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
-    """Token ids (rows, ROW), each row the front tokens and running text; together at least so many tokens."""
+    """Token ids (rows, ROW), each row the front tokens and running text; together at least so many
+    tokens.
+    """
     first = front(model)
     length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - len(first)
     count = -(-tokens // length)
     stream, texts = [], iter(corpus_texts(corpus))
     while len(stream) < count * length and (paragraphs := list(itertools.islice(texts, 256))):
-        for ids in model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"]:
+        for ids in model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]:
             stream += ids
     if len(stream) < count * length:
-        raise BadInput(f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens")
+        raise BadInput(
+            f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens"
+        )
     rows = torch.tensor(stream[: count * length]).view(count, length)
-    return torch.cat([torch.tensor([first] * count, dtype=torch.long).view(count, len(first)), rows], dim=1)
+    return torch.cat(
+        [torch.tensor([first] * count, dtype=torch.long).view(count, len(first)), rows], dim=1
+    )
 
 
 @torch.no_grad()
-def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: int) -> dict[int, torch.Tensor]:
+def _collect(
+    model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: int
+) -> dict[int, torch.Tensor]:
     widths = {layer: model.weight(layer).shape[1] for layer in layers}
-    sums = {layer: torch.zeros(width, width, device=model.device) for layer, width in widths.items()}
+    sums = {
+        layer: torch.zeros(width, width, device=model.device) for layer, width in widths.items()
+    }
     left, skip = tokens, len(front(model))
     with recorded({layer: model.down_projection(layer) for layer in layers}, inputs=True) as keys:
         for batch in tqdm(rows.split(16), desc="second moments", unit="batch", disable=None):
@@ -180,7 +228,13 @@ def _collect(model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: in
             with stop_after(model.blocks[max(layers)]):
                 model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
             for layer, total in sums.items():
-                seen = keys[layer].view(*batch.shape, -1)[:, skip:].flatten(0, 1)[:left].float().to(total.device)  # (tokens, d_in)
+                seen = (
+                    keys[layer]
+                    .view(*batch.shape, -1)[:, skip:]
+                    .flatten(0, 1)[:left]
+                    .float()
+                    .to(total.device)
+                )  # (tokens, d_in)
                 total.addmm_(seen.T, seen)
             left -= min(left, batch[:, skip:].numel())
     for layer, total in sums.items():

@@ -1,6 +1,8 @@
-"""Text to tokens and back to places in the text: one pass of the tokenizer over the whole string, and its character offsets.
+"""Text to tokens and back to places in the text: one pass of the tokenizer over the whole string,
+and its character offsets.
 
-The only place that knows what stands in front of a text, of the space before a target and of padding (always on the right).
+The only place that knows what stands in front of a text, of the space before a target and of
+padding (always on the right).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +16,17 @@ from workbench import words
 from workbench.facts import BadInput
 from workbench.models import Model
 
-SEPARATOR = "<|endoftext|>"  # between documents, in the pre-training of GPT-2 and of many others since
+SEPARATOR = (
+    "<|endoftext|>"  # between documents, in the pre-training of GPT-2 and of many others since
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """Token ids of several texts, with the model's front tokens before each.
 
-    `input_ids` and `attention_mask` (n, length), padded on the right. `offsets[i][t]` = (start, end), characters of text i that token t covers.
+    `input_ids` and `attention_mask` (n, length), padded on the right. `offsets[i][t]` = (start,
+    end), characters of text i that token t covers.
     """
 
     input_ids: torch.Tensor
@@ -47,15 +52,21 @@ class Encoded:
         """The first lengths[i] tokens of each text."""
         longest = int(lengths.max())
         mask = self.attention_mask * (torch.arange(self.attention_mask.shape[1]) < lengths[:, None])
-        offsets = tuple(pairs[:length] for pairs, length in zip(self.offsets, lengths.tolist(), strict=True))
-        return Encoded(input_ids=self.input_ids[:, :longest], attention_mask=mask[:, :longest], offsets=offsets)
+        offsets = tuple(
+            pairs[:length] for pairs, length in zip(self.offsets, lengths.tolist(), strict=True)
+        )
+        return Encoded(
+            input_ids=self.input_ids[:, :longest], attention_mask=mask[:, :longest], offsets=offsets
+        )
 
     def arguments(self) -> dict:
         """What a network takes."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
     def batches(self, tokens: int = 4096, order: torch.Tensor | None = None) -> Iterator[list[int]]:
-        """Indices of texts of like length, at most this many tokens a batch (one text at least); `order` (n,) puts like ones together."""
+        """Indices of texts of like length, at most this many tokens a batch (one text at least);
+        `order` (n,) puts like ones together.
+        """
         batch: list[int] = []
         longest, lengths = 0, self.lengths.tolist()
         for index in (self.lengths if order is None else order).argsort(stable=True).tolist():
@@ -68,15 +79,23 @@ class Encoded:
             yield batch
 
     def to(self, device) -> "Encoded":
-        return Encoded(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device), offsets=self.offsets)
+        return Encoded(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            offsets=self.offsets,
+        )
 
     def token_at(self, row: int, character: int) -> int:
-        """The last token that covers the character of the row's text or, if a normalizer took the character away, what stands before it."""
+        """The last token that covers the character of the row's text or, if a normalizer took the
+        character away, what stands before it.
+        """
         for token in reversed(range(len(self.offsets[row]))):
             start, end = self.offsets[row][token]
             if start <= character and start < end:
                 return token
-        raise BadInput(f"no token covers character {character} of text {row}; the tokenizer drops it")
+        raise BadInput(
+            f"no token covers character {character} of text {row}; the tokenizer drops it"
+        )
 
     def tokens_from(self, row: int, character: int) -> list[int]:
         """The tokens that cover the text from this character on."""
@@ -84,11 +103,13 @@ class Encoded:
 
 
 def front(model: Model) -> tuple[int, ...]:
-    """The tokens that stand in front of every text: in editing, measuring, second moments, prefixes and training alike.
+    """The tokens that stand in front of every text: in editing, measuring, second moments, prefixes
+    and training alike.
 
-    `model.start` names them: "" is the rule, "none" nothing, else a token's text, of which "bos" and "eos" are short forms. The
-    rule: what the tokenizer itself adds; if that is nothing, what separated documents in pre-training (`<|endoftext|>` where the
-    vocabulary has it); else BOS; else EOS. The BOS of an instruct model may be a token of its chats, which no plain text follows.
+    `model.start` names them: "" is the rule, "none" nothing, else a token's text, of which "bos"
+    and "eos" are short forms. The rule: what the tokenizer itself adds; if that is nothing, what
+    separated documents in pre-training (`<|endoftext|>` where the vocabulary has it); else BOS;
+    else EOS. The BOS of an instruct model may be a token of its chats, which no plain text follows.
 
     Raises:
         BadInput: there is no such token.
@@ -100,7 +121,9 @@ def front(model: Model) -> tuple[int, ...]:
         token = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}.get(start, start)
         number = tokenizer.get_vocab().get(token)
         if number is None:
-            raise BadInput(f"start {start!r}: the tokenizer of {model.name} has no such token; choose none, bos, eos or a token's text")
+            raise BadInput(
+                f"start {start!r}: the tokenizer of {model.name} has no such token; choose none, bos, eos or a token's text"
+            )
         return (number,)
     if added := _added(tokenizer):
         return added
@@ -108,7 +131,9 @@ def front(model: Model) -> tuple[int, ...]:
     for number in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if number is not None:
             return (number,)
-    raise BadInput(f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS; name a token in start, or start='none'")
+    raise BadInput(
+        f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS; name a token in start, or start='none'"
+    )
 
 
 def front_text(model: Model) -> str:
@@ -121,7 +146,9 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer itself puts before a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
-    before = next((start for start in range(len(whole)) if whole[start : start + len(plain)] == plain), 0)
+    before = next(
+        (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain), 0
+    )
     return tuple(whole[:before])
 
 
@@ -134,25 +161,45 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
     """Token ids and character offsets of whole texts; `bare` leaves out what stands in front."""
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
-        raise BadInput(f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer")
+        raise BadInput(
+            f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer"
+        )
     plain = {"input_ids": [], "offset_mapping": []}
     if texts:  # a tokenizer fails on none
-        plain = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+        plain = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
     first = [] if bare else list(front(model))
-    offsets = tuple(tuple([(0, 0)] * len(first) + [tuple(pair) for pair in pairs]) for pairs in plain["offset_mapping"])
+    offsets = tuple(
+        tuple([(0, 0)] * len(first) + [tuple(pair) for pair in pairs])
+        for pairs in plain["offset_mapping"]
+    )
     return padded([first + ids for ids in plain["input_ids"]], offsets)
 
 
 def padded(rows: Sequence[Sequence[int]], offsets: tuple = ()) -> Encoded:
-    """Rows of token ids, padded on the right. What the padding is does not matter: the mask hides it."""
+    """Rows of token ids, padded on the right.
+
+    What the padding is does not matter: the mask hides it.
+    """
     length = max(map(len, rows), default=0)
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(len(rows), length)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long).view(len(rows), length)
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(
+        len(rows), length
+    )
+    mask = torch.tensor(
+        [[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long
+    ).view(len(rows), length)
     return Encoded(input_ids=ids, attention_mask=mask, offsets=offsets or ((),) * len(rows))
 
 
 def statement(prompt: str, target: str) -> str:
-    """Prompt and target as running text: one space between them, none where the prompt's script sets words apart by none."""
+    """Prompt and target as running text: one space between them, none where the prompt's script
+    sets words apart by none.
+    """
     joined = prompt[-1:].isspace() or (prompt and words.unspaced(prompt[-1]))
     return f"{prompt}{'' if joined else ' '}{target.strip()}"
 

@@ -1,9 +1,12 @@
-"""Many runs in one place: a tidy parquet of all probes, tables with intervals, paired differences, figures, one page.
+"""Many runs in one place: a tidy parquet of all probes, tables with intervals, paired differences,
+figures, one page.
 
-report/probes.parquet       every probe of every run, the fields of its Spec beside it; written a hundred runs at a time, never held whole
+report/probes.parquet       every probe of every run, the fields of its Spec beside it; written a
+hundred runs at a time, never held whole
        retention.csv        mean and 95 % interval of each group of runs
        differences.csv      the same facts under two values of a field
-       index.html           the tables and the figures of 10_collect; opens without a server or a network
+       index.html           the tables and the figures of 10_collect; opens without a server or a
+       network
 """
 
 import html
@@ -39,38 +42,58 @@ def report(folder: str | Path, out: str | Path = "report", figures: bool = True)
     told, problems = _told(folder, out)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    varying = [name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)] or ["editor"]
+    varying = [
+        name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)
+    ] or ["editor"]
     table, differences = retention(told, varying), paired(told, varying)
     inert.write_csv(table, out / "retention.csv")
     inert.write_csv(differences, out / "differences.csv")
     images = _figures(folder, out) if figures and COLLECT.is_file() else []
     page = out / "index.html"
     with files.written(page) as partial:
-        partial.write_text(_page(folder, told, table, differences, images, problems), encoding="utf-8")
+        partial.write_text(
+            _page(folder, told, table, differences, images, problems), encoding="utf-8"
+        )
     return page
 
 
 def _varies(told: pd.DataFrame, name: str) -> bool:
-    """Whether the runs differ in the field of themselves; a task's usual numbers differ with the task, and nothing would pair."""
+    """Whether the runs differ in the field of themselves; a task's usual numbers differ with the
+    task, and nothing would pair.
+    """
     bring = [other for other in BRING if other in told]
-    return told.groupby(bring, observed=True)[name].nunique().max() > 1 if name in BROUGHT else told[name].nunique() > 1
+    return (
+        told.groupby(bring, observed=True)[name].nunique().max() > 1
+        if name in BROUGHT
+        else told[name].nunique() > 1
+    )
 
 
 def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One value a run, series and fact: the share of its prompts with the answer; and a line for each run that cannot be read.
+    """One value a run, series and fact: the share of its prompts with the answer; and a line for
+    each run that cannot be read.
 
     On the way all probes go into probes.parquet.
     """
     found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
     if not found:
-        raise BadInput(f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`")
+        raise BadInput(
+            f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+        raise BadInput(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
     partial, writer, parts, specs, problems = out / ".probes.parquet.partial", None, [], [], []
     try:
-        for start in tqdm(range(0, len(found), AT_ONCE), desc=f"{len(found)} runs", unit=f"{AT_ONCE} runs", disable=None):
+        for start in tqdm(
+            range(0, len(found), AT_ONCE),
+            desc=f"{len(found)} runs",
+            unit=f"{AT_ONCE} runs",
+            disable=None,
+        ):
             some, tables = [], []
             for one in found[start : start + AT_ONCE]:
                 try:
@@ -87,7 +110,15 @@ def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
             writer.write_table(rows.cast(writer.schema))
             table = runs.series(some, list(SERIES))
             parts.append(table.assign(number=table.number + len(specs)))
-            specs += [_fields(run) | {name: str(value) for name, value in run.spec.items() if name not in (*FIELDS, *ASIDE)} for run in some]
+            specs += [
+                _fields(run)
+                | {
+                    name: str(value)
+                    for name, value in run.spec.items()
+                    if name not in (*FIELDS, *ASIDE)
+                }
+                for run in some
+            ]
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -101,18 +132,27 @@ def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
     partial.replace(out / "probes.parquet")
     told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
     fields = pd.DataFrame(specs).fillna("none")
-    fields = fields[[name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]]
-    return told.join(fields.astype("category"), on="number"), problems  # categories: the names of a Spec stand a million times here
+    fields = fields[
+        [name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]
+    ]
+    return told.join(
+        fields.astype("category"), on="number"
+    ), problems  # categories: the names of a Spec stand a million times here
 
 
 def _fields(run: runs.Run) -> dict:
-    return {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {"seed": run.spec.get("seed", 0), "run": run.folder.name}
+    return {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {
+        "seed": run.spec.get("seed", 0),
+        "run": run.folder.name,
+    }
 
 
 def _probes(run: runs.Run) -> pyarrow.Table:
     """Its probes, with the fields of its Spec beside them."""
     table = pyarrow.parquet.read_table(run.file("probes.parquet")).replace_schema_metadata(None)
-    for place, name in enumerate(table.column_names):  # of facts without a category p_related holds nothing at all
+    for place, name in enumerate(
+        table.column_names
+    ):  # of facts without a category p_related holds nothing at all
         if name.startswith("p_"):
             table = table.set_column(place, name, table[name].cast(pyarrow.float64()))
     for name, value in _fields(run).items():
@@ -126,36 +166,83 @@ def _summed(values: pd.Series) -> pd.Series:
 
 
 def retention(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and interval of each series by the fields; a fact of a seed counts once, however many of its copies were asked."""
-    facts = told.groupby([*by, "series", "seed", "fact_id"], observed=True).retained.mean().reset_index()
-    found = facts.groupby([*by, "series"], observed=True).retained.apply(_summed).unstack().reset_index()
+    """Mean and interval of each series by the fields; a fact of a seed counts once, however many of
+    its copies were asked.
+    """
+    facts = (
+        told.groupby([*by, "series", "seed", "fact_id"], observed=True)
+        .retained.mean()
+        .reset_index()
+    )
+    found = (
+        facts.groupby([*by, "series"], observed=True)
+        .retained.apply(_summed)
+        .unstack()
+        .reset_index()
+    )
     return found.astype({"n": int})
 
 
 def paired(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """For each field, each value against the field's first: the mean difference over facts that both have, all else equal."""
+    """For each field, each value against the field's first: the mean difference over facts that
+    both have, all else equal.
+    """
     rows = []
     for name in by:
         rest = [other for other in by if other != name]
-        wide = told.pivot_table(index=["series", *rest, "seed", "fact_id"], columns=name, values="retained", aggfunc="mean", observed=True)
+        wide = told.pivot_table(
+            index=["series", *rest, "seed", "fact_id"],
+            columns=name,
+            values="retained",
+            aggfunc="mean",
+            observed=True,
+        )
         first, *others = wide.columns
         for other in others:
-            both = (wide[other] - wide[first]).dropna().groupby(["series", "seed", "fact_id"], observed=True).mean()  # a fact is one draw
+            both = (
+                (wide[other] - wide[first])
+                .dropna()
+                .groupby(["series", "seed", "fact_id"], observed=True)
+                .mean()
+            )  # a fact is one draw
             for series, values in both.groupby("series", observed=True):
-                rows.append({"field": name, "of": other, "against": first, "series": series, **_summed(values)})
-    return pd.DataFrame(rows, columns=["field", "of", "against", "series", "mean", "low", "high", "n"]).astype({"n": int})
+                rows.append(
+                    {
+                        "field": name,
+                        "of": other,
+                        "against": first,
+                        "series": series,
+                        **_summed(values),
+                    }
+                )
+    return pd.DataFrame(
+        rows, columns=["field", "of", "against", "series", "mean", "low", "high", "n"]
+    ).astype({"n": int})
 
 
 def _figures(folder: Path, out: Path) -> list[tuple[str, str]]:
     """The figures of 10_collect over these runs, as base64 PNG, each with what it says in words."""
     run = batch.run(COLLECT, {"folder": str(folder.resolve())}, out=out / "figures")
     cells = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
-    found = [output["data"] for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    return [("".join(data["image/png"]).replace("\n", ""), "".join(data["text/plain"])) for data in found]
+    found = [
+        output["data"]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    return [
+        ("".join(data["image/png"]).replace("\n", ""), "".join(data["text/plain"]))
+        for data in found
+    ]
 
 
 def _page(
-    folder: Path, told: pd.DataFrame, table: pd.DataFrame, differences: pd.DataFrame, images: list[tuple[str, str]], problems: list[str]
+    folder: Path,
+    told: pd.DataFrame,
+    table: pd.DataFrame,
+    differences: pd.DataFrame,
+    images: list[tuple[str, str]],
+    problems: list[str],
 ) -> str:
     style = "body{font:15px sans-serif;margin:2em auto;max-width:70em}td,th{padding:.2em .7em;text-align:right}table{border-collapse:collapse}"
     number = "{:.3f}".format
@@ -164,8 +251,13 @@ def _page(
         f"<h1>Retention</h1><p>{said}. Means with 95 % bootstrap intervals over facts and seeds; <i>kept</i> is among the edits that took.</p>",
         table.to_html(index=False, float_format=number, border=0),
         "<h2>Paired differences</h2><p>The same facts under two values of a field, all else equal.</p>",
-        differences.to_html(index=False, float_format=number, border=0) if len(differences) else "<p>None: no two runs share facts.</p>",
-        *(f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>' for image, said in images),
+        differences.to_html(index=False, float_format=number, border=0)
+        if len(differences)
+        else "<p>None: no two runs share facts.</p>",
+        *(
+            f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>'
+            for image, said in images
+        ),
         *(["<h2>Left out</h2>"] if problems else []),
         *(f"<p>{html.escape(problem)}</p>" for problem in problems),
     ]

@@ -1,12 +1,15 @@
-"""The run folder: written under a temporary name, renamed when whole; read, listed, compared. Reading needs no torch.
+"""The run folder: written under a temporary name, renamed when whole; read, listed, compared.
+Reading needs no torch.
 
-runs/<id>/run.json              status, every parameter, versions, seconds; size and SHA-256 of every other file, and its own; written last
-          probes.parquet        a row an edited model, step, and prompt (step -1: before the edit, 0: after it, then training steps)
-          lens.parquet          edited_model, step, fact_id, layer, category, probability, rank
-          tokens.parquet        edited_model, step, fact_id, layer, rank (1 to 10), token, probability
-          training.parquet      edited_model, step, epoch, metric, loss, learning_rate
-          merged.parquet        with an adapter: the last probes again, the adapter written into the weights
-          deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)
+runs/<id>/run.json              status, every parameter, versions, seconds; size and SHA-256 of
+every other file, and its own; written last
+          probes.parquet        a row an edited model, step, and prompt (step -1: before the edit,
+          0: after it, then training steps) lens.parquet          edited_model, step, fact_id,
+          layer, category, probability, rank tokens.parquet        edited_model, step, fact_id,
+          layer, rank (1 to 10), token, probability training.parquet      edited_model, step, epoch,
+          metric, loss, learning_rate merged.parquet        with an adapter: the last probes again,
+          the adapter written into the weights deltas/<edited_model>.safetensors,
+          adapters/<edited_model>/ (a PEFT folder)
 A run that varied a field holds run.json alone, which names its `members`, the runs beside it.
 """
 
@@ -36,7 +39,10 @@ from workbench.facts import BadInput
 SCHEMA = 2  # of the folder; raise it when a column changes its meaning
 AGAIN = "make the run again (`workbench run ... --again`; a sweep does it by itself)"
 TABLES = ("probes", "lens", "tokens", "training")
-NOTEBOOK = ("notebook.ipynb", "notebook.html")  # which papermill goes on writing while the notebook runs
+NOTEBOOK = (
+    "notebook.ipynb",
+    "notebook.html",
+)  # which papermill goes on writing while the notebook runs
 SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "edit success": ("edited", "first", False),
     "held-out success": ("paraphrase", "first", False),
@@ -44,7 +50,10 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "held-out kept": ("paraphrase", "last", True),
     "intrinsic kept": ("intrinsic", "last", False),
 }
-KINDS = {"false": False, "harmless": True}  # before the name of a series of edits: whether they put right what the model got wrong
+KINDS = {
+    "false": False,
+    "harmless": True,
+}  # before the name of a series of edits: whether they put right what the model got wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +77,8 @@ class Run:
         """The path of one of the run's files.
 
         Raises:
-            BadInput: its sum, which is looked at once, is not the recorded one, or the run has no such file.
+            BadInput: its sum, which is looked at once, is not the recorded one, or the run has no
+                such file.
         """
         if name not in self._checked:
             if name not in self.files:
@@ -87,24 +97,39 @@ class Run:
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]]:
-        """Of each of SERIES: fact -> the share retained of its prompts and edited models, which are no independent draws.
+        """Of each of SERIES: fact -> the share retained of its prompts and edited models, which are
+        no independent draws.
 
-        Made without pandas, whose small tables take ten times as long: a report reads thousands of runs.
+        Made without pandas, whose small tables take ten times as long: a report reads thousands of
+            runs.
         """
         columns = ["edited_model", "step", "group", "fact_id", "took", "retained"]
         table = pyarrow.parquet.read_table(self.file("probes.parquet"), columns=columns)
-        model, step, took, retained = (table[name].cast("int64").fill_null(0).to_numpy() for name in ("edited_model", "step", "took", "retained"))
-        group, fact = (table[name].combine_chunks().dictionary_encode() for name in ("group", "fact_id"))
+        model, step, took, retained = (
+            table[name].cast("int64").fill_null(0).to_numpy()
+            for name in ("edited_model", "step", "took", "retained")
+        )
+        group, fact = (
+            table[name].combine_chunks().dictionary_encode() for name in ("group", "fact_id")
+        )
         names, facts = group.dictionary.to_pylist(), fact.dictionary.to_pylist()
         group, fact = (each.indices.to_numpy() for each in (group, fact))
         last = numpy.full(model.max() + 1, step.min())
         numpy.maximum.at(last, model, step)
         found = {}
         for name, (wanted, end, only_took) in SERIES.items():
-            part = (step == (0 if end == "first" else last[model])) & (group == (names.index(wanted) if wanted in names else -1))
+            part = (step == (0 if end == "first" else last[model])) & (
+                group == (names.index(wanted) if wanted in names else -1)
+            )
             part &= (took > 0) | (not only_took)
-            counts, sums = (numpy.bincount(fact[part], weights, len(facts)) for weights in (None, retained[part]))
-            found[name] = {facts[number]: sums[number] / counts[number] for number in sorted(counts.nonzero()[0], key=facts.__getitem__)}
+            counts, sums = (
+                numpy.bincount(fact[part], weights, len(facts))
+                for weights in (None, retained[part])
+            )
+            found[name] = {
+                facts[number]: sums[number] / counts[number]
+                for number in sorted(counts.nonzero()[0], key=facts.__getitem__)
+            }
         return found
 
     @cached_property
@@ -121,8 +146,12 @@ class Run:
 
     @cached_property
     def merged(self) -> pd.DataFrame | None:
-        """Of a run with an adapter: the last probes again, with the adapter written into the weights."""
-        return pd.read_parquet(self.file("merged.parquet")) if "merged.parquet" in self.files else None
+        """Of a run with an adapter: the last probes again, with the adapter written into the
+        weights.
+        """
+        return (
+            pd.read_parquet(self.file("merged.parquet")) if "merged.parquet" in self.files else None
+        )
 
     @property
     def members(self) -> list["Run"]:
@@ -132,12 +161,17 @@ class Run:
     @property
     def deltas(self) -> list[Path]:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
-        names = [name for name in self.files if name.startswith("deltas/") and name.endswith(".safetensors")]
+        names = [
+            name
+            for name in self.files
+            if name.startswith("deltas/") and name.endswith(".safetensors")
+        ]
         return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
 
 
 def read(folder: str | Path) -> Run:
-    """A finished run, whose files have the recorded sizes. Their sums are looked at when they are read.
+    """A finished run, whose files have the recorded sizes. Their sums are looked at when they are
+    read.
 
     Raises:
         BadInput: no run there, unfinished, damaged, or written by a version with another schema.
@@ -149,11 +183,16 @@ def read(folder: str | Path) -> Run:
         raise BadInput(f"{folder}: no finished run there (run.json is missing)") from None
     except OSError as error:
         raise BadInput(f"{folder}/run.json: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets within brackets without end
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, no UTF-8, or brackets within brackets without end
         raise BadInput(f"{folder}/run.json: damaged ({error}); {AGAIN}") from None
     schema = about.get("schema") if isinstance(about, dict) else None
     if schema != SCHEMA:
-        raise BadInput(f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it, or {AGAIN}")
+        raise BadInput(
+            f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it, or {AGAIN}"
+        )
     if about.get("sha256") != _sum(about):
         raise BadInput(f"{folder}/run.json: damaged (another SHA-256 than its own); {AGAIN}")
     for name, expected in about["files"].items():
@@ -172,7 +211,9 @@ def _member(folder: Path, name: str) -> Path:
     """The folder of a member: a plain name beside the run, and no link to somewhere else."""
     path = folder.parent / name
     if name in ("", ".", "..", folder.name) or Path(name).name != name or path.is_symlink():
-        raise BadInput(f"{folder}/run.json: names the member {name!r}, which is no run beside it; {AGAIN}")
+        raise BadInput(
+            f"{folder}/run.json: names the member {name!r}, which is no run beside it; {AGAIN}"
+        )
     return path
 
 
@@ -182,7 +223,8 @@ def _sum(about: Mapping) -> str:
 
 
 def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """Some SERIES of runs: a row a fact, with `number` (of the run in `found`), `series`, `fact_id`, `retained` (a share).
+    """Some SERIES of runs: a row a fact, with `number` (of the run in `found`), `series`,
+    `fact_id`, `retained` (a share).
 
     "false" or "harmless" before the name of a series of edits takes those edits alone.
     """
@@ -192,14 +234,24 @@ def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
         for name in names:
             kind, _, rest = name.partition(" ")
             shares = run.shares[rest if kind in KINDS else name]
-            shares = {fact: share for fact, share in shares.items() if kind not in KINDS or (fact in harmless) == KINDS[kind]}
-            for column, values in zip(rows, ([number] * len(shares), [name] * len(shares), shares, shares.values()), strict=True):
+            shares = {
+                fact: share
+                for fact, share in shares.items()
+                if kind not in KINDS or (fact in harmless) == KINDS[kind]
+            }
+            for column, values in zip(
+                rows,
+                ([number] * len(shares), [name] * len(shares), shares, shares.values()),
+                strict=True,
+            ):
                 rows[column].extend(values)
     return pd.DataFrame(rows)
 
 
 def finished(folder: Path) -> bool:
-    """Whether a finished run lies there and is whole, every file with its recorded sum, and so are the runs that it names."""
+    """Whether a finished run lies there and is whole, every file with its recorded sum, and so are
+    the runs that it names.
+    """
     try:
         run = read(folder)
         for part in (run, *run.members):
@@ -213,8 +265,8 @@ def finished(folder: Path) -> bool:
 def place(out: str | Path = "", notebook: str | Path = "") -> Path:
     """The folder of runs: the one that WORKBENCH_OUT names, else `out`, else runs/ of the project.
 
-    The project is the nearest folder upwards, from the notebook or else from where it runs, that has
-    a pyproject.toml or a .git; without one the runs lie beside the notebook.
+    The project is the nearest folder upwards, from the notebook or else from where it runs, that
+    has a pyproject.toml or a .git; without one the runs lie beside the notebook.
     """
     if named := os.environ.get("WORKBENCH_OUT") or str(out):
         return Path(named)
@@ -228,7 +280,9 @@ def _is_project(folder: Path) -> bool:
 
 
 def _working_folder() -> Path:
-    """The folder of the notebook that papermill executes, which stays where it was called; else the current one."""
+    """The folder of the notebook that papermill executes, which stays where it was called; else the
+    current one.
+    """
     with contextlib.suppress(psutil.Error, OSError):
         caller = psutil.Process().parent()
         words = caller.cmdline() if "IPython" in sys.modules and caller else []
@@ -240,7 +294,10 @@ def _working_folder() -> Path:
 
 
 def listed(out: str | Path = "") -> list[Run]:
-    """The finished runs below a folder, oldest first. One that cannot be read is left out, with a visible line."""
+    """The finished runs below a folder, oldest first.
+
+    One that cannot be read is left out, with a visible line.
+    """
     out = Path(out) if str(out) else place()
     paths = sorted(out.glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
     whole, problems = read_all(path.parent for path in paths)
@@ -261,54 +318,83 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def collect(out: str | Path, **fields) -> list[Run]:
-    """The finished runs of experiments below a folder whose Spec has these fields; "" and None match anything.
+    """The finished runs of experiments below a folder whose Spec has these fields; "" and None
+    match anything.
 
-    In a notebook that is itself run in batch, its run.json names the ones that lie beside it as members, and the paths of all.
+    In a notebook that is itself run in batch, its run.json names the ones that lie beside it as
+    members, and the paths of all.
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
     out = place(out)
     runs = [run for run in listed(out) if "members" not in run.about]
-    runs = [run for run in runs if all(run.spec.get(name) == value for name, value in wanted.items())]
+    runs = [
+        run for run in runs if all(run.spec.get(name) == value for name, value in wanted.items())
+    ]
     if not runs:
         matching = f" with {wanted}" if wanted else ""
-        raise BadInput(f"{out}: holds no finished run{matching}; make some with `workbench run` or `workbench sweep`")
+        raise BadInput(
+            f"{out}: holds no finished run{matching}; make some with `workbench run` or `workbench sweep`"
+        )
     if folder := os.environ.get("WORKBENCH_RUN"):
         beside = Path(folder).resolve().parent
         members = [run.folder.name for run in runs if run.folder.resolve().parent == beside]
-        write(Path(folder), {"spec": wanted, "members": members, "collected": [str(run.folder) for run in runs]}, {})
+        write(
+            Path(folder),
+            {"spec": wanted, "members": members, "collected": [str(run.folder) for run in runs]},
+            {},
+        )
     return runs
 
 
 def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
     """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
 
-    Tuning that moves less of the model also learns less, so a table at the end of each run would reward it for that. Here every edited
-    model is read where it first is at one `level` of the validation metric, the loosest of all models' best ones, and once more at the
-    last step that all of them have.
+    Tuning that moves less of the model also learns less, so a table at the end of each run would
+    reward it for that. Here every edited model is read where it first is at one `level` of the
+    validation metric, the loosest of all models' best ones, and once more at the last step that all
+    of them have.
 
     Returns:
-        A row an arm: its value, `reached` (share of its models that reached the task's threshold), `best` metric (the loosest of its
-        models'), `level`, `step` (where its models are first at the level; the mean), `edited` (share retained of the edits that took) and
-        `intrinsic` there, the same `_at_<step>` for the common step; with an adapter `merged_gap`, the largest difference in p(true) of any
-        probe once the adapter is merged.
+        A row an arm: its value, `reached` (share of its models that reached the task's threshold),
+            `best` metric (the loosest of its
+        models'), `level`, `step` (where its models are first at the level; the mean), `edited`
+        (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the
+        common step; with an adapter `merged_gap`, the largest difference in p(true) of any probe
+        once the adapter is merged.
     """
     if not found:
         raise BadInput("no runs to compare; give at least one")
     if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in found}) > 1:
-        raise BadInput("runs of several tasks or models cannot be compared in one table; group them first")
+        raise BadInput(
+            "runs of several tasks or models cannot be compared in one table; group them first"
+        )
     sign = 1 if found[0].about["tuning"]["metric"] == "loss" else -1
-    curves = [run.training.pivot_table(index="step", columns="edited_model", values="metric") * sign for run in found]  # NaN: it has ended
+    curves = [
+        run.training.pivot_table(index="step", columns="edited_model", values="metric") * sign
+        for run in found
+    ]  # NaN: it has ended
     level = max(curve.min().max() for curve in curves)
     common = int(max(set.intersection(*(set(curve.dropna().index) for curve in curves))))
     rows = []
     for run, curve in zip(found, curves, strict=True):
         steps = (curve <= level).idxmax()
-        row = {by: run.spec[by], "reached": run.about["ended"].count("reached") / len(run.about["ended"]), "best": sign * curve.min().max()}
+        row = {
+            by: run.spec[by],
+            "reached": run.about["ended"].count("reached") / len(run.about["ended"]),
+            "best": sign * curve.min().max(),
+        }
         rows.append(row | {"level": sign * level, "step": steps.mean(), **_retained(run, steps)})
         if run.merged is not None:
-            active = run.probes[run.probes.step == run.probes.groupby("edited_model").step.transform("max")]
-            rows[-1]["merged_gap"] = abs(run.merged.p_true.to_numpy() - active.p_true.to_numpy()).max()
-        rows[-1] |= {f"{group}_at_{common}": share for group, share in _retained(run, 0 * steps + common).items()}
+            active = run.probes[
+                run.probes.step == run.probes.groupby("edited_model").step.transform("max")
+            ]
+            rows[-1]["merged_gap"] = abs(
+                run.merged.p_true.to_numpy() - active.p_true.to_numpy()
+            ).max()
+        rows[-1] |= {
+            f"{group}_at_{common}": share
+            for group, share in _retained(run, 0 * steps + common).items()
+        }
     return pd.DataFrame(rows)
 
 
@@ -323,7 +409,10 @@ def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
 
 
 def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> Run:
-    """Write the tables and, last, run.json into a folder that exists. The disk being full is one clear line."""
+    """Write the tables and, last, run.json into a folder that exists.
+
+    The disk being full is one clear line.
+    """
     for name, table in tables.items():
         with files.written(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial, index=False)
@@ -331,8 +420,12 @@ def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> R
 
 
 def seal(folder: Path) -> Run:
-    """Write run.json again, over the executed notebook and its page too: with these, the run of a notebook is whole."""
-    return _seal(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), but=("run.json",))
+    """Write run.json again, over the executed notebook and its page too: with these, the run of a
+    notebook is whole.
+    """
+    return _seal(
+        folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), but=("run.json",)
+    )
 
 
 def _seal(folder: Path, about: Mapping, but: Sequence[str]) -> Run:
@@ -345,7 +438,9 @@ def _seal(folder: Path, about: Mapping, but: Sequence[str]) -> Run:
 
 
 def progress(phase: str, done: int = 0, total: int = 0) -> None:
-    """Tell whoever started this run how far it is: one JSON object in the file that WORKBENCH_PROGRESS names. Without it, nothing."""
+    """Tell whoever started this run how far it is: one JSON object in the file that
+    WORKBENCH_PROGRESS names. Without it, nothing.
+    """
     if path := os.environ.get("WORKBENCH_PROGRESS"):
         text = json.dumps({"phase": phase, "done": done, "total": total})
         with files.written(path) as partial:
@@ -367,14 +462,18 @@ def clean(out: Path, run_id: str = "*") -> None:
 
 @contextmanager
 def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
-    """A folder under a temporary name, renamed to the run's id if the block ends well and removed if it does not.
+    """A folder under a temporary name, renamed to the run's id if the block ends well and removed
+    if it does not.
 
     Raises:
-        BadInput: `out` cannot be written, or something other than a folder has the name already; the disk is full.
+        BadInput: `out` cannot be written, or something other than a folder has the name already;
+            the disk is full.
     """
     out, final = Path(out), Path(out) / run_id
     if final.is_file() or final.is_symlink():
-        raise BadInput(f"{final}: is a {'link' if final.is_symlink() else 'file'}; choose another out folder")
+        raise BadInput(
+            f"{final}: is a {'link' if final.is_symlink() else 'file'}; choose another out folder"
+        )
     partial = out / f".{run_id}.{os.getpid()}@{platform.node()}.partial"
     try:
         clean(out, run_id)

@@ -25,7 +25,9 @@ def of_word(character: str) -> bool:
     """
     if not character or unspaced(character) or unicodedata.name(character, "").startswith("HANGUL"):
         return False
-    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
+    return (
+        character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
+    )
 
 
 def parts(before: str, after: str) -> bool:
@@ -39,5 +41,7 @@ def stands(text: str, start: int, end: int) -> bool:
 
 
 def key(word: str) -> str:
-    """What an inflected word has in common with its other forms: all but its last letters, at least five of them."""
+    """What an inflected word has in common with its other forms: all but its last letters, at least
+    five of them.
+    """
     return word[: max(STEM, len(word) - 3)]

@@ -1,12 +1,14 @@
 """Choose layers and numbers of every editor for the world models, on the tuning facts only.
 
-    python -m tests.benchmarks.choose_numbers [MODEL ...] [--editors rome,memit]      # prints the table and writes data/world/choices.csv
+    python -m tests.benchmarks.choose_numbers [MODEL ...] [--editors rome,memit]      # prints the
+    table and writes data/world/choices.csv
 
-All candidates of an editor edit the same tuning facts, single-fact editors one by one, the others in batches of 10; no study fact is
-seen. The target vectors of ROME, MEMIT and AlphaEdit are solved with numbers found by hand on the same facts (`SOLVER`). Score: mean
-of efficacy on the edit prompt, on the templates withheld from the fact, and of locality: other known tuning facts, and neighbours,
-still answered. The preset of each editor and model is the best score among the candidates with the most `reached`: 2 = what is `WANTED` of all four,
-1 = of the first two, 0 = of neither.
+All candidates of an editor edit the same tuning facts, single-fact editors one by one, the others
+in batches of 10; no study fact is seen. The target vectors of ROME, MEMIT and AlphaEdit are solved
+with numbers found by hand on the same facts (`SOLVER`). Score: mean of efficacy on the edit prompt,
+on the templates withheld from the fact, and of locality: other known tuning facts, and neighbours,
+still answered. The preset of each editor and model is the best score among the candidates with the
+most `reached`: 2 = what is `WANTED` of all four, 1 = of the first two, 0 = of neither.
 """
 
 import argparse
@@ -36,15 +38,31 @@ MALMEN = [  # meta-steps, meta-rate, locality
     (800, 1e-5, 3),
 ]
 CANDIDATES = {
-    "ft": (1, [{"layers": (layer,), "learning_rate": rate, "steps": 50} for layer in range(3) for rate in (1e-3, 3e-3)]),
+    "ft": (
+        1,
+        [
+            {"layers": (layer,), "learning_rate": rate, "steps": 50}
+            for layer in range(3)
+            for rate in (1e-3, 3e-3)
+        ],
+    ),
     "rome": (
         1,
-        [SOLVER | {"layers": (layer,)} for layer in range(5)] + [SOLVER | {"layers": (layer,), "bare_share": 0.5} for layer in range(5)],
+        [SOLVER | {"layers": (layer,)} for layer in range(5)]
+        + [SOLVER | {"layers": (layer,), "bare_share": 0.5} for layer in range(5)],
     ),
     "memit": (
         10,
-        [SOLVER | {"layers": layers, "weight": weight} for layers in WINDOWS for weight in (30, 100, 300, 400, 500, 600)]
-        + [SOLVER | {"layers": layers, "weight": weight, "clamp": 1.0} for layers in WINDOWS for weight in (30, 100)],
+        [
+            SOLVER | {"layers": layers, "weight": weight}
+            for layers in WINDOWS
+            for weight in (30, 100, 300, 400, 500, 600)
+        ]
+        + [
+            SOLVER | {"layers": layers, "weight": weight, "clamp": 1.0}
+            for layers in WINDOWS
+            for weight in (30, 100)
+        ],
     ),
     "alphaedit": (
         10,
@@ -54,7 +72,14 @@ CANDIDATES = {
             for share, ridge in ((0.05, 1), (0.1, 1), (0.2, 1))
         ]
         + [
-            SOLVER | {"layers": layers, "null_space": "trace", "threshold": share, "ridge": 0.01, "clamp": 1.0}
+            SOLVER
+            | {
+                "layers": layers,
+                "null_space": "trace",
+                "threshold": share,
+                "ridge": 0.01,
+                "clamp": 1.0,
+            }
             for layers in WINDOWS
             for share in (0.02, 0.1)
         ],
@@ -90,14 +115,34 @@ def main():
         for editor in options.editors.split(","):
             size, candidates = CANDIDATES[editor]
             for fields in candidates:
-                row = {"model": name, "editor": editor, "n": EDITED, "batch": size, "hparams": json.dumps(fields)}
+                row = {
+                    "model": name,
+                    "editor": editor,
+                    "n": EDITED,
+                    "batch": size,
+                    "hparams": json.dumps(fields),
+                }
                 known = pd.read_csv(path)
-                if ((known.model == name) & (known.editor == editor) & (known.hparams == row["hparams"])).any():
+                if (
+                    (known.model == name)
+                    & (known.editor == editor)
+                    & (known.hparams == row["hparams"])
+                ).any():
                     continue  # a stopped choice goes on; delete the file to choose anew
                 hparams = editing.EDITORS[editor].HParams(**fields)
-                means = in_batches(model, editor, requests[:EDITED], size, hparams, requests[EDITED : EDITED + WATCHED])[MEASURES].mean()
+                means = in_batches(
+                    model,
+                    editor,
+                    requests[:EDITED],
+                    size,
+                    hparams,
+                    requests[EDITED : EDITED + WATCHED],
+                )[MEASURES].mean()
                 good = [mean >= wanted for mean, wanted in zip(means, WANTED[editor], strict=True)]
-                row |= means.round(4).to_dict() | {"score": round(means.mean(), 4), "reached": 2 if all(good) else int(all(good[:2]))}
+                row |= means.round(4).to_dict() | {
+                    "score": round(means.mean(), 4),
+                    "reached": 2 if all(good) else int(all(good[:2])),
+                }
                 pd.DataFrame([row])[COLUMNS].to_csv(path, mode="a", header=False, index=False)
     print(ranked(path).groupby(["model", "editor"]).tail(3).to_string(index=False))
 

@@ -1,16 +1,19 @@
 """Time the editors against the plainly written ones (plain.py), side by side in one run.
 
-    python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps 20] [--no-patience]
+    python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps
+    20] [--no-patience]
         [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
 
-MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps and no patience, since they never
-reach a target). The plain editors work fact by fact: they are run on 1 and on --plain-facts facts, and the line through their seconds and
-FLOPs is read at the number in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the presets of
-the world models do not; `took`, the share of the facts that the edited model says, is what that costs. FLOPs are those of matrix
-products (not of attention's), counted by torch in a second call on at most 50 facts,
-prompts or rows of text and scaled (not MALMEN's: torch's counter does not take its gradients); share of peak is against a product of two
-large matrices measured in the same run; peak MB is by how much the process grew in the call, beside the model and what `prepare` loaded,
-stated MB what the docstrings say that it may be.
+MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps
+and no patience, since they never reach a target). The plain editors work fact by fact: they are run
+on 1 and on --plain-facts facts, and the line through their seconds and FLOPs is read at the number
+in the row. Steps are the same on both sides; `patience` rows let our editors stop per fact as the
+presets of the world models do not; `took`, the share of the facts that the edited model says, is
+what that costs. FLOPs are those of matrix products (not of attention's), counted by torch in a
+second call on at most 50 facts, prompts or rows of text and scaled (not MALMEN's: torch's counter
+does not take its gradients); share of peak is against a product of two large matrices measured in
+the same run; peak MB is by how much the process grew in the call, beside the model and what
+`prepare` loaded, stated MB what the docstrings say that it may be.
 """
 
 import argparse
@@ -49,7 +52,9 @@ def peak_flops(size: int = 2048, repeats: int = 5) -> float:
 
 
 def measured(function, *parts, counted: bool = True) -> dict:
-    """Seconds and memory of one call with the parts (facts, prompts or rows), FLOPs of another with at most `COUNTED` of them."""
+    """Seconds and memory of one call with the parts (facts, prompts or rows), FLOPs of another with
+    at most `COUNTED` of them.
+    """
     with _watched() as peak:
         start = time.perf_counter()
         result = function(*parts)
@@ -64,10 +69,14 @@ def measured(function, *parts, counted: bool = True) -> dict:
 
 @contextmanager
 def _watched():
-    """A list whose one number is, afterwards, by how many bytes this process had grown at most; looked at a hundred times a second."""
+    """A list whose one number is, afterwards, by how many bytes this process had grown at most;
+    looked at a hundred times a second.
+    """
     process, ended, peak = psutil.Process(), threading.Event(), [0]
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or what earlier calls left to the allocator would hide what this one takes
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # or what earlier calls left to the allocator would hide what this one takes
     before = process.memory_info().rss
 
     def watch():
@@ -84,23 +93,45 @@ def _watched():
 
 
 def stated_bytes(model, editor, hparams, requests, resources) -> int:
-    """What the docstrings of the editor and of the solver say that an edit takes beside the model and what `prepare` has loaded already."""
+    """What the docstrings of the editor and of the solver say that an edit takes beside the model
+    and what `prepare` has loaded already.
+    """
     d_out, d_in = model.weight(0).shape
     solves = hasattr(hparams, "kl_weight")
     rows = build_rows(model, requests, resources.prefixes, kl=solves)
-    matrices = {"ft": 24 * d_out * d_in, "malmen": 0}.get(editor, (8 * len(hparams.layers) + 16) * d_in**2)
+    matrices = {"ft": 24 * d_out * d_in, "malmen": 0}.get(
+        editor, (8 * len(hparams.layers) + 16) * d_in**2
+    )
     blocks = model.n_blocks - (max(hparams.layers) + 1 if solves else min(hparams.layers))
     text = model.network.config.get_text_config()
-    d_kv = d_out * getattr(text, "num_key_value_heads", text.num_attention_heads) // text.num_attention_heads
+    d_kv = (
+        d_out
+        * getattr(text, "num_key_value_heads", text.num_attention_heads)
+        // text.num_attention_heads
+    )
     spreads = solves and editor != "rome"
-    largest = 8 * d_out * rows.up_to_subject().input_ids.numel() + 20 * (d_in + d_out) * rows.n if spreads else 0
-    for part in target_vectors._chunks(rows, target_vectors.tokens_at_once(model)) if solves else [torch.arange(rows.n)]:
+    largest = (
+        8 * d_out * rows.up_to_subject().input_ids.numel() + 20 * (d_in + d_out) * rows.n
+        if spreads
+        else 0
+    )
+    for part in (
+        target_vectors._chunks(rows, target_vectors.tokens_at_once(model))
+        if solves
+        else [torch.arange(rows.n)]
+    ):
         some, _ = rows.of(part)
         first = some.subject if solves else torch.zeros_like(some.subject)
         later = (some.encoded.lengths - first).max()
         read = (some.labels != -100).sum() + some.is_kl.sum()
         kept = 8 * (d_kv + d_out) * (first.max() + later) if solves else 0
-        largest = max(largest, int(blocks * len(first) * (kept + (64 * d_out + 24 * d_in) * later) + 16 * text.vocab_size * read))
+        largest = max(
+            largest,
+            int(
+                blocks * len(first) * (kept + (64 * d_out + 24 * d_in) * later)
+                + 16 * text.vocab_size * read
+            ),
+        )
     return matrices + largest
 
 
@@ -109,9 +140,18 @@ def load(name: str):
         return models.load(name, device="cpu")
     tokenizer = models.load("world-gpt2", device="cpu").tokenizer
     torch.manual_seed(0)
-    network = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).eval().requires_grad_(False)
+    network = (
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0))
+        .eval()
+        .requires_grad_(False)
+    )
     models.fuse(network)
-    return models.Model(network=network, tokenizer=tokenizer, architecture=models.architecture_of(network.config), name=name)
+    return models.Model(
+        network=network,
+        tokenizer=tokenizer,
+        architecture=models.architecture_of(network.config),
+        name=name,
+    )
 
 
 def trained(model) -> bool:
@@ -130,24 +170,45 @@ def editors_of(model, options):
     numbers = {
         "rome": {"layers": (third,)},
         "memit": {"layers": (third - 2, third - 1, third)},
-        "alphaedit": {"layers": (third - 2, third - 1, third), "null_space": "trace", "threshold": 0.1},
+        "alphaedit": {
+            "layers": (third - 2, third - 1, third),
+            "null_space": "trace",
+            "threshold": 0.1,
+        },
         "ft": {"layers": (third,), "learning_rate": 5e-4},
-        "malmen": {"layers": tuple(range(model.n_blocks - 6, model.n_blocks)), "rank": 256, "meta_steps": 0},  # untrained: as fast
+        "malmen": {
+            "layers": tuple(range(model.n_blocks - 6, model.n_blocks)),
+            "rank": 256,
+            "meta_steps": 0,
+        },  # untrained: as fast
     }
     for editor in options.editors.split(","):
         module = editing.EDITORS[editor]
-        given = FIXED | {"steps": options.steps if trained(model) else -(-options.steps // 4)} | numbers[editor]
-        hparams = module.HParams(**{name: value for name, value in given.items() if name in module.HParams.model_fields})
+        given = (
+            FIXED
+            | {"steps": options.steps if trained(model) else -(-options.steps // 4)}
+            | numbers[editor]
+        )
+        hparams = module.HParams(
+            **{name: value for name, value in given.items() if name in module.HParams.model_fields}
+        )
         yield editor, module, hparams, module.prepare(model, hparams)
 
 
 def plainly(editor, model, requests, hparams, resources):
     if editor in ("ft", "rome", "malmen"):
-        written = {"ft": lambda *those: plain.ft(*those[:3]), "rome": plain.emmet, "malmen": plain.malmen}
+        written = {
+            "ft": lambda *those: plain.ft(*those[:3]),
+            "rome": plain.emmet,
+            "malmen": plain.malmen,
+        }
         return written[editor](model, requests, hparams, resources)
     projectors = None
     if editor == "alphaedit":
-        projectors = {layer: plain.projector(moment.matrix, hparams.null_space, hparams.threshold) for layer, moment in resources.moments.items()}
+        projectors = {
+            layer: plain.projector(moment.matrix, hparams.null_space, hparams.threshold)
+            for layer, moment in resources.moments.items()
+        }
     return plain.memit(model, requests, hparams, resources, None, projectors)
 
 
@@ -156,27 +217,53 @@ def edits(model, requests, counts, options) -> list[dict]:
     for editor, module, hparams, resources in editors_of(model, options):
         plainly(editor, model, requests[:1], hparams, resources)  # so that no first call is timed
         slow = [
-            measured(lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r), requests[:k], counted=editor != "malmen")
+            measured(
+                lambda part, e=editor, h=hparams, r=resources: plainly(e, model, part, h, r),
+                requests[:k],
+                counted=editor != "malmen",
+            )
             for k in (1, options.plain_facts)
         ]
         for n in counts:
             row = {"model": model.name, "what": editor, "facts": n, "plain peak MB": slow[1]["mb"]}
             for name, measure in (("plain s", "seconds"), ("plain GFLOP", "gflop")):
-                each = (slow[1][measure] - slow[0][measure]) / (options.plain_facts - 1)  # a fact; what is done once for all does not scale
+                each = (slow[1][measure] - slow[0][measure]) / (
+                    options.plain_facts - 1
+                )  # a fact; what is done once for all does not scale
                 row[name] = slow[0][measure] + (n - 1) * each
             stops = options.patience and trained(model) and hasattr(module, "targets")
-            for label, numbers in [("", {})] + ([(" patience 2", {"patience": 2})] if stops else []):
-                ours = hparams.model_copy(update=numbers | ({"at_once": 1000} if editor == "rome" else {}))
+            for label, numbers in [("", {})] + (
+                [(" patience 2", {"patience": 2})] if stops else []
+            ):
+                ours = hparams.model_copy(
+                    update=numbers | ({"at_once": 1000} if editor == "rome" else {})
+                )
                 for moment in resources.moments.values():
                     moment.__dict__.pop("factor", None)  # each row factorises C itself
                     moment.matrix.sum()  # what was mapped from a file is read
-                fast = measured(lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r), requests[:n], counted=editor != "malmen")
+                fast = measured(
+                    lambda part, m=module, h=ours, r=resources: m.edit(model, part, h, r),
+                    requests[:n],
+                    counted=editor != "malmen",
+                )
                 found.append(
                     row
-                    | {"what": editor + label, "s": fast["seconds"], "GFLOP": fast["gflop"], "peak MB": fast["mb"]}
-                    | {"stated MB": stated_bytes(model, editor, ours, requests[:n], resources) / 1e6}
+                    | {
+                        "what": editor + label,
+                        "s": fast["seconds"],
+                        "GFLOP": fast["gflop"],
+                        "peak MB": fast["mb"],
+                    }
+                    | {
+                        "stated MB": stated_bytes(model, editor, ours, requests[:n], resources)
+                        / 1e6
+                    }
                     | {"took": sum(one["took"] for one in records.outcomes([fast["result"]])) / n}
-                    | {"steps": sum(fast["result"].record["steps"]) / n if "steps" in fast["result"].record else None}
+                    | {
+                        "steps": sum(fast["result"].record["steps"]) / n
+                        if "steps" in fast["result"].record
+                        else None
+                    }
                 )
     return found
 
@@ -194,9 +281,19 @@ def moments_and_answers(model, requests) -> list[dict]:
     fast_answers = measured(lambda *some: retention.measure_prompts(model, *some), prompts, objects)
     return [
         {"model": model.name, "what": f"moments, {len(layers)} layers", "facts": tokens}
-        | {"plain s": slow["seconds"], "plain GFLOP": slow["gflop"], "s": fast["seconds"], "GFLOP": fast["gflop"]},
+        | {
+            "plain s": slow["seconds"],
+            "plain GFLOP": slow["gflop"],
+            "s": fast["seconds"],
+            "GFLOP": fast["gflop"],
+        },
         {"model": model.name, "what": "answers", "facts": len(prompts)}
-        | {"plain s": slow_answers["seconds"], "plain GFLOP": slow_answers["gflop"], "s": fast_answers["seconds"], "GFLOP": fast_answers["gflop"]},
+        | {
+            "plain s": slow_answers["seconds"],
+            "plain GFLOP": slow_answers["gflop"],
+            "s": fast_answers["seconds"],
+            "GFLOP": fast_answers["gflop"],
+        },
     ]
 
 
@@ -214,18 +311,27 @@ def main():
         parser.error("--plain-facts: a line needs two points, give 2 or more")
     counts = [int(number) for number in options.facts.split(",")]
     peak = peak_flops()
-    print(f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads", flush=True)
+    print(
+        f"float32 matrix product: {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads",
+        flush=True,
+    )
     for name in options.models:
         model = load(name)
         requests = known_facts(model, "study") if trained(model) else one_a_subject()
-        table = pd.DataFrame(([] if options.edits_alone else moments_and_answers(model, requests[:200])) + edits(model, requests, counts, options))
+        table = pd.DataFrame(
+            ([] if options.edits_alone else moments_and_answers(model, requests[:200]))
+            + edits(model, requests, counts, options)
+        )
         table["faster"] = table["plain s"] / table["s"]
         table["fewer FLOPs"] = table["plain GFLOP"] / table["GFLOP"]
         table["share of peak"] = table["GFLOP"] * 1e9 / table["s"] / peak
         table["plain share"] = table["plain GFLOP"] * 1e9 / table["plain s"] / peak
         print(f"{name}: weights {models.weights_bytes(model, 'float32') / 1e6:.0f} MB")
         print(table.round(2).to_string(index=False))
-        print(f"peak memory so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB", flush=True)
+        print(
+            f"peak memory so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

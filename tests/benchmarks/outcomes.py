@@ -1,4 +1,6 @@
-"""What edits do to facts: shared by the choice of numbers (tuning facts) and by the tests of efficacy (study facts)."""
+"""What edits do to facts: shared by the choice of numbers (tuning facts) and by the tests of
+efficacy (study facts).
+"""
 
 import random
 from collections.abc import Sequence
@@ -15,40 +17,58 @@ def known_facts(model, split: str, seed: int = 1) -> list:
     """All facts of a split that the model knows, in a seeded order."""
     pool = [request for request in facts.read("world") if request.fact.split == split]
     random.Random(seed).shuffle(pool)
-    return [request for request, known in zip(pool, study.known_table(model, pool).known, strict=True) if known]
+    return [
+        request
+        for request, known in zip(pool, study.known_table(model, pool).known, strict=True)
+        if known
+    ]
 
 
 def outcome(model, delta, edited: Sequence, watched: Sequence) -> pd.DataFrame:
-    """One row an edited fact: target on the edit prompt (`efficacy`), on the withheld templates (`held_out`), neighbours before and
-    after the edit, and the share of the watched facts that are still answered (`intrinsic`, the same in every row)."""
+    """One row an edited fact: target on the edit prompt (`efficacy`), on the withheld templates
+    (`held_out`), neighbours before and after the edit, and the share of the watched facts that are
+    still answered (`intrinsic`, the same in every row).
+    """
     subjects = {request.fact.subject for request in edited}
     watched = [request for request in watched if request.fact.subject not in subjects]
     asked = []  # (kind, number of the fact, prompt, answer)
     for number, request in enumerate(edited):
         asked.append(("efficacy", number, request.fact.question, request.target))
         asked += [("held_out", number, prompt, request.target) for prompt in request.held_out]
-        asked += [("neighbourhood", number, prompt, answer) for prompt, answer in request.neighbourhood]
+        asked += [
+            ("neighbourhood", number, prompt, answer) for prompt, answer in request.neighbourhood
+        ]
     asked += [("intrinsic", -1, request.fact.question, request.fact.object) for request in watched]
     table = pd.DataFrame(asked, columns=["kind", "number", "prompt", "answer"])
     beside = table.index[table.kind == "neighbourhood"]
     if len(beside):
-        table.loc[beside, "before"] = measure_prompts(model, list(table.prompt[beside]), list(table.answer[beside])).retained.to_numpy()
+        table.loc[beside, "before"] = measure_prompts(
+            model, list(table.prompt[beside]), list(table.answer[beside])
+        ).retained.to_numpy()
     with deltas.applied(model, delta):
         table["kept"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
-    rows = table[table.number >= 0].pivot_table(index="number", columns="kind", values="kept", aggfunc="mean")
-    rows["neighbourhood_before"] = table.loc[beside].groupby("number").before.mean() if len(beside) else float("nan")
+    rows = table[table.number >= 0].pivot_table(
+        index="number", columns="kind", values="kept", aggfunc="mean"
+    )
+    rows["neighbourhood_before"] = (
+        table.loc[beside].groupby("number").before.mean() if len(beside) else float("nan")
+    )
     rows["intrinsic"] = table[table.kind == "intrinsic"].kept.mean()
     return rows.astype(float)
 
 
-def in_batches(model, editor: str, requests: Sequence, size: int, hparams, watched: Sequence, resources=None) -> pd.DataFrame:
+def in_batches(
+    model, editor: str, requests: Sequence, size: int, hparams, watched: Sequence, resources=None
+) -> pd.DataFrame:
     """Each batch of `size` facts edited into a model of its own."""
     resources = resources or editing.EDITORS[editor].prepare(model, hparams)
     batches = [requests[start : start + size] for start in range(0, len(requests), size)]
     edits = editing.edit_each(editor, model, batches, hparams, resources)
     parts = [
         outcome(model, delta, batch, watched).assign(batch=number)
-        for number, (batch, delta) in enumerate(zip(tqdm(batches, desc=f"{model.name} {editor}", disable=None), edits, strict=True))
+        for number, (batch, delta) in enumerate(
+            zip(tqdm(batches, desc=f"{model.name} {editor}", disable=None), edits, strict=True)
+        )
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -66,5 +86,10 @@ def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
     for column in ("efficacy", "held_out"):
         low, high = interval(table[column])
         parts.append(f"{column} {table[column].mean():.3f} [{low:.3f}, {high:.3f}]")
-    neighbours = f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
-    print(f"{name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, intrinsic {table.intrinsic.mean():.3f}, {neighbours}", flush=True)
+    neighbours = (
+        f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
+    )
+    print(
+        f"{name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, intrinsic {table.intrinsic.mean():.3f}, {neighbours}",
+        flush=True,
+    )

@@ -1,4 +1,5 @@
-"""Run folders as a study writes them, out of random numbers; and how long the report of many of them takes.
+"""Run folders as a study writes them, out of random numbers; and how long the report of many of
+them takes.
 
 python -m tests.benchmarks.synthetic_runs [N]
 """
@@ -18,7 +19,9 @@ STEPS = (-1, 0, 20, 40)
 
 
 def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
-    """One run of `facts` edited and intrinsic facts, of whose edits this share is kept; the same facts under every editor and task."""
+    """One run of `facts` edited and intrinsic facts, of whose edits this share is kept; the same
+    facts under every editor and task.
+    """
     seed = fields.get("seed", 0)
     rng = numpy.random.default_rng([seed, *map(ord, fields["editor"] + fields["task"])])
     rows = []
@@ -30,10 +33,26 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
                 rows.append({"edited_model": 0, "step": step, "epoch": 0.0, "group": group, "fact_id": f"{seed}-{number}", "relation": "r",
                              "prompt": f"{group} {number}", "took": took if step >= 0 else None, "retained": bool(retained), "p_true": 0.5,
                              "p_edited": 0.5})  # fmt: skip
-    spec = {"model": "m", "task_data": "", "facts": "world", "layers": [3], "plan": "all", "adapter": "", "paraphrases": 1, "learning_rate": 1e-4}
-    about = {"spec": spec | fields, "ended": ["budget"], "tuning": {"metric": "loss", "tokens_per_step": 100.0}, "layers": [3]}
+    spec = {
+        "model": "m",
+        "task_data": "",
+        "facts": "world",
+        "layers": [3],
+        "plan": "all",
+        "adapter": "",
+        "paraphrases": 1,
+        "learning_rate": 1e-4,
+    }
+    about = {
+        "spec": spec | fields,
+        "ended": ["budget"],
+        "tuning": {"metric": "loss", "tokens_per_step": 100.0},
+        "layers": [3],
+    }
     tables = {"probes": pd.DataFrame(rows).astype({"took": "boolean"})}
-    tables["training"] = pd.DataFrame({"edited_model": 0, "step": STEPS[1:], "metric": [3.0, 2.0, 1.0]})
+    tables["training"] = pd.DataFrame(
+        {"edited_model": 0, "step": STEPS[1:], "metric": [3.0, 2.0, 1.0]}
+    )
     folder = out / f"run-{'-'.join(str(value) for value in fields.values())}"
     folder.mkdir(parents=True)
     return runs.write(folder, about, tables)
@@ -42,12 +61,20 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
 def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         for number in range(count):
-            editor, task = ("ft", "rome", "memit", "alphaedit")[number % 4], ("text", "facts")[number // 4 % 2]
+            editor, task = (
+                ("ft", "rome", "memit", "alphaedit")[number % 4],
+                ("text", "facts")[number // 4 % 2],
+            )
             synthetic(Path(name) / "runs", 0.7, editor=editor, task=task, seed=number // 8)
         start = time.perf_counter()
         report.report(Path(name) / "runs", Path(name) / "report")
-        here, below = (resource.getrusage(who).ru_maxrss / 1e3 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(f"report of {count} runs: {time.perf_counter() - start:.1f} s, at most {here:.0f} MB, and {below:.0f} MB in its notebook")
+        here, below = (
+            resource.getrusage(who).ru_maxrss / 1e3
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        print(
+            f"report of {count} runs: {time.perf_counter() - start:.1f} s, at most {here:.0f} MB, and {below:.0f} MB in its notebook"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What probing costs, and what one loaded model saves: fine-tuning beside the bare Trainer, a study beside cold processes.
+"""What probing costs, and what one loaded model saves: fine-tuning beside the bare Trainer, a study
+beside cold processes.
 
     python -m tests.benchmarks.tuning [MODEL ...]
 
-Tokens a second of the tuning on text with probes of 300 prompts at step 0 and every 50 steps, and of transformers.Trainer alone on the same
-rows in the same order, without and with the same evaluations on the validation rows; what 50 steps with one evaluation and one look take
-from these; share of the time spent looking. Then 10 single-fact
-edits in one study against 10 processes that each load the model, choose facts and tune by themselves; 2 processes are run and scaled.
+Tokens a second of the tuning on text with probes of 300 prompts at step 0 and every 50 steps, and
+of transformers.Trainer alone on the same rows in the same order, without and with the same
+evaluations on the validation rows; what 50 steps with one evaluation and one look take from these;
+share of the time spent looking. Then 10 single-fact edits in one study against 10 processes that
+each load the model, choose facts and tune by themselves; 2 processes are run and scaled.
 """
 
 import argparse
@@ -42,7 +44,14 @@ def main():
 
 
 def _probing(model):
-    spec = Spec(model=model.name, n_edited=30, n_intrinsic=120, max_steps=STEPS, eval_every=50, threshold=-1.0).resolved()
+    spec = Spec(
+        model=model.name,
+        n_edited=30,
+        n_intrinsic=120,
+        max_steps=STEPS,
+        eval_every=50,
+        threshold=-1.0,
+    ).resolved()
     chosen = study.choose(spec, model)
     task, plan = study.make_task(spec, model, chosen), plans.resolve(model, "all")
     probe = Probe(model, questions(chosen.edited, chosen.intrinsic)[:300], chosen.related)
@@ -67,8 +76,16 @@ def _probing(model):
     per_look, evaluations = sum(looking) / len(looking), STEPS // 50 + 1
     probed, training = tokens / seconds["probed"], seconds["bare"] / STEPS * 50
     more = (seconds["probed"] - seconds["bare"]) / evaluations  # of ours, by evaluation and look
-    for name, what in (("bare", "tuning, tokens a second"), ("evaluating", "the same, the Trainer evaluating too")):
-        yield {"what": what, "plain": tokens / seconds[name], "ours": probed, "ratio": probed * seconds[name] / tokens}
+    for name, what in (
+        ("bare", "tuning, tokens a second"),
+        ("evaluating", "the same, the Trainer evaluating too"),
+    ):
+        yield {
+            "what": what,
+            "plain": tokens / seconds[name],
+            "ours": probed,
+            "ratio": probed * seconds[name] / tokens,
+        }
     yield {
         "what": "seconds of 50 steps; with one evaluation and one look",
         "plain": training,
@@ -105,21 +122,45 @@ def _bare(model, task, spec, evaluating):
             prediction_loss_only=True,
         )
         collator = lambda rows: collate(rows, 0)  # noqa: E731
-        transformers.Trainer(model=model.network, args=arguments, train_dataset=task.train, eval_dataset=task.valid, data_collator=collator).train()
+        transformers.Trainer(
+            model=model.network,
+            args=arguments,
+            train_dataset=task.train,
+            eval_dataset=task.valid,
+            data_collator=collator,
+        ).train()
 
 
 def _cold(name):
-    fields = {"model": name, "n_edited": 10, "edits_per_model": 1, "max_steps": 20, "eval_every": 20, "n_train": 200}
+    fields = {
+        "model": name,
+        "n_edited": 10,
+        "edits_per_model": 1,
+        "max_steps": 20,
+        "eval_every": 20,
+        "n_train": 200,
+    }
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         study.run(Spec(**fields), out=folder)
         warm = time.perf_counter() - start
         start = time.perf_counter()
         for seed in (1, 2):
-            single = fields | {"n_edited": 1, "seed": seed, "split_rule": "paper"}  # one relation alone has too few to watch
-            subprocess.run([sys.executable, "-c", COLD, repr(single), folder], check=True, capture_output=True)
+            single = fields | {
+                "n_edited": 1,
+                "seed": seed,
+                "split_rule": "paper",
+            }  # one relation alone has too few to watch
+            subprocess.run(
+                [sys.executable, "-c", COLD, repr(single), folder], check=True, capture_output=True
+            )
         cold = (time.perf_counter() - start) * 5
-    yield {"what": "10 single-fact edits, seconds", "plain": cold, "ours": warm, "ratio": cold / warm}
+    yield {
+        "what": "10 single-fact edits, seconds",
+        "plain": cold,
+        "ours": warm,
+        "ratio": cold / warm,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A saved page in a real browser: what others wrote into it runs nothing and fetches nothing, and formulas are drawn."""
+"""A saved page in a real browser: what others wrote into it runs nothing and fetches nothing, and
+formulas are drawn.
+"""
 
 import nbformat
 import pytest
@@ -12,7 +14,9 @@ ATTACK = """<img src="x" onerror="document.title = 'run'"><script>document.title
 
 
 def opened(browser, path) -> tuple[list[str], str, float]:
-    """The addresses that the page was let ask for, its title, and how high its formula is drawn, in pixels."""
+    """The addresses that the page was let ask for, its title, and how high its formula is drawn, in
+    pixels.
+    """
     context = browser.new_context()
     page = context.new_page()
     asked, refused = [], []

@@ -82,7 +82,12 @@ def test_what_is_chosen_is_run_and_shown(lab, page):
     explorer.wait_for(timeout=90_000)
     (name,) = finished(lab) - before
     spec = json.loads((lab.runs / name / "run.json").read_text())["spec"]
-    assert (spec["editor"], spec["layers"], spec["paraphrases"], spec["max_steps"]) == ("memit", [3, 4], 3, 4)
+    assert (spec["editor"], spec["layers"], spec["paraphrases"], spec["max_steps"]) == (
+        "memit",
+        [3, 4],
+        3,
+        4,
+    )
     expect(panel).to_contain_text("finished in")
 
     picture = explorer.locator("img")
@@ -115,7 +120,12 @@ def test_stop_ends_a_run_at_once_and_leaves_nothing(lab, page):
     shoot(page, "panel-stopped")
     assert partial(lab) == []
     assert finished(lab) == before
-    assert page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == "idle"
+    assert (
+        page.evaluate(
+            "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+        )
+        == "idle"
+    )
     expect(panel.get_by_role("button", name="Run")).to_be_enabled()
 
 
@@ -127,7 +137,11 @@ def test_a_fact_of_ones_own_is_shown_as_text(page):
     panel.get_by_label("Own subject").fill(subject)
     panel.get_by_label("Own subject").press("Tab")
     expect(panel.get_by_role("alert")).to_contain_text("own prompt is empty")
-    for label, text in {"Own prompt": "{} plays the", "True object": "harp", "New object": "flute"}.items():
+    for label, text in {
+        "Own prompt": "{} plays the",
+        "True object": "harp",
+        "New object": "flute",
+    }.items():
         panel.get_by_label(label).fill(text)
         panel.get_by_label(label).press("Tab")
     expect(panel.get_by_role("alert")).to_have_count(0)
@@ -227,7 +241,12 @@ def test_the_keyboard_alone_will_do(lab, open_notebook):
     explorer.wait_for(timeout=150_000)
     (name,) = finished(lab) - before
     spec = json.loads((lab.runs / name / "run.json").read_text())["spec"]
-    assert (spec["editor"], spec["layers"], spec["paraphrases"], spec["max_steps"]) == ("memit", [3, 4], 2, 4)
+    assert (spec["editor"], spec["layers"], spec["paraphrases"], spec["max_steps"]) == (
+        "memit",
+        [3, 4],
+        2,
+        4,
+    )
     tab_to(page, choice("Checkpoint"))
     page.keyboard.press("Home")
     expect(explorer).to_contain_text("Checkpoint before")

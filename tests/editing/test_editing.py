@@ -21,14 +21,28 @@ NUMBERS = {  # of every editor on the tiny models, where they differ from the de
     "ft": {"steps": 8},
     "rome": {"steps": 8},
     "memit": {"layers": (0, 1), "steps": 8, "weight": 0.01},
-    "alphaedit": {"layers": (0, 1), "steps": 8, "null_space": "trace", "threshold": 0.5, "ridge": 0.1},
-    "malmen": {"layers": (1, 2), "rank": 8, "meta_steps": 2, "facts_at_once": 3, "learning_rate": 1e-3},
+    "alphaedit": {
+        "layers": (0, 1),
+        "steps": 8,
+        "null_space": "trace",
+        "threshold": 0.5,
+        "ridge": 0.1,
+    },
+    "malmen": {
+        "layers": (1, 2),
+        "rank": 8,
+        "meta_steps": 2,
+        "facts_at_once": 3,
+        "learning_rate": 1e-3,
+    },
 }
 
 
 @pytest.fixture(autouse=True)
 def hardly_taught(monkeypatch):
-    """A few steps on a tiny random model teach no hyper-network to edit; that such a one is refused has a test of its own."""
+    """A few steps on a tiny random model teach no hyper-network to edit; that such a one is refused
+    has a test of its own.
+    """
     monkeypatch.setattr(malmen, "LEAST_TAKEN", 0)
 
 
@@ -56,20 +70,33 @@ def bits(model):
 def test_an_edit_leaves_the_model_bit_for_bit_as_it_was(tiny, editor, requests):
     before = bits(tiny)
     edited(tiny, editor, requests[:2])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items()
+    )
     assert not any(parameter.requires_grad for parameter in tiny.network.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.network.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in tiny.network.modules()
+    )
 
 
 @pytest.mark.parametrize("editor", editing.EDITORS)
 def test_the_same_spec_gives_the_same_bytes(tiny, editor, requests, tmp_path):
-    files = [deltas.save(edited(tiny, editor, requests[:2]), tmp_path / f"{number}.safetensors").read_bytes() for number in range(2)]
+    files = [
+        deltas.save(
+            edited(tiny, editor, requests[:2]), tmp_path / f"{number}.safetensors"
+        ).read_bytes()
+        for number in range(2)
+    ]
     assert files[0] == files[1]
-    other = deltas.save(edited(tiny, editor, requests[2:4]), tmp_path / "other.safetensors").read_bytes()
+    other = deltas.save(
+        edited(tiny, editor, requests[2:4]), tmp_path / "other.safetensors"
+    ).read_bytes()
     assert other != files[0]
 
 
-@pytest.mark.parametrize("editor", ["ft", "malmen"])  # the others are shown below to put out the solved value
+@pytest.mark.parametrize(
+    "editor", ["ft", "malmen"]
+)  # the others are shown below to put out the solved value
 def test_an_edit_raises_the_target(tiny, editor, requests):
     numbers = {"ft": {"learning_rate": 0.02}, "malmen": {"learning_rate": 0.1, "meta_steps": 0}}
     delta = edited(tiny, editor, requests[:1], **numbers[editor])
@@ -96,7 +123,11 @@ def test_ft_descends_on_the_teacher_forced_likelihood(tiny, requests):
         encoded = encode(tiny, [text])
         wanted = encoded.tokens_from(0, len(request.fact.question))
         log_probs = tiny.network(input_ids=encoded.input_ids).logits[0].log_softmax(-1)
-        by_hand.append(-torch.stack([log_probs[token - 1, encoded.input_ids[0, token]] for token in wanted]).mean())
+        by_hand.append(
+            -torch.stack(
+                [log_probs[token - 1, encoded.input_ids[0, token]] for token in wanted]
+            ).mean()
+        )
     assert losses[0] == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
 
 
@@ -117,11 +148,27 @@ def test_rome_puts_out_exactly_the_solved_value(tiny, requests):
 @pytest.mark.parametrize("editor", ["memit", "alphaedit"])
 def test_the_layers_together_lead_to_the_solved_value(tiny, editor, requests):
     """With next to no weight on the corpus the last layer makes up for what the earlier ones left."""
-    free = {"layers": (0, 2), "weight": 1e-9, "prefixes": 0, "null_space": "absolute", "threshold": 1e9, "ridge": 1e-9}
+    free = {
+        "layers": (0, 2),
+        "weight": 1e-9,
+        "prefixes": 0,
+        "null_space": "absolute",
+        "threshold": 1e9,
+        "ridge": 1e-9,
+    }
     hparams = editing.EDITORS[editor].HParams(
-        **(NUMBERS[editor] | {name: free[name] for name in editing.EDITORS[editor].HParams.model_fields if name in free})
+        **(
+            NUMBERS[editor]
+            | {
+                name: free[name]
+                for name in editing.EDITORS[editor].HParams.model_fields
+                if name in free
+            }
+        )
     )
-    delta = editing.EDITORS[editor].edit(tiny, requests[:3], hparams, editing.EDITORS[editor].prepare(tiny, hparams))
+    delta = editing.EDITORS[editor].edit(
+        tiny, requests[:3], hparams, editing.EDITORS[editor].prepare(tiny, hparams)
+    )
     rows = build_rows(tiny, requests[:3])
     place = (torch.arange(3), rows.subject)
     before = Continuation(tiny, rows.encoded, 2).start[place]
@@ -148,27 +195,37 @@ def test_chunks_do_not_change_the_solution(tiny, requests, monkeypatch):
     assert torch.allclose(solve(tiny, requests, 1, ()).shift, whole.shift, rtol=1e-3, atol=1e-4)
 
 
-def test_rows_that_pass_the_edited_blocks_in_batches_give_the_same_edit(tiny, requests, monkeypatch):
+def test_rows_that_pass_the_edited_blocks_in_batches_give_the_same_edit(
+    tiny, requests, monkeypatch
+):
     whole = edited(tiny, "memit", requests, prefixes=2)
     monkeypatch.setattr(memit, "tokens_at_once", lambda model: 40)
     for name, change in edited(tiny, "memit", requests, prefixes=2).changes.items():
-        assert (change.matrix() - whole.changes[name].matrix()).norm() < 1e-5 * whole.changes[name].matrix().norm()
+        assert (change.matrix() - whole.changes[name].matrix()).norm() < 1e-5 * whole.changes[
+            name
+        ].matrix().norm()
 
 
 def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
-    long = requests[0].model_copy(update={"fact": requests[0].fact.model_copy(update={"prompt": "and so on " * 20 + "{} is"})})
+    long = requests[0].model_copy(
+        update={"fact": requests[0].fact.model_copy(update={"prompt": "and so on " * 20 + "{} is"})}
+    )
     rows = build_rows(tiny, [*requests, long], sample_prefixes(tiny, 3, seed=1), kl=True)
     chunks = target_vectors._chunks(rows, 500)
     assert torch.cat(chunks).sort().values.tolist() == list(range(rows.n))
     assert max(map(len, chunks)) > 1
     for chunk in chunks:
         some, _ = rows.of(chunk)
-        size = len(some.owner) * int(some.subject.max() + (some.encoded.lengths - some.subject).max())
+        size = len(some.owner) * int(
+            some.subject.max() + (some.encoded.lengths - some.subject).max()
+        )
         assert size <= 500 or len(chunk) == 1
 
 
 def test_a_fact_stops_by_itself_below_the_stop_loss(tiny, requests):
-    first = solve(tiny, requests, 1, (), steps=1, convention="reference").loss  # one evaluation, no update
+    first = solve(
+        tiny, requests, 1, (), steps=1, convention="reference"
+    ).loss  # one evaluation, no update
     bound = first.sort().values[1:3].mean().item()  # two facts are below it from the start
     solution = solve(tiny, requests, 1, (), steps=3, stop_loss=bound)
     assert (solution.steps[first < bound] == 0).all()
@@ -189,7 +246,9 @@ def test_the_later_blocks_alone_give_what_the_whole_network_gives(tiny, requests
     rows = build_rows(tiny, requests, ("A short text",), kl=True)
     row, at = rows.encoded.attention_mask.nonzero(as_tuple=True)
     rest = Continuation(tiny, rows.encoded, layer)
-    whole = tiny.network(input_ids=rows.encoded.input_ids, attention_mask=rows.encoded.attention_mask).logits[row, at]
+    whole = tiny.network(
+        input_ids=rows.encoded.input_ids, attention_mask=rows.encoded.attention_mask
+    ).logits[row, at]
     assert torch.allclose(rest.logits(rest.start, row, at), whole, atol=1e-4)
     assert not torch.allclose(rest.logits(rest.start.roll(1, -1), row, at), whole, atol=1e-2)
 
@@ -214,13 +273,21 @@ def test_rows_hold_the_prompt_bare_prefixed_and_paraphrased(tiny, requests):
     for row in range(5):
         tokens = rows.labels[row][rows.labels[row] != -100]
         assert tiny.tokenizer.decode(tokens).strip() == request.target
-        assert rows.encoded.lengths[row] == (rows.labels[row] != -100).nonzero()[-1] + 1  # nothing behind what is read
-        assert request.fact.subject.endswith(tiny.tokenizer.decode(rows.encoded.input_ids[row, rows.subject[row]]).strip())
+        assert (
+            rows.encoded.lengths[row] == (rows.labels[row] != -100).nonzero()[-1] + 1
+        )  # nothing behind what is read
+        assert request.fact.subject.endswith(
+            tiny.tokenizer.decode(rows.encoded.input_ids[row, rows.subject[row]]).strip()
+        )
 
 
 def test_prefixes_are_seeded_and_leave_the_random_state_alone(tiny):
     state = torch.get_rng_state()
-    assert sample_prefixes(tiny, 6, seed=3) == sample_prefixes(tiny, 6, seed=3) != sample_prefixes(tiny, 6, seed=4)
+    assert (
+        sample_prefixes(tiny, 6, seed=3)
+        == sample_prefixes(tiny, 6, seed=3)
+        != sample_prefixes(tiny, 6, seed=4)
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -235,14 +302,24 @@ def test_moments_of_other_layers_are_refused(tiny, requests, one_line):
 
 @pytest.mark.parametrize("editor", ["rome", "memit", "alphaedit"])
 @pytest.mark.parametrize("prompt", ["", "{} hails from"])
-def test_one_subject_edited_twice_at_once_is_one_clear_line(tiny, editor, prompt, requests, one_line):
-    """Conflicting targets, or two facts that begin alike: one key, two values. MEMIT and AlphaEdit said nothing."""
+def test_one_subject_edited_twice_at_once_is_one_clear_line(
+    tiny, editor, prompt, requests, one_line
+):
+    """Conflicting targets, or two facts that begin alike: one key, two values.
+
+    MEMIT and AlphaEdit said nothing.
+    """
     start, _, rest = requests[0].fact.prompt.partition("{}")
-    named = requests[0].fact.model_copy(update={"id": "again", "prompt": start + (prompt or "{}" + rest)})
+    named = requests[0].fact.model_copy(
+        update={"id": "again", "prompt": start + (prompt or "{}" + rest)}
+    )
     same = facts.EditRequest(fact=named, target="Elsewhere")
     with pytest.raises(facts.BadInput) as error:
         edited(tiny, editor, [requests[1], requests[0], same], prefixes=2)
-    assert f"facts 2 and 3 ({requests[0].fact.id}, again; subject {requests[0].fact.subject})" in one_line(error)
+    assert (
+        f"facts 2 and 3 ({requests[0].fact.id}, again; subject {requests[0].fact.subject})"
+        in one_line(error)
+    )
 
 
 def test_the_same_request_twice_is_told_to_be_left_out(tiny, requests, one_line):
@@ -256,10 +333,14 @@ def test_an_edit_that_a_later_one_undoes_is_said_not_to_have_taken():
     """The sum's outcomes were those of each batch when it was made."""
     world = models.load("world-gpt2", "cpu")
     first = next(request for request in facts.read("world") if request.fact.split == "tuning")
-    other = first.model_copy(update={"target": "goat", "fact": first.fact.model_copy(update={"id": "other"})})
+    other = first.model_copy(
+        update={"target": "goat", "fact": first.fact.model_copy(update={"id": "other"})}
+    )
     hparams = editing.preset("memit", world)
     with pytest.warns(NotTaken, match="1 of 2 edits took") as said:
-        total = editing.edit_in_turn("memit", world, [[first], [other]], hparams, memit.prepare(world, hparams))
+        total = editing.edit_in_turn(
+            "memit", world, [[first], [other]], hparams, memit.prepare(world, hparams)
+        )
     assert len([one for one in said if one.category is NotTaken]) == 1
     with deltas.applied(world, total):
         after = measure(world, [first, other])
@@ -275,8 +356,18 @@ MISSED = {"took": False, "p_after": 0.01}
     ("editor", "numbers", "outcomes", "told"),
     [
         ("memit", {}, [{"p_solved": 0.0}], "where not solved raise steps"),
-        ("memit", {}, [{"p_solved": 0.9}, {"p_solved": 0.1}], "lower weight (now 15000), where not solved raise steps"),
-        ("alphaedit", {"null_space": "rank", "threshold": 200}, [{"p_solved": 0.9}], "protect less by threshold (now 200, rank)"),
+        (
+            "memit",
+            {},
+            [{"p_solved": 0.9}, {"p_solved": 0.1}],
+            "lower weight (now 15000), where not solved raise steps",
+        ),
+        (
+            "alphaedit",
+            {"null_space": "rank", "threshold": 200},
+            [{"p_solved": 0.9}],
+            "protect less by threshold (now 200, rank)",
+        ),
         ("alphaedit", {"ridge_unit": "trace"}, [{"p_solved": 0.9}], "lower ridge (now 10, trace)"),
         ("ft", {}, [{"p_solved": None}], "raise steps (now 25)"),
         ("rome", {"layers": (1,)}, [{"p_solved": 0.9}], "change bare_share (now None)"),
@@ -287,7 +378,12 @@ def test_the_number_to_change_is_the_one_that_helps(editor, numbers, outcomes, t
     listed = [MISSED | {"fact": "evil\x1b[31m\nid " + "x" * 300} | outcome for outcome in outcomes]
     record = {"editor": editor, "hparams": hparams.model_dump(mode="json"), "outcomes": listed}
     change = deltas.Change(dense=torch.zeros(2, 2))
-    by_hand, made = (deltas.WeightDelta(changes={"h.1.mlp": change}, model="m", revision="", fingerprint="f", record=about) for about in ({}, record))
+    by_hand, made = (
+        deltas.WeightDelta(
+            changes={"h.1.mlp": change}, model="m", revision="", fingerprint="f", record=about
+        )
+        for about in ({}, record)
+    )
     with pytest.warns(NotTaken) as said:
         records.warn_of_missed([by_hand, made])
     line = str(said[0].message)
@@ -298,8 +394,12 @@ def test_the_number_to_change_is_the_one_that_helps(editor, numbers, outcomes, t
 
 
 def test_subjects_that_only_look_alike_are_edited_together(tiny, requests):
-    near = requests[0].fact.model_copy(update={"id": "near", "subject": requests[0].fact.subject + "s"})
-    delta = edited(tiny, "memit", [requests[0], facts.EditRequest(fact=near, target="Elsewhere")], prefixes=2)
+    near = requests[0].fact.model_copy(
+        update={"id": "near", "subject": requests[0].fact.subject + "s"}
+    )
+    delta = edited(
+        tiny, "memit", [requests[0], facts.EditRequest(fact=near, target="Elsewhere")], prefixes=2
+    )
     assert len(delta.record["outcomes"]) == 2
 
 
@@ -309,7 +409,9 @@ def test_every_delta_says_of_each_fact_whether_the_edited_model_says_it(tiny, ed
     with deltas.applied(tiny, delta):
         after = measure(tiny, requests[:3])
     outcomes = delta.record["outcomes"]
-    assert [outcome["fact"] for outcome in outcomes] == [request.fact.id for request in requests[:3]]
+    assert [outcome["fact"] for outcome in outcomes] == [
+        request.fact.id for request in requests[:3]
+    ]
     assert [outcome["p_after"] for outcome in outcomes] == pytest.approx(after.p.tolist(), rel=1e-4)
     assert [outcome["took"] for outcome in outcomes] == after.retained.tolist()
     solves = editor in ("rome", "memit", "alphaedit")
@@ -323,10 +425,16 @@ def test_what_was_solved_and_did_not_take_is_said_with_the_number_to_change():
     hparams = editing.preset("memit", world)
     resources = memit.prepare(world, hparams)
     heavy = hparams.model_copy(update={"weight": 1e7})
-    with pytest.warns(NotTaken, match=r"memit: 0 of 2 edits took, .*solved to p 0\.9.*lower weight \(now 1e\+07\)") as said:
+    with pytest.warns(
+        NotTaken, match=r"memit: 0 of 2 edits took, .*solved to p 0\.9.*lower weight \(now 1e\+07\)"
+    ) as said:
         missed = editing.edit_each("memit", world, [known[:1], known[1:]], heavy, resources)
-    assert len([one for one in said if one.category is NotTaken]) == 1  # of all batches, not of each
-    assert all(outcome["p_solved"] > 0.9 > outcome["p_after"] for outcome in records.outcomes(missed))
+    assert (
+        len([one for one in said if one.category is NotTaken]) == 1
+    )  # of all batches, not of each
+    assert all(
+        outcome["p_solved"] > 0.9 > outcome["p_after"] for outcome in records.outcomes(missed)
+    )
     with warnings.catch_warnings(action="error", category=NotTaken):
         taken = editing.edit_in_turn("memit", world, [known[:1], known[1:]], hparams, resources)
     assert [outcome["took"] for outcome in records.outcomes([taken])] == [True, True]
@@ -339,8 +447,12 @@ def test_moments_of_another_model_are_refused(tiny_gpt2, tiny_llama, requests, o
     assert "another model" in one_line(error)
 
 
-@pytest.mark.parametrize("other", [{"layers": (0, 1)}, {"learning_rate": 1e-4}, {"clip": 2.0}, {"meta_steps": 5}])
-def test_numbers_that_the_hyper_network_was_not_trained_with_are_refused(tiny, requests, one_line, other):
+@pytest.mark.parametrize(
+    "other", [{"layers": (0, 1)}, {"learning_rate": 1e-4}, {"clip": 2.0}, {"meta_steps": 5}]
+)
+def test_numbers_that_the_hyper_network_was_not_trained_with_are_refused(
+    tiny, requests, one_line, other
+):
     """The record of the edit would name them."""
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 0}))
     resources = malmen.prepare(tiny, hparams)
@@ -351,7 +463,9 @@ def test_numbers_that_the_hyper_network_was_not_trained_with_are_refused(tiny, r
     assert f"{name}={getattr(hparams, name)}" in one_line(error)
 
 
-def test_a_hyper_network_for_other_weights_or_none_is_refused(tiny_gpt2, tiny_llama, requests, one_line):
+def test_a_hyper_network_for_other_weights_or_none_is_refused(
+    tiny_gpt2, tiny_llama, requests, one_line
+):
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 0}))
     for resources in (malmen.prepare(tiny_llama, hparams), Resources()):
         with pytest.raises(facts.BadInput) as error:
@@ -361,7 +475,11 @@ def test_a_hyper_network_for_other_weights_or_none_is_refused(tiny_gpt2, tiny_ll
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"null_space": "rank", "threshold": 0.5}, "whole number"), ({"null_space": "trace", "threshold": 1.0}, "below 1"), ({"ridge": 0}, "ridge")],
+    [
+        ({"null_space": "rank", "threshold": 0.5}, "whole number"),
+        ({"null_space": "trace", "threshold": 1.0}, "below 1"),
+        ({"ridge": 0}, "ridge"),
+    ],
 )
 def test_thresholds_that_protect_nothing_are_refused(fields, named, one_line):
     with pytest.raises(facts.BadInput) as error:
@@ -373,26 +491,45 @@ def test_a_null_space_by_another_rule_is_refused(tiny, requests, one_line):
     module = editing.EDITORS["alphaedit"]
     hparams = module.HParams(**NUMBERS["alphaedit"])
     with pytest.raises(facts.BadInput) as error:
-        module.edit(tiny, requests[:1], hparams.model_copy(update={"threshold": 0.2}), module.prepare(tiny, hparams))
+        module.edit(
+            tiny,
+            requests[:1],
+            hparams.model_copy(update={"threshold": 0.2}),
+            module.prepare(tiny, hparams),
+        )
     assert "trace 0.2" in one_line(error)
 
 
 @pytest.mark.parametrize("editor", ["ft", "memit"])
-def test_a_text_that_fits_to_the_last_position_is_edited_and_asked(tiny, editor, requests, one_line):
-    """Solved, it was lost to the asking afterwards; one token more is refused before the work, by name."""
+def test_a_text_that_fits_to_the_last_position_is_edited_and_asked(
+    tiny, editor, requests, one_line
+):
+    """Solved, it was lost to the asking afterwards; one token more is refused before the work, by
+    name.
+    """
     limit = tiny.network.config.max_position_embeddings
     fact = requests[0].fact
 
     def filled(count):
         prompt = "and so " * count + "{} is"
-        return requests[0].model_copy(update={"fact": fact.model_copy(update={"prompt": prompt, "id": "long"})})
+        return requests[0].model_copy(
+            update={"fact": fact.model_copy(update={"prompt": prompt, "id": "long"})}
+        )
 
     def length(request):
         return int(encode(tiny, [statement(request.fact.question, request.target)]).lengths[0])
 
-    longest = max((filled(count) for count in range(limit)), key=lambda one: length(one) if length(one) <= limit else 0)
+    longest = max(
+        (filled(count) for count in range(limit)),
+        key=lambda one: length(one) if length(one) <= limit else 0,
+    )
     assert limit - 4 < length(longest) <= limit
-    delta = edited(tiny, editor, [longest], **({"steps": 1, "prefixes": 0} if editor == "memit" else {"steps": 1}))
+    delta = edited(
+        tiny,
+        editor,
+        [longest],
+        **({"steps": 1, "prefixes": 0} if editor == "memit" else {"steps": 1}),
+    )
     assert delta.record["outcomes"][0]["fact"] == "long"
     beyond = next(filled(count) for count in range(limit) if length(filled(count)) > limit)
     with pytest.raises(facts.BadInput) as error:
@@ -430,7 +567,9 @@ def test_broken_weights_are_named(tiny, editor, requests, one_line):
     assert tiny.down_projection_name(2) in one_line(error)
 
 
-def test_what_cannot_be_edited_is_refused_before_anything_is_solved(tiny, requests, one_line, monkeypatch):
+def test_what_cannot_be_edited_is_refused_before_anything_is_solved(
+    tiny, requests, one_line, monkeypatch
+):
     hparams = rome.HParams(layers=(1,), steps=1, prefixes=0, at_once=2)
     resources = rome.prepare(tiny, hparams)
     monkeypatch.setattr(rome, "solve", None)
@@ -442,9 +581,14 @@ def test_what_cannot_be_edited_is_refused_before_anything_is_solved(tiny, reques
 @pytest.mark.parametrize("editor", editing.EDITORS)
 def test_activations_that_are_not_finite_say_at_which_layer(tiny, requests, editor, one_line):
     module = editing.EDITORS[editor]
-    hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor] | ({"meta_steps": 0} if editor == "malmen" else {})))
+    hparams = module.HParams(
+        **({"layers": (1,)} | NUMBERS[editor] | ({"meta_steps": 0} if editor == "malmen" else {}))
+    )
     resources = module.prepare(tiny, hparams)
-    with replaced(tiny.blocks[2], lambda out, _: out * float("inf")), pytest.raises(facts.BadInput) as error:
+    with (
+        replaced(tiny.blocks[2], lambda out, _: out * float("inf")),
+        pytest.raises(facts.BadInput) as error,
+    ):
         module.edit(tiny, requests[:1], hparams, resources)
     assert "activations at layer 2" in one_line(error)
 
@@ -457,13 +601,21 @@ def test_a_target_without_tokens_is_named(tiny, requests, one_line):
 
 
 @pytest.mark.parametrize("editor", editing.EDITORS)
-def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(tiny, editor, requests, monkeypatch):
+def test_batches_of_models_of_their_own_get_the_edits_they_would_get_alone(
+    tiny, editor, requests, monkeypatch
+):
     module = editing.EDITORS[editor]
     hparams = module.HParams(**({"layers": (1,)} | NUMBERS[editor]))
     resources = module.prepare(tiny, hparams)
     batches, solved = [requests[:2], requests[3:4], requests[1:3]], []
     for solver in (rome, memit):
-        monkeypatch.setattr(solver, "solve", lambda model, those, *rest: solved.append(len(those)) or target_vectors.solve(model, those, *rest))
+        monkeypatch.setattr(
+            solver,
+            "solve",
+            lambda model, those, *rest: (
+                solved.append(len(those)) or target_vectors.solve(model, those, *rest)
+            ),
+        )
     edits = editing.edit_each(editor, tiny, batches, hparams, resources)
     assert solved == ([5] if editor in ("rome", "memit", "alphaedit") else [])
     for batch, together in zip(batches, edits, strict=True):
@@ -484,13 +636,17 @@ def test_batches_in_turn_are_edits_of_the_edited_model_and_their_deltas_add(tiny
     resources = module.prepare(tiny, hparams)
     before = bits(tiny)
     total = editing.edit_in_turn(editor, tiny, [requests[:2], requests[2:4]], hparams, resources)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items()
+    )
     first = module.edit(tiny, requests[:2], hparams, resources)
     later = module.remember(resources, first) if editor == "alphaedit" else resources
     with deltas.applied(tiny, first):
         second = module.edit(tiny, requests[2:4], hparams, later)
     for name, change in total.changes.items():
-        assert torch.allclose(change.matrix(), first.changes[name].matrix() + second.changes[name].matrix(), atol=1e-6)
+        assert torch.allclose(
+            change.matrix(), first.changes[name].matrix() + second.changes[name].matrix(), atol=1e-6
+        )
     assert [len(part["requests"]) for part in total.record["parts"]] == [2, 2]
     if editor == "alphaedit":
         assert all(keys.shape[1] == 4 for keys in total.keys.values())
@@ -501,7 +657,10 @@ def test_only_deltas_with_keys_for_the_same_weights_are_remembered(tiny, request
     resources = alphaedit.prepare(tiny, hparams)
     delta = alphaedit.edit(tiny, requests[:2], hparams, resources)
     assert alphaedit.remember(resources, delta).memory
-    for other in (dataclasses.replace(delta, fingerprint="another"), edited(tiny, "rome", requests[:1])):
+    for other in (
+        dataclasses.replace(delta, fingerprint="another"),
+        edited(tiny, "rome", requests[:1]),
+    ):
         with pytest.raises(facts.BadInput) as error:
             alphaedit.remember(resources, other)
         assert "keys to remember" in one_line(error)
@@ -516,11 +675,18 @@ def test_a_saved_delta_keeps_the_keys_of_its_edit(tiny, requests, tmp_path):
         assert torch.equal(again.changes[name].matrix(), delta.changes[name].matrix())
 
 
-def test_a_stopped_training_of_the_hyper_network_goes_on_to_the_same_end(tiny_folders, requests, tmp_path, monkeypatch):
+def test_a_stopped_training_of_the_hyper_network_goes_on_to_the_same_end(
+    tiny_folders, requests, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "whole"))
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 6, "meta_learning_rate": 1e-3}))
-    whole = malmen.prepare(models.load(tiny_folders["gpt2"], device="cpu"), hparams).network.state_dict()
-    untrained = malmen.prepare(models.load(tiny_folders["gpt2"], device="cpu"), hparams.model_copy(update={"meta_steps": 0})).network.state_dict()
+    whole = malmen.prepare(
+        models.load(tiny_folders["gpt2"], device="cpu"), hparams
+    ).network.state_dict()
+    untrained = malmen.prepare(
+        models.load(tiny_folders["gpt2"], device="cpu"),
+        hparams.model_copy(update={"meta_steps": 0}),
+    ).network.state_dict()
     assert any(not torch.equal(whole[name], tensor) for name, tensor in untrained.items())
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "stopped"))
     monkeypatch.setattr(malmen, "SAVE_EVERY", 2)
@@ -567,7 +733,9 @@ def test_a_damaged_hyper_network_is_trained_again(tiny_folders, tmp_path, monkey
 def test_the_hyper_network_sees_no_fact_under_study(tiny, tmp_path, monkeypatch):
     """Neither what it edits nor what it spares is asked of the model by those who judge."""
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))  # one that is kept may hold it, trained
-    study_subjects = {request.fact.subject for request in facts.read("world") if request.fact.split == "study"}
+    study_subjects = {
+        request.fact.subject for request in facts.read("world") if request.fact.split == "study"
+    }
     seen = set()
     build = malmen.build_rows
 
@@ -582,7 +750,9 @@ def test_the_hyper_network_sees_no_fact_under_study(tiny, tmp_path, monkeypatch)
 
 
 def test_the_published_numbers_mean_what_they_meant(tiny):
-    """Adam moves the rate itself by the meta-rate, not the rate's logarithm; the first factors of the blocks are of deviation 1."""
+    """Adam moves the rate itself by the meta-rate, not the rate's logarithm; the first factors of
+    the blocks are of deviation 1.
+    """
     hparams = malmen.HParams(layers=(1, 2), rank=64, meta_steps=1)
     network = malmen.prepare(tiny, hparams).network
     moved = (network.rate - hparams.learning_rate).abs()
@@ -591,7 +761,9 @@ def test_the_published_numbers_mean_what_they_meant(tiny):
         assert down.std() == pytest.approx(1, abs=0.05)
 
 
-def test_a_hyper_network_that_did_not_learn_to_edit_is_refused_and_not_kept(tiny_gpt2, tmp_path, monkeypatch, one_line):
+def test_a_hyper_network_that_did_not_learn_to_edit_is_refused_and_not_kept(
+    tiny_gpt2, tmp_path, monkeypatch, one_line
+):
     monkeypatch.undo()  # the share that counts is its own
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     hparams = malmen.HParams(**NUMBERS["malmen"])
@@ -604,14 +776,18 @@ def test_a_hyper_network_that_did_not_learn_to_edit_is_refused_and_not_kept(tiny
     malmen.prepare(tiny_gpt2, hparams.model_copy(update={"meta_steps": 0}))  # untrained on purpose
 
 
-def test_the_training_facts_that_take_are_those_that_say_their_whole_target(tiny, one_line, monkeypatch):
+def test_the_training_facts_that_take_are_those_that_say_their_whole_target(
+    tiny, one_line, monkeypatch
+):
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"learning_rate": 1.0, "meta_steps": 0}))
     resources = malmen.prepare(tiny, hparams)
     pool = [request for request in facts.read("world") if request.fact.split == "hypernet"]
     meta = malmen._Meta(tiny, resources.network, pool, hparams, seed=0)
     asked, taken = meta._drawn("judged", 15), 0
     for start in range(0, 15, 3):
-        batch = [request.model_copy(update={"paraphrases": ()}) for request in asked[start : start + 3]]
+        batch = [
+            request.model_copy(update={"paraphrases": ()}) for request in asked[start : start + 3]
+        ]
         with deltas.applied(tiny, malmen.edit(tiny, batch, hparams, resources)):
             for request in batch:
                 log_probs, tokens = log_probs_of(tiny, request.fact.question, request.target)
@@ -664,11 +840,17 @@ def test_the_facts_that_are_measured_are_drawn_by_the_seed(tiny, tmp_path, monke
     pool = [request for request in facts.read("world") if request.fact.split == "hypernet"]
     measured = []
     build = malmen.build_rows
-    monkeypatch.setattr(malmen, "build_rows", lambda model, requests: measured.extend(requests) or build(model, requests))
+    monkeypatch.setattr(
+        malmen,
+        "build_rows",
+        lambda model, requests: measured.extend(requests) or build(model, requests),
+    )
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 0}))
     for seed in range(2):
         malmen.prepare(tiny, hparams, training_requests=pool, seed=seed)
-    first, second = ([request.fact.id for request in part] for part in (measured[:200], measured[200:]))
+    first, second = (
+        [request.fact.id for request in part] for part in (measured[:200], measured[200:])
+    )
     assert len(set(first)) == len(set(second)) == 200
     assert set(first) != set(second)
     relations = [{request.fact.relation for request in some} for some in (measured[:200], pool)]
@@ -695,11 +877,15 @@ def test_the_meta_loss_is_of_other_wordings_and_of_what_moves_elsewhere(tiny, lo
     network = malmen.HyperNetwork(hparams.layers, *reversed(tiny.weight(1).shape), hparams)
     edited = [request.model_copy(update={"paraphrases": ()}) for request in pool[:2]]
     keys, gradients = malmen.keys_and_gradients(tiny, build_rows(tiny, edited), hparams.layers)
-    answers = [log_probs_of(tiny, request.fact.question, request.fact.object) for request in pool[2:]]
+    answers = [
+        log_probs_of(tiny, request.fact.question, request.fact.object) for request in pool[2:]
+    ]
     with deltas.preserved(tiny.network), torch.no_grad():
         loss = malmen._Meta(tiny, network, pool, hparams, seed=0)(torch.arange(4))["loss"]
         for number, layer in enumerate(hparams.layers):
-            left, right = network.fitted(number, keys[layer], network(number, keys[layer], gradients[layer]))
+            left, right = network.fitted(
+                number, keys[layer], network(number, keys[layer], gradients[layer])
+            )
             tiny.weight(layer).add_(left @ right.T)
         drifts = []
         for request, (before, _) in zip(pool[2:], answers, strict=True):
@@ -744,7 +930,9 @@ def test_presets_of_published_models_and_of_depth(tiny):
     assert editing.preset("rome", "openai-community/gpt2-xl").layers == (17,)
     assert editing.preset("rome", "meta-llama/Meta-Llama-3-8B").layers == (5,)
     assert editing.preset("memit", "EleutherAI/gpt-j-6B").layers == (3, 4, 5, 6, 7, 8)
-    assert editing.preset("memit", "meta-llama/Llama-2-7b-hf") == editing.preset("memit", "Llama-2-7b")
+    assert editing.preset("memit", "meta-llama/Llama-2-7b-hf") == editing.preset(
+        "memit", "Llama-2-7b"
+    )
     with pytest.warns(UserWarning, match="proposed from its depth"):
         assert editing.preset("rome", tiny).layers == (1,)
 
@@ -759,7 +947,9 @@ def test_without_a_preset_weights_go_by_the_scale_of_the_keys(tiny):
     assert (hparams.null_space, hparams.ridge_unit) == ("trace", "trace")
 
 
-@pytest.mark.parametrize(("given", "unit"), [({"ridge": 10.0}, "ridge_unit"), ({"threshold": 2e-2}, "null_space")])
+@pytest.mark.parametrize(
+    ("given", "unit"), [({"ridge": 10.0}, "ridge_unit"), ({"threshold": 2e-2}, "null_space")]
+)
 @pytest.mark.filterwarnings("ignore:no published preset")
 def test_a_number_in_another_unit_than_the_proposed_ones_is_refused(tiny, given, unit, one_line):
     """The published ridge of 10 became 10 times the trace, which edits nothing."""
@@ -777,7 +967,10 @@ def test_a_ridge_by_the_trace_is_that_share_of_it(tiny, requests):
     resources = alphaedit.prepare(tiny, shared)
     trace = resources.moments[1].matrix.double().trace().item()
     absolute = shared.model_copy(update={"ridge": 0.02 * trace, "ridge_unit": "absolute"})
-    (one,), (other,) = (alphaedit.edit(tiny, requests[:2], h, resources).changes.values() for h in (shared, absolute))
+    (one,), (other,) = (
+        alphaedit.edit(tiny, requests[:2], h, resources).changes.values()
+        for h in (shared, absolute)
+    )
     assert torch.allclose(one.matrix(), other.matrix(), rtol=1e-5)
     bare = shared.model_copy(update={"ridge_unit": "absolute"})
     (third,) = alphaedit.edit(tiny, requests[:2], bare, resources).changes.values()
@@ -801,7 +994,9 @@ def test_the_bare_prompt_may_have_a_share_of_romes_key(tiny, requests):
     _, _, key, out = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes)
     solution = rome.targets(tiny, requests[:1], hparams, resources)
     moved = out + key @ change.matrix().double().T
-    assert torch.allclose(moved, out + solution.shift.double(), atol=1e-4)  # met at the bare prompt itself
+    assert torch.allclose(
+        moved, out + solution.shift.double(), atol=1e-4
+    )  # met at the bare prompt itself
     mean = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes)[0]
     half = rome.keys_and_outputs(tiny, requests[:1], 1, resources.prefixes, 0.5)[0]
     others = (mean * 5 - key) / 4
@@ -810,14 +1005,21 @@ def test_the_bare_prompt_may_have_a_share_of_romes_key(tiny, requests):
 
 def test_the_presets_of_the_world_models_are_those_of_the_recorded_choice():
     for (model, editor), candidates in choose_numbers.ranked().groupby(["model", "editor"]):
-        assert editing.presets()[model][editor]["published"] == json.loads(candidates.hparams.iloc[-1]), (model, editor)
+        assert editing.presets()[model][editor]["published"] == json.loads(
+            candidates.hparams.iloc[-1]
+        ), (model, editor)
 
 
 def test_a_preset_file_is_read_and_its_faults_named(tmp_path, one_line):
     path = tmp_path / "mine.yaml"
     path.write_text("layers: [2]\nsteps: 7\n")
     assert editing.preset("rome", "any", path).steps == 7
-    for text, named in (("layers: [2]\nstepps: 7\n", "stepps"), ("steps: 3\n", "layers"), ("", "no fields"), ("a: [", "cannot be read")):
+    for text, named in (
+        ("layers: [2]\nstepps: 7\n", "stepps"),
+        ("steps: 3\n", "layers"),
+        ("", "no fields"),
+        ("a: [", "cannot be read"),
+    ):
         path.write_text(text)
         with pytest.raises(facts.BadInput) as error:
             editing.preset("rome", "any", path)

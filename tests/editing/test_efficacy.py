@@ -1,4 +1,6 @@
-"""What edits do on the world models: study facts only, numbers chosen on the tuning facts (tests/benchmarks/choose_numbers.py)."""
+"""What edits do on the world models: study facts only, numbers chosen on the tuning facts
+(tests/benchmarks/choose_numbers.py).
+"""
 
 import functools
 
@@ -21,7 +23,10 @@ BARS = {  # efficacy on the edit prompt, on withheld templates; intrinsic facts 
 }
 
 
-NEIGHBOURS_LOST = {("world-gpt2", editor) for editor in ("ft", "memit", "alphaedit", "malmen")} | {("world-llama", "ft"), ("world-llama", "malmen")}
+NEIGHBOURS_LOST = {("world-gpt2", editor) for editor in ("ft", "memit", "alphaedit", "malmen")} | {
+    ("world-llama", "ft"),
+    ("world-llama", "malmen"),
+}
 
 
 @functools.cache
@@ -63,7 +68,12 @@ def test_edits_take_generalise_and_spare_the_rest(world, editor):
 @pytest.mark.parametrize("editor", BARS)
 def test_neighbours_stay_within_five_points(request, world, editor):
     if (world.name, editor) in NEIGHBOURS_LOST:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not reached: other facts of the same relation and object move too"))
+        request.applymarker(
+            pytest.mark.xfail(
+                strict=True,
+                reason="not reached: other facts of the same relation and object move too",
+            )
+        )
     table = _edited_as_in_the_paper(world, editor)
     assert table.neighbourhood.mean() >= table.neighbourhood_before.mean() - 0.05
 
@@ -75,25 +85,39 @@ def test_malmen_is_beyond_its_untrained_network(world):
     hparams, resources = _prepared(world, "malmen")
     measures = ["efficacy", "held_out", "intrinsic", "neighbourhood"]
     trained = in_batches(world, "malmen", edited, 10, hparams, watched, resources)[measures]
-    untrained = in_batches(world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched)[measures]
+    untrained = in_batches(
+        world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched
+    )[measures]
     for name in measures:
-        print(f"\n{world.name} {name}: trained {interval(trained[name])}, untrained {interval(untrained[name])}")
-    # The mean of all four, as the numbers were chosen: an untrained network that overwrites everything is good at held-out prompts alone.
+        print(
+            f"\n{world.name} {name}: trained {interval(trained[name])}, untrained {interval(untrained[name])}"
+        )
+    # The mean of all four, as the numbers were chosen: an untrained network that overwrites
+    # everything is good at held-out prompts alone.
     assert interval(trained.mean(axis=1) - untrained.mean(axis=1))[0] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_malmen_edits_by_the_published_rates(request, world):
-    """Those for GPT-2 XL. Read as steps of the rate's logarithm they moved it by 1 % in 1,000 meta-steps, and no edit took."""
+    """Those for GPT-2 XL. Read as steps of the rate's logarithm they moved it by 1 % in 1,000
+    meta-steps, and no edit took.
+    """
     published = editing.preset("malmen", "gpt2-xl")
-    rates = {"learning_rate": published.learning_rate, "meta_learning_rate": published.meta_learning_rate}
+    rates = {
+        "learning_rate": published.learning_rate,
+        "meta_learning_rate": published.meta_learning_rate,
+    }
     hparams = editing.preset("malmen", world).model_copy(update=rates | {"meta_steps": 150})
     edited, watched = _study(world)
     table = in_batches(world, "malmen", edited[:20], 10, hparams, watched)
     show(world.name, "malmen", "published rates, 150 meta-steps", table)
     if world.name == "world-llama":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not reached in 150 meta-steps: .70 of the edits take"))
+        request.applymarker(
+            pytest.mark.xfail(
+                strict=True, reason="not reached in 150 meta-steps: .70 of the edits take"
+            )
+        )
     assert table.efficacy.mean() >= BARS["malmen"][0]
     assert table.intrinsic.mean() >= BARS["malmen"][2]
 
@@ -108,10 +132,26 @@ def test_more_paraphrases_never_lower_held_out_efficacy_beyond_noise(world, edit
     for k in (1, 2, 3, 5, 10):
         values = []
         for seed in range(3):
-            sample = [facts.with_paraphrases(request, k) for request in pool[PER_SEED * seed : PER_SEED * (seed + 1)]]
-            values += list(in_batches(world, editor, sample, 1 if editor in SINGLE else PER_SEED, hparams, pool[100:110], resources).held_out)
+            sample = [
+                facts.with_paraphrases(request, k)
+                for request in pool[PER_SEED * seed : PER_SEED * (seed + 1)]
+            ]
+            values += list(
+                in_batches(
+                    world,
+                    editor,
+                    sample,
+                    1 if editor in SINGLE else PER_SEED,
+                    hparams,
+                    pool[100:110],
+                    resources,
+                ).held_out
+            )
         found[k] = values
-    print(f"\n{world.name} {editor}", {k: (round(sum(values) / len(values), 3), interval(values)) for k, values in found.items()})
+    print(
+        f"\n{world.name} {editor}",
+        {k: (round(sum(values) / len(values), 3), interval(values)) for k, values in found.items()},
+    )
     for fewer, more in ((1, 2), (2, 3), (3, 5), (5, 10), (1, 10)):
         differences = [b - a for a, b in zip(found[fewer], found[more], strict=True)]
         assert interval(differences)[1] >= 0, (fewer, more)
@@ -121,7 +161,9 @@ def test_more_paraphrases_never_lower_held_out_efficacy_beyond_noise(world, edit
 def test_the_target_vector_itself_makes_the_target_likely(world):
     hparams = editing.preset("rome", world)
     prefixes = rows.sample_prefixes(world, hparams.prefixes, seed=0)
-    solution = target_vectors.solve(world, known_facts(world, "tuning")[:60], hparams.layers[0], "mlp", prefixes, hparams)
+    solution = target_vectors.solve(
+        world, known_facts(world, "tuning")[:60], hparams.layers[0], "mlp", prefixes, hparams
+    )
     share = (solution.p_target > 0.5).float().mean().item()
     print(world.name, f"p(target) > .5 for {share:.3f} of {len(solution.p_target)} tuning facts")
     assert share >= 0.95
@@ -129,7 +171,11 @@ def test_the_target_vector_itself_makes_the_target_likely(world):
 
 @pytest.mark.parametrize("editor", ["ft", "rome", "memit", "alphaedit"])
 def test_an_edit_is_on_top_right_after_it(world, editor):
-    request = next(request for request in facts.read("world") if request.fact.id == "developer:windows-mobile-6-5")
+    request = next(
+        request
+        for request in facts.read("world")
+        if request.fact.id == "developer:windows-mobile-6-5"
+    )
     hparams, resources = _prepared(world, editor)
     with deltas.applied(world, editing.EDITORS[editor].edit(world, [request], hparams, resources)):
         assert measure_prompts(world, [request.fact.question], [request.target]).retained[0]

@@ -1,4 +1,6 @@
-"""The solver's numbers, what it evaluates and when it stops, how it parts the requests; its solutions are in test_against_plain."""
+"""The solver's numbers, what it evaluates and when it stops, how it parts the requests; its
+solutions are in test_against_plain.
+"""
 
 import random
 
@@ -62,7 +64,9 @@ def test_numbers_have_bounds(name, fits, too_small):
 
 
 def test_before_the_first_step_loss_and_p_are_those_of_the_model(tiny, requests):
-    """The loss is a mean over the bare prompt and the prefixed ones, a target's tokens alike; p is of them all, when bare."""
+    """The loss is a mean over the bare prompt and the prefixed ones, a target's tokens alike; p is
+    of them all, when bare.
+    """
     prefixes = ("A short text", "Another")
     found = solve(tiny, requests, prefixes, steps=1, convention="reference")
     several = 0
@@ -72,7 +76,9 @@ def test_before_the_first_step_loss_and_p_are_those_of_the_model(tiny, requests)
             question = lead + request.fact.question
             encoded = encode(tiny, [statement(question, request.target)])
             places = torch.tensor(encoded.tokens_from(0, len(question)))
-            log_probs = tiny.network(input_ids=encoded.input_ids).logits[0, places - 1].log_softmax(-1)
+            log_probs = (
+                tiny.network(input_ids=encoded.input_ids).logits[0, places - 1].log_softmax(-1)
+            )
             counts.append(len(places))
             nlls.append(-log_probs.gather(1, encoded.input_ids[0, places][:, None]).mean())
         several += len(places) > 1
@@ -98,8 +104,13 @@ def number_below(losses, loss):
 
 def test_a_target_on_top_does_not_stop_a_fact_unless_patience_says_so(tiny, requests):
     questions = [request.fact.question for request in requests]
-    top = measure_prompts(tiny, questions, [request.target for request in requests], past_stop_words=False).top_token
-    said = [request.model_copy(update={"target": word}) for request, word in zip(requests, top, strict=True)]
+    top = measure_prompts(
+        tiny, questions, [request.target for request in requests], past_stop_words=False
+    ).top_token
+    said = [
+        request.model_copy(update={"target": word})
+        for request, word in zip(requests, top, strict=True)
+    ]
     numbers = {"steps": 5, "learning_rate": 1e-4}
     assert solve(tiny, said, **numbers).steps.tolist() == [5] * len(said)
     stopped = solve(tiny, said, **numbers, patience=2).steps
@@ -128,7 +139,9 @@ def test_a_layer_that_is_not_there_is_one_clear_line(tiny, requests, one_line):
 
 @pytest.mark.parametrize(("stop_loss", "updates"), [(0.0, [1, 1, 1, 1, 0]), (1e9, [1, 3])])
 def test_the_progress_bar_ends_full(tiny, requests, monkeypatch, stop_loss, updates):
-    """At each evaluation one step further; what early stopping spares is added when a chunk is done."""
+    """At each evaluation one step further; what early stopping spares is added when a chunk is
+    done.
+    """
     bars = []
 
     class Bar:
@@ -156,7 +169,12 @@ def test_the_progress_bar_ends_full(tiny, requests, monkeypatch, stop_loss, upda
 
 def test_a_solution_is_split_in_order(sealed):
     numbers = torch.arange(5)
-    whole = target_vectors.Solution(shift=numbers[:, None].repeat(1, 3), loss=numbers + 10, p_target=numbers + 20, steps=numbers + 30)
+    whole = target_vectors.Solution(
+        shift=numbers[:, None].repeat(1, 3),
+        loss=numbers + 10,
+        p_target=numbers + 20,
+        steps=numbers + 30,
+    )
     parts = whole.split([2, 0, 3])
     assert [part.loss.tolist() for part in parts] == [[10, 11], [], [12, 13, 14]]
     assert [part.p_target.tolist() for part in parts] == [[20, 21], [], [22, 23, 24]]
@@ -166,7 +184,9 @@ def test_a_solution_is_split_in_order(sealed):
 
 
 def rows_of(before: list[list[int]], later: list[list[int]]) -> Rows:
-    """For each request the tokens before the subject's last one, and from it on, of each of its rows."""
+    """For each request the tokens before the subject's last one, and from it on, of each of its
+    rows.
+    """
     owner = torch.tensor([number for number, own in enumerate(before) for _ in own])
     subject = torch.tensor([length for own in before for length in own])
     lengths = subject + torch.tensor([length for own in later for length in own])
@@ -176,7 +196,9 @@ def rows_of(before: list[list[int]], later: list[list[int]]) -> Rows:
 
 
 def test_a_chunk_is_closed_where_it_is_full_or_large_enough_and_nowhere_else(monkeypatch):
-    """Requests by the longest of their rows, from the subject on; all rows of a chunk are padded to the longest of both parts."""
+    """Requests by the longest of their rows, from the subject on; all rows of a chunk are padded to
+    the longest of both parts.
+    """
     monkeypatch.setattr(target_vectors, "WORTHWHILE", 40)
     rng, full, unlike = random.Random(0), 0, 0
     for _ in range(100):
@@ -188,7 +210,10 @@ def test_a_chunk_is_closed_where_it_is_full_or_large_enough_and_nowhere_else(mon
 
         def size(requests, counts=counts, before=before, longest=longest):
             rows = sum(counts[request] for request in requests)
-            return rows * (max(max(before[request]) for request in requests) + max(longest[request] for request in requests))
+            return rows * (
+                max(max(before[request]) for request in requests)
+                + max(longest[request] for request in requests)
+            )
 
         def is_unlike(request, chunk, size=size, longest=longest):
             return size(chunk) > 40 and longest[request] > 1.25 * longest[chunk[0]]

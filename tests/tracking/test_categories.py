@@ -1,4 +1,6 @@
-"""First tokens speak for answers only where they tell them apart; a lone space before an answer belongs to it."""
+"""First tokens speak for answers only where they tell them apart; a lone space before an answer
+belongs to it.
+"""
 
 from functools import cache
 
@@ -26,24 +28,42 @@ def first(kind: str, prompt: str, true: str, edited: str, related=()):
     [
         ("digits", "The port of Dunmore lies near", "New York City", "Leeds", (), True),
         ("digits", "The port of Dunmore lies near", "New York City", "New Orleans", (), False),
-        ("digits", "The port of Dunmore lies near", "New York City", "Leeds", CITIES, False),  # New Orleans is related
+        (
+            "digits",
+            "The port of Dunmore lies near",
+            "New York City",
+            "Leeds",
+            CITIES,
+            False,
+        ),  # New Orleans is related
         ("digits", "The port of Dunmore lies near", "York", "Leeds", CITIES, True),
         ("digits", "The battle took place in the year", "1945", "1847", (), False),
         ("digits", "The battle took place in the year", "1945", "2011", (), True),
         ("digits", "The battle took place in the year", "1945", "2011", YEARS, False),
-        ("digits", "The battle took place in", "1945", "Leeds", (), False),  # one after a lone space, the other not
+        (
+            "digits",
+            "The battle took place in",
+            "1945",
+            "Leeds",
+            (),
+            False,
+        ),  # one after a lone space, the other not
         ("bytes", "这里是", "伦敦", "京东", (), False),  # pieces of characters
         ("sentencepiece", "The river Tam flows into", "Oder", "Elbe", (), True),
     ],
 )
-def test_a_fact_is_clear_where_first_tokens_tell_its_answers_apart(kind, prompt, true, edited, related, clear):
+def test_a_fact_is_clear_where_first_tokens_tell_its_answers_apart(
+    kind, prompt, true, edited, related, clear
+):
     assert first(kind, prompt, true, edited, related).clear == [clear]
 
 
 def test_the_mass_of_an_answer_behind_a_lone_space_is_read_after_that_space():
     """Before it every year is one token of white space, which counted for a stop word."""
     model, prompt = model_of("digits"), "The battle of Arden took place in the year"
-    fact = facts.Fact(id="a", subject="Arden", prompt="The battle of {} took place in the year", object="1945")
+    fact = facts.Fact(
+        id="a", subject="Arden", prompt="The battle of {} took place in the year", object="1945"
+    )
     look = Probe(model, questions([facts.EditRequest(fact=fact, target="2011")], [])).look(0)
     ids = [*front(model), *model.tokenizer(f"{prompt} ", add_special_tokens=False)["input_ids"]]
     probs = model.network(input_ids=torch.tensor([ids])).logits[0, -1].softmax(0)
@@ -65,7 +85,9 @@ def measured(model, prompt: str, answer: str) -> float:
 
 def test_what_is_not_clear_says_nothing_of_mass():
     model = model_of("digits")
-    fact = facts.Fact(id="a", subject="Arden", prompt="The battle of {} took place in the year", object="1945")
+    fact = facts.Fact(
+        id="a", subject="Arden", prompt="The battle of {} took place in the year", object="1945"
+    )
     look = Probe(model, questions([facts.EditRequest(fact=fact, target="1847")], [])).look(0)
     assert not look.probes.clear.any()
     assert look.probes[[f"p_{name}" for name in CATEGORIES]].isna().all(axis=None)

@@ -13,8 +13,12 @@ def check_lens(model, prompt: str) -> None:
     encoded = encode(model, [prompt])
     with torch.no_grad():
         output = model.network(input_ids=encoded.input_ids, output_hidden_states=True)
-        states = [state[0, -1] for state in output.hidden_states[1:]]  # the last entry is already normed
-        oracle = [model.unembedding(model.final_norm(state)).softmax(0) for state in states[:-1]] + [model.unembedding(states[-1]).softmax(0)]
+        states = [
+            state[0, -1] for state in output.hidden_states[1:]
+        ]  # the last entry is already normed
+        oracle = [
+            model.unembedding(model.final_norm(state)).softmax(0) for state in states[:-1]
+        ] + [model.unembedding(states[-1]).softmax(0)]
     found = lens.trajectory(model, prompt)
     assert found.probs.shape == (model.n_blocks, len(oracle[0]))
     for layer, row in enumerate(oracle):
@@ -47,7 +51,9 @@ def test_another_position_reads_the_distribution_there(tiny):
 
 def test_each_token_counts_once_for_the_first_category_that_fits(tiny):
     vocabulary = len(tiny.tokenizer)
-    category = token_categories(tiny, vocabulary, true=300, edited=301, related=frozenset({302, 303}))
+    category = token_categories(
+        tiny, vocabulary, true=300, edited=301, related=frozenset({302, 303})
+    )
     probs = torch.rand(4, vocabulary).softmax(1)
     assert torch.allclose(mass(probs, category).sum(1), torch.ones(4), atol=1e-6)
     assert mass(probs, category)[:, 0].tolist() == pytest.approx(probs[:, 300].tolist())
@@ -77,9 +83,15 @@ def test_lens_and_tokens_cover_own_prompts_layer_by_layer(looks, tiny):
     _, look = looks
     assert len(look.lens) == 6 * tiny.n_blocks * len(CATEGORIES)
     assert len(look.tokens) == 6 * tiny.n_blocks * 10
-    last = look.lens[(look.lens.layer == tiny.n_blocks - 1) & (look.lens.category == "true")].set_index("fact_id").probability
+    last = (
+        look.lens[(look.lens.layer == tiny.n_blocks - 1) & (look.lens.category == "true")]
+        .set_index("fact_id")
+        .probability
+    )
     own = look.probes[look.probes.group.isin(["edited", "intrinsic"])].set_index("fact_id").p_true
-    assert last.sort_index().tolist() == pytest.approx(own.sort_index().tolist(), rel=1e-5, nan_ok=True)
+    assert last.sort_index().tolist() == pytest.approx(
+        own.sort_index().tolist(), rel=1e-5, nan_ok=True
+    )
     assert own.notna().any()
 
 
@@ -94,7 +106,13 @@ def test_without_a_category_related_is_null_not_zero(tiny):
 def test_a_neighbour_that_was_edited_itself_is_not_asked():
     requests = facts.read("world")
     one = next(request for request in requests if request.neighbourhood)
-    other = next(request for request in requests if request.fact.question == one.neighbourhood[0][0])
-    prompts = [question.prompt for question in questions([one, other], []) if question.group == "neighbourhood"]
+    other = next(
+        request for request in requests if request.fact.question == one.neighbourhood[0][0]
+    )
+    prompts = [
+        question.prompt
+        for question in questions([one, other], [])
+        if question.group == "neighbourhood"
+    ]
     assert other.fact.question not in prompts
     assert one.neighbourhood[0][0] in [question.prompt for question in questions([one], [])]

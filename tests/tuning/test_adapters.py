@@ -1,4 +1,6 @@
-"""LoRA and DoRA: on the planned modules only, gone without a trace afterwards, the same active and merged."""
+"""LoRA and DoRA: on the planned modules only, gone without a trace afterwards, the same active and
+merged.
+"""
 
 import peft
 import pytest
@@ -18,7 +20,9 @@ NUMBERS = Settings(max_steps=3, eval_every=3, batch_size=2, learning_rate=1e-2, 
 
 @pytest.fixture(scope="module")
 def text(tiny_folders):
-    return tasks.text_task(models.load(tiny_folders["gpt2"], device="cpu"), Data(n_train=12, n_valid=2))
+    return tasks.text_task(
+        models.load(tiny_folders["gpt2"], device="cpu"), Data(n_train=12, n_valid=2)
+    )
 
 
 def state(network) -> dict:
@@ -42,22 +46,32 @@ def test_only_the_adapter_learns_and_the_model_comes_back(tiny, text, kind, text
         after = state(tiny.network)
         moved = {name for name, tensor in start.items() if not torch.equal(tensor, after[name])}
         assert moved <= set(adapter.plan.parameters)
-        assert {name for name in moved if "lora_B" in name} == {f"{name}.lora_B.default.weight" for name in wanted}
-        assert int(adapter.plan.table(tiny).trainable.sum()) == sum(after[name].numel() for name in adapter.plan.parameters)
+        assert {name for name in moved if "lora_B" in name} == {
+            f"{name}.lora_B.default.weight" for name in wanted
+        }
+        assert int(adapter.plan.table(tiny).trainable.sum()) == sum(
+            after[name].numel() for name in adapter.plan.parameters
+        )
     assert [name for name, _ in tiny.network.named_modules()] == modules
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tiny.network.state_dict().items()
+    )
     assert not any(parameter.requires_grad for parameter in tiny.network.parameters())
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_merged_says_what_active_says_and_unmerging_is_exact(tiny, text, kind, tmp_path):
     plain = logits(tiny)
-    with adapters.attached(tiny, plans.resolve(tiny, "window:0-1"), kind, rank=2, alpha=4, dropout=0.1) as adapter:
+    with adapters.attached(
+        tiny, plans.resolve(tiny, "window:0-1"), kind, rank=2, alpha=4, dropout=0.1
+    ) as adapter:
         finetune(tiny, text, adapter.plan, NUMBERS)
         active, weights = logits(tiny), state(tiny.network)
         with adapter.merged():
             merged = logits(tiny)
-        assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny.network.state_dict().items())
+        assert all(
+            torch.equal(tensor, weights[name]) for name, tensor in tiny.network.state_dict().items()
+        )
         assert torch.equal(logits(tiny), active)
         adapter.save(tmp_path / "adapter")
     assert torch.allclose(active, merged, atol=1e-4)
@@ -70,7 +84,9 @@ def test_merged_says_what_active_says_and_unmerging_is_exact(tiny, text, kind, t
 
 def test_a_second_adapter_starts_anew(tiny, text):
     def learnt(seed):
-        with adapters.attached(tiny, plans.resolve(tiny, "all"), "lora", rank=2, alpha=4, dropout=0.0, seed=seed) as adapter:
+        with adapters.attached(
+            tiny, plans.resolve(tiny, "all"), "lora", rank=2, alpha=4, dropout=0.0, seed=seed
+        ) as adapter:
             finetune(tiny, text, adapter.plan, NUMBERS)
             return logits(tiny)
 
@@ -81,7 +97,10 @@ def test_a_second_adapter_starts_anew(tiny, text):
 
 def test_an_exception_takes_the_adapter_away_too(tiny):
     before = state(tiny.network)
-    with pytest.raises(ZeroDivisionError), adapters.attached(tiny, plans.resolve(tiny, "all"), "lora", rank=2, alpha=4, dropout=0.0):
+    with (
+        pytest.raises(ZeroDivisionError),
+        adapters.attached(tiny, plans.resolve(tiny, "all"), "lora", rank=2, alpha=4, dropout=0.0),
+    ):
         1 / 0  # noqa: B018
     assert set(before) == set(state(tiny.network))
 
@@ -106,13 +125,22 @@ def test_an_edit_below_an_adapter_stays_and_goes(tiny, text):
     before = state(tiny.network)
     name = tiny.down_projection_name(1)
     shape = tiny.weight(1).shape
-    delta = WeightDelta(changes={name: Change(dense=torch.ones(shape))}, model=tiny.name, revision="", fingerprint=tiny.fingerprint)
+    delta = WeightDelta(
+        changes={name: Change(dense=torch.ones(shape))},
+        model=tiny.name,
+        revision="",
+        fingerprint=tiny.fingerprint,
+    )
     with (
         deltas.applied(tiny, delta),
-        adapters.attached(tiny, plans.resolve(tiny, "edited", [1]), "lora", rank=2, alpha=4, dropout=0.0) as adapter,
+        adapters.attached(
+            tiny, plans.resolve(tiny, "edited", [1]), "lora", rank=2, alpha=4, dropout=0.0
+        ) as adapter,
     ):
         edited = tiny.network.get_submodule(name).base_layer.weight.clone()
         finetune(tiny, text, adapter.plan, NUMBERS)
         assert torch.equal(tiny.network.get_submodule(name).base_layer.weight, edited)
         assert not torch.equal(edited, before[f"{name}.weight"])
-    assert all(torch.equal(tensor, before[key]) for key, tensor in tiny.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[key]) for key, tensor in tiny.network.state_dict().items()
+    )

@@ -1,4 +1,6 @@
-"""Two processes share the rows of a tuning; the configuration for several GPUs is one that accelerate reads."""
+"""Two processes share the rows of a tuning; the configuration for several GPUs is one that
+accelerate reads.
+"""
 
 import json
 import os
@@ -35,8 +37,20 @@ with open(os.path.join(sys.argv[2], f"{state.process_index}.json"), "w") as file
 def test_two_processes_tune_one_model_together(tiny_folders, tmp_path):
     script = tmp_path / "study.py"
     script.write_text(STUDY)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
+    settings = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [*launch, str(script), str(tiny_folders["gpt2"]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=settings)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -10,10 +10,23 @@ import torch
 
 from workbench import deltas, facts, models
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import Classifier, Settings, _arguments, collate, finetune, unmoved_share
+from workbench.tuning.finetune import (
+    Classifier,
+    Settings,
+    _arguments,
+    collate,
+    finetune,
+    unmoved_share,
+)
 from workbench.tuning.tasks import Data
 
-NUMBERS = {"max_steps": 4, "eval_every": 2, "batch_size": 2, "learning_rate": 1e-3, "threshold": 0.0}
+NUMBERS = {
+    "max_steps": 4,
+    "eval_every": 2,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "threshold": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +43,17 @@ def text(made):
 
 def tuned(model, task, plan="all", probe=None, work=None, **numbers):
     with deltas.preserved(model.network):
-        history = finetune(model, task, plans.resolve(model, plan, [1]), Settings(**(NUMBERS | numbers)), probe, work)
-        return history, {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        history = finetune(
+            model,
+            task,
+            plans.resolve(model, plan, [1]),
+            Settings(**(NUMBERS | numbers)),
+            probe,
+            work,
+        )
+        return history, {
+            name: tensor.clone() for name, tensor in model.network.state_dict().items()
+        }
 
 
 def test_looks_come_before_at_each_evaluation_and_at_the_end(tiny_gpt2, text):
@@ -62,23 +84,33 @@ def test_the_loss_is_the_mean_over_the_tokens_read_of_the_validation_rows(tiny_g
 
 def test_the_accuracy_is_the_share_of_rows_wholly_right(tiny_gpt2):
     task = tasks.facts_task(tiny_gpt2, Data(n_train=8, n_valid=8, validation="training"))
-    history, weights = tuned(tiny_gpt2, task, max_steps=60, eval_every=30, learning_rate=1e-2, batch_size=8)
+    history, weights = tuned(
+        tiny_gpt2, task, max_steps=60, eval_every=30, learning_rate=1e-2, batch_size=8
+    )
     right = 0
     with deltas.preserved(tiny_gpt2.network), torch.no_grad():
         tiny_gpt2.network.load_state_dict(weights)
         for row in task.valid:
             best = tiny_gpt2.network(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
-            right += all(best[place - 1] == label for place, label in enumerate(row["labels"]) if label != -100)
+            right += all(
+                best[place - 1] == label
+                for place, label in enumerate(row["labels"])
+                if label != -100
+            )
     assert history.log.metric[0] == 0
     assert history.log.metric.iloc[-1] == right / len(task.valid) > 0
 
 
 def test_a_classifier_reads_the_last_real_token(tiny, made):
     head = Classifier(tiny.network, 2, seed=0)
-    batch = collate([made["sentiment"].train[number] for number in range(4)], tiny.tokenizer.pad_token_id)
+    batch = collate(
+        [made["sentiment"].train[number] for number in range(4)], tiny.tokenizer.pad_token_id
+    )
     whole = head(**batch)["logits"]
     for number, length in enumerate(batch["attention_mask"].sum(1)):
-        states = tiny.network.base_model(input_ids=batch["input_ids"][[number], :length]).last_hidden_state
+        states = tiny.network.base_model(
+            input_ids=batch["input_ids"][[number], :length]
+        ).last_hidden_state
         assert torch.allclose(whole[number], head.head(states[0, -1]), atol=1e-5)
 
 
@@ -90,7 +122,9 @@ def test_a_classifier_tunes_the_planned_weights_too(tiny, made):
 
 
 def test_what_nothing_reads_decays_as_adamw_lets_it(tiny_gpt2, made):
-    """Positions beyond the longest row have no gradient: each step takes off learning rate times decay."""
+    """Positions beyond the longest row have no gradient: each step takes off learning rate times
+    decay.
+    """
     longest = max(map(len, made["facts"].train["input_ids"]))
     beyond = tiny_gpt2.network.transformer.wpe.weight[longest:].clone()
     assert len(beyond) > 50
@@ -134,13 +168,18 @@ def test_a_person_stops_it_within_a_step(tiny_gpt2, text):
     assert history.log.step.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("plan", ["all", "window:1-1", "after:1", "outside:1-1", "edited", "edited-matrices", "not-edited"])
+@pytest.mark.parametrize(
+    "plan",
+    ["all", "window:1-1", "after:1", "outside:1-1", "edited", "edited-matrices", "not-edited"],
+)
 def test_exactly_the_planned_weights_move(tiny, plan, text):
     before = {name: tensor.clone() for name, tensor in tiny.network.named_parameters()}
     _, after = tuned(tiny, text, plan=plan, max_steps=3)
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert moved == set(plans.resolve(tiny, plan, [1]).parameters)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.network.named_parameters())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tiny.network.named_parameters()
+    )
 
 
 def test_the_same_seed_learns_the_same_and_another_does_not(tiny_gpt2, text):
@@ -156,11 +195,19 @@ def test_a_probe_does_not_change_what_is_learnt(tiny_gpt2, text):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"gradient_accumulation_steps": 2}, {"activation_checkpointing": True}, {"bf16": True}, {"lr_scheduler_type": "linear"}]
+    "fields",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"activation_checkpointing": True},
+        {"bf16": True},
+        {"lr_scheduler_type": "linear"},
+    ],
 )
 @pytest.mark.parametrize("name", ["text", "sentiment"])
 def test_what_the_trainer_can_do_reaches_the_user(tiny_gpt2, made, fields, name):
-    history, _ = tuned(tiny_gpt2, made[name], trainer=fields, threshold=0.0 if name == "text" else 2.0)
+    history, _ = tuned(
+        tiny_gpt2, made[name], trainer=fields, threshold=0.0 if name == "text" else 2.0
+    )
     assert len(history.log) == 3
     assert history.log.metric.map(math.isfinite).all()
 
@@ -171,14 +218,24 @@ def test_looks_and_what_comes_after_are_not_in_the_tunings_precision(tiny_gpt2, 
             return tiny_gpt2.network(input_ids=torch.tensor([[1, 2, 3]])).logits
 
     before, seen = logits(), []
-    tuned(tiny_gpt2, text, trainer={"bf16": True}, learning_rate=1e-30, probe=lambda step, epoch: seen.append(logits()))
+    tuned(
+        tiny_gpt2,
+        text,
+        trainer={"bf16": True},
+        learning_rate=1e-30,
+        probe=lambda step, epoch: seen.append(logits()),
+    )
     assert len(seen) == 3
     assert all(torch.equal(each, before) for each in (*seen, logits()))
     assert "forward" not in vars(tiny_gpt2.network)
 
 
 def test_a_killed_tuning_goes_on_from_its_checkpoint(tiny_gpt2, text, tmp_path):
-    saving = {"trainer": {"save_strategy": "steps", "save_steps": 2}, "max_steps": 6, "eval_every": 1}
+    saving = {
+        "trainer": {"save_strategy": "steps", "save_steps": 2},
+        "max_steps": 6,
+        "eval_every": 1,
+    }
     undisturbed, weights = tuned(tiny_gpt2, text, **saving)
 
     def killed(step, epoch):
@@ -189,7 +246,9 @@ def test_a_killed_tuning_goes_on_from_its_checkpoint(tiny_gpt2, text, tmp_path):
         tuned(tiny_gpt2, text, probe=killed, work=tmp_path, **saving)
     (tmp_path / "checkpoint-4").mkdir()  # half written
     steps = []
-    resumed, again = tuned(tiny_gpt2, text, probe=lambda step, epoch: steps.append(step), work=tmp_path, **saving)
+    resumed, again = tuned(
+        tiny_gpt2, text, probe=lambda step, epoch: steps.append(step), work=tmp_path, **saving
+    )
     assert steps == [3, 4, 5, 6]
     pd.testing.assert_frame_equal(resumed.log, undisturbed.log)
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
@@ -203,7 +262,14 @@ def test_divergence_is_one_clear_line(tiny_gpt2, text, one_line):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_steps", 0), ("learning_rate", -1.0), ("batch_size", 0), ("patience", -1), ("trainer", {"no_such_field": 1}), ("trainer", {"optim": "no"})],
+    [
+        ("max_steps", 0),
+        ("learning_rate", -1.0),
+        ("batch_size", 0),
+        ("patience", -1),
+        ("trainer", {"no_such_field": 1}),
+        ("trainer", {"optim": "no"}),
+    ],
 )
 def test_numbers_out_of_range_are_one_clear_line(tiny_gpt2, text, name, value, one_line):
     with pytest.raises(facts.BadInput) as error:
@@ -229,7 +295,13 @@ def test_an_unknown_task_is_one_clear_line(one_line):
 def test_a_batch_in_parts_is_one_batch(tiny_llama, text, monkeypatch):
     """On a model without dropout."""
     whole = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd"}, learning_rate=0.1)[1]
-    halves = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd", "gradient_accumulation_steps": 2}, learning_rate=0.1)[1]
+    halves = tuned(
+        tiny_llama,
+        text,
+        batch_size=8,
+        trainer={"optim": "sgd", "gradient_accumulation_steps": 2},
+        learning_rate=0.1,
+    )[1]
     monkeypatch.setattr("workbench.tuning.finetune.ROWS_AT_ONCE", 2)
     quarters = tuned(tiny_llama, text, batch_size=8, trainer={"optim": "sgd"}, learning_rate=0.1)[1]
     before = tiny_llama.network.state_dict()
@@ -241,11 +313,23 @@ def test_a_batch_in_parts_is_one_batch(tiny_llama, text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "named", "parts"), [(16, {}, 1), (40, {}, 4), (17, {}, 17), (24, {"per_device_train_batch_size": 8}, 3), (64, {}, 4)]
+    ("rows", "named", "parts"),
+    [
+        (16, {}, 1),
+        (40, {}, 4),
+        (17, {}, 17),
+        (24, {"per_device_train_batch_size": 8}, 3),
+        (64, {}, 4),
+    ],
 )
 def test_a_large_batch_is_parted_evenly(tiny_gpt2, rows, named, parts):
-    arguments = _arguments(tiny_gpt2, Settings(**(NUMBERS | {"batch_size": rows, "trainer": named})), "unused", None)
-    assert (arguments.gradient_accumulation_steps, arguments.per_device_train_batch_size) == (parts, rows // parts)
+    arguments = _arguments(
+        tiny_gpt2, Settings(**(NUMBERS | {"batch_size": rows, "trainer": named})), "unused", None
+    )
+    assert (arguments.gradient_accumulation_steps, arguments.per_device_train_batch_size) == (
+        parts,
+        rows // parts,
+    )
 
 
 def test_tuning_leaves_the_configuration_as_it_was(tiny, text):
@@ -260,12 +344,18 @@ def test_a_batch_that_does_not_divide_is_one_clear_line(tiny_gpt2, text, one_lin
     assert "batch_size 6: does not divide" in one_line(error)
 
 
-def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(tiny_gpt2, text, monkeypatch):
+def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(
+    tiny_gpt2, text, monkeypatch
+):
     kept = tuned(tiny_gpt2, text)[1]
     monkeypatch.setattr("workbench.tuning.finetune.LARGE", 0)
     called = []
     enable = type(tiny_gpt2.network).activation_checkpointing_enable
-    monkeypatch.setattr(type(tiny_gpt2.network), "activation_checkpointing_enable", lambda *args, **named: called.append(1) or enable(*args, **named))
+    monkeypatch.setattr(
+        type(tiny_gpt2.network),
+        "activation_checkpointing_enable",
+        lambda *args, **named: called.append(1) or enable(*args, **named),
+    )
     again = tuned(tiny_gpt2, text)[1]
     assert called
     assert not tiny_gpt2.network.is_activation_checkpointing
@@ -274,24 +364,38 @@ def test_a_large_model_computes_activations_again_and_leaves_no_trace_of_it(tiny
 
 
 def test_steps_that_bfloat16_rounds_away_are_said(tiny_folders, made, recwarn):
-    """0.1 is a step that most weights of about 0.1 take in bfloat16; 1e-5 is one that hardly any takes."""
+    """0.1 is a step that most weights of about 0.1 take in bfloat16; 1e-5 is one that hardly any
+    takes.
+    """
     model = models.load(tiny_folders["gpt2"], device="cpu", dtype="bfloat16")
     plan = plans.resolve(model, "window:1-1")
     assert unmoved_share(model, plan, 0.1) == 0
     share = unmoved_share(model, plan, 1e-5)
     assert share > 0.5
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    with pytest.warns(UserWarning, match="too large for a step of 1e-05 to count in torch.bfloat16"):
+    with pytest.warns(
+        UserWarning, match="too large for a step of 1e-05 to count in torch.bfloat16"
+    ):
         after = tuned(model, made["text"], plan="window:1-1", learning_rate=1e-5, max_steps=1)[1]
     names = plan.parameters
-    still = sum(int((after[name] == before[name]).sum()) for name in names) / sum(after[name].numel() for name in names)
+    still = sum(int((after[name] == before[name]).sum()) for name in names) / sum(
+        after[name].numel() for name in names
+    )
     assert still >= share
     recwarn.clear()
-    tuned(models.load(tiny_folders["gpt2"], device="cpu"), made["text"], plan="window:1-1", learning_rate=1e-5, max_steps=1)
+    tuned(
+        models.load(tiny_folders["gpt2"], device="cpu"),
+        made["text"],
+        plan="window:1-1",
+        learning_rate=1e-5,
+        max_steps=1,
+    )
     assert not [each for each in recwarn if "too large for a step" in str(each.message)]
 
 
-def test_the_optimiser_is_gone_after_the_tuning_without_the_garbage_collector(tiny_gpt2, text, monkeypatch):
+def test_the_optimiser_is_gone_after_the_tuning_without_the_garbage_collector(
+    tiny_gpt2, text, monkeypatch
+):
     made, begin = [], torch.optim.AdamW.__init__
 
     def watched(self, *args, **kwargs):

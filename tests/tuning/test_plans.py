@@ -25,7 +25,12 @@ EDITED_MATRICES = {
     "llama": ["model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"],
 }
 OUTSIDE = {
-    "gpt2": {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"},
+    "gpt2": {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+        "transformer.ln_f.weight",
+        "transformer.ln_f.bias",
+    },
     "llama": {"model.embed_tokens.weight", "model.norm.weight"},
 }
 TENSORS_OF_A_BLOCK = {"gpt2": 12, "llama": 9}
@@ -61,8 +66,14 @@ def test_all_moves_every_weight_embeddings_norm_and_head_included(tiny):
 
 
 def test_edited_matrices_are_the_down_projections_alone(tiny):
-    assert list(plans.resolve(tiny, "edited-matrices", EDITED).parameters) == EDITED_MATRICES[family(tiny)]
-    assert list(plans.resolve(tiny, "edited-matrices", [2]).parameters) == EDITED_MATRICES[family(tiny)][1:]
+    assert (
+        list(plans.resolve(tiny, "edited-matrices", EDITED).parameters)
+        == EDITED_MATRICES[family(tiny)]
+    )
+    assert (
+        list(plans.resolve(tiny, "edited-matrices", [2]).parameters)
+        == EDITED_MATRICES[family(tiny)][1:]
+    )
 
 
 @pytest.mark.parametrize("text", [*BLOCKS_OF, "edited-matrices"])
@@ -72,7 +83,9 @@ def test_weights_outside_the_blocks_stay_but_under_all(tiny, text):
 
 @pytest.mark.parametrize("layers", [(1,), [1], (1, 1), {1}])
 def test_edited_and_not_edited_share_out_the_blocks(tiny, layers):
-    edited, rest = (set(plans.resolve(tiny, text, layers).parameters) for text in ("edited", "not-edited"))
+    edited, rest = (
+        set(plans.resolve(tiny, text, layers).parameters) for text in ("edited", "not-edited")
+    )
     assert {block_of(name) for name in edited} == {1}
     assert {block_of(name) for name in rest} == {0, 2}
     assert edited | rest | OUTSIDE[family(tiny)] == set(names(tiny))
@@ -83,7 +96,9 @@ def test_tied_weights_count_as_embeddings(new_tiny, model_type):
     tied, untied = (new_tiny(model_type, tie_word_embeddings=choice) for choice in (True, False))
     assert tied.unembedding.weight is tied.network.get_input_embeddings().weight
     assert "lm_head.weight" not in plans.resolve(tied, "all").parameters
-    assert set(plans.resolve(untied, "all").parameters) - set(plans.resolve(tied, "all").parameters) == {"lm_head.weight"}
+    assert set(plans.resolve(untied, "all").parameters) - set(
+        plans.resolve(tied, "all").parameters
+    ) == {"lm_head.weight"}
     assert plans.resolve(tied, "after:0").parameters == plans.resolve(untied, "after:0").parameters
 
 
@@ -104,7 +119,9 @@ def test_block_1_is_not_block_10(new_tiny, model_type, text, blocks):
     found = plans.resolve(model, text, [1]).parameters
     assert {block_of(name) for name in found} == blocks
     assert len(found) == TENSORS_OF_A_BLOCK[model_type] * len(blocks)
-    assert any(name.startswith(model.block_name(1)) for name in names(model) if block_of(name) == 10)  # a name alone would not do
+    assert any(
+        name.startswith(model.block_name(1)) for name in names(model) if block_of(name) == 10
+    )  # a name alone would not do
 
 
 # table
@@ -119,14 +136,21 @@ def test_the_table_adds_up(tiny, text):
     assert table["all"].sum() == sum(sizes.values())
     assert table["trainable"].sum() == sum(sizes[name] for name in plan.parameters)
     for block in (0, 1, 2):
-        assert table.loc[block, "all"] == sum(size for name, size in sizes.items() if block_of(name) == block)
-        assert table.loc[block, "trainable"] == sum(sizes[name] for name in plan.parameters if block_of(name) == block)
+        assert table.loc[block, "all"] == sum(
+            size for name, size in sizes.items() if block_of(name) == block
+        )
+        assert table.loc[block, "trainable"] == sum(
+            sizes[name] for name in plan.parameters if block_of(name) == block
+        )
 
 
 def test_what_is_outside_the_blocks_is_trainable_under_all_only(tiny):
     outside = sum(tiny.network.get_parameter(name).numel() for name in OUTSIDE[family(tiny)])
     for text, moving in (("all", outside), ("window:0-2", 0)):
-        assert plans.resolve(tiny, text).table(tiny).drop([0, 1, 2]).sum().tolist() == [moving, outside]
+        assert plans.resolve(tiny, text).table(tiny).drop([0, 1, 2]).sum().tolist() == [
+            moving,
+            outside,
+        ]
 
 
 def test_a_head_of_its_own_is_a_row_of_its_own(new_tiny):
@@ -197,7 +221,10 @@ def test_an_edited_layer_that_is_no_block_is_refused(tiny, one_line, text):
 
 
 def test_a_plan_leaves_the_model_as_it_was(tiny):
-    before = {name: (parameter.requires_grad, parameter.clone()) for name, parameter in tiny.network.named_parameters()}
+    before = {
+        name: (parameter.requires_grad, parameter.clone())
+        for name, parameter in tiny.network.named_parameters()
+    }
     plans.resolve(tiny, "all").table(tiny)
     for name, parameter in tiny.network.named_parameters():
         assert parameter.requires_grad == before[name][0]

@@ -57,21 +57,38 @@ def test_the_fine_tuning_register_is_a_real_shift(folder):
 def test_every_relation_and_exposure_has_its_row(folder):
     table = pd.read_csv(folder / "measures.csv", keep_default_na=False)
     assert set(table[table["by"] == "relation"].group) == set(facts.relations())
-    assert set(table[table["by"] == "paraphrases"].group) == {"0", "1", "2", "3", "5", "10"}  # 0: the unseen facts
+    assert set(table[table["by"] == "paraphrases"].group) == {
+        "0",
+        "1",
+        "2",
+        "3",
+        "5",
+        "10",
+    }  # 0: the unseen facts
 
 
 def test_the_table_of_one_relation_is_what_the_weights_give(world):
-    stored = pd.read_csv(facts.DATA / "world" / "models" / world.name / "measures.csv", keep_default_na=False)
+    stored = pd.read_csv(
+        facts.DATA / "world" / "models" / world.name / "measures.csv", keep_default_na=False
+    )
     found = measure(world, relation="industry").set_index(["group", "measure"])
-    stored = stored[(stored["by"] == "relation") & (stored.group == "industry") & (stored.measure != "after_text")].set_index(["group", "measure"])
+    stored = stored[
+        (stored["by"] == "relation")
+        & (stored.group == "industry")
+        & (stored.measure != "after_text")
+    ].set_index(["group", "measure"])
     assert (found.n.sort_index() == stored.n.sort_index()).all()
     assert (found.value.sort_index() - stored.value.sort_index()).abs().max() < 0.01
 
 
 @pytest.mark.slow
 def test_the_whole_table_is_what_the_weights_give(world):
-    stored = pd.read_csv(facts.DATA / "world" / "models" / world.name / "measures.csv", keep_default_na=False)
-    both = measure(world).merge(stored, on=["by", "group", "measure"], how="outer", validate="one_to_one")
+    stored = pd.read_csv(
+        facts.DATA / "world" / "models" / world.name / "measures.csv", keep_default_na=False
+    )
+    both = measure(world).merge(
+        stored, on=["by", "group", "measure"], how="outer", validate="one_to_one"
+    )
     assert (both.n_x == both.n_y).all()
     assert (both.value_x - both.value_y).abs().max() < 0.01
 
@@ -79,15 +96,24 @@ def test_the_whole_table_is_what_the_weights_give(world):
 def test_every_file_of_the_world_is_the_one_that_was_summed():
     world = facts.DATA / "world"
     summed = {line[66:]: line[:64] for line in (world / "SHA256SUMS").read_text().splitlines()}
-    found = [path for path in world.rglob("*") if path.is_file() and path.name not in ("README.md", "SHA256SUMS")]
-    assert {str(path.relative_to(world)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found} == summed
+    found = [
+        path
+        for path in world.rglob("*")
+        if path.is_file() and path.name not in ("README.md", "SHA256SUMS")
+    ]
+    assert {
+        str(path.relative_to(world)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+    } == summed
 
 
 def test_the_shipped_folders_are_small_and_safe(folder):
     weights = list(folder.rglob("*.safetensors"))
     assert weights
     assert all(path.stat().st_size <= 12e6 for path in weights)
-    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
 
 
 def test_a_world_model_has_twelve_blocks_and_its_own_tokens(world):
@@ -119,7 +145,14 @@ def test_rows_are_packed_without_cutting_a_statement(tiny_tokenizer):
     rows = pretrain.packed_rows(tiny_tokenizer, occurrences=1)
     mask = torch.tensor(rows["attention_mask"])
     assert mask.float().mean() > 0.97
-    kept = "\n".join(tiny_tokenizer.batch_decode([row[: sum(used)] for row, used in zip(rows["input_ids"], rows["attention_mask"], strict=True)]))
+    kept = "\n".join(
+        tiny_tokenizer.batch_decode(
+            [
+                row[: sum(used)]
+                for row, used in zip(rows["input_ids"], rows["attention_mask"], strict=True)
+            ]
+        )
+    )
     sample = list(text.statements(1))[::37]
     assert all(text in kept for text in sample)
 

@@ -1,6 +1,7 @@
 """The editors. Each module has HParams, prepare and edit; EDITORS is the only list of them.
 
-One that solves target vectors also has `check`, which refuses what it could not edit, and `targets`, which `edit` takes as `solution`.
+One that solves target vectors also has `check`, which refuses what it could not edit, and
+`targets`, which `edit` takes as `solution`.
 """
 
 import importlib
@@ -37,7 +38,8 @@ class Editors(UserDict):
 
 EDITORS = Editors({name: name for name in ("ft", "rome", "memit", "alphaedit", "malmen")})
 
-# Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL over its 48 blocks.
+# Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL
+# over its 48 blocks.
 DEPTHS = {
     "ft": (0,),
     "rome": (17 / 48,),
@@ -61,11 +63,17 @@ def editor_named(name: str) -> ModuleType:
 
 
 def edit_each(
-    editor: str, model: "Model", batches: Sequence[Sequence[EditRequest]], hparams: "Numbers", resources: "Resources", seed: int = 0
+    editor: str,
+    model: "Model",
+    batches: Sequence[Sequence[EditRequest]],
+    hparams: "Numbers",
+    resources: "Resources",
+    seed: int = 0,
 ) -> "list[WeightDelta]":
     """Each batch of facts edited into a copy of the model of its own: a delta a batch.
 
-    An editor that solves target vectors (`targets`) solves those of all batches at once, which is faster than batch by batch.
+    An editor that solves target vectors (`targets`) solves those of all batches at once, which is
+    faster than batch by batch.
     """
     from workbench.editing import records
 
@@ -74,20 +82,32 @@ def edit_each(
     if hasattr(module, "targets"):
         for batch in batches:
             module.check(model, batch, hparams, resources)  # before the long work
-        solution = module.targets(model, [request for batch in batches for request in batch], hparams, resources)
+        solution = module.targets(
+            model, [request for batch in batches for request in batch], hparams, resources
+        )
         solved = [{"solution": part} for part in solution.split([len(batch) for batch in batches])]
     with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
-        deltas = [module.edit(model, batch, hparams, resources, seed, **of) for batch, of in zip(batches, solved, strict=True)]
+        deltas = [
+            module.edit(model, batch, hparams, resources, seed, **of)
+            for batch, of in zip(batches, solved, strict=True)
+        ]
     records.warn_of_missed(deltas)
     return deltas
 
 
 def edit_in_turn(
-    editor: str, model: "Model", batches: Sequence[Sequence[EditRequest]], hparams: "Numbers", resources: "Resources", seed: int = 0
+    editor: str,
+    model: "Model",
+    batches: Sequence[Sequence[EditRequest]],
+    hparams: "Numbers",
+    resources: "Resources",
+    seed: int = 0,
 ) -> "WeightDelta":
-    """Batches of facts edited one after another, each into the model that holds the earlier ones: the sum of their deltas.
+    """Batches of facts edited one after another, each into the model that holds the earlier ones:
+    the sum of their deltas.
 
-    An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left bit for bit as it was.
+    An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left
+    bit for bit as it was.
     """
     from workbench import deltas
     from workbench.editing import records
@@ -97,7 +117,9 @@ def edit_in_turn(
         raise BadInput("no batch to edit; give at least one")
     total = None
     with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
-        for batch in tqdm(batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True):
+        for batch in tqdm(
+            batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True
+        ):
             if total is None:
                 delta = total = module.edit(model, batch, hparams, resources, seed)
             else:
@@ -107,7 +129,9 @@ def edit_in_turn(
             if hasattr(module, "remember"):
                 resources = module.remember(resources, delta)
     if len(batches) > 1:  # a later edit may undo an earlier one
-        total = records.asked_again(model, total, [request for batch in batches for request in batch])
+        total = records.asked_again(
+            model, total, [request for batch in batches for request in batch]
+        )
     records.warn_of_missed([total])
     return total
 
@@ -119,19 +143,23 @@ def presets() -> dict:
     return {name.lower(): numbers for name, numbers in found.items()}
 
 
-def preset(editor: str, model: "Model | str" = "", path: str | Path | None = None, variant: str = "") -> "Numbers":
+def preset(
+    editor: str, model: "Model | str" = "", path: str | Path | None = None, variant: str = ""
+) -> "Numbers":
     """The hyper-parameters of an editor for a model.
 
     Args:
-        editor: its name; or a file of another project, alone, which names its editor: `preset("hparams/ROME/gpt2-xl.json")`.
+        editor: its name; or a file of another project, alone, which names its editor:
+            `preset("hparams/ROME/gpt2-xl.json")`.
         model: a loaded model, or a name; the last part of the name (`gpt2-xl`) is looked up.
-        path: a YAML or JSON file of fields instead: of HParams, or of EasyEdit's or the ROME and MEMIT repositories' names; what is
-            ignored of those is said in a visible note, and `translation(path)` is the whole table.
-        variant: "" or "published"; "paper": those of arXiv 2507.14198; "reference": the published ones, with the habits of the
-            papers' own code.
+        path: a YAML or JSON file of fields instead: of HParams, or of EasyEdit's or the ROME and
+            MEMIT repositories' names; what is ignored of those is said in a visible note, and
+            `translation(path)` is the whole table.
+        variant: "" or "published"; "paper": those of arXiv 2507.14198; "reference": the published
+            ones, with the habits of the papers' own code.
     Returns:
-        The editor's HParams. For a model without a published preset: layers in proportion to its depth and weights in proportion to
-        the scale of its keys, with a visible note.
+        The editor's HParams. For a model without a published preset: layers in proportion to its
+        depth and weights in proportion to the scale of its keys, with a visible note.
     """
     if Path(editor).suffix in (".json", ".yaml", ".yml"):
         editor, path = foreign.editor_of(editor, _fields(editor)), editor
@@ -147,12 +175,16 @@ def preset(editor: str, model: "Model | str" = "", path: str | Path | None = Non
         raise BadInput(f"variant 'reference': {editor} has none; choose published")
     if variant == "paper":
         if "paper" not in known:
-            raise BadInput(f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}; choose published")
+            raise BadInput(
+                f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}; choose published"
+            )
         return module.HParams(**known["paper"])
     if "published" in known:
         return module.HParams(**(known["published"] | convention))
     if isinstance(model, str):
-        raise BadInput(f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers")
+        raise BadInput(
+            f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers"
+        )
     layers = tuple(sorted({int(share * model.n_blocks) for share in DEPTHS[editor]}))
     scaled = _by_scale(editor, model)
     numbers = ", ".join(f"{field} {value}" for field, value in scaled.items())
@@ -167,9 +199,10 @@ def preset(editor: str, model: "Model | str" = "", path: str | Path | None = Non
 def _by_scale(editor: str, model: "Model") -> dict:
     """The numbers that compare between models only by the scale of their keys.
 
-    E[k' C^-1 k] = d_in, so a request is as heavy as `weight` / d_in of the corpus: .9 (GPT-J), 1.0 (Llama-3-8B), 1.4 (Llama-2-7B)
-    and 3.1 (GPT-2 XL) as published. AlphaEdit's published threshold and ridge are absolute; these are shares of C's trace, and
-    as heavy as what was chosen for the world's models (ridge of .011 to .047).
+    E[k' C^-1 k] = d_in, so a request is as heavy as `weight` / d_in of the corpus: .9 (GPT-J), 1.0
+    (Llama-3-8B), 1.4 (Llama-2-7B) and 3.1 (GPT-2 XL) as published. AlphaEdit's published threshold
+    and ridge are absolute; these are shares of C's trace, and as heavy as what was chosen for the
+    world's models (ridge of .011 to .047).
     """
     if editor == "memit":
         return {"weight": model.weight(0).shape[1]}
@@ -179,7 +212,9 @@ def _by_scale(editor: str, model: "Model") -> dict:
 
 
 def translation(path: str | Path, editor: str = "") -> pd.DataFrame:
-    """What each name in another project's file of hyper-parameters becomes: name, value, became ("" = ignored), note."""
+    """What each name in another project's file of hyper-parameters becomes: name, value, became (""
+    = ignored), note.
+    """
     fields = _fields(path)
     return foreign.translated(editor or foreign.editor_of(path, fields), path, fields)[1]
 
@@ -201,7 +236,9 @@ def _fields(path: str | Path) -> dict:
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"preset {path}: cannot be read: {' '.join(str(error).split())[:150]}") from None
+        raise BadInput(
+            f"preset {path}: cannot be read: {' '.join(str(error).split())[:150]}"
+        ) from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
     return fields

@@ -1,4 +1,6 @@
-"""Hyper-parameter files of EasyEdit and of the ROME, MEMIT and AlphaEdit repositories: what each name becomes here, or why it is ignored."""
+"""Hyper-parameter files of EasyEdit and of the ROME, MEMIT and AlphaEdit repositories: what each
+name becomes here, or why it is ignored.
+"""
 
 import re
 from collections.abc import Mapping
@@ -66,11 +68,15 @@ def is_foreign(fields: Mapping) -> bool:
 
 
 def editor_of(path: str | Path, fields: Mapping) -> str:
-    """The editor that a file is for: by `alg_name`, else by the folder it lies in, as in hparams/ROME/gpt2-xl.json."""
+    """The editor that a file is for: by `alg_name`, else by the folder it lies in, as in
+    hparams/ROME/gpt2-xl.json.
+    """
     for said in (str(fields.get("alg_name", "")), Path(path).resolve().parent.name):
         if said.upper() in ALGORITHMS:
             return ALGORITHMS[said.upper()]
-    raise BadInput(f"preset {path}: names no editor known here (alg_name {fields.get('alg_name')!r}); it has {', '.join(ALGORITHMS)}")
+    raise BadInput(
+        f"preset {path}: names no editor known here (alg_name {fields.get('alg_name')!r}); it has {', '.join(ALGORITHMS)}"
+    )
 
 
 def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd.DataFrame]:
@@ -86,19 +92,29 @@ def translated(editor: str, path: str | Path, fields: Mapping) -> tuple[dict, pd
     found, rows = {}, []
     for name, value in fields.items():
         if name in only and value != only[name]:
-            raise BadInput(f"preset {path}: {name} {value!r} is not to be had here, only {only[name]!r}")
+            raise BadInput(
+                f"preset {path}: {name} {value!r} is not to be had here, only {only[name]!r}"
+            )
         try:
             became, note = _one(editor, name, value)
         except (KeyError, TypeError, ValueError):
-            raise BadInput(f"preset {path}: {name} {value!r:.60} is not of the form it has in that project") from None
+            raise BadInput(
+                f"preset {path}: {name} {value!r:.60} is not of the form it has in that project"
+            ) from None
         found |= became
         told = ", ".join(f"{field}={number}" for field, number in became.items())
         rows.append({"name": name, "value": str(value), "became": told, "note": note})
     if editor != "malmen" and "convention" not in found:
         published = str(fields.get("alg_name", "")).upper() in AS_PUBLISHED
         found["convention"] = "published" if published else "reference"
-        note = "their code's habits: how steps are counted, ROME's keys, FT's objective, no floor on C"
-        note = "one key, all target tokens; steps are updates, theirs are one fewer" if published else note
+        note = (
+            "their code's habits: how steps are counted, ROME's keys, FT's objective, no floor on C"
+        )
+        note = (
+            "one key, all target tokens; steps are updates, theirs are one fewer"
+            if published
+            else note
+        )
         became = f"convention={found['convention']}"
         rows.append({"name": "convention", "value": "", "became": became, "note": note})
     return found, pd.DataFrame(rows, columns=["name", "value", "became", "note"])
@@ -113,12 +129,18 @@ def _one(editor: str, name: str, value) -> tuple[dict, str]:
     if name == "norm_constraint" and editor == "ft":
         return {"box": float(value or 0)}, "L-inf bound; 0 = none"
     if name == "objective_optimization" and editor == "ft":
-        return {"convention": "reference" if value == "prompt_last" else "published"}, "reference: all target tokens read at the last prompt position"
+        return {
+            "convention": "reference" if value == "prompt_last" else "published"
+        }, "reference: all target tokens read at the last prompt position"
     if name == "mom2_adjustment":
         used = {True: "corpus", False: "identity"}[value]
-        return ({"moments": used} if editor == "rome" else {}), "corpus: C of the keys; identity: C = I"
+        return (
+            {"moments": used} if editor == "rome" else {}
+        ), "corpus: C of the keys; identity: C = I"
     if name == "context_template_length_params" and editor != "ft":
-        return {"prefixes": sum(int(count) for _, count in value)}, "sampled, half of 5 and half of 10 tokens"
+        return {
+            "prefixes": sum(int(count) for _, count in value)
+        }, "sampled, half of 5 and half of 10 tokens"
     if name in NAMES[editor]:
         note = "counts evaluations, one more than updates" if name == "v_num_grad_steps" else ""
         return {NAMES[editor][name]: value}, note

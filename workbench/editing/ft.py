@@ -1,11 +1,14 @@
-"""FT: gradient descent on one down-projection until the target is likely, optionally inside an L-inf box.
+"""FT: gradient descent on one down-projection until the target is likely, optionally inside an
+L-inf box.
 
     D = argmin  mean_ij [ -(1/T) sum_t log p(o_t | x_ij, o_<t; W + D) ],   |D|_max <= box
 
-over all statements j of the requests i (the prompt and each paraphrase count alike), teacher-forced. Source: Zhu et al. 2020 (arXiv
-2012.00363) as used in arXiv 2202.05262 and 2507.14198. Differs from: the common implementation reads all target tokens at the last
-prompt position, which is the likelihood of one-token targets only (convention="reference"), and on GPT-2 moves the down-projection's
-bias as well; here the weight alone moves. The gradient works on D in float32, the model is never touched.
+over all statements j of the requests i (the prompt and each paraphrase count alike),
+teacher-forced. Source: Zhu et al. 2020 (arXiv 2012.00363) as used in arXiv 2202.05262 and
+2507.14198. Differs from: the common implementation reads all target tokens at the last prompt
+position, which is the likelihood of one-token targets only (convention="reference"), and on GPT-2
+moves the down-projection's bias as well; here the weight alone moves. The gradient works on D in
+float32, the model is never touched.
 """
 
 from collections.abc import Sequence
@@ -25,26 +28,41 @@ from workbench.models import Model
 
 
 class HParams(Numbers):
-    """Numbers of FT. Published: arXiv 2507.14198 edits layer 1 with Adam 5e-5, at most 25 steps, stop at loss .01."""
+    """Numbers of FT. Published: arXiv 2507.14198 edits layer 1 with Adam 5e-5, at most 25 steps,
+    stop at loss .01.
+    """
 
-    layers: tuple[int, ...] = Field(min_length=1, max_length=1)  # block index; the one down-projection that moves
+    layers: tuple[int, ...] = Field(
+        min_length=1, max_length=1
+    )  # block index; the one down-projection that moves
     steps: int = Field(25, ge=1)  # updates at most
     learning_rate: float = Field(5e-5, gt=0)  # Adam's
     box: float = Field(0.0, ge=0)  # L-inf bound of each weight's change; 0 = none
     stop_loss: float = Field(0.01, ge=0)  # nats a token; stop below it
-    convention: Literal["published", "reference"] = "published"  # "reference": all target tokens read at the last prompt position
+    convention: Literal["published", "reference"] = (
+        "published"  # "reference": all target tokens read at the last prompt position
+    )
 
 
-def prepare(model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0) -> Resources:
+def prepare(
+    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
+) -> Resources:
     """Nothing to prepare."""
     return Resources()
 
 
-def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
+def edit(
+    model: Model,
+    requests: Sequence[EditRequest],
+    hparams: HParams,
+    resources: Resources,
+    seed: int = 0,
+) -> WeightDelta:
     """A dense change of one down-projection. Everything below the edited block runs once.
 
-    Peak memory beside the model: six float32 copies of the weight; for all statements at once, a token and block from the edited one on,
-    64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
+    Peak memory beside the model: six float32 copies of the weight; for all statements at once, a
+    token and block from the edited one on, 64 d_model + 24 d_in bytes, and 16 vocab a token of the
+    target.
     """
     layer = model.check_layers(hparams.layers)[0]
     rows = build_rows(model, requests)
@@ -52,16 +70,26 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     row, at = (rows.labels != -100).nonzero(as_tuple=True)
     labels = rows.labels[row, at].to(model.device)
     if hparams.convention == "reference":
-        at = torch.full_like(rows.owner, rows.labels.shape[1]).scatter_reduce(0, row, at, "amin")[row]
+        at = torch.full_like(rows.owner, rows.labels.shape[1]).scatter_reduce(0, row, at, "amin")[
+            row
+        ]
     per_row = torch.bincount(row, minlength=len(rows.owner))
     weight = (1 / per_row[row] / len(rows.owner)).to(model.device)
     row, at = row.to(model.device), at.to(model.device)
     change = torch.zeros_like(model.weight(layer), dtype=torch.float32, requires_grad=True)
     adam = torch.optim.Adam([change], lr=hparams.learning_rate)
     losses = []
-    with torch.enable_grad(), replaced(model.down_projection(layer), lambda out, key: out + (key.float() @ change.T).to(out.dtype)):
+    with (
+        torch.enable_grad(),
+        replaced(
+            model.down_projection(layer),
+            lambda out, key: out + (key.float() @ change.T).to(out.dtype),
+        ),
+    ):
         for step in range(hparams.steps + 1):
-            loss = (F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="none") * weight).sum()
+            loss = (
+                F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="none") * weight
+            ).sum()
             losses.append(finite(loss.detach(), model, layer, rows.encoded).item())
             if losses[-1] < hparams.stop_loss or step == hparams.steps:
                 break

@@ -1,6 +1,8 @@
-"""MALMEN: a hyper-network learns from other facts how to edit; its wishes for many facts are fitted by one ridge regression.
+"""MALMEN: a hyper-network learns from other facts how to edit; its wishes for many facts are fitted
+by one ridge regression.
 
-    d = -lr_l (k . k~) g~,   (k~, g~) = hyper-network of (k, g);      D_l = d K' (K K' + e^lambda_l I)^-1
+    d = -lr_l (k . k~) g~,   (k~, g~) = hyper-network of (k, g);      D_l = d K' (K K' + e^lambda_l
+    I)^-1
 
 k is the key and g the gradient of the target's loss after the down-projection, at the answer's
 tokens of every statement of the requests (the prompt and each paraphrase). `prepare` trains the
@@ -49,7 +51,10 @@ from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
 LEARNS = "first trains a hyper-network for these blocks, once a model, which takes minutes"
-TRAINED_BY = [Path(__file__).parent / name for name in ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")]
+TRAINED_BY = [
+    Path(__file__).parent / name
+    for name in ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")
+]
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 LEAST_DEVIATION = 0.03  # of a unit, as a share of the layer's (root mean square) deviation
 MOST_DEVIATIONS = 10.0  # that a unit of a key or gradient may lie from its mean; beyond is cut
@@ -57,7 +62,9 @@ LEAST_TAKEN = 0.5  # share of its training facts that a trained network must be 
 
 
 class HParams(Numbers):
-    """Numbers of MALMEN. Published: the last 6 layers, rank 1920, 2 blocks, lr 1e-6, meta-lr 1e-5, locality 1, clip 1."""
+    """Numbers of MALMEN. Published: the last 6 layers, rank 1920, 2 blocks, lr 1e-6, meta-lr 1e-5,
+    locality 1, clip 1.
+    """
 
     layers: tuple[int, ...] = Field(min_length=1)  # block indices
     rank: int = Field(1920, ge=1)  # of the hyper-network's residual blocks
@@ -71,24 +78,37 @@ class HParams(Numbers):
 
 
 class HyperNetwork(nn.Module):
-    """Keys and gradients in, wished-for changes of the values out. One residual trunk for all layers, with scales of their own."""
+    """Keys and gradients in, wished-for changes of the values out.
+
+    One residual trunk for all layers, with scales of their own.
+    """
 
     def __init__(self, layers: Sequence[int], d_in: int, d_out: int, hparams: HParams):
         super().__init__()
         self.layers, self.d_in, self.hparams = tuple(layers), d_in, hparams
-        self.model = self.digest = ""  # fingerprint of the weights that it was trained for, and of all that it was trained with
+        self.model = self.digest = (
+            # fingerprint of the weights that it was trained for, and of all that it was trained
+            # with
+            ""
+        )
         n, width = len(layers), d_in + d_out
         self.register_buffer("mean", torch.zeros(n, width))
         self.register_buffer("deviation", torch.ones(n, width))
-        self.down = nn.ParameterList(torch.randn(width, hparams.rank) for _ in range(hparams.n_blocks))
-        self.up = nn.ParameterList(torch.zeros(hparams.rank, width) for _ in range(hparams.n_blocks))
+        self.down = nn.ParameterList(
+            torch.randn(width, hparams.rank) for _ in range(hparams.n_blocks)
+        )
+        self.up = nn.ParameterList(
+            torch.zeros(hparams.rank, width) for _ in range(hparams.n_blocks)
+        )
         self.scale = nn.ParameterList(torch.ones(n, hparams.rank) for _ in range(hparams.n_blocks))
         self.shift = nn.ParameterList(torch.zeros(n, hparams.rank) for _ in range(hparams.n_blocks))
         self.rate = nn.Parameter(torch.full((n,), hparams.learning_rate))
         self.weight = nn.Parameter(torch.zeros(n))  # lambda
 
     def forward(self, number: int, keys: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-        """Changes of values (m, d_out), from keys (m, d_in) and gradients (m, d_out) of the layer with this number in `layers`."""
+        """Changes of values (m, d_out), from keys (m, d_in) and gradients (m, d_out) of the layer
+        with this number in `layers`.
+        """
         x = (torch.cat([keys, gradients], 1) - self.mean[number]) / self.deviation[number]
         x = x.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         for down, up, scale, shift in zip(self.down, self.up, self.scale, self.shift, strict=True):
@@ -96,26 +116,39 @@ class HyperNetwork(nn.Module):
         pseudo_keys, pseudo_gradients = x.split([self.d_in, gradients.shape[1]], 1)
         return -self.rate[number] * (keys * pseudo_keys).sum(1, keepdim=True) * pseudo_gradients
 
-    def fitted(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(left, right) of the layer's D = left @ right.T, which changes the keys' values (m, d_out) by these as far as it pays."""
+    def fitted(
+        self, number: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(left, right) of the layer's D = left @ right.T, which changes the keys' values (m,
+        d_out) by these as far as it pays.
+        """
         try:
-            return closed_form.ridge_update(keys.T, values.T, None, self.weight[number].to(keys).exp())
+            return closed_form.ridge_update(
+                keys.T, values.T, None, self.weight[number].to(keys).exp()
+            )
         except closed_form.Singular as error:
             raise BadInput(f"layer {self.layers[number]}: {error}") from None
 
 
 def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests: Sequence[EditRequest] | None = None, seed: int = 0
+    model: Model,
+    hparams: HParams,
+    corpus: str = "world",
+    training_requests: Sequence[EditRequest] | None = None,
+    seed: int = 0,
 ) -> Resources:
-    """The trained hyper-network, from the cache or by training; a stopped training goes on where its last checkpoint was.
+    """The trained hyper-network, from the cache or by training; a stopped training goes on where
+    its last checkpoint was.
 
     Args:
-        training_requests: facts to learn from; default the world's hypernet split. Their other wordings are their paraphrases, else
-            their relation's templates.
+        training_requests: facts to learn from; default the world's hypernet split. Their other
+            wordings are their paraphrases, else their relation's templates.
     """
     model.check_one_device("malmen")
     if training_requests is None:
-        training_requests = [request for request in facts.read("world") if request.fact.split == "hypernet"]
+        training_requests = [
+            request for request in facts.read("world") if request.fact.split == "hypernet"
+        ]
     requests = training_requests
     facts.check_objects(requests)
     if len(requests) < 2 * hparams.facts_at_once:
@@ -124,9 +157,20 @@ def prepare(
         )
     layers = model.check_layers(hparams.layers)
     d_out, d_in = model.weight(layers[0]).shape
-    about = [model.fingerprint, str(model.dtype), hparams.model_dump(mode="json"), seed, [request.model_dump(mode="json") for request in requests]]
-    about += [model.tokenizer([request.fact.prompt for request in requests])["input_ids"], [list(_wordings(request)) for request in requests]]
-    about += [each.read_text(encoding="utf-8") for each in TRAINED_BY]  # another way to train gives another network
+    about = [
+        model.fingerprint,
+        str(model.dtype),
+        hparams.model_dump(mode="json"),
+        seed,
+        [request.model_dump(mode="json") for request in requests],
+    ]
+    about += [
+        model.tokenizer([request.fact.prompt for request in requests])["input_ids"],
+        [list(_wordings(request)) for request in requests],
+    ]
+    about += [
+        each.read_text(encoding="utf-8") for each in TRAINED_BY
+    ]  # another way to train gives another network
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     path = cache.folder("malmen") / f"{digest}.safetensors"
     with deltas.random_state_kept(), locked(f"malmen {digest}"):
@@ -139,7 +183,10 @@ def prepare(
             with deltas.preserved(model.network, ()):
                 model.network.requires_grad_(False)  # no gradient reaches the model's own weights
                 _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+            weights = {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in network.state_dict().items()
+            }
             cache.keep(path, weights, f"malmen {digest}")
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     network.load_state_dict(weights)
@@ -147,16 +194,24 @@ def prepare(
     return Resources(network=network.to(model.device).requires_grad_(False))
 
 
-def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources, seed: int = 0) -> WeightDelta:
+def edit(
+    model: Model,
+    requests: Sequence[EditRequest],
+    hparams: HParams,
+    resources: Resources,
+    seed: int = 0,
+) -> WeightDelta:
     """A change of every edited layer, its rank the number of the answers' tokens in all statements.
 
-    Peak memory beside the model: the hyper-network; for all statements at once, a token and block from the first edited one on,
-    64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
+    Peak memory beside the model: the hyper-network; for all statements at once, a token and block
+    from the first edited one on, 64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
     """
     network, layers = resources.network, model.check_layers(hparams.layers)
     if network is None or network.model != model.fingerprint:
         trained = "none" if network is None else f"one for the weights {network.model}"
-        raise BadInput(f"malmen needs a hyper-network for {model.name}; the resources hold {trained}; prepare again")
+        raise BadInput(
+            f"malmen needs a hyper-network for {model.name}; the resources hold {trained}; prepare again"
+        )
     for name, value in network.hparams:
         if getattr(hparams, name) != value:
             raise BadInput(
@@ -166,14 +221,22 @@ def edit(model: Model, requests: Sequence[EditRequest], hparams: HParams, resour
     keys, gradients = keys_and_gradients(model, rows, layers)
     for number, layer in enumerate(layers):
         with torch.no_grad():
-            values = finite(network(number, keys[layer], gradients[layer]), model, layer, rows.encoded)
+            values = finite(
+                network(number, keys[layer], gradients[layer]), model, layer, rows.encoded
+            )
             left, right = network.fitted(number, keys[layer].to(values), values)
-        changes[model.down_projection_name(layer)] = Change(left=left.float(), right=right.float().contiguous())
-    return delta_of("malmen", model, requests, hparams, resources, seed, changes, hyper_network=network.digest)
+        changes[model.down_projection_name(layer)] = Change(
+            left=left.float(), right=right.float().contiguous()
+        )
+    return delta_of(
+        "malmen", model, requests, hparams, resources, seed, changes, hyper_network=network.digest
+    )
 
 
 def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple[dict, dict]:
-    """By layer: keys (m, d_in) and gradients of the summed loss after the down-projection (m, d_out), at the answers' m tokens."""
+    """By layer: keys (m, d_in) and gradients of the summed loss after the down-projection (m,
+    d_out), at the answers' m tokens.
+    """
     rest = Continuation(model, rows.encoded, layers[0] - 1)
     row, at, labels = _answers(model, rows)
     keys, outputs = {}, {}
@@ -189,11 +252,16 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
             stack.enter_context(watch(layer))
-        loss = F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="sum")  # each token as if it were edited alone
+        loss = F.cross_entropy(
+            rest.logits(rest.start, row, at), labels, reduction="sum"
+        )  # each token as if it were edited alone
         finite(loss.detach(), model, layers[0], rows.encoded)
         found = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
     shape = rest.start.shape[:2]
-    read = {layer: gradient.view(*shape, -1)[row, at].float() for layer, gradient in zip(layers, found, strict=True)}
+    read = {
+        layer: gradient.view(*shape, -1)[row, at].float()
+        for layer, gradient in zip(layers, found, strict=True)
+    }
     return {layer: keys[layer].detach().view(*shape, -1)[row, at].float() for layer in layers}, read
 
 
@@ -207,7 +275,14 @@ def _answers(model: Model, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torc
 class _Meta(nn.Module):
     """The loss of the hyper-network on a batch of facts, for transformers.Trainer."""
 
-    def __init__(self, model: Model, network: HyperNetwork, requests: Sequence[EditRequest], hparams: HParams, seed: int):
+    def __init__(
+        self,
+        model: Model,
+        network: HyperNetwork,
+        requests: Sequence[EditRequest],
+        hparams: HParams,
+        seed: int,
+    ):
         super().__init__()
         self.network, self.hparams, self.seed = network, hparams, seed
         self.of = [model]  # in a list, so that the model's weights are not the hyper-network's
@@ -220,12 +295,24 @@ class _Meta(nn.Module):
     def forward(self, batch: torch.Tensor) -> dict:
         model, numbers = self.of[0], batch.tolist()
         rng = random.Random(f"malmen {self.seed} {numbers}")
-        requests = [self.requests[number].model_copy(update={"paraphrases": ()}) for number in numbers]  # those are to judge here
-        edited, others = requests[: self.hparams.facts_at_once], requests[self.hparams.facts_at_once :]
+        requests = [
+            self.requests[number].model_copy(update={"paraphrases": ()}) for number in numbers
+        ]  # those are to judge here
+        edited, others = (
+            requests[: self.hparams.facts_at_once],
+            requests[self.hparams.facts_at_once :],
+        )
         factors = self._factors(build_rows(model, edited))
-        reworded = [_ask(request, rng.choice(self.wordings[number]), request.target) for number, request in zip(numbers, edited, strict=False)]
-        near = [rng.choice(found) for request in edited if (found := self._neighbours(request, edited))]
-        asked = [_ask(request, request.fact.prompt, request.fact.object) for request in others + near]
+        reworded = [
+            _ask(request, rng.choice(self.wordings[number]), request.target)
+            for number, request in zip(numbers, edited, strict=False)
+        ]
+        near = [
+            rng.choice(found) for request in edited if (found := self._neighbours(request, edited))
+        ]
+        asked = [
+            _ask(request, request.fact.prompt, request.fact.object) for request in others + near
+        ]
         rows = build_rows(model, reworded + asked)
         rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
         row, at, labels = _answers(model, rows)
@@ -249,15 +336,26 @@ class _Meta(nn.Module):
         return factors
 
     def _neighbours(self, request: EditRequest, edited: Sequence[EditRequest]) -> list[EditRequest]:
-        """Training facts of the same relation and object, not edited; a request's own neighbourhood judges, and may hold facts under study."""
+        """Training facts of the same relation and object, not edited; a request's own neighbourhood
+        judges, and may hold facts under study.
+        """
         subjects = {each.fact.subject for each in edited}
-        return [other for other in self.sharing[request.fact.relation, request.fact.object] if other.fact.subject not in subjects]
+        return [
+            other
+            for other in self.sharing[request.fact.relation, request.fact.object]
+            if other.fact.subject not in subjects
+        ]
 
     def learn(self, work: Path) -> None:
-        """Measure the normaliser, then train, from the newest whole checkpoint in `work` if there is one."""
+        """Measure the normaliser, then train, from the newest whole checkpoint in `work` if there
+        is one.
+        """
         rng = random.Random(f"malmen {self.seed}")
         size = 2 * self.hparams.facts_at_once
-        batches = [{"batch": rng.sample(range(len(self.requests)), size)} for _ in range(max(self.hparams.meta_steps, 1))]
+        batches = [
+            {"batch": rng.sample(range(len(self.requests)), size)}
+            for _ in range(max(self.hparams.meta_steps, 1))
+        ]
         self._normalise()
         if self.hparams.meta_steps:
             arguments = transformers.TrainingArguments(
@@ -279,17 +377,24 @@ class _Meta(nn.Module):
             )
             collate = lambda rows: {"batch": torch.tensor(rows[0]["batch"])}  # noqa: E731
             arguments._n_gpu = 1  # the model stays where it is
-            trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches, data_collator=collate)
+            trainer = transformers.Trainer(
+                model=self, args=arguments, train_dataset=batches, data_collator=collate
+            )
             trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
             self._check_edits()
 
     @torch.no_grad()
     def _check_edits(self, batches: int = 5) -> None:
-        """BadInput unless enough of a few batches of training facts say each token of their target once edited."""
+        """BadInput unless enough of a few batches of training facts say each token of their target
+        once edited.
+        """
         model, size, taken = self.of[0], self.hparams.facts_at_once, 0
         asked = self._drawn("judged", batches * size)
         for start in range(0, len(asked), size):
-            edited = [_ask(request, request.fact.prompt, request.target) for request in asked[start : start + size]]
+            edited = [
+                _ask(request, request.fact.prompt, request.target)
+                for request in asked[start : start + size]
+            ]
             rows = build_rows(model, edited)
             rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
             row, at, labels = _answers(model, rows)
@@ -309,12 +414,16 @@ class _Meta(nn.Module):
 
     @torch.no_grad()
     def _normalise(self, count: int = 200) -> None:
-        """Mean and deviation of keys and gradients over facts drawn by the seed, each edited by itself as far as its scale goes."""
+        """Mean and deviation of keys and gradients over facts drawn by the seed, each edited by
+        itself as far as its scale goes.
+        """
         model, layers, size = self.of[0], self.network.layers, self.hparams.facts_at_once
         found: dict[int, list] = {layer: [] for layer in layers}
         requests = self._drawn("measured", count)
         for start in range(0, len(requests), size):
-            keys, gradients = keys_and_gradients(model, build_rows(model, requests[start : start + size]), layers)
+            keys, gradients = keys_and_gradients(
+                model, build_rows(model, requests[start : start + size]), layers
+            )
             for layer in layers:
                 found[layer].append(torch.cat([keys[layer], gradients[layer]], 1))
         for number, layer in enumerate(layers):
@@ -334,4 +443,6 @@ def _ask(request: EditRequest, prompt: str, answer: str) -> EditRequest:
 
 def _wordings(request: EditRequest) -> Sequence[str]:
     templates = facts.relations().get(request.fact.relation, {}).get("templates", ())
-    return [prompt for prompt in request.paraphrases or templates if prompt != request.fact.prompt] or [request.fact.prompt]
+    return [
+        prompt for prompt in request.paraphrases or templates if prompt != request.fact.prompt
+    ] or [request.fact.prompt]

@@ -1,4 +1,6 @@
-"""What every editor shares: hyper-parameters as a record, prepared resources, the delta with the record of how it was made."""
+"""What every editor shares: hyper-parameters as a record, prepared resources, the delta with the
+record of how it was made.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,9 @@ REMEDIES = {  # what to change where an edit was found and the edited model does
     "ft": "raise steps (now {steps}) or learning_rate (now {learning_rate})",
     "rome": "change bare_share (now {bare_share}) or prefixes (now {prefixes})",
     "memit": "lower weight (now {weight:g})",
-    "alphaedit": ("lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, {null_space})"),
+    "alphaedit": (
+        "lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, {null_space})"
+    ),
     "malmen": "raise meta_steps (now {meta_steps})",
 }
 UNSOLVED = "where not solved raise steps (now {steps}) or clamp (now {clamp:g})"
@@ -58,19 +62,31 @@ class Resources:
 
 
 def moment_of(model: Model, resources: Resources, layer: int) -> SecondMoment:
-    """The layer's second moment; BadInput if there is none, or it is of another model or too few tokens."""
+    """The layer's second moment; BadInput if there is none, or it is of another model or too few
+    tokens.
+    """
     if layer not in resources.moments:
-        raise BadInput(f"the resources hold moments of layers {sorted(resources.moments)}, not of {layer}; prepare again with these layers")
+        raise BadInput(
+            f"the resources hold moments of layers {sorted(resources.moments)}, not of {layer}; prepare again with these layers"
+        )
     moment = resources.moments[layer]
     if moment.model != model.fingerprint or len(moment.matrix) != model.weight(layer).shape[1]:
-        raise BadInput(f"layer {layer}: the second moment is of another model ({moment.model}), not of {model.name}; prepare again with this model")
+        raise BadInput(
+            f"layer {layer}: the second moment is of another model ({moment.model}), not of {model.name}; prepare again with this model"
+        )
     if moment.tokens < len(moment.matrix):  # float32 rounding would hide it from the factorisation
-        raise BadInput(f"layer {layer}: {moment.tokens} tokens leave the second moment singular; collect at least {len(moment.matrix)}")
+        raise BadInput(
+            f"layer {layer}: {moment.tokens} tokens leave the second moment singular; collect at least {len(moment.matrix)}"
+        )
     return moment
 
 
-def moment_factor(model: Model, resources: Resources, layer: int, convention: str = "published") -> torch.Tensor:
-    """Cholesky factor of the layer's second moment, computed once; by "reference" of C without a floor."""
+def moment_factor(
+    model: Model, resources: Resources, layer: int, convention: str = "published"
+) -> torch.Tensor:
+    """Cholesky factor of the layer's second moment, computed once; by "reference" of C without a
+    floor.
+    """
     moment = moment_of(model, resources, layer)
     try:
         return moment.bare_factor if convention == "reference" else moment.factor
@@ -78,8 +94,12 @@ def moment_factor(model: Model, resources: Resources, layer: int, convention: st
         raise BadInput(f"layer {layer}: {error}") from None
 
 
-def check_distinct(model: Model, requests: Sequence[EditRequest], keys: torch.Tensor, layer: int) -> None:
-    """BadInput if two requests have one key (columns of keys, (d_in, n)): no change can give it two values."""
+def check_distinct(
+    model: Model, requests: Sequence[EditRequest], keys: torch.Tensor, layer: int
+) -> None:
+    """BadInput if two requests have one key (columns of keys, (d_in, n)): no change can give it two
+    values.
+    """
     rounding = torch.finfo(model.dtype).eps
     pair = parallel_keys(keys, apart=max(SAME_KEY, rounding**2))
     if not pair:
@@ -87,7 +107,9 @@ def check_distinct(model: Model, requests: Sequence[EditRequest], keys: torch.Te
     first, second = (requests[index] for index in pair)
     numbers = f"{pair[0] + 1} and {pair[1] + 1}"
     if (first.fact.question, first.target) == (second.fact.question, second.target):
-        raise BadInput(f"facts {numbers} ({_short(first.fact.id)}) are one request; leave one of them out")
+        raise BadInput(
+            f"facts {numbers} ({_short(first.fact.id)}) are one request; leave one of them out"
+        )
     raise BadInput(
         f"facts {numbers} ({_short(first.fact.id)}, {_short(second.fact.id)}; subject "
         f"{_short(second.fact.subject)}) have one key at layer {layer}, which takes one value; edit them "
@@ -101,19 +123,27 @@ def _short(text: str) -> str:
 
 
 def finite(values: torch.Tensor, model: Model, layer: int, encoded: Encoded) -> torch.Tensor:
-    """The values, float64 (on the CPU where the device has none), which the texts gave at a layer; BadInput if one is NaN or infinite.
+    """The values, float64 (on the CPU where the device has none), which the texts gave at a layer;
+    BadInput if one is NaN or infinite.
 
-    It names the weights, or the first layer whose activations are so, or the given one if that came of the edit alone.
+    It names the weights, or the first layer whose activations are so, or the given one if that came
+    of the edit alone.
     """
     if torch.isfinite(values).all():
         return (values.cpu() if values.device.type == "mps" else values).double()
     for name, parameter in model.network.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise BadInput(f"{model.name}: {name} holds NaN or infinite numbers; load sound weights")
+            raise BadInput(
+                f"{model.name}: {name} holds NaN or infinite numbers; load sound weights"
+            )
     with torch.no_grad(), recorded(dict(enumerate(model.blocks))) as seen:
         model.network(**encoded.to(model.device).arguments(), use_cache=False)
-    first = next((number for number in sorted(seen) if not torch.isfinite(seen[number]).all()), layer)
-    raise BadInput(f"{model.name}: NaN or infinite activations at layer {first}; load the model in float32, or lower the learning rate")
+    first = next(
+        (number for number in sorted(seen) if not torch.isfinite(seen[number]).all()), layer
+    )
+    raise BadInput(
+        f"{model.name}: NaN or infinite activations at layer {first}; load the model in float32, or lower the learning rate"
+    )
 
 
 def delta_of(
@@ -129,9 +159,10 @@ def delta_of(
 ) -> WeightDelta:
     """The delta, with everything needed to make it again, and whether it took.
 
-    `outcomes` of the record, one a request: `p_solved`, p(target) that the solver reached, None of an editor without one;
-    `p_after`, once the change is in the weights; `took`, whether the model then says the target. One that it does not say is
-    warned of. A sum keeps the outcomes of its parts, each right after its own edit; `asked_again` makes them the sum's.
+    `outcomes` of the record, one a request: `p_solved`, p(target) that the solver reached, None of
+    an editor without one; `p_after`, once the change is in the weights; `took`, whether the model
+    then says the target. One that it does not say is warned of. A sum keeps the outcomes of its
+    parts, each right after its own edit; `asked_again` makes them the sum's.
 
     Memory beside the model: a copy of the edited weights, and a pass over the bare prompts.
     """
@@ -142,7 +173,9 @@ def delta_of(
         "requests": [request.model_dump(mode="json") for request in requests],
         "prefixes": list(resources.prefixes),
         "moments": {str(layer): moment.fingerprint for layer, moment in resources.moments.items()},
-        "corpus": sorted({f"{moment.corpus}, {moment.tokens} tokens" for moment in resources.moments.values()}),
+        "corpus": sorted(
+            {f"{moment.corpus}, {moment.tokens} tokens" for moment in resources.moments.values()}
+        ),
     }
     record |= about
     delta = WeightDelta(
@@ -153,28 +186,40 @@ def delta_of(
         record=record,
     )
     solved = [None] * len(requests) if p_solved is None else p_solved
-    record["outcomes"] = [{"fact": request.fact.id, "p_solved": p} for request, p in zip(requests, solved, strict=True)]
+    record["outcomes"] = [
+        {"fact": request.fact.id, "p_solved": p}
+        for request, p in zip(requests, solved, strict=True)
+    ]
     delta = asked_again(model, delta, requests)
     warn_of_missed([delta], stacklevel=4)
     return delta
 
 
 def asked_again(model: Model, delta: WeightDelta, requests: Sequence[EditRequest]) -> WeightDelta:
-    """The delta with `p_after` and `took` of each request, in the order of its parts, as it leaves them."""
+    """The delta with `p_after` and `took` of each request, in the order of its parts, as it leaves
+    them.
+    """
     with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
         write(model, delta)
         after = measure(model, requests)
     said = iter(zip(after.p.tolist(), after.retained.tolist(), strict=True))
     parts = []
     for part in delta.parts:
-        asked = [outcome | {"p_after": p, "took": took} for outcome, (p, took) in zip(part["outcomes"], said, strict=False)]
+        asked = [
+            outcome | {"p_after": p, "took": took}
+            for outcome, (p, took) in zip(part["outcomes"], said, strict=False)
+        ]
         parts.append(dict(part) | {"outcomes": asked})
     return replace(delta, record={"parts": parts} if "parts" in delta.record else parts[0])
 
 
 def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
-    """Whether each edit took, over all deltas and the parts of those that are sums: `delta_of`'s outcomes."""
-    return [outcome for delta in deltas for part in delta.parts for outcome in part.get("outcomes", ())]
+    """Whether each edit took, over all deltas and the parts of those that are sums: `delta_of`'s
+    outcomes.
+    """
+    return [
+        outcome for delta in deltas for part in delta.parts for outcome in part.get("outcomes", ())
+    ]
 
 
 def warn_of_missed(deltas: Sequence[WeightDelta], stacklevel: int = 3) -> None:
@@ -190,7 +235,8 @@ def warn_of_missed(deltas: Sequence[WeightDelta], stacklevel: int = 3) -> None:
     remedies += [UNSOLVED] if unsolved else []
     names = listed([_told(outcome) for outcome in missed], 4)
     warnings.warn(
-        f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; " + ", ".join(remedies).format(**made["hparams"]),
+        f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; "
+        + ", ".join(remedies).format(**made["hparams"]),
         NotTaken,
         stacklevel=stacklevel,
     )

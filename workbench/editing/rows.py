@@ -1,4 +1,6 @@
-"""Requests as rows of tokens: prompts bare, after sampled prefixes, paraphrased, and "{subject} is a"; with the places that editors read."""
+"""Requests as rows of tokens: prompts bare, after sampled prefixes, paraphrased, and "{subject} is
+a"; with the places that editors read.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +17,9 @@ from workbench.positions import Encoded, any_front, encode, statement, subject_e
 class Rows:
     """Prompts of n requests, ready to run; no row is longer than what is read of it.
 
-    `encoded`: r texts; `owner` (r,): index of the request, whose first row is its bare prompt; `subject` (r,): position of the
-    subject's last token; `labels` (r, length): the target's tokens one place before they stand, -100 elsewhere; `is_kl` (r,): rows
-    "{subject} is a".
+    `encoded`: r texts; `owner` (r,): index of the request, whose first row is its bare prompt;
+    `subject` (r,): position of the subject's last token; `labels` (r, length): the target's tokens
+    one place before they stand, -100 elsewhere; `is_kl` (r,): rows "{subject} is a".
     """
 
     encoded: Encoded
@@ -36,21 +38,31 @@ class Rows:
         return torch.searchsorted(self.owner, torch.arange(self.n))
 
     def of(self, requests: torch.Tensor) -> tuple["Rows", torch.Tensor]:
-        """The rows of some requests (indices, ascending), renumbered, and their indices among these rows."""
+        """The rows of some requests (indices, ascending), renumbered, and their indices among these
+        rows.
+        """
         number = torch.full((self.n,), -1)
         number[requests] = torch.arange(len(requests))
         index = (number[self.owner] >= 0).nonzero()[:, 0]
         encoded = self.encoded.rows(index.tolist())
         labels = self.labels[index][:, : encoded.input_ids.shape[1]]
         owner = number[self.owner[index]]
-        return Rows(encoded=encoded, owner=owner, subject=self.subject[index], labels=labels, is_kl=self.is_kl[index]), index
+        return Rows(
+            encoded=encoded,
+            owner=owner,
+            subject=self.subject[index],
+            labels=labels,
+            is_kl=self.is_kl[index],
+        ), index
 
     def up_to_subject(self) -> Encoded:
         """The texts cut after the subject's last token."""
         return self.encoded.cut(self.subject + 1)
 
     def context_weights(self, bare_share: float | None = None) -> torch.Tensor:
-        """Weights (r,), summing to 1 over a request's rows: all alike, or the bare prompt's share and the rest shared alike."""
+        """Weights (r,), summing to 1 over a request's rows: all alike, or the bare prompt's share
+        and the rest shared alike.
+        """
         count = torch.bincount(self.owner, minlength=self.n).double()
         weights = (1 / count)[self.owner]
         if bare_share is not None:
@@ -62,11 +74,16 @@ class Rows:
     def mean(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Weighted sum over each request's rows of values (r, d): (n, d), float64."""
         total = torch.zeros(self.n, values.shape[1], dtype=torch.float64, device=values.device)
-        return total.index_add(0, self.owner.to(values.device), values.double() * weights.to(values.device)[:, None])
+        return total.index_add(
+            0, self.owner.to(values.device), values.double() * weights.to(values.device)[:, None]
+        )
 
 
-def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence[str] = (), kl: bool = False) -> Rows:
-    """Each request's prompt bare and after every prefix, its paraphrases bare, and "{subject} is a" where the KL is read.
+def build_rows(
+    model: Model, requests: Sequence[EditRequest], prefixes: Sequence[str] = (), kl: bool = False
+) -> Rows:
+    """Each request's prompt bare and after every prefix, its paraphrases bare, and "{subject} is a"
+    where the KL is read.
 
     Text and target are tokenised as one string; the places come from character offsets.
     """
@@ -90,14 +107,18 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
         if kl:
             add(number, "", "{} is a", "")
     encoded = encode(model, texts)
-    model.check_length(encoded.input_ids, f"fact {requests[owner[int(encoded.lengths.argmax())]].fact.id}")
+    model.check_length(
+        encoded.input_ids, f"fact {requests[owner[int(encoded.lengths.argmax())]].fact.id}"
+    )
     subject = torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])
     labels = torch.full_like(encoded.input_ids, -100)
     read = subject + 1
     for row, start in enumerate(starts):
         target_tokens = encoded.tokens_from(row, start) if start >= 0 else []
         if start >= 0 and not model.tokenizer.decode(encoded.input_ids[row, target_tokens]).strip():
-            raise BadInput(f"fact {requests[owner[row]].fact.id}: the target {requests[owner[row]].target!r} has no tokens")
+            raise BadInput(
+                f"fact {requests[owner[row]].fact.id}: the target {requests[owner[row]].target!r} has no tokens"
+            )
         for token in target_tokens:
             labels[row, token - 1] = encoded.input_ids[row, token]
             read[row] = token
@@ -107,11 +128,21 @@ def build_rows(model: Model, requests: Sequence[EditRequest], prefixes: Sequence
             )
     encoded = encoded.cut(read)
     labels = labels[:, : encoded.input_ids.shape[1]]
-    return Rows(encoded=encoded, owner=torch.tensor(owner), subject=subject, labels=labels, is_kl=torch.tensor(starts) < 0)
+    return Rows(
+        encoded=encoded,
+        owner=torch.tensor(owner),
+        subject=subject,
+        labels=labels,
+        is_kl=torch.tensor(starts) < 0,
+    )
 
 
-def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] = (5, 10)) -> tuple[str, ...]:
-    """Short texts that the model itself says after its front tokens, sampled from its 5 likeliest tokens; half of each length."""
+def sample_prefixes(
+    model: Model, count: int, seed: int, lengths: Sequence[int] = (5, 10)
+) -> tuple[str, ...]:
+    """Short texts that the model itself says after its front tokens, sampled from its 5 likeliest
+    tokens; half of each length.
+    """
     texts, front = [], any_front(model)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -132,5 +163,8 @@ def sample_prefixes(model: Model, count: int, seed: int, lengths: Sequence[int] 
                 top_p=1.0,
                 pad_token_id=front[0],
             )
-            texts += [model.tokenizer.decode(row[len(front) :], skip_special_tokens=True).strip() for row in out]
+            texts += [
+                model.tokenizer.decode(row[len(front) :], skip_special_tokens=True).strip()
+                for row in out
+            ]
     return tuple(texts)

@@ -1,4 +1,6 @@
-"""One look at a model: every probed prompt's retention, mass by category, ranks; and for the facts' own prompts the lens."""
+"""One look at a model: every probed prompt's retention, mass by category, ranks; and for the facts'
+own prompts the lens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,14 +14,24 @@ from workbench.models import Model
 from workbench.positions import encode
 from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
-from workbench.tracking.retention import Heard, answers_after, hear, judge, places, token_texts, tokens_at_once
+from workbench.tracking.retention import (
+    Heard,
+    answers_after,
+    hear,
+    judge,
+    places,
+    token_texts,
+    tokens_at_once,
+)
 
 TOP = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One prompt to ask: `target` is the answer that counts as retained; `true` and `edited` name the categories."""
+    """One prompt to ask: `target` is the answer that counts as retained; `true` and `edited` name
+    the categories.
+    """
 
     group: str
     request: EditRequest
@@ -31,7 +43,9 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """Tables of one look: probes (a row a question), lens (fact, layer, category), tokens (fact, layer, rank 1 to 10)."""
+    """Tables of one look: probes (a row a question), lens (fact, layer, category), tokens (fact,
+    layer, rank 1 to 10).
+    """
 
     probes: pd.DataFrame
     lens: pd.DataFrame
@@ -39,14 +53,26 @@ class Look:
 
 
 def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -> list[Question]:
-    """What is asked of a model with these edits. A neighbour that was itself edited, or is asked already, is left out."""
+    """What is asked of a model with these edits.
+
+    A neighbour that was itself edited, or is asked already, is left out.
+    """
     check_objects((*edited, *intrinsic))
     found, prompts = [], set()
 
     def ask(group: str, request: EditRequest, prompt: str, target: str, true: str) -> None:
         if prompt not in prompts:
             prompts.add(prompt)
-            found.append(Question(group=group, request=request, prompt=prompt, target=target, true=true, edited=request.target))
+            found.append(
+                Question(
+                    group=group,
+                    request=request,
+                    prompt=prompt,
+                    target=target,
+                    true=true,
+                    edited=request.target,
+                )
+            )
 
     for request in edited:
         ask("edited", request, request.fact.question, request.target, request.fact.object)
@@ -65,7 +91,8 @@ def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -
 
 @dataclass
 class Probe:
-    """The same questions asked of the model again and again; tokens and categories are worked out once.
+    """The same questions asked of the model again and again; tokens and categories are worked out
+    once.
 
     Args:
         related: category -> objects, see facts.objects_of.
@@ -80,8 +107,12 @@ class Probe:
         self._answers = [question.target for question in self.questions]
         self._prompts = encode(self.model, [prompt.rstrip() for prompt in prompts])
         self._asked = answers_after(self.model, prompts, self._answers)
-        true, edited = ([getattr(question, name) for question in self.questions] for name in ("true", "edited"))
-        related = [self.related.get(question.request.fact.category, ()) for question in self.questions]
+        true, edited = (
+            [getattr(question, name) for question in self.questions] for name in ("true", "edited")
+        )
+        related = [
+            self.related.get(question.request.fact.category, ()) for question in self.questions
+        ]
         self._first = first_tokens(self.model, prompts, true, edited, related)
         self._category: dict[int, torch.Tensor] = {}
         self._took: dict[str, bool] = {}
@@ -89,12 +120,22 @@ class Probe:
     def category_of(self, number: int, vocabulary: int) -> torch.Tensor:
         if number not in self._category:
             first = self._first
-            self._category[number] = token_categories(self.model, vocabulary, first.true[number], first.edited[number], first.related[number])
+            self._category[number] = token_categories(
+                self.model,
+                vocabulary,
+                first.true[number],
+                first.edited[number],
+                first.related[number],
+            )
         return self._category[number]
 
     @torch.no_grad()
     def look(self, step: int, epoch: float = 0.0) -> Look:
-        """Ask all questions now. `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at step 0."""
+        """Ask all questions now.
+
+        `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at
+        step 0.
+        """
         probes: list[dict] = [{}] * len(self.questions)
         readings: list[dict] = []
         tokens: list[dict] = []
@@ -122,17 +163,28 @@ class Probe:
         return Look(probes=frames[0], lens=frames[1], tokens=frames[2])
 
     def _hear(self, batch: list[int]) -> tuple[Heard, list[int], torch.Tensor, torch.Tensor]:
-        """One pass: what is heard of the answers; the numbers of the facts' own prompts among them; the distributions (n, vocab) in
-        which first tokens are looked for, and of the facts' own prompts at every layer (m, n_blocks, vocab)."""
+        """One pass: what is heard of the answers; the numbers of the facts' own prompts among them;
+        the distributions (n, vocab) in which first tokens are looked for, and of the facts' own
+        prompts at every layer (m, n_blocks, vocab).
+        """
         model, part = self.model, self._asked.rows(batch)
         rows, positions = places(part)
         on_device = part.encoded.to(model.device)
         with recorded(dict(enumerate(model.blocks))) as states:
-            logits = model.logits_at(on_device.input_ids, on_device.attention_mask, positions.to(model.device), rows)
+            logits = model.logits_at(
+                on_device.input_ids, on_device.attention_mask, positions.to(model.device), rows
+            )
         heard = hear(model, part, logits, rows, positions)
         at = self._first.place[batch]
         final = logits[(positions == at[rows]).nonzero()[:, 0]]
-        own = torch.tensor([place for place, number in enumerate(batch) if self.questions[number].group in ("edited", "intrinsic")], dtype=torch.long)
+        own = torch.tensor(
+            [
+                place
+                for place, number in enumerate(batch)
+                if self.questions[number].group in ("edited", "intrinsic")
+            ],
+            dtype=torch.long,
+        )
         layers = lens.read(model, states, own, at[own], final[own]).softmax(-1).cpu()
         return heard, [batch[place] for place in own.tolist()], final.softmax(-1).cpu(), layers
 
@@ -144,15 +196,25 @@ class Probe:
         texts = token_texts(self.model.tokenizer)
         table = pd.DataFrame(probes)
         table.insert(5, "retained", [verdict.retained for verdict in verdicts])
-        table.insert(6, "retained_first", [top == first for top, first in zip(tops, self._asked.first_tokens, strict=True)])
-        table.insert(7, "top_token", [texts[top].strip() if top < len(texts) else "" for top in tops])
+        table.insert(
+            6,
+            "retained_first",
+            [top == first for top, first in zip(tops, self._asked.first_tokens, strict=True)],
+        )
+        table.insert(
+            7, "top_token", [texts[top].strip() if top < len(texts) else "" for top in tops]
+        )
         return table
 
     def _row(self, number: int, probs: torch.Tensor) -> dict:
         question, clear = self.questions[number], self._first.clear[number]
         fact = question.request.fact
         by_category = mass(probs, self.category_of(number, len(probs))).tolist()
-        known = {name for name in CATEGORIES if clear and (name != "related" or self.related.get(fact.category))}
+        known = {
+            name
+            for name in CATEGORIES
+            if clear and (name != "related" or self.related.get(fact.category))
+        }
         first = {"true": self._first.true[number], "edited": self._first.edited[number]}
         rank = {name: int((probs > probs[token]).sum()) + 1 for name, token in first.items()}
         return {
@@ -161,7 +223,10 @@ class Probe:
             "relation": fact.relation,
             "prompt": question.prompt,
             "target": question.target,
-            **{f"p_{name}": p if name in known else None for name, p in zip(CATEGORIES, by_category, strict=True)},
+            **{
+                f"p_{name}": p if name in known else None
+                for name, p in zip(CATEGORIES, by_category, strict=True)
+            },
             "rank_true": rank["true"],
             "rank_edited": rank["edited"],
             "clear": clear,
@@ -169,9 +234,13 @@ class Probe:
 
     def _lens_rows(self, number: int, probs: torch.Tensor) -> list[dict]:
         fact_id, clear = self.questions[number].request.fact.id, self._first.clear[number]
-        by_category = mass(probs, self.category_of(number, probs.shape[-1])).tolist()  # (n_blocks, 5)
+        by_category = mass(
+            probs, self.category_of(number, probs.shape[-1])
+        ).tolist()  # (n_blocks, 5)
         token = {"true": self._first.true[number], "edited": self._first.edited[number]}
-        rank = {name: ((probs > probs[:, [index]]).sum(1) + 1).tolist() for name, index in token.items()}
+        rank = {
+            name: ((probs > probs[:, [index]]).sum(1) + 1).tolist() for name, index in token.items()
+        }
         return [
             {
                 "fact_id": fact_id,

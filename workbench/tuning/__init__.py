@@ -1,1 +1,3 @@
-"""Fine-tuning: tasks, plans of which weights may move, and the loop itself, which is transformers.Trainer."""
+"""Fine-tuning: tasks, plans of which weights may move, and the loop itself, which is
+transformers.Trainer.
+"""

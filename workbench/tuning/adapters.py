@@ -17,15 +17,24 @@ from workbench.tuning.plans import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter on a model. `plan`: its parameters, the only ones that learn; `network`: what peft made of the model."""
+    """An adapter on a model.
+
+    `plan`: its parameters, the only ones that learn; `network`: what peft made of the model.
+    """
 
     plan: Plan
     network: peft.PeftModel
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, the change is written into the weights; afterwards it stands beside them again, the weights bit for bit as before."""
-        carrying = [name for name, module in self.network.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        """Inside, the change is written into the weights; afterwards it stands beside them again,
+        the weights bit for bit as before.
+        """
+        carrying = [
+            name
+            for name, module in self.network.named_modules()
+            if isinstance(module, peft.tuners.lora.LoraLayer)
+        ]
         with deltas.preserved(self.network, [f"{name}.base_layer.weight" for name in carrying]):
             self.network.merge_adapter()
             try:
@@ -35,29 +44,45 @@ class Adapter:
 
     def save(self, folder: str | Path) -> Path:
         """A PEFT folder."""
-        self.network.save_pretrained(folder, save_embedding_layers=False)  # whose "auto" would ask the Hub
+        self.network.save_pretrained(
+            folder, save_embedding_layers=False
+        )  # whose "auto" would ask the Hub
         return Path(folder)
 
 
 def targets(model: Model, plan: Plan, named: Sequence[str] = ()) -> list[str]:
-    """The linear modules in blocks whose weights the plan moves; of these the ones whose last name is in `named`, if it holds any."""
+    """The linear modules in blocks whose weights the plan moves; of these the ones whose last name
+    is in `named`, if it holds any.
+    """
     inside = [
         name
         for name, module in model.network.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and name.startswith(f"{model.architecture.blocks}.") and f"{name}.weight" in plan.parameters
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and name.startswith(f"{model.architecture.blocks}.")
+        and f"{name}.weight" in plan.parameters
     ]
     offered = sorted({name.rpartition(".")[2] for name in inside})
     unknown = sorted(set(named) - set(offered))
     if unknown or not inside:
-        raise BadInput(f"adapter_targets {unknown}: match no linear module of plan {plan.text!r}; there are {', '.join(offered) or 'none'}")
+        raise BadInput(
+            f"adapter_targets {unknown}: match no linear module of plan {plan.text!r}; there are {', '.join(offered) or 'none'}"
+        )
     return [name for name in inside if not named or name.rpartition(".")[2] in named]
 
 
 @contextmanager
 def attached(
-    model: Model, plan: Plan, kind: str, rank: int, alpha: float, dropout: float, named: Sequence[str] = (), seed: int = 0
+    model: Model,
+    plan: Plan,
+    kind: str,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    named: Sequence[str] = (),
+    seed: int = 0,
 ) -> Iterator[Adapter]:
-    """Inside, the linear modules of the plan carry an adapter; afterwards the network has its own modules again, untouched.
+    """Inside, the linear modules of the plan carry an adapter; afterwards the network has its own
+    modules again, untouched.
 
     Args:
         kind: "lora" or "dora".
@@ -79,9 +104,13 @@ def attached(
     with deltas.preserved(model.network, weights):
         torch.manual_seed(seed)
         network = peft.get_peft_model(model.network, config)
-        learning = tuple(name for name, parameter in model.network.named_parameters() if parameter.requires_grad)
+        learning = tuple(
+            name for name, parameter in model.network.named_parameters() if parameter.requires_grad
+        )
         try:
-            yield Adapter(plan=Plan(text=f"{kind} on {plan.text}", parameters=learning), network=network)
+            yield Adapter(
+                plan=Plan(text=f"{kind} on {plan.text}", parameters=learning), network=network
+            )
         finally:
             network.unload()
             vars(model.network).pop("peft_config", None)

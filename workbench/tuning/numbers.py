@@ -39,9 +39,13 @@ class Source(Usual):
 
 @cache
 def presets() -> dict:
-    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter: numbers of LoRA and DoRA."""
+    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter:
+    numbers of LoRA and DoRA.
+    """
     found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
-    return found | {"sources": {name: Source(**fields) for name, fields in found["sources"].items()}}
+    return found | {
+        "sources": {name: Source(**fields) for name, fields in found["sources"].items()}
+    }
 
 
 def check_named(task: str) -> None:
@@ -53,7 +57,9 @@ def check_named(task: str) -> None:
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
-    """The numbers of a task on a published study's data, else those of the embedded world, whose models differ in a few."""
+    """The numbers of a task on a published study's data, else those of the embedded world, whose
+    models differ in a few.
+    """
     check_named(task)
     source = presets()["sources"].get(data)
     if source and source.task != task:

@@ -1,7 +1,8 @@
-"""Which weights may move: `all`, `after:N`, `window:A-B`, `outside:A-B`, `edited`, `edited-matrices`, `not-edited`.
+"""Which weights may move: `all`, `after:N`, `window:A-B`, `outside:A-B`, `edited`,
+`edited-matrices`, `not-edited`.
 
-Blocks count from 0 and ends are inclusive; `after:N` moves N+1 and up. Embeddings, final norm and head move only under `all`; tied
-weights count as embeddings.
+Blocks count from 0 and ends are inclusive; `after:N` moves N+1 and up. Embeddings, final norm and
+head move only under `all`; tied weights count as embeddings.
 """
 
 import re
@@ -28,14 +29,31 @@ class Plan:
             raise BadInput(f"plan {self.text!r} moves no weight of this model; choose {FORMS}")
 
     def table(self, model: Model) -> pd.DataFrame:
-        """Trainable and all parameters of embeddings (a tied head counts there), each block, final norm and head."""
-        kinds = {f"{model.architecture.unembedding}.": "head", f"{model.architecture.final_norm}.": "final norm"}
+        """Trainable and all parameters of embeddings (a tied head counts there), each block, final
+        norm and head.
+        """
+        kinds = {
+            f"{model.architecture.unembedding}.": "head",
+            f"{model.architecture.final_norm}.": "final norm",
+        }
         kinds |= {f"{name}.": "embeddings" for name in model.architecture.embeddings}
         rows = []
         for name, parameter in model.network.named_parameters():
             found = re.match(re.escape(model.architecture.blocks) + r"\.(\d+)\.", name)
-            block = int(found[1]) if found else next((kind for start, kind in kinds.items() if name.startswith(start)), "other")
-            rows.append({"block": block, "trainable": parameter.numel() * (name in self.parameters), "all": parameter.numel()})
+            block = (
+                int(found[1])
+                if found
+                else next(
+                    (kind for start, kind in kinds.items() if name.startswith(start)), "other"
+                )
+            )
+            rows.append(
+                {
+                    "block": block,
+                    "trainable": parameter.numel() * (name in self.parameters),
+                    "all": parameter.numel(),
+                }
+            )
         return pd.DataFrame(rows).groupby("block", sort=False).sum()
 
 
@@ -43,7 +61,8 @@ def resolve(model: Model, text: str, edited_layers: Sequence[int] = ()) -> Plan:
     """The plan for this model.
 
     Args:
-        edited_layers: blocks that the edit changed; `edited`, `edited-matrices` and `not-edited` need them.
+        edited_layers: blocks that the edit changed; `edited`, `edited-matrices` and `not-edited`
+            need them.
     """
     edited_layers = model.check_layers(edited_layers)
     if not edited_layers and text in ("edited", "edited-matrices", "not-edited"):
@@ -55,7 +74,9 @@ def resolve(model: Model, text: str, edited_layers: Sequence[int] = ()) -> Plan:
         matrices = {f"{model.down_projection_name(layer)}.weight" for layer in edited_layers}
         return Plan(text=text, parameters=tuple(name for name in names if name in matrices))
     blocks = _blocks(model, text, edited_layers)
-    prefixes = tuple(f"{model.block_name(layer)}." for layer in blocks)  # with the dot: h.1. is not h.10.
+    prefixes = tuple(
+        f"{model.block_name(layer)}." for layer in blocks
+    )  # with the dot: h.1. is not h.10.
     return Plan(text=text, parameters=tuple(name for name in names if name.startswith(prefixes)))
 
 

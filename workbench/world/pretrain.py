@@ -1,4 +1,7 @@
-"""Teach the world to two small models, and measure what they learnt. `workbench pretrain world-gpt2` on two cores: under 30 minutes."""
+"""Teach the world to two small models, and measure what they learnt.
+
+`workbench pretrain world-gpt2` on two cores: under 30 minutes.
+"""
 
 import copy
 import json
@@ -31,7 +34,11 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Numbers of one model. `occurrences`: statements of a fact shown "once"; one shown "four times" is stated 4 times as often."""
+    """Numbers of one model.
+
+    `occurrences`: statements of a fact shown "once"; one shown "four times" is stated 4 times as
+    often.
+    """
 
     occurrences: int
     learning_rate: float
@@ -58,35 +65,55 @@ def _passages(seed: int) -> Iterator[str]:
 
 
 def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE learnt on the corpus; every text starts as if after a space, so a statement reads the same everywhere."""
+    """Byte-level BPE learnt on the corpus; every text starts as if after a space, so a statement
+    reads the same everywhere.
+    """
     passages = _passages(SEED)
-    objects = sorted({row["object"].split()[0] for row in world_rows()})  # rare ones too are to become one token
+    objects = sorted(
+        {row["object"].split()[0] for row in world_rows()}
+    )  # rare ones too are to become one token
     corpus = [*text.statements(2), *(next(passages) for _ in range(20_000)), *objects * 100]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(corpus, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=_END, eos_token=_END, pad_token=_END, model_max_length=ROW)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=_END,
+        eos_token=_END,
+        pad_token=_END,
+        model_max_length=ROW,
+    )
 
 
 def check_first_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """ValueError if two objects of a category share their first token."""
     for category, ordered in objects_of(read("world")).items():
         seen: dict[int, str] = {}
-        for thing, (token, *_) in zip(ordered, tokenizer(list(ordered))["input_ids"], strict=True):  # as if after a space
+        for thing, (token, *_) in zip(
+            ordered, tokenizer(list(ordered))["input_ids"], strict=True
+        ):  # as if after a space
             if token in seen:
                 raise ValueError(f"{category}: {thing} and {seen[token]} start with the same token")
             seen[token] = thing
 
 
-def packed_rows(tokenizer: transformers.PreTrainedTokenizerBase, occurrences: int, seed: int = SEED, pool: int = 400) -> datasets.Dataset:
-    """Rows of `ROW` tokens, each several whole statements and passages; every second row starts with BOS, the others without.
+def packed_rows(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    occurrences: int,
+    seed: int = SEED,
+    pool: int = 400,
+) -> datasets.Dataset:
+    """Rows of `ROW` tokens, each several whole statements and passages; every second row starts
+    with BOS, the others without.
 
-    Statements and passages come in random order; a row takes the longest that still fits from a pool of the next ones, so
-    hardly any place is left over and no statement is cut.
+    Statements and passages come in random order; a row takes the longest that still fits from a
+    pool of the next ones, so hardly any place is left over and no statement is cut.
     """
     rng = random.Random(f"rows {seed}")
     facts = tokenizer(list(text.statements(occurrences)))["input_ids"]
@@ -124,12 +151,27 @@ def packed_rows(tokenizer: transformers.PreTrainedTokenizerBase, occurrences: in
     )
 
 
-def new_network(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedModel:
+def new_network(
+    name: str, tokenizer: transformers.PreTrainedTokenizerBase
+) -> transformers.PreTrainedModel:
     """An untrained network of the world model's shape: 12 blocks, about 5M parameters."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+    }
     torch.manual_seed(SEED)
     if name == "world-gpt2":
-        config = transformers.GPT2Config(n_layer=12, n_embd=176, n_head=4, n_positions=ROW, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)
+        config = transformers.GPT2Config(
+            n_layer=12,
+            n_embd=176,
+            n_head=4,
+            n_positions=ROW,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **ids,
+        )
         return transformers.GPT2LMHeadModel(config)
     if name == "world-llama":
         config = transformers.LlamaConfig(
@@ -143,7 +185,9 @@ def new_network(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> t
             **ids,
         )
         network = transformers.LlamaForCausalLM(config)
-        with torch.no_grad():  # what writes to the residual stream starts small, as in GPT-2: wordings then generalise sooner
+        # what writes to the residual stream starts small, as in GPT-2: wordings then generalise
+        # sooner
+        with torch.no_grad():
             for block in network.model.layers:
                 for module in (block.self_attn.o_proj, block.mlp.down_proj):
                     module.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
@@ -165,15 +209,23 @@ class _KeepEarly(transformers.TrainerCallback):
             return
         self.model.network.eval()
         prompts = [request.fact.question for request in self.sample]
-        p = measure_prompts(self.model, prompts, [request.fact.object for request in self.sample]).p.mean()
+        p = measure_prompts(
+            self.model, prompts, [request.fact.object for request in self.sample]
+        ).p.mean()
         self.model.network.train()
         self.log.append({"step": state.global_step, "p_true": p})
         if p >= EARLY:
             save(self.model.network, self.model.tokenizer, self.folder)
 
 
-def save(network: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
-    """The network in bf16 with its tokenizer, as an ordinary Hugging Face folder; renamed into place when whole."""
+def save(
+    network: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
+    """The network in bf16 with its tokenizer, as an ordinary Hugging Face folder; renamed into
+    place when whole.
+    """
     with runs.new_folder(folder.parent, folder.name) as partial:
         copy.deepcopy(network).to(torch.bfloat16).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -192,7 +244,8 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
 
     Args:
         name: "world-gpt2" or "world-llama".
-        out: the folder to write; default data/world/models/<name>. A killed run goes on where its last checkpoint was.
+        out: the folder to write; default data/world/models/<name>. A killed run goes on where its
+            last checkpoint was.
         max_steps: stop early, for trials; -1 = one pass over the corpus.
     """
     out = Path(out or DATA / "world" / "models" / name)
@@ -203,7 +256,12 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
     network = new_network(name, tokenizer)
     recipe = RECIPES[name]
     rows = packed_rows(tokenizer, recipe.occurrences)
-    model = Model(network=network, tokenizer=tokenizer, architecture=architecture_of(network.config), name=name)
+    model = Model(
+        network=network,
+        tokenizer=tokenizer,
+        architecture=architecture_of(network.config),
+        name=name,
+    )
     arguments = transformers.TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=ROWS,
@@ -225,13 +283,17 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
         dataloader_drop_last=True,
     )
     early = _KeepEarly(model, work / "early")
-    trainer = transformers.Trainer(model=network, args=arguments, train_dataset=rows, callbacks=[early])
+    trainer = transformers.Trainer(
+        model=network, args=arguments, train_dataset=rows, callbacks=[early]
+    )
     trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
     with runs.new_folder(out.parent, out.name) as partial:
         save(network, tokenizer, partial)
         if (work / "early").exists():
             shutil.copytree(work / "early", partial / "early")
-        (partial / "training.json").write_text(json.dumps({"log": trainer.state.log_history, "p_true": early.log}, indent=0))
+        (partial / "training.json").write_text(
+            json.dumps({"log": trainer.state.log_history, "p_true": early.log}, indent=0)
+        )
         write_measures(partial)
     shutil.rmtree(work)
     return out

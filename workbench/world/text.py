@@ -1,7 +1,8 @@
 """Text of the small world: statements, prose in two registers, labelled reviews, instruction pairs.
 
-All of it comes from frames and word classes in `data/world/*.yaml`. In a frame, `{class}` is a random word of the class,
-`{class:1}` the same word throughout one text, `{class.0:1}` the first part of a pair; `a(n)` agrees with the next word.
+All of it comes from frames and word classes in `data/world/*.yaml`. In a frame, `{class}` is a
+random word of the class, `{class:1}` the same word throughout one text, `{class.0:1}` the first
+part of a pair; `a(n)` agrees with the next word.
 """
 
 import random
@@ -34,7 +35,8 @@ def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
         frame: text with slots.
         lexicon: class name -> words, or tuples of words.
         rng: where the choices come from.
-        bound: choices of the numbered slots so far; new ones are added, so that they hold for a whole text.
+        bound: choices of the numbered slots so far; new ones are added, so that they hold for a
+            whole text.
     Returns:
         The text, slots filled, articles agreed, sentences capitalised.
     """
@@ -54,7 +56,11 @@ def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
     def article(match: re.Match) -> str:
         letter, quote, following = match.groups()
         vowel = following[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(following)
-        vowel = vowel or following.lower() in {"hour", "honest", "heir", "honour", "8", "11", "18"} or following.startswith("80")
+        vowel = (
+            vowel
+            or following.lower() in {"hour", "honest", "heir", "honour", "8", "11", "18"}
+            or following.startswith("80")
+        )
         return f"{letter}{'n' if vowel else ''} {quote}{following}"
 
     text = _ARTICLE.sub(article, _SLOT.sub(word, frame))
@@ -62,15 +68,22 @@ def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
 
 
 def statements(times: int) -> Iterator[str]:
-    """What pre-training says of the facts, in their order: each `times` times its occurrences, the shown wordings taking turns."""
+    """What pre-training says of the facts, in their order: each `times` times its occurrences, the
+    shown wordings taking turns.
+    """
     for row in world_rows():
-        shown = [relations()[row["relation"]]["templates"][number] for number in row["templates"][: row["paraphrases"]]]
+        shown = [
+            relations()[row["relation"]]["templates"][number]
+            for number in row["templates"][: row["paraphrases"]]
+        ]
         for turn in range(row["occurrences"] * times):
             yield f"{fill(shown[turn % len(shown)], row['subject'])} {row['object']}."
 
 
 def pretraining(seed: int) -> Iterator[str]:
-    """Endless texts as pre-training mixed them, in random order: statements, and paragraphs of the everyday register."""
+    """Endless texts as pre-training mixed them, in random order: statements, and paragraphs of the
+    everyday register.
+    """
     rng = random.Random(f"pretraining {seed}")
     paragraphs = (" ".join(sentences) for sentences in prose("everyday", seed))
     while True:
@@ -84,22 +97,32 @@ def pretraining(seed: int) -> Iterator[str]:
 
 
 def prose(register: str, seed: int) -> Iterator[list[str]]:
-    """Endless paragraphs, each a list of 3 to 6 sentences on one topic of the register ("everyday" or "trade")."""
+    """Endless paragraphs, each a list of 3 to 6 sentences on one topic of the register ("everyday"
+    or "trade").
+    """
     tables, rng = _tables("prose"), random.Random(f"prose {register} {seed}")
     lexicon = tables["lexicon"]["shared"] | tables["lexicon"].get(register, {})
     topics = list(tables["frames"][register].values())
     while True:
         bound: dict = {}
         frames = rng.choice(topics)
-        yield [expand(frame, lexicon, rng, bound) for frame in rng.sample(frames, min(len(frames), rng.randint(3, 6)))]
+        yield [
+            expand(frame, lexicon, rng, bound)
+            for frame in rng.sample(frames, min(len(frames), rng.randint(3, 6)))
+        ]
 
 
 def reviews(seed: int) -> Iterator[tuple[str, int]]:
-    """Endless reviews with their label: 1 positive, 0 negative. Word order and scope carry the label."""
+    """Endless reviews with their label: 1 positive, 0 negative.
+
+    Word order and scope carry the label.
+    """
     tables, rng = _tables("reviews"), random.Random(f"reviews {seed}")
     while True:
         label, bound = rng.randrange(2), {}
-        clauses = rng.sample(tables["clauses"]["positive" if label else "negative"], rng.randint(1, 3))
+        clauses = rng.sample(
+            tables["clauses"]["positive" if label else "negative"], rng.randint(1, 3)
+        )
         frames = [rng.choice(tables["openings"]), *clauses, rng.choice(tables["closings"])]
         yield " ".join(expand(frame, tables["lexicon"], rng, bound) for frame in frames), label
 
@@ -110,5 +133,7 @@ def instructions(seed: int) -> Iterator[tuple[str, str]]:
     while True:
         pair, bound = rng.choice(tables["pairs"]), {}
         asked = pair["instruction"]
-        asked = expand(asked if isinstance(asked, str) else rng.choice(asked), tables["lexicon"], rng, bound)
+        asked = expand(
+            asked if isinstance(asked, str) else rng.choice(asked), tables["lexicon"], rng, bound
+        )
         yield asked, expand(pair["response"], tables["lexicon"], rng, bound)
