@@ -124,11 +124,14 @@ def test_a_row_works_after_save_and_load(new_tiny, tmp_path, model_type):
 
 def test_a_fused_gelu_is_the_same_function_and_leaves_the_configuration(new_tiny):
     plain, fused = new_tiny("gpt2"), new_tiny("gpt2")
-    kinds = lambda model: {
-        type(module).__name__
-        for module in model.network.modules()
-        if "GELU" in type(module).__name__
-    }
+
+    def kinds(model):
+        return {
+            type(module).__name__
+            for module in model.network.modules()
+            if "GELU" in type(module).__name__
+        }
+
     models.fuse(fused.network)
     assert (kinds(plain), kinds(fused)) == ({"NewGELUActivation"}, {"GELUTanh"})
     assert fused.network.config.activation_function == "gelu_new"
