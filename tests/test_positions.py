@@ -69,7 +69,7 @@ ODD_TARGETS = ("São Paulo", "42", "😀", "東京", "O'Hara", "b")
 
 def spoken(tokenizer, start: str = "") -> types.SimpleNamespace:
     """What `positions` reads of a model."""
-    return types.SimpleNamespace(tokenizer=tokenizer, start=start, name="a model")
+    return types.SimpleNamespace(tokenizer=tokenizer, start=start, name="a model", in_force=[])
 
 
 def encode(tokenizer, texts, start: str = "", bare: bool = False) -> Encoded:

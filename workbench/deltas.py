@@ -1,15 +1,19 @@
-"""A change of weights as a value: low-rank factors or a dense matrix per weight; apply it for a
-`with`, save it, load it, export it.
+"""A change of weights as a value: low-rank factors or a dense matrix a weight.
+
+Here every kind of edit is applied for a `with`, saved and loaded; a change of weights can also be
+written for good, or exported as a model.
 """
 
 import copy
 import json
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import safetensors
@@ -18,6 +22,7 @@ import torch
 from torch import nn
 
 from workbench import files, runs
+from workbench.edits import Edit
 from workbench.facts import BadInput
 from workbench.models import Model
 
@@ -80,64 +85,71 @@ class Change:
         return Change(dense=mine + other.matrix().to(mine.device))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightDelta:
-    """The change that an edit makes.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightDelta(Edit):
+    """The change of weights that an edit makes.
 
     Attributes:
         changes: module name (a down-projection) -> Change.
-        model: name of the model it was made for; revision and fingerprint with it.
-        record: everything needed to make it again: editor, hparams, requests, prefixes, seed,
-            fingerprint of the moments.
         keys: module name -> keys (d_in, n) that AlphaEdit's next edits are to leave alone.
     """
 
     changes: Mapping[str, Change]
-    model: str
-    revision: str
-    fingerprint: str
-    record: Mapping = field(default_factory=dict)
     keys: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
-        """Both changes at once. They must be of one model."""
-        if self.fingerprint != other.fingerprint:
-            raise BadInput(
-                f"deltas of two models cannot be added ({self.model} {self.fingerprint}, {other.model} {other.fingerprint})"
-            )
+        """Both changes at once."""
+        summed = self.sum_with(other)
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = changes[name] + change if name in changes else change
-        parts = [*self.parts, *other.parts]
-        shared = {
-            name: torch.cat([keys, other.keys[name].to(keys.device)], 1)
-            for name, keys in self.keys.items()
-            if name in other.keys
-        }
-        return replace(
-            self,
-            changes=changes,
-            record={"parts": parts},
-            keys={**self.keys, **other.keys, **shared},
-        )
+        keys = dict(self.keys)
+        for name, more in other.keys.items():
+            keys[name] = (
+                torch.cat([keys[name], more.to(keys[name].device)], 1) if name in keys else more
+            )
+        return replace(summed, changes=changes, keys=keys)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The blocks whose weights it changes."""
         return tuple(sorted({int(re.search(r"\.(\d+)\.", name)[1]) for name in self.changes}))
 
-    @property
-    def parts(self) -> list[Mapping]:
-        """The record of each edit that it is the sum of; an empty one of a change that no editor
-        made.
-        """
-        return list(self.record.get("parts", [self.record]))
-
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the change of each weight."""
         return {
             name: change.matrix().double().norm().item() for name, change in self.changes.items()
         }
+
+    @contextmanager
+    def applied(self, model: Model) -> Iterator[Model]:
+        """The model with the changed weights; BadInput too if they overflow its dtype."""
+        self.check_made_for(model)
+        with preserved(model.network, [f"{name}.weight" for name in self.changes]):
+            write(model, self)
+            yield model
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        changed = {
+            f"{name}|{part}": tensor
+            for name, change in self.changes.items()
+            for part, tensor in change.tensors().items()
+        }
+        return changed | {f"{name}|keys": keys for name, keys in self.keys.items()}
+
+    def settings(self) -> dict[str, Any]:
+        kept = super().settings()
+        return {name: kept[name] for name in kept if name not in ("changes", "keys")}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> "WeightDelta":
+        parts: dict[str, dict] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("|")
+            parts[name][part] = tensor
+        keys = {name: part.pop("keys") for name, part in parts.items() if "keys" in part}
+        changes = {name: Change(**part) for name, part in parts.items()}
+        return cls(changes=changes, keys=keys, **settings)
 
 
 @contextmanager
@@ -198,21 +210,14 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
                 getattr(module, name).update(saved)
 
 
-@contextmanager
-def applied(model: Model, delta: WeightDelta) -> Iterator[Model]:
+def applied(model: Model, edit: Edit) -> AbstractContextManager[Model]:
     """The edited model, for the length of the `with`; afterwards bit for bit the model from before,
     also after an exception.
 
     Raises:
-        BadInput: the delta was made for other weights, or does not fit in the model's dtype.
+        BadInput: the edit was made for other weights, or does not fit in the model's dtype.
     """
-    if delta.fingerprint != model.fingerprint:
-        raise BadInput(
-            f"this delta was made for {delta.model} ({delta.fingerprint}), not for {model.name} ({model.fingerprint}); make it again"
-        )
-    with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
-        write(model, delta)
-        yield model
+    return edit.applied(model)
 
 
 @torch.no_grad()
@@ -239,56 +244,46 @@ def write(model: Model, delta: WeightDelta) -> None:
         weight.copy_(changed)
 
 
-def save(delta: WeightDelta, path: str | Path) -> Path:
-    """One safetensors file: the factors, and the record in its header.
+def save(edit: Edit, path: str | Path) -> Path:
+    """One safetensors file: the tensors, and everything else in its header.
 
     Written under a temporary name, then renamed.
     """
     path = Path(path)
     tensors = {
-        f"{name}|{part}": tensor.detach().cpu().contiguous().clone()
-        for name, change in delta.changes.items()
-        for part, tensor in change.tensors().items()
-    } | {f"{name}|keys": keys.cpu().contiguous().clone() for name, keys in delta.keys.items()}
-    about = {
-        "model": delta.model,
-        "revision": delta.revision,
-        "fingerprint": delta.fingerprint,
-        "record": dict(delta.record),
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in edit.tensors().items()
     }
+    about = {"kind": type(edit).__name__} | edit.settings()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.unwritable(path, error) from None
     with files.written(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={"workbench": json.dumps(about)})
+        header = {"workbench": json.dumps(about, default=dict)}
+        safetensors.torch.save_file(tensors, partial, metadata=header)
     return path
 
 
-def load(path: str | Path) -> WeightDelta:
-    """A delta that `save` wrote."""
+def load(path: str | Path) -> Edit:
+    """An edit that `save` wrote."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["workbench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        parts: dict[str, dict] = {}
-        for key, tensor in tensors.items():
-            name, _, part = key.rpartition("|")
-            parts.setdefault(name, {})[part] = tensor
-        keys = {name: tensors.pop("keys") for name, tensors in parts.items() if "keys" in tensors}
-        return WeightDelta(
-            changes={name: Change(**tensors) for name, tensors in parts.items()}, keys=keys, **about
-        )
+        kind = about.pop("kind", WeightDelta.__name__)
+        return Edit.kinds[kind].restored(tensors, about)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{path}: not a delta of the workbench ({' '.join(str(error).split())[:120]}); make it again"
-        ) from None
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(f"{path}: not an edit of the workbench ({reason}); make it again") from None
 
 
-def export(model: Model, delta: WeightDelta, folder: str | Path) -> Path:
+def export(model: Model, delta: Edit, folder: str | Path) -> Path:
     """The edited model as an ordinary Hugging Face folder, delta and record beside it; the model
     itself stays as it was.
     """
+    if not isinstance(delta, WeightDelta):
+        what = f"{type(delta).__name__}: is no change of weights, so no ordinary model holds it"
+        raise BadInput(f"{what}; save it (deltas.save) and apply it, or choose another editor")
     folder = files.check_new(folder)
     with runs.new_folder(folder.parent, folder.name) as partial:
         with applied(model, delta):

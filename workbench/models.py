@@ -2,6 +2,7 @@
 head are.
 """
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -124,7 +125,8 @@ class Model:
     """A network with its tokenizer and the row of its architecture. Layers are block indices from
     0.
 
-    `start`: what stands in front of every text; "" is the rule of `positions.front`.
+    `start`: what stands in front of every text; "" is the rule of `positions.front`. `in_force`:
+    edits that are applied now and leave the weights as they are.
     """
 
     network: PreTrainedModel
@@ -133,6 +135,7 @@ class Model:
     name: str
     revision: str = ""
     start: str = ""
+    in_force: list = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         width = self.network.get_submodule(self.architecture.unembedding).weight.shape[1]
@@ -255,9 +258,11 @@ class Model:
         return digest.hexdigest()[:16]
 
     def is_changed(self) -> bool:
-        """Whether the weights are other ones than those of the fingerprint: a sum over the bits of
-        each, much faster than the hash.
+        """Whether an edit is in force, or the weights are other ones than those of the fingerprint:
+        a sum over the bits of each, much faster than the hash.
         """
+        if self.in_force:
+            return True
         return bool(self.fingerprint) and self._bit_sums() != self.__dict__["_sums"]
 
     def check_unchanged(self, what: str) -> None:

@@ -174,11 +174,19 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
             verbose=False,
         )
     first = [] if bare else list(front(model))
+    befores = [first if bare else first + _context(model, text) for text in texts]
     offsets = tuple(
-        tuple([(0, 0)] * len(first) + [tuple(pair) for pair in pairs])
-        for pairs in plain["offset_mapping"]
+        tuple([(0, 0)] * len(before) + [tuple(pair) for pair in pairs])
+        for before, pairs in zip(befores, plain["offset_mapping"], strict=True)
     )
-    return padded([first + ids for ids in plain["input_ids"]], offsets)
+    rows = [before + ids for before, ids in zip(befores, plain["input_ids"], strict=True)]
+    return padded(rows, offsets)
+
+
+def _context(model: Model, text: str) -> list[int]:
+    """Tokens that the edits in force put between the front tokens and a text."""
+    before = "".join(edit.before(text) for edit in model.in_force)
+    return model.tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
 
 
 def padded(rows: Sequence[Sequence[int]], offsets: tuple = ()) -> Encoded:

@@ -1,0 +1,212 @@
+"""What an edit is: applied to a model for the length of a `with`, saved, loaded, added to others.
+
+Changed weights (`deltas.WeightDelta`) are one kind. The other kinds here leave the weights alone: a
+`Codebook` answers for chosen keys of one layer, a `Context` stands in front of what is asked.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+
+from workbench.activations import replaced
+from workbench.facts import BadInput
+from workbench.models import Model
+from workbench.positions import statement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An edit of one model. A kind says what it does while it is applied, and what is saved of it.
+
+    Attributes:
+        model: name of the model it was made for; revision and fingerprint with it.
+        record: everything needed to make it again: editor, hparams, requests, prefixes, seed,
+            fingerprint of the moments; and which requests took. Of a sum: `parts`, one of each.
+    """
+
+    model: str
+    revision: str
+    fingerprint: str
+    record: Mapping = field(default_factory=dict)
+
+    kinds: ClassVar[dict[str, type["Edit"]]] = {}  # by class name: what a file can hold
+
+    def __init_subclass__(cls):
+        Edit.kinds[cls.__name__] = cls
+
+    @classmethod
+    def of(cls, model: Model, **about) -> Self:
+        """An edit for this model, with no record yet."""
+        about = {"record": {}} | about
+        return cls(
+            model=model.name, revision=model.revision, fingerprint=model.fingerprint, **about
+        )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks that it touches."""
+        return ()
+
+    @property
+    def parts(self) -> list[Mapping]:
+        """The record of each edit that it is the sum of; an empty one where no editor made it."""
+        return list(self.record.get("parts", [self.record]))
+
+    @contextmanager
+    def applied(self, model: Model) -> Iterator[Model]:
+        """The edited model, for the length of the `with`; afterwards bit for bit as before.
+
+        Raises:
+            BadInput: the edit was made for other weights.
+        """
+        self.check_made_for(model)
+        model.in_force.append(self)
+        try:
+            yield model
+        finally:
+            model.in_force.remove(self)
+
+    def before(self, text: str) -> str:
+        """What the edit puts in front of a text that the model is asked."""
+        return ""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors to save."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """What else is to be saved: every field that is no tensor."""
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in kept.items() if name not in self.tensors()}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> Self:
+        """The edit that these were saved of."""
+        return cls(**tensors, **settings)
+
+    def check_made_for(self, model: Model) -> None:
+        """BadInput if it was made for other weights."""
+        if self.fingerprint != model.fingerprint:
+            raise BadInput(
+                f"this edit was made for {self.model} ({self.fingerprint}), not for {model.name} "
+                f"({model.fingerprint}); make it again"
+            )
+
+    def sum_with(self, other: "Edit", **changes) -> Self:
+        """This edit with other fields and the records of both. They must be of one model and kind.
+
+        For the kinds' own `+`.
+        """
+        if type(self) is not type(other):
+            kinds = f"{type(self).__name__} and {type(other).__name__}"
+            raise BadInput(f"{kinds} cannot be added; apply one inside the other")
+        if self.fingerprint != other.fingerprint:
+            models = f"{self.model} {self.fingerprint}, {other.model} {other.fingerprint}"
+            raise BadInput(
+                f"edits of two models cannot be added ({models}); make one of them again"
+            )
+        return replace(self, record={"parts": [*self.parts, *other.parts]}, **changes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codebook(Edit):
+    """Values that one down-projection puts out in place of its own, near chosen keys.
+
+        h(x) = v_i  if |x - k_i| <= r_i for the nearest key k_i,  else  W x
+
+    Attributes:
+        layer: block of the down-projection.
+        keys: (n, d_in), float32, what goes into it.
+        values: (n, d_model), float32, what then comes out.
+        radii: (n,), float32, how far from a key it answers.
+    """
+
+    layer: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    radii: torch.Tensor
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"keys": self.keys, "values": self.values, "radii": self.radii}
+
+    @contextmanager
+    def applied(self, model: Model) -> Iterator[Model]:
+        with super().applied(model), replaced(model.down_projection(self.layer), self.looked_up):
+            yield model
+
+    def looked_up(self, output: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """The output (..., d_model), with the value of the nearest key where one is near enough."""
+        keys, values, radii = (tensor.to(output.device) for tensor in self.tensors().values())
+        distance, nearest = self.distances(key, keys).min(-1)
+        inside = distance <= radii[nearest]
+        return torch.where(inside[..., None], values[nearest].to(output.dtype), output)
+
+    @staticmethod
+    @torch.no_grad()
+    def distances(key: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Of every vector of `key` (..., d_in) to every one of `keys` (n, d_in): (..., n).
+
+        By differences: the product form loses what is near to rounding.
+        """
+        flat = key.reshape(-1, key.shape[-1]).float()
+        distance = torch.cdist(flat, keys, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance.view(*key.shape[:-1], len(keys))
+
+    def __add__(self, other: "Codebook") -> "Codebook":
+        """Both: where two keys are nearer than their radii, each answers up to half way."""
+        summed = self.sum_with(other)
+        if self.layer != other.layer:
+            raise BadInput("codebooks of two layers cannot be added; apply one inside the other")
+        half = self.distances(self.keys, other.keys.to(self.keys.device)) / 2
+        mine = self.radii.minimum(half.min(1).values)
+        theirs = other.radii.to(half.device).minimum(half.min(0).values)
+        joined = {
+            name: torch.cat([tensor, other.tensors()[name].to(tensor.device)])
+            for name, tensor in self.tensors().items()
+        }
+        return replace(summed, **joined | {"radii": torch.cat([mine, theirs])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(Edit):
+    """Statements that stand in front of what the model is asked; its weights stay as they are.
+
+    Training texts get nothing in front: an edit in context is made by whoever asks.
+
+    Attributes:
+        statements: (subject, statement) of every fact.
+        scope: "subject": a statement stands before the texts that name its subject; "all": every
+            statement before every text, whoever it is about.
+    """
+
+    statements: tuple[tuple[str, str], ...]
+    scope: Literal["subject", "all"] = "subject"
+
+    def before(self, text: str) -> str:
+        wanted = [
+            stated
+            for subject, stated in self.statements
+            if self.scope == "all" or subject.lower() in text.lower()
+        ]
+        return "".join(f"{stated}\n" for stated in wanted)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> Self:
+        pairs = tuple((subject, stated) for subject, stated in settings["statements"])
+        return cls(**dict(settings) | {"statements": pairs})
+
+    def __add__(self, other: "Context") -> "Context":
+        """Both; what is stated later stands nearer to the question."""
+        return self.sum_with(other, statements=self.statements + other.statements)
+
+
+def stated(prompt: str, subject: str, target: str) -> str:
+    """A fact as a sentence: the prompt with its subject and its answer."""
+    return f"{statement(prompt.replace('{}', subject, 1), target)}."
