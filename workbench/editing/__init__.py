@@ -1,18 +1,17 @@
-"""The editors. Each module has HParams, prepare and edit; EDITORS is the only list of them.
+"""The editors, and the numbers that are proposed for them.
 
-One that solves target vectors also has `check`, which refuses what it could not edit, and
-`targets`, which `edit` takes as `solution`.
+EDITORS is the only list. An editor is a module or a function, see `registry`; `Editor` is what
+becomes of either.
 """
 
-import importlib
+import inspect
 import json
 import warnings
-from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -21,44 +20,116 @@ from tqdm.auto import tqdm
 from workbench import inert
 from workbench.editing import foreign
 from workbench.facts import BadInput, EditRequest
-from workbench.records import did_you_mean
+from workbench.registry import Registry
 
 if TYPE_CHECKING:
-    from workbench.deltas import WeightDelta
     from workbench.editing.records import Numbers, Resources
+    from workbench.edits import Edit
     from workbench.models import Model
 
 
-class Editors(UserDict):
-    """Name -> module, imported when it is first asked for: to name the editors takes no torch."""
+def _nothing_to_prepare(*args, **kwargs) -> "Resources":
+    from workbench.editing.records import Resources
 
-    def __getitem__(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{__name__}.{self.data[name]}")
+    return Resources()
 
 
-EDITORS = Editors({name: name for name in ("ft", "rome", "memit", "alphaedit", "malmen")})
+def _nothing_to_check(model, requests, hparams, resources) -> None:
+    return None
 
-# Where a model without a preset is edited, as shares of its depth: the published layers of GPT-2 XL
-# over its 48 blocks.
-DEPTHS = {
-    "ft": (0,),
-    "rome": (17 / 48,),
-    "memit": tuple(layer / 48 for layer in range(13, 18)),
-    "alphaedit": tuple(layer / 48 for layer in range(13, 18)),
-    "malmen": tuple(layer / 48 for layer in range(42, 48)),
-}
+
+def _nothing_remembered(resources, edit):
+    return resources
+
+
+def _nothing_scaled(model) -> dict:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editor:
+    """An editor with what it left out filled in.
+
+    Attributes:
+        HParams: its numbers, a subclass of `records.Numbers`.
+        edit: (model, requests, hparams, resources, seed) -> Edit; leaves the model as it was.
+        prepare: (model, hparams, corpus, training_requests, seed) -> Resources, once a model.
+        check: refuses what it could not edit, before the long work.
+        targets: solves the target vectors of requests; `edit` then takes them as `solution`.
+        remember: (resources, edit) -> resources, for the edits after it.
+        scaled: (model) -> numbers that compare between models only by the scale of their keys.
+        DEPTHS: the blocks proposed for a model without a preset, as shares of its depth.
+        LEARNS: what it learns in `prepare`, from facts that are then not studied; "" = nothing.
+        REMEDY: the numbers to change where an edit was found and did not take, as a template.
+    """
+
+    name: str
+    HParams: type["Numbers"]
+    edit: Callable[..., "Edit"]
+    prepare: Callable[..., "Resources"] = _nothing_to_prepare
+    check: Callable[..., None] = _nothing_to_check
+    targets: Callable[..., Any] | None = None
+    remember: Callable[..., "Resources"] = _nothing_remembered
+    scaled: Callable[["Model"], dict] = _nothing_scaled
+    DEPTHS: tuple[float, ...] = (1 / 3,)
+    LEARNS: str = ""
+    REMEDY: str = ""
+
+    @classmethod
+    def of(cls, name: str, thing: Any) -> "Editor":
+        """The editor that a module or a function is; BadInput if it is none."""
+        if inspect.isfunction(thing):
+            return cls(name=name, **_of_function(name, thing))
+        said = {
+            one.name: getattr(thing, one.name) for one in fields(cls) if hasattr(thing, one.name)
+        }
+        missing = {"HParams", "edit"} - set(said)
+        if missing:
+            what = f"editor {name}: {thing!r} has no {' and no '.join(sorted(missing))}"
+            raise BadInput(f"{what}; give a function of (model, requests, **numbers), or a module")
+        return cls(**said | {"name": name})
+
+
+def _of_function(name: str, function: Callable) -> dict[str, Any]:
+    """HParams and `edit` of an editor that is one function: its defaults are its numbers."""
+    import pydantic
+
+    from workbench.editing import records
+
+    numbers = list(inspect.signature(function).parameters.values())[2:]
+    for number in numbers:
+        if number.default is number.empty and number.name not in ("layers", "seed"):
+            raise BadInput(f"editor {name}: {number.name} has no default; give it one")
+    asked = {number.name for number in numbers}
+    of_fields = {
+        number.name: (
+            Any if number.annotation is number.empty else number.annotation,
+            number.default,
+        )
+        for number in numbers
+        if number.name not in ("layers", "seed")
+    }
+    hparams_type = pydantic.create_model(f"{name}.HParams", __base__=records.Numbers, **of_fields)
+
+    def edit(model, requests, hparams, resources, seed=0):
+        given = hparams.model_dump() | {"seed": seed}
+        made = function(model, requests, **{field: given[field] for field in asked})
+        return records.described(name, model, made, requests, hparams, resources, seed)
+
+    return {"HParams": hparams_type, "edit": edit}
+
+
+NAMES = ("ft", "rome", "memit", "alphaedit", "malmen", "grace", "incontext")
+EDITORS = Registry("editor", {name: f"{__name__}.{name}" for name in NAMES}, Editor.of)
 
 
 def check_named(name: str) -> None:
     """BadInput if no editor is called so."""
-    if name not in EDITORS:
-        near = did_you_mean(name, EDITORS) or ":"
-        raise BadInput(f"editor {name!r}{near} choose one of {', '.join(EDITORS)}")
+    EDITORS.check(name)
 
 
-def editor_named(name: str) -> ModuleType:
-    """The editor's module."""
-    check_named(name)
+def editor_named(name: str) -> Editor:
+    """The editor of this name."""
     return EDITORS[name]
 
 
@@ -69,7 +140,7 @@ def edit_each(
     hparams: "Numbers",
     resources: "Resources",
     seed: int = 0,
-) -> "list[WeightDelta]":
+) -> "list[Edit]":
     """Each batch of facts edited into a copy of the model of its own: a delta a batch.
 
     An editor that solves target vectors (`targets`) solves those of all batches at once, which is
@@ -79,7 +150,7 @@ def edit_each(
 
     module = editor_named(editor)
     solved: Sequence[dict] = [{}] * len(batches)
-    if hasattr(module, "targets"):
+    if module.targets:
         for batch in batches:
             module.check(model, batch, hparams, resources)  # before the long work
         solution = module.targets(
@@ -102,7 +173,7 @@ def edit_in_turn(
     hparams: "Numbers",
     resources: "Resources",
     seed: int = 0,
-) -> "WeightDelta":
+) -> "Edit":
     """Batches of facts edited one after another, each into the model that holds the earlier ones:
     the sum of their deltas.
 
@@ -126,8 +197,7 @@ def edit_in_turn(
                 with deltas.applied(model, total):
                     delta = module.edit(model, batch, hparams, resources, seed)
                 total = total + delta
-            if hasattr(module, "remember"):
-                resources = module.remember(resources, delta)
+            resources = module.remember(resources, delta)
     if len(batches) > 1:  # a later edit may undo an earlier one
         total = records.asked_again(
             model, total, [request for batch in batches for request in batch]
@@ -185,30 +255,17 @@ def preset(
         raise BadInput(
             f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers"
         )
-    layers = tuple(sorted({int(share * model.n_blocks) for share in DEPTHS[editor]}))
-    scaled = _by_scale(editor, model)
-    numbers = ", ".join(f"{field} {value}" for field, value in scaled.items())
-    warnings.warn(
-        f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its depth of "
-        f"{model.n_blocks}{', by the scale of its keys ' * bool(scaled)}{numbers}",
-        stacklevel=2,
-    )
+    layers = tuple(sorted({int(share * model.n_blocks) for share in module.DEPTHS}))
+    scaled = module.scaled(model)
+    if layers:
+        numbers = ", ".join(f"{field} {value}" for field, value in scaled.items())
+        by_scale = f", by the scale of its keys {numbers}" if scaled else ""
+        warnings.warn(
+            f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its "
+            f"depth of {model.n_blocks}{by_scale}",
+            stacklevel=2,
+        )
     return module.HParams(layers=layers, **scaled, **convention)
-
-
-def _by_scale(editor: str, model: "Model") -> dict:
-    """The numbers that compare between models only by the scale of their keys.
-
-    E[k' C^-1 k] = d_in, so a request is as heavy as `weight` / d_in of the corpus: .9 (GPT-J), 1.0
-    (Llama-3-8B), 1.4 (Llama-2-7B) and 3.1 (GPT-2 XL) as published. AlphaEdit's published threshold
-    and ridge are absolute; these are shares of C's trace, and as heavy as what was chosen for the
-    world's models (ridge of .011 to .047).
-    """
-    if editor == "memit":
-        return {"weight": model.weight(0).shape[1]}
-    if editor == "alphaedit":
-        return {"null_space": "trace", "threshold": 0.1, "ridge_unit": "trace", "ridge": 0.02}
-    return {}
 
 
 def translation(path: str | Path, editor: str = "") -> pd.DataFrame:

@@ -25,6 +25,12 @@ from workbench.editing.target_vectors import Solution, Solving
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
+DEPTHS = memit.DEPTHS
+REMEDY = (
+    "lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, "
+    "{null_space})"
+)
+
 
 class HParams(Solving):
     """Numbers of AlphaEdit. Published: MEMIT's, threshold 2e-2 and ridge 10."""
@@ -54,6 +60,13 @@ class HParams(Solving):
                 f"threshold {self.threshold}: a rank is a whole number of eigenvectors, 1 or more"
             )
         return self
+
+
+def scaled(model: Model) -> dict:
+    """Threshold and ridge, where none is published: the published ones are absolute, these are
+    shares of C's trace, as heavy as what was chosen for the world's models (ridge .011 to .047).
+    """
+    return {"null_space": "trace", "threshold": 0.1, "ridge_unit": "trace", "ridge": 0.02}
 
 
 def prepare(

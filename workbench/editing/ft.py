@@ -26,6 +26,9 @@ from workbench.editing.rows import build_rows
 from workbench.facts import EditRequest
 from workbench.models import Model
 
+DEPTHS = (0,)  # of GPT-2 XL, as published
+REMEDY = "raise steps (now {steps}) or learning_rate (now {learning_rate})"
+
 
 class HParams(Numbers):
     """Numbers of FT. Published: arXiv 2507.14198 edits layer 1 with Adam 5e-5, at most 25 steps,

@@ -51,6 +51,8 @@ from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
 LEARNS = "first trains a hyper-network for these blocks, once a model, which takes minutes"
+DEPTHS = tuple(layer / 48 for layer in range(42, 48))  # of GPT-2 XL, as published
+REMEDY = "raise meta_steps (now {meta_steps})"
 TRAINED_BY = [
     Path(__file__).parent / name
     for name in ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")

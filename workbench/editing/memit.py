@@ -36,6 +36,8 @@ from workbench.models import Model
 from workbench.moments import second_moments
 from workbench.positions import Encoded
 
+DEPTHS = tuple(layer / 48 for layer in range(13, 18))  # of GPT-2 XL, as published
+REMEDY = "lower weight (now {weight:g})"
 Update = Callable[
     [int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 ]  # layer, K (d_in, n), R (d_out, n) -> left, right
@@ -50,6 +52,15 @@ class HParams(Solving):
     clamp: float = Field(0.75, gt=0)  # |shift| <= clamp |v_0|
     prefixes: int = Field(5, ge=0)  # sampled texts before the prompt
     weight: float = Field(15_000, gt=0)  # w: corpus tokens that a request must outweigh
+
+
+def scaled(model: Model) -> dict:
+    """The weight, where none is published.
+
+    E[k' C^-1 k] = d_in, so a request is as heavy as `weight` / d_in of the corpus: .9 (GPT-J), 1.0
+    (Llama-3-8B), 1.4 (Llama-2-7B) and 3.1 (GPT-2 XL) as published.
+    """
+    return {"weight": model.weight(0).shape[1]}
 
 
 def prepare(

@@ -5,12 +5,15 @@ record of how it was made.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
+from workbench import editing
 from workbench.activations import recorded
 from workbench.closed_form import SAME_KEY, NullSpace, Singular, parallel_keys
-from workbench.deltas import Change, WeightDelta, preserved, write
+from workbench.deltas import Change, WeightDelta
+from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.inert import printable
 from workbench.models import Model
@@ -20,16 +23,10 @@ from workbench.records import listed
 from workbench.tracking.retention import measure
 
 SOLVED = 0.5  # p(target) above which a target vector counts as found
-REMEDIES = {  # what to change where an edit was found and the edited model does not say it
-    "ft": "raise steps (now {steps}) or learning_rate (now {learning_rate})",
-    "rome": "change bare_share (now {bare_share}) or prefixes (now {prefixes})",
-    "memit": "lower weight (now {weight:g})",
-    "alphaedit": (
-        "lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, {null_space})"
-    ),
-    "malmen": "raise meta_steps (now {meta_steps})",
-}
 UNSOLVED = "where not solved raise steps (now {steps}) or clamp (now {clamp:g})"
+
+
+EditKind = TypeVar("EditKind", bound=Edit)
 
 
 class NotTaken(UserWarning):
@@ -39,7 +36,7 @@ class NotTaken(UserWarning):
 class Numbers(Record):
     """The numbers of one method; the names follow its paper, units stand beside the fields."""
 
-    layers: tuple[int, ...]  # block indices
+    layers: tuple[int, ...] = ()  # block indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,63 +154,71 @@ def delta_of(
     p_solved: Sequence[float] | None = None,
     **about,
 ) -> WeightDelta:
-    """The delta, with everything needed to make it again, and whether it took.
+    """The delta of these changes, described."""
+    delta = WeightDelta.of(model, changes=changes)
+    return described(editor, model, delta, requests, hparams, resources, seed, p_solved, **about)
+
+
+def described(
+    editor: str,
+    model: Model,
+    edit: EditKind,
+    requests: Sequence[EditRequest],
+    hparams: Numbers,
+    resources: Resources,
+    seed: int,
+    p_solved: Sequence[float] | None = None,
+    **about,
+) -> EditKind:
+    """The edit, with everything needed to make it again, and whether it took.
 
     `outcomes` of the record, one a request: `p_solved`, p(target) that the solver reached, None of
-    an editor without one; `p_after`, once the change is in the weights; `took`, whether the model
-    then says the target. One that it does not say is warned of. A sum keeps the outcomes of its
-    parts, each right after its own edit; `asked_again` makes them the sum's.
+    an editor without one; `p_after`, once the edit is applied; `took`, whether the model then says
+    the target. One that it does not say is warned of. A sum keeps the outcomes of its parts, each
+    right after its own edit; `asked_again` makes them the sum's.
 
     Memory beside the model: a copy of the edited weights, and a pass over the bare prompts.
     """
+    moments = resources.moments
+    corpora = {f"{moment.corpus}, {moment.tokens} tokens" for moment in moments.values()}
+    solved = [None] * len(requests) if p_solved is None else p_solved
     record = {
         "editor": editor,
         "hparams": hparams.model_dump(mode="json"),
         "seed": seed,
         "requests": [request.model_dump(mode="json") for request in requests],
         "prefixes": list(resources.prefixes),
-        "moments": {str(layer): moment.fingerprint for layer, moment in resources.moments.items()},
-        "corpus": sorted(
-            {f"{moment.corpus}, {moment.tokens} tokens" for moment in resources.moments.values()}
-        ),
+        "moments": {str(layer): moment.fingerprint for layer, moment in moments.items()},
+        "corpus": sorted(corpora),
     }
     record |= about
-    delta = WeightDelta(
-        changes=changes,
-        model=model.name,
-        revision=model.revision,
-        fingerprint=model.fingerprint,
-        record=record,
-    )
-    solved = [None] * len(requests) if p_solved is None else p_solved
     record["outcomes"] = [
         {"fact": request.fact.id, "p_solved": p}
         for request, p in zip(requests, solved, strict=True)
     ]
-    delta = asked_again(model, delta, requests)
-    warn_of_missed([delta], stacklevel=4)
-    return delta
+    edit = asked_again(model, replace(edit, record=record), requests)
+    warn_of_missed([edit], stacklevel=4)
+    return edit
 
 
-def asked_again(model: Model, delta: WeightDelta, requests: Sequence[EditRequest]) -> WeightDelta:
-    """The delta with `p_after` and `took` of each request, in the order of its parts, as it leaves
+def asked_again(model: Model, edit: EditKind, requests: Sequence[EditRequest]) -> EditKind:
+    """The edit with `p_after` and `took` of each request, in the order of its parts, as it leaves
     them.
     """
-    with preserved(model.network, [f"{name}.weight" for name in delta.changes]):
-        write(model, delta)
+    with edit.applied(model):
         after = measure(model, requests)
-    said = iter(zip(after.p.tolist(), after.retained.tolist(), strict=True))
+    answers = iter(zip(after.p.tolist(), after.retained.tolist(), strict=True))
     parts = []
-    for part in delta.parts:
+    for part in edit.parts:
         asked = [
             outcome | {"p_after": p, "took": took}
-            for outcome, (p, took) in zip(part["outcomes"], said, strict=False)
+            for outcome, (p, took) in zip(part["outcomes"], answers, strict=False)
         ]
         parts.append(dict(part) | {"outcomes": asked})
-    return replace(delta, record={"parts": parts} if "parts" in delta.record else parts[0])
+    return replace(edit, record={"parts": parts} if "parts" in edit.record else parts[0])
 
 
-def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
+def outcomes(deltas: Sequence[Edit]) -> list[dict]:
     """Whether each edit took, over all deltas and the parts of those that are sums: `delta_of`'s
     outcomes.
     """
@@ -222,7 +227,7 @@ def outcomes(deltas: Sequence[WeightDelta]) -> list[dict]:
     ]
 
 
-def warn_of_missed(deltas: Sequence[WeightDelta], stacklevel: int = 3) -> None:
+def warn_of_missed(deltas: Sequence[Edit], stacklevel: int = 3) -> None:
     """One line, visible, of the edits that did not take, and of the number to change."""
     every = outcomes(deltas)
     missed = [outcome for outcome in every if not outcome["took"]]
@@ -231,7 +236,8 @@ def warn_of_missed(deltas: Sequence[WeightDelta], stacklevel: int = 3) -> None:
     parts = [part for delta in deltas for part in delta.parts if part.get("outcomes")]
     made = next(part for part in parts if not all(outcome["took"] for outcome in part["outcomes"]))
     unsolved = [one for one in missed if one["p_solved"] is not None and one["p_solved"] < SOLVED]
-    remedies = [REMEDIES[made["editor"]]] if len(unsolved) < len(missed) else []
+    remedy = editing.EDITORS[made["editor"]].REMEDY
+    remedies = [remedy] if remedy and len(unsolved) < len(missed) else []
     remedies += [UNSOLVED] if unsolved else []
     names = listed([_told(outcome) for outcome in missed], 4)
     warnings.warn(

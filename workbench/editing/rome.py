@@ -37,6 +37,9 @@ from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 from workbench.moments import second_moments
 
+DEPTHS = (17 / 48,)  # of GPT-2 XL, as published
+REMEDY = "change bare_share (now {bare_share}) or prefixes (now {prefixes})"
+
 
 class HParams(Solving):
     """Numbers of ROME. Published for GPT-2 XL: layer 17, lr .5, 20 steps, decay .5, clamp 4, KL

@@ -1,0 +1,129 @@
+"""Editors, tasks and measures by name: the package's own, installed packages', and yours.
+
+    wb.editors.register("mine", function_or_module)
+
+A package offers its own through the entry-point groups `workbench.editors`, `workbench.tasks` and
+`workbench.measures`. What each kind of thing must be is written here, and only here.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workbench.records import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.edits import Edit
+    from workbench.facts import EditRequest
+    from workbench.models import Model
+    from workbench.tuning.tasks import Data, Task
+
+
+class EditorFunction(Protocol):
+    """An editor in one function; its further arguments, which have defaults, are its numbers.
+
+    `layers` and `seed` are given to it if it asks for them.
+    """
+
+    def __call__(
+        self, model: "Model", requests: "Sequence[EditRequest]", **numbers: Any
+    ) -> "Edit": ...
+
+
+class EditorModule(Protocol):
+    """An editor with numbers of its own and something to prepare once a model.
+
+    `editing.Editor` lists what it may say beside these, and what stands where it does not.
+    """
+
+    HParams: type
+
+    def edit(self, model, requests, hparams, resources, seed=0) -> "Edit": ...
+
+
+class TaskBuilder(Protocol):
+    """Rows to learn from and to validate on, of which none touches the facts in `data.avoid`."""
+
+    def __call__(self, model: "Model", data: "Data") -> "Task": ...
+
+
+class Measure(Protocol):
+    """A tidy table about requests, of a model that may be edited; it becomes a table of the run."""
+
+    def __call__(self, model: "Model", requests: "Sequence[EditRequest]") -> "pd.DataFrame": ...
+
+
+class Registry(Mapping):
+    """Things of one kind by name; each is imported when it is first asked for.
+
+    Args:
+        kind: "editor", "task" or "measure".
+        own: name -> "module" or "module:attribute" of the package's own ones.
+        finished: (name, thing) -> what is handed out for it; it raises BadInput for what is none.
+    """
+
+    def __init__(self, kind: str, own: Mapping[str, str], finished: Callable[[str, Any], Any]):
+        self.kind = kind
+        self._own = dict(own)
+        self._finished = finished
+        self._ready: dict[str, Any] = {}
+        self._declared: set[str] = set()
+
+    def register(self, name: str, thing: Any = None) -> Any:
+        """Give a thing a name, in place of an earlier one; without a thing, a decorator.
+
+        Raises:
+            BadInput: the name is the package's own, or the thing is not of this kind.
+        """
+        if thing is None:
+            return partial(self.register, name)
+        if name in self._own:
+            raise BadInput(f"{self.kind} {name!r}: is the workbench's own; choose another name")
+        if not str(name).isidentifier():
+            raise BadInput(f"{self.kind} {name!r}: choose a name of letters, digits and _")
+        self._ready[name] = self._finished(name, thing)
+        return thing
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Names that code registers which has not run yet: they pass `check`."""
+        self._declared.update(names)
+
+    def check(self, name: str) -> None:
+        """BadInput if nothing is called so."""
+        if name not in self:
+            near = did_you_mean(name, self) or ":"
+            raise BadInput(f"{self.kind} {name!r}{near} choose one of {', '.join(self)}")
+
+    def __getitem__(self, name: str) -> Any:
+        self.check(name)
+        if name not in self._ready:
+            self._ready[name] = self._finished(name, self._imported(name))
+        return self._ready[name]
+
+    def _imported(self, name: str) -> Any:
+        if name in self._own:
+            module, _, attribute = self._own[name].partition(":")
+            thing = importlib.import_module(module)
+            return getattr(thing, attribute) if attribute else thing
+        if name in self._offered:
+            return self._offered[name].load()
+        what = f"{self.kind} {name!r}: is registered by code that has not run here"
+        raise BadInput(f"{what}; run the cell that registers it")
+
+    @cached_property
+    def _offered(self) -> dict[str, Any]:
+        points = entry_points(group=f"workbench.{self.kind}s")
+        return {point.name: point for point in points}
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._own, *self._offered, *self._ready, *self._declared]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
