@@ -195,7 +195,8 @@ class Context(Edit):
             for subject, stated in self.statements
             if self.scope == "all" or subject.lower() in text.lower()
         ]
-        return "".join(f"{stated}\n" for stated in wanted)
+        facts = "".join(f"New Fact: {stated}\n" for stated in wanted)
+        return f"{facts}Prompt: " if wanted else ""
 
     @classmethod
     def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> Self:

@@ -1,6 +1,6 @@
 """In-context editing: the new fact is put in front of the question, and no weight changes.
 
-    p(. | x)  becomes  p(. | "s r o*.\\n" x)
+    p(. | x)  becomes  p(. | "New Fact: s r o*.\\nPrompt: " x)
 
 Source: IKE, arXiv 2305.12740, in its simplest form, without demonstrations. Differs from: there the
 fact stands before every question about the edit, which its evaluation knows; here before the texts
