@@ -10,6 +10,7 @@ import yaml
 
 from workbench import batch, editing, study
 from workbench.facts import BadInput
+from workbench.tuning.finetune import Settings
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -135,7 +136,7 @@ def test_its_presets_are_declared_and_make_a_spec(path):
     for preset in found:
         given, spec = batch.checked(path, {}, str(preset))
         assert given == yaml.safe_load(preset.read_text())
-        assert spec.resolved().settings().max_steps > 0
+        assert spec.resolved().part(Settings).max_steps > 0
         if spec.model.rpartition("/")[2].lower() in editing.presets():
             assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers
     if path.stem == "02_retention":

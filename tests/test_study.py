@@ -22,7 +22,7 @@ from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
 from workbench.tracking.retention import measure, measure_prompts
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import finetune
+from workbench.tuning.finetune import Settings, finetune
 from workbench.tuning.tasks import Data
 
 
@@ -360,7 +360,7 @@ def test_the_looks_are_those_of_the_tuned_weights(small, base, tmp_path):
             base,
             task,
             plans.resolve(base, "all"),
-            spec.settings(),
+            spec.part(Settings),
             lambda step, epoch: looks.append(probe.look(step, epoch)),
         )
         base.network.save_pretrained(tmp_path)
@@ -476,7 +476,7 @@ def test_every_task_is_learnt_to_its_threshold_in_five_evaluations_or_more(world
     rows = study.make_task(numbers, world, study.choose(numbers, world))
     start = time.monotonic()
     with deltas.preserved(world.network):
-        history = finetune(world, rows, plans.resolve(world, "all"), numbers.settings())
+        history = finetune(world, rows, plans.resolve(world, "all"), numbers.part(Settings))
     print(
         f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, {rows.metric} {history.log.metric.round(3).tolist()}"
     )

@@ -4,6 +4,7 @@ checked at the door."""
 import csv
 import hashlib
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -17,6 +18,7 @@ from workbench import readers
 from workbench.readers import FILES as FILES
 from workbench.readers import check_file as check_file
 from workbench.records import BadInput, Record, did_you_mean, listed, one_line
+from workbench.registry import Room
 
 
 def _data_folder() -> Path:
@@ -289,3 +291,26 @@ def _world() -> tuple[EditRequest, ...]:
             )
         )
     return tuple(requests)
+
+
+def call(
+    source: str | Path = "world", split: str = "", relation: str = "", category: str = ""
+) -> list[EditRequest]:
+    """`wb.facts(...)`: the facts of a source (see `read`), of one split, relation or category.
+
+    Raises:
+        BadInput: the source has none such.
+    """
+    wanted = {"split": split, "relation": relation, "category": category}
+    wanted = {name: value for name, value in wanted.items() if value}
+    requests = [
+        request
+        for request in read(source)
+        if all(getattr(request.fact, name) == value for name, value in wanted.items())
+    ]
+    if not requests:
+        raise BadInput(f"{readers.shown(source)}: holds no fact with {wanted}; ask for another")
+    return requests
+
+
+sys.modules[__name__].__class__ = Room

@@ -44,18 +44,22 @@ class Chosen:
     harmless: tuple[str, ...] = ()
 
 
-def choose(spec: Spec, model: Model) -> Chosen:
+def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chosen:
     """Edited and intrinsic facts, both known to the unedited model: the true token on top by
     `spec.margin`.
 
     The choice depends on the seed, the numbers and the split rule, never on editor or plan; but an
     editor that learns from these facts is refused where the others go on to those that it needs. A
-    fact named or typed is edited even if the model does not know it; the data table then says so.
+    fact named or typed, or given as `edited`, is edited even if the model does not know it; the data
+    table then says so.
     """
     runs.progress("choosing facts")
     requests = facts.read(spec.facts)
     related = facts.objects_of(requests)
-    named = [_typed(spec)] if spec.subject or spec.prompt or spec.target else []
+    given = tuple(edited)
+    named = list(given)
+    if spec.subject or spec.prompt or spec.target:
+        named = [_typed(spec)]
     if spec.fact and not named:
         named = [request for request in requests if request.fact.id == spec.fact]
         if not named:
@@ -81,7 +85,7 @@ def choose(spec: Spec, model: Model) -> Chosen:
         what = f"no source names the true object of {unnamed} chosen facts"
         warnings.warn(f"{what}; it is what the unedited model says", stacklevel=2)
     edited = _spread(edited, harmless)
-    edited = [
+    edited = list(given) or [
         facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
         for request in edited
     ]
@@ -359,7 +363,7 @@ def _chosen(
 
 def _learns_from(spec: Spec) -> bool:
     """Whether the editor learns, and from `spec.facts`."""
-    return hasattr(EDITORS[spec.editor], "LEARNS") and spec.model not in WORLD_MODELS
+    return bool(EDITORS[spec.editor].LEARNS) and spec.model not in WORLD_MODELS
 
 
 def _studied(spec: Spec, pool: Sequence[EditRequest]) -> list[EditRequest]:

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.records import BadInput, did_you_mean
@@ -55,6 +56,13 @@ class Measure(Protocol):
     """A tidy table about requests, of a model that may be edited; it becomes a table of the run."""
 
     def __call__(self, model: "Model", requests: "Sequence[EditRequest]") -> "pd.DataFrame": ...
+
+
+class Room(ModuleType):
+    """A module that can be called, too: `wb.facts(...)` beside `wb.facts.read`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
 
 
 class Registry(Mapping):
@@ -127,3 +135,12 @@ class Registry(Mapping):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+def _a_measure(name: str, thing: Any) -> Measure:
+    if not callable(thing):
+        raise BadInput(f"measure {name}: {thing!r} is no function of (model, requests)")
+    return thing
+
+
+MEASURES = Registry("measure", {"retention": "workbench.tracking.retention:measure"}, _a_measure)

@@ -11,20 +11,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from workbench import checkpoints, editing, facts
 from workbench.facts import BadInput, Record
 from workbench.records import did_you_mean
+from workbench.registry import MEASURES
 from workbench.tuning import numbers
 
 if TYPE_CHECKING:
     from workbench.editing.records import Numbers
     from workbench.models import Model
-    from workbench.tuning.finetune import Settings
 
+Part = TypeVar("Part", bound=Record)
 
 # rooms that show, start or gather runs, or made the world: no number of a run depends on them
 NO_RESULT = (
@@ -46,81 +47,69 @@ NO_RESULT = (
 
 
 class Spec(Record):
-    """A whole experiment. Numbers of 0 and empty strings mean the preset's; None is a field not
-    given.
+    """A whole experiment; its flat fields are the notebooks' parameters.
 
-    The field names are the notebooks' parameters.
+    Numbers of 0 and empty strings mean the preset's; None is a field that is not given.
     """
 
+    # the model
     model: str = "world-gpt2"  # world-gpt2, world-llama, a folder or a Hub id
-    start: str = (
-        ""  # what stands in front of every text: "" = the rule, none, bos, eos, or a token's text
-    )
     revision: str = ""  # "early" = a world model in the middle of learning; or a Hub revision
+    start: str = ""  # in front of every text: "" = the rule, none, bos, eos, or a token's text
+    device: str = "auto"
+    dtype: str = "auto"
+    device_map: str = ""  # accelerate's, e.g. balanced, over several GPUs
+    # the facts
     facts: str = "world"  # world, a file or a Hub dataset id
     fact: str = ""  # one fact's id; "" = a sample
     subject: str = ""  # a typed fact: subject, prompt with one {}, object, target
     prompt: str = ""
     object: str = ""
     target: str = ""
+    n_edited: int = Field(10, ge=1)
+    harmless: float = Field(0, ge=0, lt=1)  # share of n_edited: wrong facts edited to the truth
+    n_intrinsic: int = Field(20, ge=0)  # facts that are only watched
+    margin: float = Field(0.1, ge=0, lt=1)  # lead of a known fact's true token over the second
+    # matched: both groups of the same relations; paper: no shared subject, relation, object
+    split_rule: Literal["matched", "paper"] = "matched"
+    paraphrases: int = Field(1, ge=1)  # statements an edit sees, its prompt included
+    # held_out: a dataset's rephrasings, which then judge no more
+    paraphrase_source: Literal["templates", "file", "held_out"] = "templates"
+    # the edit
     editor: str = "rome"
     variant: Literal["", "published", "paper", "reference"] = ""  # of the editor's preset
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
-    n_edited: int = Field(10, ge=1)
-    harmless: float = Field(
-        0,
-        ge=0,
-        lt=1,
-        # share of n_edited: facts that the model gets wrong, edited to the truth; the others are made
-        # false
-    )
-    n_intrinsic: int = Field(20, ge=0)
-    edits_per_model: int = Field(10, ge=1)
-    margin: float = Field(
-        0.1, ge=0, lt=1
-    )  # of the true token over the second; what a known fact has at least
-    split_rule: Literal["matched", "paper"] = (
-        "matched"  # same relations in both groups | no shared subject, relation, object
-    )
-    paraphrases: int = Field(1, ge=1)  # statements an edit sees, its prompt included
-    paraphrase_source: Literal["templates", "file", "held_out"] = (
-        "templates"  # held_out: a dataset's rephrasings, which then judge no more
-    )
+    edits_per_model: int = Field(10, ge=1)  # facts edited at once into one copy of the model
+    corpus: str = "world"  # of the second moments: world, wikipedia, a file or a Hub dataset id
+    # the data to tune on
     task: str = "text"
     task_data: str = ""  # "" = the embedded world's
-    columns: dict = Field(default_factory=dict)
+    columns: dict = Field(default_factory=dict)  # the task's name of a column -> the data's
     n_train: int = Field(0, ge=0)  # rows
     n_valid: int = Field(0, ge=0)  # rows
-    plan: str = "all"
-    adapter: Literal["", "lora", "dora"] = ""
-    adapter_rank: int = Field(0, ge=0)
-    adapter_alpha: float = Field(0, ge=0)
-    adapter_dropout: float = Field(0, ge=0, lt=1)
-    adapter_targets: tuple[
-        str, ...
-    ] = ()  # last names of the modules; empty = every linear module the plan moves
+    # training: rows trained on, as in arXiv 2507.14198
+    validation: Literal["apart", "training"] = "apart"
+    loss_on: Literal["response", "all"] = "response"  # of instructions
+    # the tuning
+    plan: str = "all"  # which weights may move
     max_steps: int = Field(0, ge=0)  # optimiser steps
     eval_every: int = Field(0, ge=0)  # steps
     batch_size: int = Field(0, ge=0)  # rows
     learning_rate: float = Field(0, ge=0)
     threshold: float = 0.0  # validation metric that ends the tuning
-    patience: int = Field(0, ge=0)  # evaluations without a better metric that end it too; 0 = never
+    patience: int = Field(0, ge=0)  # evaluations without a better metric that end it; 0 = never
     max_tokens: int = Field(0, ge=0)  # of training; 0 = no such budget
-    validation: Literal["apart", "training"] = (
-        "apart"  # training: rows trained on, as in arXiv 2507.14198
-    )
-    loss_on: Literal["response", "all"] = "response"  # of instructions
-    trainer: dict = Field(
-        default_factory=dict
-    )  # further fields of transformers.TrainingArguments, e.g. {"bf16": True}
-    seed: int = Field(0, ge=0)
-    corpus: str = (
-        "world"  # text of the second moments: world, wikipedia, a file or a Hub dataset id
-    )
-    device: str = "auto"
-    dtype: str = "auto"
-    device_map: str = ""  # accelerate's, e.g. balanced, over several GPUs
+    trainer: dict = Field(default_factory=dict)  # further transformers.TrainingArguments
+    # its adapter
+    adapter: Literal["", "lora", "dora"] = ""
+    adapter_rank: int = Field(0, ge=0)
+    adapter_alpha: float = Field(0, ge=0)
+    adapter_dropout: float = Field(0, ge=0, lt=1)
+    adapter_targets: tuple[str, ...] = ()  # last names of modules; () = every linear one that moves
+    # what is looked at beside the probes
+    measures: tuple[str, ...] = ()  # names of registered measures, a table of the run each
+    seed: int = Field(0, ge=0)  # of facts, prefixes and data order
 
     @model_validator(mode="before")
     @classmethod
@@ -132,31 +121,30 @@ class Spec(Record):
         checked, nothing heavy is loaded.
         """
         editing.check_named(self.editor)
+        for name in self.measures:
+            MEASURES.check(name)
         usual = numbers.usual(self.task, self.task_data, self.model).model_dump()
         if self.adapter:
-            usual |= numbers.presets()["adapter"] | {
-                "learning_rate": usual["adapter_learning_rate"]
-            }
-        return self.model_copy(
-            update={name: value for name, value in usual.items() if getattr(self, name, None) == 0}
-        )
+            usual |= numbers.presets()["adapter"]
+            usual["learning_rate"] = usual["adapter_learning_rate"]
+        unset = {name: usual[name] for name in usual if getattr(self, name, None) == 0}
+        return self.model_copy(update=unset)
 
-    def settings(self) -> "Settings":
-        """The numbers of the tuning."""
-        from workbench.tuning.finetune import Settings
-
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+    def part(self, kind: type[Part], **others) -> Part:
+        """What one room needs of it: a record of its fields by the same names, and these others."""
+        shared = type(self).model_fields.keys() & kind.model_fields.keys()
+        return kind(**{name: getattr(self, name) for name in shared} | others)
 
     def editor_hparams(self, model: "Model | str") -> "Numbers":
         """The editor's hyper-parameters: the preset for the model, changed by `hparams` and
         `layers`; of a mere name, layers unchecked.
         """
-        base = editing.preset(self.editor, model, variant=self.variant)
         if self.layers and "layers" in self.hparams:
-            raise BadInput(
-                "layers are given twice, as layers and in hparams; leave one of them out"
-            )
-        changes = dict(self.hparams) | ({"layers": list(self.layers)} if self.layers else {})
+            raise BadInput("layers are given twice, as layers and in hparams; leave one out")
+        changes = dict(self.hparams)
+        if self.layers:
+            changes["layers"] = list(self.layers)
+        base = editing.preset(self.editor, model, variant=self.variant)
         _check_units(base, changes)
         hparams = type(base)(**(base.model_dump() | changes))
         if not isinstance(model, str):
@@ -181,7 +169,8 @@ class Spec(Record):
         """
         from workbench.tuning import plans
 
-        if (model := self.outline()) is None:
+        model = self.outline()
+        if model is None:
             return None
         with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth
             edited = list(self.editor_hparams(model).layers)

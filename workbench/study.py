@@ -3,6 +3,7 @@
 Notebooks call its steps one by one, or `run` at once.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -24,15 +25,16 @@ from tqdm.auto import tqdm
 
 from workbench import deltas, editing, facts, models, positions, runs
 from workbench.checkpoints import WORLD_MODELS
-from workbench.deltas import WeightDelta
 from workbench.editing.records import Numbers, Resources, outcomes
+from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest
 from workbench.known import Chosen, choose, known_table, with_objects
 from workbench.models import Model
+from workbench.registry import MEASURES, Room
 from workbench.spec import Spec, arms, identify, varied
 from workbench.tracking.probes import Look, Probe, questions
 from workbench.tuning import adapters, plans, tasks
-from workbench.tuning.finetune import History, finetune
+from workbench.tuning.finetune import History, Settings, finetune
 from workbench.tuning.tasks import Data, Task
 
 try:
@@ -48,6 +50,7 @@ __all__ = [
     "choose",
     "identify",
     "known_table",
+    "load",
     "make_edit",
     "make_edits",
     "make_task",
@@ -59,6 +62,13 @@ __all__ = [
 ]
 
 
+def load(spec: Spec) -> Model:
+    """The model of an experiment."""
+    return models.load(
+        spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start
+    )
+
+
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
     """The editor's hyper-parameters and what it prepares once per model.
 
@@ -66,15 +76,18 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     model is of the world, else of `spec.facts`; never on one whose subject is chosen (by name).
     """
     runs.progress(f"preparing {spec.editor}")
-    hparams, learnt_from = spec.editor_hparams(model), None
-    if hasattr(editing.EDITORS[spec.editor], "LEARNS"):
+    editor = editing.editor_named(spec.editor)
+    hparams = spec.editor_hparams(model)
+    lessons = None
+    if editor.LEARNS:
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
-        own = facts.read("world" if spec.model in WORLD_MODELS else spec.facts)
-        own = [request for request in own if facts.is_learnt_from(request.fact)]
-        learnt_from = [request for request in own if request.fact.subject.lower() not in taken]
-    return hparams, editing.EDITORS[spec.editor].prepare(
-        model, hparams, spec.corpus, learnt_from, seed=spec.seed
-    )
+        source = "world" if spec.model in WORLD_MODELS else spec.facts
+        lessons = [
+            request
+            for request in facts.read(source)
+            if facts.is_learnt_from(request.fact) and request.fact.subject.lower() not in taken
+        ]
+    return hparams, editor.prepare(model, hparams, spec.corpus, lessons, seed=spec.seed)
 
 
 def make_edit(
@@ -83,8 +96,8 @@ def make_edit(
     requests: Sequence[EditRequest],
     hparams: Numbers,
     resources: Resources,
-) -> WeightDelta:
-    """The delta of one edited model."""
+) -> Edit:
+    """The edit of one edited model."""
     return make_edits(spec, model, [requests], hparams, resources)[0]
 
 
@@ -94,8 +107,8 @@ def make_edits(
     groups: Sequence[Sequence[EditRequest]],
     hparams: Numbers,
     resources: Resources,
-) -> list[WeightDelta]:
-    """The delta of each edited model; solved together, which is faster than one by one."""
+) -> list[Edit]:
+    """The edit of each edited model; solved together, which is faster than one by one."""
     runs.progress(f"editing with {spec.editor}")
     return editing.edit_each(spec.editor, model, groups, hparams, resources, seed=spec.seed)
 
@@ -104,16 +117,8 @@ def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
     """The rows to tune on, none of which touches a chosen fact; the same for every edited model of
     the run.
     """
-    data = Data(
-        n_train=spec.n_train,
-        n_valid=spec.n_valid,
-        seed=spec.seed,
-        source=spec.task_data,
-        columns=spec.columns,
-        avoid=(*chosen.edited, *chosen.intrinsic),
-        validation=spec.validation,
-        loss_on=spec.loss_on,
-    )
+    avoid = (*chosen.edited, *chosen.intrinsic)
+    data = spec.part(Data, source=spec.task_data, avoid=avoid)
     return tasks.named(spec.task)(model, data)
 
 
@@ -128,11 +133,10 @@ class Recorder:
     looks: list[tuple[int, Look]] = field(default_factory=list)
     merged: list[tuple[int, Look]] = field(default_factory=list)
     histories: list[tuple[int, History]] = field(default_factory=list)
-    deltas: list[WeightDelta] = field(default_factory=list)
+    measured: dict[str, list[pd.DataFrame]] = field(default_factory=dict)  # by measure
+    deltas: list[Edit] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, float] = field(
-        default_factory=dict
-    )  # MB, the highest so far at the end of each phase
+    memory: dict[str, float] = field(default_factory=dict)  # MB, highest so far, after each phase
     tuning: dict = field(default_factory=dict)
     specs: list[Spec] = field(default_factory=list)  # under which each edited model was tuned
     _adapters: tempfile.TemporaryDirectory | None = None
@@ -150,9 +154,21 @@ class Recorder:
         self._adapters = self._adapters or tempfile.TemporaryDirectory()
         adapter.save(Path(self._adapters.name) / str(edited_model))
 
+    def measure(self, names: Sequence[str], probe: Probe, edited_model: int, step: int) -> None:
+        """Ask the registered measures of these names about the edited facts."""
+        edited = [one.request for one in probe.questions if one.group == "edited"]
+        for name in names:
+            table = MEASURES[name](probe.model, edited)
+            table = table.assign(edited_model=edited_model, step=step)
+            self.measured.setdefault(name, []).append(table)
+
     def table(self, name: str) -> pd.DataFrame:
-        """probes, lens, tokens, training or merged so far, with `edited_model`."""
-        if name == "training":
+        """probes, lens, tokens, training, merged, or a measure's table so far, with
+        `edited_model`.
+        """
+        if name in self.measured:
+            parts = self.measured[name]
+        elif name == "training":
             parts = [history.log.assign(edited_model=number) for number, history in self.histories]
         elif name == "merged":
             parts = [look.probes.assign(edited_model=number) for number, look in self.merged]
@@ -161,16 +177,42 @@ class Recorder:
         table = pd.concat(parts, ignore_index=True)
         return table[["edited_model", *table.columns.drop("edited_model")]]
 
-    def write(self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "") -> runs.Run:
+    def write(
+        self, spec: Spec, model: Model, chosen: Chosen, out: str | Path = "", cells: str = ""
+    ) -> runs.Run:
         """Write the run: into the folder that WORKBENCH_RUN names, else into out/<id>, or
         out/<id>-stopped if a person stopped it.
 
+        Args:
+            cells: whatever else determines the result, for the id.
         Raises:
             BadInput: what was done is not what the Spec says, and would be found under its id.
         """
         self._check_fits(spec, model, chosen)
-        ended = [history.ended for _, history in self.histories]
-        about = {
+        about = self._about(spec, model, chosen)
+        names = [*runs.TABLES, *self.measured]
+        if self.merged:
+            names.append("merged")
+        tables = {name: self.table(name) for name in names}
+        if folder := os.environ.get("WORKBENCH_RUN"):
+            return self._write(Path(folder), about, tables)
+        out = runs.place(out)
+        run_id = identify(spec, cells)
+        if "stopped" in about["ended"]:
+            run_id += "-stopped"
+        with runs.new_folder(out, run_id) as partial:
+            self._write(partial, about, tables)
+        return runs.read(out / run_id)
+
+    def _about(self, spec: Spec, model: Model, chosen: Chosen) -> dict:
+        """What run.json says beside the tables."""
+        edits = [
+            {"edited_model": number} | outcome
+            for number, edit in enumerate(self.deltas)
+            for outcome in outcomes([edit])
+        ]
+        packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
+        return {
             "spec": spec.model_dump(mode="json"),
             "revision": model.revision,
             "start": positions.front_text(model),
@@ -179,70 +221,51 @@ class Recorder:
             "dtype": str(model.dtype).removeprefix("torch."),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
-            "ended": ended,
+            "ended": [history.ended for _, history in self.histories],
             "tuning": self.tuning,
-            "edits": [
-                {"edited_model": number} | outcome
-                for number, delta in enumerate(self.deltas)
-                for outcome in outcomes([delta])
-            ],
-            "hparams": [delta.parts[0].get("hparams") for delta in self.deltas][:1],
-            "layers": sorted({layer for delta in self.deltas for layer in delta.layers}),
+            "edits": edits,
+            "hparams": [edit.parts[0].get("hparams") for edit in self.deltas][:1],
+            "layers": sorted({layer for edit in self.deltas for layer in edit.layers}),
+            "measures": list(self.measured),
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
-            "packages": {
-                name: version(name)
-                for name in ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
-            },
+            "packages": {name: version(name) for name in packages},
             "python": platform.python_version(),
             "commit": _commit(),
         }
-        tables = {name: self.table(name) for name in runs.TABLES} | (
-            {"merged": self.table("merged")} if self.merged else {}
-        )
-        if folder := os.environ.get("WORKBENCH_RUN"):
-            return self._write(Path(folder), about, tables)
-        out = runs.place(out)
-        run_id = identify(spec) + ("-stopped" if "stopped" in ended else "")
-        with runs.new_folder(out, run_id) as partial:
-            self._write(partial, about, tables)
-        return runs.read(out / run_id)
 
     def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # that layers are proposed from the depth was said when they were used
+        with warnings.catch_warnings(action="ignore"):  # which layers are proposed was said before
             expected = spec.editor_hparams(model).model_dump(mode="json")
-        edits = [part for delta in self.deltas for part in delta.parts]
-        for edit in edits:
-            editor, hparams = edit.get("editor", "no editor"), edit.get("hparams", {})
+        parts = [part for edit in self.deltas for part in edit.parts]
+        for part in parts:
+            editor = part.get("editor", "no editor")
+            hparams = part.get("hparams", {})
             if editor != spec.editor:
                 raise BadInput(
-                    f"an edit is by {editor}, the Spec says {spec.editor}: a run is filed by what was done; name it in the Spec"
+                    f"an edit is by {editor}, the Spec says {spec.editor}: a run is filed by what "
+                    "was done; name it in the Spec"
                 )
-            if other := [name for name in expected if hparams.get(name) != expected[name]]:
-                raise BadInput(
-                    f"an edit was made with {other[0]}={hparams.get(other[0])!r}, the Spec says {expected[other[0]]!r}; give it the same"
-                )
-        done = {
-            (request["fact"]["id"], request["target"])
-            for edit in edits
-            for request in edit["requests"]
-        }
+            for name, value in expected.items():
+                if hparams.get(name) != value:
+                    raise BadInput(
+                        f"an edit was made with {name}={hparams.get(name)!r}, the Spec says "
+                        f"{value!r}; give it the same"
+                    )
+        requests = [request for part in parts for request in part["requests"]]
+        done = {(request["fact"]["id"], request["target"]) for request in requests}
         if done != {(request.fact.id, request.target) for request in chosen.edited}:
-            raise BadInput(
-                "the edits are of other facts than the chosen ones; edit chosen.edited, or choose again"
-            )
-        if any(one.resolved() != spec.resolved() for one in self.specs):
-            raise BadInput(
-                "the tuning was done under another Spec than the one to write; write it under that one"
-            )
+            what = "the edits are of other facts than the chosen ones"
+            raise BadInput(f"{what}; edit chosen.edited, or choose again")
+        if any(tuned_under.resolved() != spec.resolved() for tuned_under in self.specs):
+            what = "the tuning was done under another Spec than the one to write"
+            raise BadInput(f"{what}; write it under that one")
 
     def _write(self, folder: Path, about: dict, tables: dict) -> runs.Run:
         (folder / "deltas").mkdir(exist_ok=True)
-        for number, delta in enumerate(self.deltas):
-            deltas.save(delta, folder / "deltas" / f"{number}.safetensors")
+        for number, edit in enumerate(self.deltas):
+            deltas.save(edit, folder / "deltas" / f"{number}.safetensors")
         if self._adapters:
             shutil.copytree(self._adapters.name, folder / "adapters", dirs_exist_ok=True)
         return runs.write(folder, about, tables)
@@ -251,7 +274,7 @@ class Recorder:
 def tune_and_probe(
     spec: Spec,
     model: Model,
-    delta: WeightDelta,
+    edit: Edit,
     task: Task,
     probe: Probe,
     recorder: Recorder,
@@ -260,53 +283,50 @@ def tune_and_probe(
     """Apply the edit, fine-tune, look at every evaluation; afterwards the model is bit for bit as
     before.
     """
-    plan = plans.resolve(model, spec.plan, delta.layers)
-    recorder.deltas.append(delta)
+    plan = plans.resolve(model, spec.plan, edit.layers)
+    recorder.deltas.append(edit)
     recorder.specs.append(spec)
 
     def look(step: int, epoch: float) -> None:
         start = time.perf_counter()
         recorder.looks.append((edited_model, probe.look(step, epoch)))
+        recorder.measure(spec.measures, probe, edited_model, step)
         recorder.seconds["probe"] = recorder.seconds.get("probe", 0.0) + time.perf_counter() - start
 
     with (
         recorder.timed("tune and probe"),
         deltas.preserved(model.network, () if spec.adapter else plan.parameters),
-        deltas.applied(model, delta),
+        deltas.applied(model, edit),
         _adapted(spec, model, plan) as adapter,
     ):
         moving = adapter.plan if adapter else plan
-        recorder.tuning = {
-            "task": task.name,
-            "metric": task.metric,
-            "train_rows": len(task.train),
-            "valid_rows": len(task.valid),
-            "dropped": task.dropped,
-            "chat_date": tasks.CHAT_DATE.date().isoformat(),
-            "moving": int(moving.table(model).trainable.sum()),
-            "moving_by_part": {
-                str(part): int(count)
-                for part, count in moving.table(model).trainable.items()
-                if count
-            },
-            "tokens_per_step": spec.batch_size
-            * sum(map(len, task.train["input_ids"]))
-            / len(task.train),
-        }
-        history = finetune(model, task, moving, spec.settings(), look)
+        recorder.tuning = _about_tuning(model, task, moving, spec.batch_size)
+        history = finetune(model, task, moving, spec.part(Settings), look)
         if adapter:
             recorder.keep(adapter, edited_model)
+            last = history.log.iloc[-1]
             with adapter.merged():
-                recorder.merged.append(
-                    (
-                        edited_model,
-                        probe.look(
-                            int(history.log.step.iloc[-1]), float(history.log.epoch.iloc[-1])
-                        ),
-                    )
-                )
+                merged = probe.look(int(last.step), float(last.epoch))
+            recorder.merged.append((edited_model, merged))
     recorder.histories.append((edited_model, history))
     return history
+
+
+def _about_tuning(model: Model, task: Task, moving: plans.Plan, batch_size: int) -> dict:
+    """What run.json says of the tuning."""
+    trainable = moving.table(model).trainable
+    tokens = sum(map(len, task.train["input_ids"]))
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "train_rows": len(task.train),
+        "valid_rows": len(task.valid),
+        "dropped": task.dropped,
+        "chat_date": tasks.CHAT_DATE.date().isoformat(),
+        "moving": int(trainable.sum()),
+        "moving_by_part": {str(part): int(count) for part, count in trainable.items() if count},
+        "tokens_per_step": batch_size * tokens / len(task.train),
+    }
 
 
 @contextmanager
@@ -314,13 +334,15 @@ def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> Iterator[adapters.Ad
     if not spec.adapter:
         yield None
         return
-    numbers = {
-        "rank": spec.adapter_rank,
-        "alpha": spec.adapter_alpha,
-        "dropout": spec.adapter_dropout,
-    }
     with adapters.attached(
-        model, plan, spec.adapter, **numbers, named=spec.adapter_targets, seed=spec.seed
+        model,
+        plan,
+        spec.adapter,
+        rank=spec.adapter_rank,
+        alpha=spec.adapter_alpha,
+        dropout=spec.adapter_dropout,
+        named=spec.adapter_targets,
+        seed=spec.seed,
     ) as adapter:
         yield adapter
 
@@ -340,35 +362,99 @@ def run(
         return runs.read(folder)
     recorder = Recorder()
     with recorder.timed("load"):
-        model = model or models.load(
-            spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start
-        )
+        model = model or load(spec)
         model.fingerprint  # noqa: B018 (taken while the weights are the model's own)
     with recorder.timed("choose facts"):
         chosen = choose(spec, model)
     with recorder.timed("prepare editor"):
         hparams, resources = prepare(spec, model, chosen)
+    size = spec.edits_per_model
+    groups = [chosen.edited[start : start + size] for start in range(0, len(chosen.edited), size)]
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
-    groups = [
-        chosen.edited[start : start + spec.edits_per_model]
-        for start in range(0, len(chosen.edited), spec.edits_per_model)
-    ]
     with recorder.timed("edit"):
         edits = make_edits(spec, model, groups, hparams, resources)
+    follow(spec, model, chosen, groups, edits, task, recorder)
+    return _written(recorder, spec, model, chosen, out)
+
+
+def follow(
+    spec: Spec,
+    model: Model,
+    chosen: Chosen,
+    groups: Sequence[Sequence[EditRequest]],
+    edits: Sequence[Edit],
+    task: Task,
+    recorder: Recorder,
+) -> None:
+    """Tune one edited copy after another, and look at it before the edit, after it and on the way.
+
+    Raises:
+        KeyboardInterrupt: a person stopped it; what was done stands in the recorder.
+    """
     for number, requests in enumerate(tqdm(groups, desc="edited models", disable=None)):
         probe = Probe(model, questions(requests, chosen.intrinsic), chosen.related)
         with recorder.timed("probe"):
             recorder.looks.append((number, probe.look(-1)))
-        if (
-            tune_and_probe(spec, model, edits[number], task, probe, recorder, number).ended
-            == "stopped"
-        ):
+            recorder.measure(spec.measures, probe, number, -1)
+        history = tune_and_probe(spec, model, edits[number], task, probe, recorder, number)
+        if history.ended == "stopped":
             raise KeyboardInterrupt
+
+
+def of_edit(
+    model: Model,
+    edit: Edit,
+    requests: Sequence[EditRequest],
+    out: str | Path = "",
+    again: bool = False,
+    **fields,
+) -> runs.Run:
+    """Tune one copy of a model that holds an edit made before, look, and write the run.
+
+    It is filed under what was done: the editor and its numbers are the edit's own.
+
+    Args:
+        requests: the facts of the edit, each once.
+        fields: further ones of Spec, e.g. task, plan, max_steps, n_intrinsic.
+    """
+    made = edit.parts[0]
+    if "editor" not in made:
+        raise BadInput("the edit has no record of how it was made; make it with an editor")
+    about = {
+        "model": model.name,
+        "revision": model.revision,
+        "start": model.start,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "editor": made["editor"],
+        "hparams": dict(made["hparams"]),
+        "paraphrases": 1 + max(len(request.paraphrases) for request in requests),
+        "n_edited": len(requests),
+        "edits_per_model": len(requests),
+    }
+    spec = Spec(**about | fields).resolved()
+    cells = json.dumps([model.fingerprint, dict(edit.record)], sort_keys=True, default=str)
+    folder = runs.place(out) / identify(spec, cells)
+    if not again and "WORKBENCH_RUN" not in os.environ and runs.finished(folder):
+        return runs.read(folder)
+    recorder = Recorder()
+    with recorder.timed("choose facts"):
+        chosen = choose(spec, model, requests)
+    with recorder.timed("make task"):
+        task = make_task(spec, model, chosen)
+    follow(spec, model, chosen, [requests], [edit], task, recorder)
+    return _written(recorder, spec, model, chosen, out, cells)
+
+
+def _written(
+    recorder: Recorder, spec: Spec, model: Model, chosen: Chosen, out: str | Path, cells: str = ""
+) -> runs.Run:
+    """The run; only the first of several processes writes it where it is to lie."""
     if int(os.environ.get("RANK", "0")):
         with tempfile.TemporaryDirectory() as folder:
-            return recorder.write(spec, model, chosen, folder)
-    return recorder.write(spec, model, chosen, out)
+            return recorder.write(spec, model, chosen, folder, cells)
+    return recorder.write(spec, model, chosen, out, cells)
 
 
 def vary(
@@ -381,28 +467,20 @@ def vary(
     (model, revision, device, dtype).
     """
     specs = varied(spec, vary, values)
-    whole = os.environ.pop(
-        "WORKBENCH_RUN", None
-    )  # of the notebook that varies; its members lie beside it
+    # of the notebook that varies; its members lie beside it
+    whole = os.environ.pop("WORKBENCH_RUN", None)
     try:
         out = Path(whole).parent if whole else runs.place(out)
-        reload = vary in ("model", "revision", "device", "dtype", "device_map", "start")
-        model = (
-            None
-            if reload
-            else model
-            or models.load(
-                spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start
-            )
-        )
-        done = [
-            run(one, model, out, again=bool(os.environ.get("WORKBENCH_AGAIN")))
-            for one in tqdm(specs, desc=vary, disable=None)
-        ]
+        if vary in ("model", "revision", "device", "dtype", "device_map", "start"):
+            model = None
+        else:
+            model = model or load(spec)
+        again = bool(os.environ.get("WORKBENCH_AGAIN"))
+        done = [run(one, model, out, again) for one in tqdm(specs, desc=vary, disable=None)]
     finally:
         if whole:
             os.environ["WORKBENCH_RUN"] = whole
-    members = [each.folder.name for each in done]
+    members = [member.folder.name for member in done]
     about = {
         "spec": spec.model_dump(mode="json"),
         "vary": vary,
@@ -435,3 +513,14 @@ def _commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def call(of: Model | Spec, *edit_and_requests, **fields) -> runs.Run:
+    """`wb.study(spec)`, see `run`; `wb.study(model, edit, requests, task=..., plan=...)`, see
+    `of_edit`.
+    """
+    one_run = run if isinstance(of, Spec) else of_edit
+    return one_run(of, *edit_and_requests, **fields)
+
+
+sys.modules[__name__].__class__ = Room

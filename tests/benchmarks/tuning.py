@@ -25,7 +25,7 @@ from workbench import checkpoints, deltas, models, study
 from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
 from workbench.tuning import plans
-from workbench.tuning.finetune import collate, finetune
+from workbench.tuning.finetune import Settings, collate, finetune
 
 STEPS, ROUNDS = 100, 1
 COLD = "import sys; from workbench.study import Spec, run; run(Spec(**eval(sys.argv[1])), out=sys.argv[2])"
@@ -71,7 +71,7 @@ def _probing(model):
                 _bare(model, task, spec, evaluating=name == "evaluating")
             else:
                 looking.clear()
-                finetune(model, task, plan, spec.settings(), look)
+                finetune(model, task, plan, spec.part(Settings), look)
         seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
     per_look, evaluations = sum(looking) / len(looking), STEPS // 50 + 1
     probed, training = tokens / seconds["probed"], seconds["bare"] / STEPS * 50

@@ -46,7 +46,7 @@ def _nothing_scaled(model) -> dict:
     return {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Editor:
     """An editor with what it left out filled in.
 
@@ -60,7 +60,7 @@ class Editor:
         scaled: (model) -> numbers that compare between models only by the scale of their keys.
         DEPTHS: the blocks proposed for a model without a preset, as shares of its depth.
         LEARNS: what it learns in `prepare`, from facts that are then not studied; "" = nothing.
-        REMEDY: the numbers to change where an edit was found and did not take, as a template.
+        REMEDY: the numbers to change where an edit did not take, as a template of HParams' fields.
     """
 
     name: str

@@ -5,7 +5,7 @@ record of how it was made.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -23,7 +23,6 @@ from workbench.records import listed
 from workbench.tracking.retention import measure
 
 SOLVED = 0.5  # p(target) above which a target vector counts as found
-UNSOLVED = "where not solved raise steps (now {steps}) or clamp (now {clamp:g})"
 
 
 EditKind = TypeVar("EditKind", bound=Edit)
@@ -37,6 +36,7 @@ class Numbers(Record):
     """The numbers of one method; the names follow its paper, units stand beside the fields."""
 
     layers: tuple[int, ...] = ()  # block indices
+    UNSOLVED: ClassVar[str] = ""  # the numbers to change where a target vector was not solved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,13 +236,15 @@ def warn_of_missed(deltas: Sequence[Edit], stacklevel: int = 3) -> None:
     parts = [part for delta in deltas for part in delta.parts if part.get("outcomes")]
     made = next(part for part in parts if not all(outcome["took"] for outcome in part["outcomes"]))
     unsolved = [one for one in missed if one["p_solved"] is not None and one["p_solved"] < SOLVED]
-    remedy = editing.EDITORS[made["editor"]].REMEDY
-    remedies = [remedy] if remedy and len(unsolved) < len(missed) else []
-    remedies += [UNSOLVED] if unsolved else []
+    editor = editing.EDITORS[made["editor"]]
+    remedies = [editor.REMEDY] if len(unsolved) < len(missed) else []
+    if unsolved:
+        remedies.append(editor.HParams.UNSOLVED or editor.REMEDY)
+    advice = ", ".join(dict.fromkeys(remedies)).format(**made["hparams"])
     names = listed([_told(outcome) for outcome in missed], 4)
     warnings.warn(
         f"{made['editor']}: {len(every) - len(missed)} of {len(every)} edits took, not {names}; "
-        + ", ".join(remedies).format(**made["hparams"]),
+        + advice,
         NotTaken,
         stacklevel=stacklevel,
     )

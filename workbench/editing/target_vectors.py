@@ -24,7 +24,7 @@ needs); 16 vocab a token that is read. Source: ROME, arXiv 2202.05262, eq. 4; ME
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ WORTHWHILE = 1024
 
 class Solving(Numbers):
     """Numbers of the solver. The defaults are ROME's for GPT-2 XL."""
+
+    UNSOLVED: ClassVar[str] = "where not solved raise steps (now {steps}) or clamp (now {clamp:g})"
 
     steps: int = Field(20, ge=1)  # updates of the target vector at most
     learning_rate: float = Field(0.5, gt=0)  # Adam's, in units of the hidden state

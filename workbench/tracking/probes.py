@@ -103,6 +103,12 @@ class Probe:
     related: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
+        self._took: dict[str, bool] = {}
+        self._encode()
+
+    def _encode(self) -> None:
+        """The questions as tokens, with what the edits in force put in front of them."""
+        self._in_front = tuple(map(id, self.model.in_force))
         prompts = [question.prompt for question in self.questions]
         self._answers = [question.target for question in self.questions]
         self._prompts = encode(self.model, [prompt.rstrip() for prompt in prompts])
@@ -115,7 +121,6 @@ class Probe:
         ]
         self._first = first_tokens(self.model, prompts, true, edited, related)
         self._category: dict[int, torch.Tensor] = {}
-        self._took: dict[str, bool] = {}
 
     def category_of(self, number: int, vocabulary: int) -> torch.Tensor:
         if number not in self._category:
@@ -136,6 +141,8 @@ class Probe:
         `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at
         step 0.
         """
+        if self._in_front != tuple(map(id, self.model.in_force)):
+            self._encode()
         probes: list[dict] = [{}] * len(self.questions)
         readings: list[dict] = []
         tokens: list[dict] = []
