@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
 
 def makes_spec(notebook: Path) -> bool:
     """Whether a notebook makes an experiment of its own, rather than reading what runs there are."""
-    return "study.Spec(" in notebook.read_text(encoding="utf-8")
+    return re.search(r"\bSpec(\.of)?\(", notebook.read_text(encoding="utf-8")) is not None
 
 
 def run(

@@ -85,7 +85,7 @@ class Change:
         return Change(dense=mine + other.matrix().to(mine.device))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightDelta(Edit):
     """The change of weights that an edit makes.
 

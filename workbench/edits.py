@@ -17,7 +17,7 @@ from workbench.models import Model
 from workbench.positions import statement
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Edit:
     """An edit of one model. A kind says what it does while it is applied, and what is saved of it.
 
@@ -54,6 +54,20 @@ class Edit:
     def parts(self) -> list[Mapping]:
         """The record of each edit that it is the sum of; an empty one where no editor made it."""
         return list(self.record.get("parts", [self.record]))
+
+    @property
+    def outcomes(self) -> list[Mapping]:
+        """Of each request, in order: `fact`, `p_solved`, `p_after` and whether it `took`."""
+        return [outcome for part in self.parts for outcome in part.get("outcomes", ())]
+
+    def __repr__(self) -> str:
+        by = " + ".join(dict.fromkeys(part.get("editor", "by hand") for part in self.parts))
+        took = sum(outcome["took"] for outcome in self.outcomes)
+        where = f", layers {list(self.layers)}" if self.layers else ""
+        return (
+            f"<{type(self).__name__} {by}: {took} of {len(self.outcomes)} edits took{where}, "
+            f"of {self.model}>"
+        )
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
@@ -111,7 +125,7 @@ class Edit:
         return replace(self, record={"parts": [*self.parts, *other.parts]}, **changes)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Codebook(Edit):
     """Values that one down-projection puts out in place of its own, near chosen keys.
 
@@ -128,6 +142,10 @@ class Codebook(Edit):
     keys: torch.Tensor
     values: torch.Tensor
     radii: torch.Tensor
+
+    def __post_init__(self):
+        if not all(tensor.isfinite().all() for tensor in self.tensors().values()):
+            raise BadInput("the codebook holds NaN or infinite numbers; lower the learning rate")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -174,7 +192,7 @@ class Codebook(Edit):
         return replace(summed, **joined | {"radii": torch.cat([mine, theirs])})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Context(Edit):
     """Statements that stand in front of what the model is asked; its weights stay as they are.
 

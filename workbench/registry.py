@@ -100,6 +100,11 @@ class Registry(Mapping):
         """Names that code registers which has not run yet: they pass `check`."""
         self._declared.update(names)
 
+    @property
+    def pending(self) -> set[str]:
+        """Names that are declared, whose code has not run here."""
+        return self._declared - set(self._ready)
+
     def check(self, name: str) -> None:
         """BadInput if nothing is called so."""
         if name not in self:

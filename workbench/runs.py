@@ -153,6 +153,10 @@ class Run:
             pd.read_parquet(self.file("merged.parquet")) if "merged.parquet" in self.files else None
         )
 
+    def table(self, name: str) -> pd.DataFrame:
+        """One of TABLES, or that of a measure that the Spec names."""
+        return pd.read_parquet(self.file(f"{name}.parquet"))
+
     @property
     def members(self) -> list["Run"]:
         """The runs that this one is made of, if it varied a field; they lie beside it."""

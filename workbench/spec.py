@@ -116,6 +116,11 @@ class Spec(Record):
     def _only_given(cls, fields: dict) -> dict:
         return {name: value for name, value in fields.items() if value is not None}
 
+    @classmethod
+    def of(cls, names: Mapping) -> "Spec":
+        """The Spec of a notebook's parameters: of `globals()`, whatever is named as a field."""
+        return cls(**{name: names[name] for name in cls.model_fields if name in names})
+
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are
         checked, nothing heavy is loaded.
@@ -162,7 +167,7 @@ class Spec(Record):
 
     def blocks(self) -> tuple[list[int], set, int] | None:
         """Edited blocks, what may move (blocks, and "embeddings" and the like), and the depth; None
-        where the depth is not known before loading.
+        where they are not known before loading.
 
         Raises:
             BadInput: editor, layers and plan do not go together on this model.
@@ -170,7 +175,7 @@ class Spec(Record):
         from workbench.tuning import plans
 
         model = self.outline()
-        if model is None:
+        if model is None or self.editor in editing.EDITORS.pending:
             return None
         with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth
             edited = list(self.editor_hparams(model).layers)

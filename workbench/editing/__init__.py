@@ -97,26 +97,23 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
     from workbench.editing import records
 
     numbers = list(inspect.signature(function).parameters.values())[2:]
+    kinds = {}
     for number in numbers:
         if number.default is number.empty and number.name not in ("layers", "seed"):
             raise BadInput(f"editor {name}: {number.name} has no default; give it one")
-    asked = {number.name for number in numbers}
-    of_fields = {
-        number.name: (
-            Any if number.annotation is number.empty else number.annotation,
-            number.default,
-        )
-        for number in numbers
-        if number.name not in ("layers", "seed")
-    }
-    hparams_type = pydantic.create_model(f"{name}.HParams", __base__=records.Numbers, **of_fields)
+        kinds[number.name] = (type(number.default), number.default)
+    proposed = kinds.get("layers", (None, inspect.Parameter.empty))[1] is inspect.Parameter.empty
+    kinds["layers"] = (tuple[int, ...], () if proposed else kinds["layers"][1])
+    kinds.pop("seed", None)
+    hparams_type = pydantic.create_model(f"{name}.HParams", __base__=records.Numbers, **kinds)
 
     def edit(model, requests, hparams, resources, seed=0):
         given = hparams.model_dump() | {"seed": seed}
-        made = function(model, requests, **{field: given[field] for field in asked})
+        made = function(model, requests, **{number.name: given[number.name] for number in numbers})
         return records.described(name, model, made, requests, hparams, resources, seed)
 
-    return {"HParams": hparams_type, "edit": edit}
+    depths = (1 / 3,) if proposed else ()
+    return {"HParams": hparams_type, "edit": edit, "DEPTHS": depths}
 
 
 NAMES = ("ft", "rome", "memit", "alphaedit", "malmen", "grace", "incontext")
@@ -265,7 +262,8 @@ def preset(
             f"depth of {model.n_blocks}{by_scale}",
             stacklevel=2,
         )
-    return module.HParams(layers=layers, **scaled, **convention)
+        scaled["layers"] = layers
+    return module.HParams(**scaled, **convention)
 
 
 def translation(path: str | Path, editor: str = "") -> pd.DataFrame:

@@ -106,6 +106,7 @@ def solved_values(
             logits = rest.logits(rest.start, text, position)
             token_loss = F.cross_entropy(logits, labels, reduction="none")
             losses = torch.zeros(len(last), device=model.device).index_add(0, text, token_loss)
+            finite(losses.detach(), model, hparams.layers[0], rows.encoded)
             if step == hparams.steps:
                 break
             per_token = losses / torch.bincount(text, minlength=len(last))

@@ -207,6 +207,8 @@ def asked_again(model: Model, edit: EditKind, requests: Sequence[EditRequest]) -
     """
     with edit.applied(model):
         after = measure(model, requests)
+    if after.p.isna().any():
+        raise BadInput(f"{model.name}: says NaN when it is edited; load it in float32")
     answers = iter(zip(after.p.tolist(), after.retained.tolist(), strict=True))
     parts = []
     for part in edit.parts:

@@ -2,12 +2,13 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import yaml
 
 from workbench.facts import BadInput, Record
-from workbench.records import did_you_mean
+from workbench.registry import Registry, TaskBuilder
 
 
 class Usual(Record):
@@ -48,17 +49,26 @@ def presets() -> dict:
     }
 
 
+def _a_builder(name: str, thing: Any) -> TaskBuilder:
+    if not callable(thing):
+        raise BadInput(f"task {name}: {thing!r} is no function of (model, data)")
+    return thing
+
+
+NAMES = ("text", "facts", "sentiment", "instructions")
+TASKS = Registry(
+    "task", {name: f"workbench.tuning.tasks:{name}_task" for name in NAMES}, _a_builder
+)
+
+
 def check_named(task: str) -> None:
     """BadInput if no task is called so."""
-    known = presets()["world"]
-    if task not in known:
-        near = did_you_mean(task, known) or ":"
-        raise BadInput(f"task {task!r}{near} choose one of {', '.join(known)}")
+    TASKS.check(task)
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
     """The numbers of a task on a published study's data, else those of the embedded world, whose
-    models differ in a few.
+    models differ in a few; a registered task has those of running text.
     """
     check_named(task)
     source = presets()["sources"].get(data)
@@ -67,4 +77,5 @@ def usual(task: str, data: str = "", model: str = "") -> Usual:
     if source:
         return source
     own = presets()["own"].get(model, {}).get(task, {})
-    return Usual(**(presets()["world"][task] | own))
+    world = presets()["world"]
+    return Usual(**(world.get(task, world["text"]) | own))

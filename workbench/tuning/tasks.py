@@ -23,7 +23,7 @@ from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front
 from workbench.tracking.retention import answers_after, measure_prompts, stop_words
-from workbench.tuning.numbers import check_named, presets
+from workbench.tuning.numbers import TASKS, presets
 from workbench.world import text
 
 ROW = 128  # tokens of a row of text
@@ -83,7 +83,6 @@ class Data(Record):
 
 def named(name: str) -> Callable[[Model, Data], Task]:
     """The function that builds a task."""
-    check_named(name)
     return TASKS[name]
 
 
@@ -376,14 +375,6 @@ def _fact_rows(model: Model, questions: Sequence[str], answers: Sequence[str]) -
         ids = asked.encoded.input_ids[number, :length].tolist()
         rows.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
     return datasets.Dataset.from_list(rows)
-
-
-TASKS: dict[str, Callable[[Model, Data], Task]] = {
-    "text": text_task,
-    "facts": facts_task,
-    "sentiment": sentiment_task,
-    "instructions": instruction_task,
-}
 
 
 # --- where the rows come from
