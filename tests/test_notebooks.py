@@ -56,16 +56,27 @@ def test_parameters_are_literals_one_a_line_with_type_and_meaning(path):
     assert set(batch.declared(path)) == {line.split(":")[0] for line in cell.source.splitlines()}
 
 
-def test_every_parameter_is_a_field_of_the_spec_and_reaches_it(path):
+def test_every_parameter_reaches_the_spec_or_the_code(path):
     cells = code_cells(path)
     whole = "\n".join(cell.source for cell in cells[1:])
-    making = [cell.source for cell in cells if "study.Spec(" in cell.source]
     for name in batch.declared(path):
-        if making and name not in ("vary", "values"):
+        if batch.makes_spec(path) and name not in ("vary", "values"):
             assert name in study.Spec.model_fields, name
-            assert f"{name}={name}" in making[0], name
         else:
             assert re.search(rf"\b{name}\b", whole), name
+    if batch.makes_spec(path):
+        assert whole.count("wb.Spec.of(globals()") == 1
+
+
+def test_no_cell_takes_the_name_of_a_parameter(path):
+    """The Spec is of whatever is called like a field, also where its cell is run again."""
+    cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
+    for cell in cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assert node.id not in study.Spec.model_fields
+            if isinstance(node, ast.alias):
+                assert (node.asname or node.name) not in study.Spec.model_fields
 
 
 NEEDED = ("hparams", "margin", "batch_size", "n_train", "n_valid")

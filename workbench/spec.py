@@ -117,9 +117,12 @@ class Spec(Record):
         return {name: value for name, value in fields.items() if value is not None}
 
     @classmethod
-    def of(cls, names: Mapping) -> "Spec":
-        """The Spec of a notebook's parameters: of `globals()`, whatever is named as a field."""
-        return cls(**{name: names[name] for name in cls.model_fields if name in names})
+    def of(cls, names: Mapping, **others) -> "Spec":
+        """The Spec of a notebook's parameters: of `globals()`, whatever is named as a field; and
+        of other fields.
+        """
+        given = {name: names[name] for name in cls.model_fields if name in names}
+        return cls(**given | others)
 
     def resolved(self) -> "Spec":
         """The same experiment with the task's usual numbers in the place of zeros; names are
