@@ -47,33 +47,29 @@ class Change:
     dense: torch.Tensor | None = None
 
     def __post_init__(self):
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
-        if set(shapes) not in ({"left", "right"}, {"dense"}):
+        tensors = self.tensors()
+        if set(tensors) not in ({"left", "right"}, {"dense"}):
             raise ValueError("a change is either left and right, or dense")
-        if any(len(shape) != 2 for shape in shapes.values()) or (
-            "left" in shapes and shapes["left"][1] != shapes["right"][1]
-        ):
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        matrices = all(len(shape) == 2 for shape in shapes.values())
+        if not matrices or len({shape[1] for shape in shapes.values()}) > 1:
             raise ValueError(f"{shapes}: not matrices, or not of one rank")
-        for name, tensor in self.tensors().items():
-            if not torch.isfinite(tensor).all():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
                 raise BadInput(
-                    f"the change holds NaN or infinite numbers ({name}); lower the learning rate or edit in float32"
+                    f"the change holds NaN or infinite numbers ({name}); lower the learning rate "
+                    "or edit in float32"
                 )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            name: value
-            for name in ("left", "right", "dense")
-            if (value := getattr(self, name)) is not None
-        }
+        parts = {"left": self.left, "right": self.right, "dense": self.dense}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def matrix(self) -> torch.Tensor:
         """D (d_out, d_in), float32 or wider."""
-        wide = {
-            name: tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-            for name, tensor in self.tensors().items()
-        }
-        return wide["dense"] if "dense" in wide else wide["left"] @ wide["right"].T
+        if self.dense is not None:
+            return _wide(self.dense)
+        return _wide(self.left) @ _wide(self.right).T
 
     def __add__(self, other: "Change") -> "Change":
         if self.dense is None and other.dense is None:
@@ -83,6 +79,10 @@ class Change:
             )
         mine = self.matrix()
         return Change(dense=mine + other.matrix().to(mine.device))
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -157,7 +157,9 @@ def random_state_kept() -> Iterator[None]:
     """Afterwards the random numbers of Python, NumPy and torch go on as if nothing had been drawn
     inside.
     """
-    python, array, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    python = random.getstate()
+    array = numpy.random.get_state()
+    cpu = torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
         yield
@@ -180,19 +182,12 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
         parameters: names of those that may change inside; None = all parameters and buffers.
     """
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    copies = {
-        name: tensors[name].detach().clone()
-        for name in (tensors if parameters is None else parameters)
-    }
-    flags = [
-        (parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()
-    ]
-    modules = [
-        (module, module.training, {name: copy.copy(getattr(module, name)) for name in _HOOKS})
-        for module in network.modules()
-    ]
-    for parameter in network.parameters():
-        parameter.grad = None  # set aside, so that nothing inside can write into it
+    names = tensors if parameters is None else parameters
+    copies = {name: tensors[name].detach().clone() for name in names}
+    gradients = [(weight, weight.requires_grad, weight.grad) for weight in network.parameters()]
+    modules = [(module, module.training, _hooks(module)) for module in network.modules()]
+    for weight in network.parameters():
+        weight.grad = None  # set aside, so that nothing inside can write into it
     try:
         with random_state_kept():
             yield
@@ -200,14 +195,18 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
         with torch.no_grad():
             for name, saved in copies.items():
                 tensors[name].copy_(saved)
-        for parameter, requires_grad, grad in flags:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+        for weight, requires_grad, grad in gradients:
+            weight.requires_grad_(requires_grad)
+            weight.grad = grad
         for module, training, hooks in modules:
             module.training = training
             for name, saved in hooks.items():
                 getattr(module, name).clear()
                 getattr(module, name).update(saved)
+
+
+def _hooks(module: nn.Module) -> dict:
+    return {name: copy.copy(getattr(module, name)) for name in _HOOKS}
 
 
 def applied(model: Model, edit: Edit) -> AbstractContextManager[Model]:
@@ -229,16 +228,15 @@ def write(model: Model, delta: WeightDelta) -> None:
     for name, change in delta.changes.items():
         weight = model.network.get_submodule(name).weight
         matrix = change.matrix().to(weight.device)
-        matrix = matrix.T if model.architecture.transposed else matrix
+        if model.architecture.transposed:
+            matrix = matrix.T
         if matrix.shape != weight.shape:
-            raise BadInput(
-                f"the delta of {name} is {tuple(matrix.shape)}, the weight {tuple(weight.shape)}; it is of another model"
-            )
+            shapes = f"{tuple(matrix.shape)}, the weight {tuple(weight.shape)}"
+            raise BadInput(f"the delta of {name} is {shapes}; it is of another model")
         changed = (weight.to(matrix.dtype) + matrix).to(weight.dtype)
-        if not torch.isfinite(changed).all():
-            raise BadInput(
-                f"{name}: the edited weight overflows {weight.dtype}; load the model with dtype='float32'"
-            )
+        if not changed.isfinite().all():
+            what = f"{name}: the edited weight overflows {weight.dtype}"
+            raise BadInput(f"{what}; load the model with dtype='float32'")
         edited.append((weight, changed))
     for weight, changed in edited:
         weight.copy_(changed)
