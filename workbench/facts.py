@@ -35,9 +35,8 @@ class Exposure(Record):
     """
 
     paraphrases: int = pydantic.Field(ge=0)  # wordings: 1, 2, 3, 5 or 10; 0 = never shown
-    occurrences: int = pydantic.Field(
-        ge=0
-    )  # 1 or 4, in units of the statements that world.pretrain.RECIPES names; 0 = never shown
+    # 1 or 4, in units of the statements that data/world/make/pretrain.py names; 0 = never shown
+    occurrences: int = pydantic.Field(ge=0)
 
 
 class Fact(Record):

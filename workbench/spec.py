@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.tuning.finetune import Settings
 
 
-# rooms that show, start or gather runs, or made the world: no number of a run depends on them
+# rooms that show, start or gather runs: no number of a run depends on them
 NO_RESULT = (
     "__main__",
     "batch",
@@ -39,9 +39,6 @@ NO_RESULT = (
     "plots",
     "report",
     "sweep",
-    "world/assign",
-    "world/measures",
-    "world/pretrain",
 )
 
 

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
+from data.world.make.assign import SHARES, assign, identify, triples_in, write
 from workbench.facts import DATA, read, relations, world_rows
-from workbench.world.assign import SHARES, assign, identify, triples_in, write
 
 TABLE = DATA / "world" / "facts.csv"
 EXPOSURES = list(product((1, 2, 3, 5, 10), (1, 4)))
