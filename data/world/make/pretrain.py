@@ -23,10 +23,10 @@ from workbench import files, inert, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import DATA, BadInput, objects_of, read, world_rows
 from workbench.models import Model, architecture_of, load
+from workbench.positions import ROW
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
 
-ROW = 128  # tokens of a training row
 ROWS = 8  # rows of a step
 RARE = 0.03  # share of the prose that is of the fine-tuning register: met, but rarely
 VOCABULARY = 4096
