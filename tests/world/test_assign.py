@@ -121,7 +121,7 @@ def test_every_relation_is_dealt_out_over_the_splits_by_their_shares():
 
 
 def uneven(rows, *names) -> list[tuple]:
-    """Groups of shown facts in which one exposure is more than one fact more frequent than another."""
+    """Groups of shown facts in which an exposure has over one fact more than another one."""
     found = []
     for group, facts in by((row for row in rows if row["split"] != "unseen"), *names).items():
         counts = Counter((row["paraphrases"], row["occurrences"]) for row in facts)
