@@ -115,20 +115,20 @@ def front(model: Model) -> tuple[int, ...]:
         BadInput: there is no such token.
     """
     tokenizer = model.tokenizer
-    vocabulary = tokenizer.get_vocab()
     if model.start == "none":
         return ()
     if model.start:
         named = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
-        token = named.get(model.start, model.start)
-        if token not in vocabulary:
+        number = tokenizer.get_vocab().get(named.get(model.start, model.start))
+        if number is None:
             what = f"start {model.start!r}: the tokenizer of {model.name} has no such token"
             raise BadInput(f"{what}; choose none, bos, eos or a token's text")
-        return (vocabulary[token],)
+        return (number,)
     added = _added(tokenizer)
     if added:
         return added
-    for number in (vocabulary.get(SEPARATOR), tokenizer.bos_token_id, tokenizer.eos_token_id):
+    separator = tokenizer.get_vocab().get(SEPARATOR)
+    for number in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if number is not None:
             return (number,)
     what = f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS"
@@ -191,18 +191,18 @@ def pad(rows: Sequence[Sequence[int]], filler: int = 0) -> torch.Tensor:
     return torch.tensor(filled, dtype=torch.long).view(len(rows), length)
 
 
-def longest(model: Model, most: int = ROW) -> int:
+def row_length(model: Model, most: int = ROW) -> int:
     """Tokens of a row: `most`, or as many as the model has positions."""
     return min(most, getattr(model.network.config, "max_position_embeddings", most))
 
 
 def packed(model: Model, texts: Iterable[str], most: int = ROW) -> Iterator[list[int]]:
-    """Rows of `longest(model, most)` tokens: those in front, then running text, cut anywhere.
+    """Rows of `row_length(model, most)` tokens: those in front, then running text, cut anywhere.
 
     A last row that would be shorter is left out.
     """
     first = front(model)
-    length = longest(model, most) - len(first)
+    length = row_length(model, most) - len(first)
     texts = iter(texts)
     stream: list[int] = []
     while part := list(islice(texts, 64)):
