@@ -62,10 +62,8 @@ def parts(record: object, number: int) -> list[tuple[str, object]]:
     except BadInput as error:
         return [("", error)]
     shared = {name: value for name, value in record.items() if name not in edits}
-    named = []
-    for name, edit in edits.items():
-        named.append((f", edit {name:.30}", shared | edit | {"case_id": f"{case}-{name}"}))
-    return named
+    edits = {name: shared | edit | {"case_id": f"{case}-{name}"} for name, edit in edits.items()}
+    return [(f", edit {name:.30}", edit) for name, edit in edits.items()]
 
 
 def _edits(record: object) -> dict[str, dict]:
@@ -658,9 +656,10 @@ def _paired(record: dict, prompts: str, answers: str) -> list[tuple[str, str]]:
 def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
     """The pairs of a text and its answer in an optional field."""
     members = record.get(name, [])
-    sound = isinstance(members, list) and all(isinstance(pair, list) for pair in members)
-    pairs = [tuple(_text(text, name) for text in pair) for pair in members] if sound else []
-    if not sound or any(len(pair) != 2 or "" in pair for pair in pairs):
+    pairs = []
+    if isinstance(members, list):
+        pairs = [tuple(_column({name: pair}, name)) for pair in members]
+    if not isinstance(members, list) or any(len(pair) != 2 or "" in pair for pair in pairs):
         what = f"the field {name!r} must be a list of pairs, each a text and its answer"
         raise BadInput(f"{what}; write it so, in JSON (a CSV cannot hold it)")
     return pairs
