@@ -23,6 +23,9 @@ from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
 
+Requests = list[EditRequest]
+Related = dict[str, tuple[str, ...]]  # category -> its objects
+
 PART = 64  # facts asked before it is seen whether the split needs more
 ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
 
@@ -37,10 +40,10 @@ class Chosen:
     unedited model says, their target the truth.
     """
 
-    edited: list[EditRequest]
-    intrinsic: list[EditRequest]
+    edited: Requests
+    intrinsic: Requests
     known: pd.DataFrame
-    related: dict[str, tuple[str, ...]]
+    related: Related
     harmless: tuple[str, ...] = ()
 
 
@@ -81,7 +84,7 @@ def choose(spec: Spec, model: Model) -> Chosen:
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
 
 
-def _named(spec: Spec, model: Model, requests: Sequence[EditRequest]) -> list[EditRequest]:
+def _named(spec: Spec, model: Model, requests: Requests) -> Requests:
     """The one fact that the experiment names or types; none if it takes a sample."""
     if spec.subject or spec.prompt or spec.target:
         named = [_typed(spec)]
@@ -112,10 +115,7 @@ def _typed(spec: Spec) -> EditRequest:
 
 
 def _data_table(
-    model: Model,
-    groups: Mapping[str, Sequence[EditRequest]],
-    scores: pd.DataFrame,
-    related: dict[str, tuple[str, ...]],
+    model: Model, groups: Mapping[str, Requests], scores: pd.DataFrame, related: Related
 ) -> pd.DataFrame:
     """The rows of `Chosen.known`."""
     ambiguous = _ambiguous(model, [*groups["edited"], *groups["intrinsic"]], related)
@@ -129,9 +129,7 @@ def _data_table(
     return pd.DataFrame(rows)
 
 
-def _ambiguous(
-    model: Model, requests: Sequence[EditRequest], related: dict[str, tuple[str, ...]]
-) -> set[str]:
+def _ambiguous(model: Model, requests: Requests, related: Related) -> set[str]:
     """Ids of the facts whose answers the first token does not tell apart."""
     questions = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
@@ -141,9 +139,7 @@ def _ambiguous(
     return {request.fact.id for request, sure in zip(requests, clear, strict=True) if not sure}
 
 
-def _pool(
-    spec: Spec, requests: Sequence[EditRequest], purpose: str, split: str
-) -> list[EditRequest]:
+def _pool(spec: Spec, requests: Requests, purpose: str, split: str) -> Requests:
     """The facts of a split in the order in which they are asked.
 
     Those from which editors learn come last; where this editor does, they are left out.
@@ -161,12 +157,8 @@ def _learns_from(spec: Spec) -> bool:
 
 
 def _chosen(
-    spec: Spec,
-    model: Model,
-    pool: Sequence[EditRequest],
-    named: Sequence[EditRequest],
-    n_edited: int,
-) -> tuple[pd.DataFrame, list[EditRequest], list[EditRequest]]:
+    spec: Spec, model: Model, pool: Requests, named: Requests, n_edited: int
+) -> tuple[pd.DataFrame, Requests, Requests]:
     """Scores of those asked, edited and intrinsic facts.
 
     The pool is asked in its order until the split is found; asking more would not change it.
@@ -174,7 +166,7 @@ def _chosen(
     if not pool:
         raise BadInput(f"facts {spec.facts!r}: holds none that may be edited")
     scores: list[pd.DataFrame] = []
-    known: list[EditRequest] = []
+    known: Requests = []
     # beside a named fact any relation will do
     for_each = ASKED_A_FACT // 4 if named else ASKED_A_FACT
     most = min(len(pool), for_each * (n_edited + spec.n_intrinsic + 10))
@@ -196,12 +188,8 @@ def _chosen(
 
 
 def _split(
-    named: Sequence[EditRequest],
-    known: Sequence[EditRequest],
-    n_edited: int,
-    n_intrinsic: int,
-    rule: str,
-) -> tuple[list[EditRequest], list[EditRequest]]:
+    named: Requests, known: Requests, n_edited: int, n_intrinsic: int, rule: str
+) -> tuple[Requests, Requests]:
     """Take a sample to edit and intrinsic facts from the known ones in their order.
 
     "matched": both groups draw on the same relations, no subject twice. "paper": no two facts of
@@ -220,9 +208,7 @@ def _split(
     return sample, _first(fitting, n_intrinsic, _subjects(edited))
 
 
-def _first(
-    requests: Sequence[EditRequest], count: int, taken: Collection[str]
-) -> list[EditRequest]:
+def _first(requests: Requests, count: int, taken: Collection[str]) -> Requests:
     """The first so many requests of other subjects than those taken, no subject twice."""
     by_subject: dict[str, EditRequest] = {}
     for request in requests:
@@ -231,26 +217,19 @@ def _first(
     return list(by_subject.values())[:count]
 
 
-def _subjects(requests: Sequence[EditRequest]) -> set[str]:
+def _subjects(requests: Requests) -> set[str]:
     return {request.fact.subject for request in requests}
 
 
-def _apart(
-    requests: Sequence[EditRequest], relations: Collection[str], objects: Collection[str]
-) -> list[EditRequest]:
+def _apart(requests: Requests, relations: Collection[str], objects: Collection[str]) -> Requests:
     """Those with none of these relations and objects."""
     others = [request for request in requests if request.fact.relation not in relations]
     return [request for request in others if request.fact.object not in objects]
 
 
 def _harmless(
-    spec: Spec,
-    model: Model,
-    requests: Sequence[EditRequest],
-    edited: Sequence[EditRequest],
-    intrinsic: Sequence[EditRequest],
-    count: int,
-) -> list[EditRequest]:
+    spec: Spec, model: Model, requests: Requests, edited: Requests, intrinsic: Requests, count: int
+) -> Requests:
     """Facts that the model gets wrong, as wishes to put them right; none shares a subject with
     another one chosen.
 
@@ -267,7 +246,7 @@ def _harmless(
         requests = _apart(requests, {request.fact.relation for request in intrinsic}, objects)
     pool = _pool(spec, requests, purpose="harmless", split="unseen")
     most = min(len(pool), ASKED_A_FACT * (count + 10))
-    wrong: list[EditRequest] = []
+    wrong: Requests = []
     for part in _parts(pool[:most], "facts that it gets wrong"):
         retained = _answers(model, part, past_stop_words=True).retained
         answers = said_words(model, [request.fact.question for request in part])
@@ -291,7 +270,7 @@ def _with_object(request: EditRequest, name: str, **changes) -> EditRequest:
     return request.model_copy(update={"fact": fact, **changes})
 
 
-def _spread(requests: Sequence[EditRequest], others: Sequence[EditRequest]) -> list[EditRequest]:
+def _spread(requests: Requests, others: Requests) -> Requests:
     """Both evenly mixed, so that every edited model holds its share of either."""
     places = [
         (number / len(group), group is others, request)
@@ -301,9 +280,7 @@ def _spread(requests: Sequence[EditRequest], others: Sequence[EditRequest]) -> l
     return [request for *_, request in sorted(places, key=lambda place: place[:2])]
 
 
-def with_objects(
-    model: Model, requests: Sequence[EditRequest]
-) -> tuple[list[EditRequest], list[str]]:
+def with_objects(model: Model, requests: Requests) -> tuple[Requests, list[str]]:
     """The requests with what the model says in the place of each true object that no source names.
 
     Left out, with a line for each, is one where the model says no word or the target already.
@@ -329,7 +306,7 @@ def with_objects(
     return [request for request in requests if request.fact.object], problems
 
 
-def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0.1) -> pd.DataFrame:
+def known_table(model: Model, requests: Requests, margin: float = 0.1) -> pd.DataFrame:
     """What the model says of each fact.
 
     Returns:
@@ -353,9 +330,7 @@ def known_table(model: Model, requests: Sequence[EditRequest], margin: float = 0
     )
 
 
-def _parts(
-    requests: Sequence[EditRequest], what: str, size: int = PART
-) -> Iterator[Sequence[EditRequest]]:
+def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests]:
     """A few requests at a time; more than one such part has a bar."""
     hidden = True if len(requests) <= size else None
     with tqdm(total=len(requests), desc=what, unit="fact", disable=hidden) as bar:
@@ -365,9 +340,7 @@ def _parts(
             bar.update(len(part))
 
 
-def _answers(
-    model: Model, requests: Sequence[EditRequest], past_stop_words: bool = False
-) -> pd.DataFrame:
+def _answers(model: Model, requests: Requests, past_stop_words: bool = False) -> pd.DataFrame:
     """What the model says, a row a request; these very weights are asked a prompt once."""
     questions = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
