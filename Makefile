@@ -47,8 +47,8 @@ lint check test test-slow test-browser test-all: export HF_HUB_OFFLINE := 1
 check test test-slow test-all: export OMP_NUM_THREADS := 1
 
 lint: $(VENV)/.installed ## style, layers, notebooks without outputs
-	@$(BIN)/ruff check -q workbench tests notebooks
-	@$(BIN)/ruff format -q --check workbench tests notebooks
+	@$(BIN)/ruff check -q workbench data tests notebooks
+	@$(BIN)/ruff format -q --check workbench data tests notebooks
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report"; exit 1; }
 	$(if $(NOTEBOOKS),@$(BIN)/nbstripout --verify $(NOTEBOOKS))
 
@@ -80,8 +80,8 @@ audit: $(VENV)/.installed ## look for known vulnerabilities of the packages (ask
 	@$(BIN)/pip-audit --disable-pip --no-deps -r hashes.txt
 
 pretrain: $(VENV)/.installed ## teach the world to both small models again, about an hour on two cores
-	@$(BIN)/workbench pretrain world-gpt2
-	@$(BIN)/workbench pretrain world-llama
+	@$(BIN)/python -m data.world.make.pretrain world-gpt2
+	@$(BIN)/python -m data.world.make.pretrain world-llama
 
 clean: ## remove the venv, the runs and all caches
 	@rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

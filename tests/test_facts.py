@@ -1,4 +1,4 @@
-"""Facts come in as they were written, whatever the layout; what cannot be used is one clear line."""
+"""Facts come in as they were written, whatever the layout; what cannot be used is one line."""
 
 import json
 from collections import defaultdict
@@ -729,7 +729,7 @@ def asked_in_the_world() -> dict[str, list[Fact]]:
 
 
 def strangers(request: EditRequest, asked: dict[str, list[Fact]]) -> list[str]:
-    """Neighbours that ask no pre-trained fact of another subject with the same relation and object."""
+    """Neighbours that ask no pre-trained fact of another subject, same relation and object."""
 
     def belongs(other: Fact, answer: str) -> bool:
         same = (other.relation, other.object, answer) == (

@@ -521,3 +521,44 @@ def test_a_subject_has_its_place_though_the_tokenizer_composes_letters(letters):
     encoded = encode(tokenizer, [f"the {letters} is"])
     end = encoded.token_at(0, subject_end("the {} is", letters))
     assert tokenizer.decode(encoded.input_ids[0, 1 : end + 1]) == "the café"
+
+
+# --- rows of running text -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["", "none"])
+def test_packed_rows_are_the_running_text_behind_what_stands_in_front(tiny, start):
+    model = replace(tiny, start=start)
+    first = list(positions.front(model))
+    texts = [" ".join(sentences) for sentences in islice(world_text.prose("everyday", 0), 100)]
+    stream = [token for text in texts for token in encode_bare(model, text)]
+    rows = list(positions.packed(model, iter(texts), most=50))
+    assert {len(row) for row in rows} == {50}
+    assert all(row[: len(first)] == first for row in rows)
+    text = [token for row in rows for token in row[len(first) :]]
+    assert text == stream[: len(text)]
+    assert len(stream) - len(text) < 50 - len(first)
+
+
+def encode_bare(model, text) -> list[int]:
+    return positions.encode(model, [text], bare=True).input_ids[0].tolist()
+
+
+def test_rows_are_no_longer_than_the_model_has_positions(tiny):
+    config = types.SimpleNamespace()
+    model = spoken(tiny.tokenizer)
+    model.network = types.SimpleNamespace(config=config)
+    assert positions.row_length(model) == positions.ROW
+    config.max_position_embeddings = 9
+    assert positions.row_length(model) == 9
+    row = next(positions.packed(model, ["a lot of text and more text"] * 5))
+    assert len(row) == 9
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[1, 2], [], [3]]])
+def test_rows_are_filled_up_on_the_right(rows):
+    filled = positions.pad(rows, filler=-100)
+    length = max(map(len, rows), default=0)
+    assert filled.tolist() == [row + [-100] * (length - len(row)) for row in rows]
+    assert filled.shape == (len(rows), length)
+    assert filled.dtype == torch.long

@@ -127,12 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     facts.set_defaults(command=_facts)
 
-    pretrain = commands.add_parser(
-        "pretrain", help="teach the embedded world to a small model again"
-    )
-    pretrain.add_argument("model", help="world-gpt2 or world-llama")
-    pretrain.add_argument("--out", help="the folder to write instead of the shipped one")
-    pretrain.set_defaults(command=_pretrain)
     return parser
 
 
@@ -243,15 +237,6 @@ def _facts(options) -> None:
         f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records"
     )
     print(options.out)
-
-
-def _pretrain(options) -> None:
-    from workbench import files
-    from workbench.world import pretrain
-
-    if options.out:
-        files.check_new(options.out)
-    print(pretrain.pretrain(options.model, options.out))
 
 
 if __name__ == "__main__":

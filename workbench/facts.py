@@ -20,13 +20,8 @@ from workbench.readers import check_file as check_file
 from workbench.records import BadInput, Record, did_you_mean, listed, one_line
 from workbench.registry import Room
 
-
-def _data_folder() -> Path:
-    installed = Path(__file__).parent / "data"  # in a wheel the folder travels inside the package
-    return installed if installed.exists() else Path(__file__).parents[1] / "data"
-
-
-DATA = _data_folder()
+_INSTALLED = Path(__file__).parent / "data"  # in a wheel the folder travels inside the package
+DATA = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "data"
 NEIGHBOURS = 5
 
 
@@ -37,9 +32,8 @@ class Exposure(Record):
     """
 
     paraphrases: int = pydantic.Field(ge=0)  # wordings: 1, 2, 3, 5 or 10; 0 = never shown
-    occurrences: int = pydantic.Field(
-        ge=0
-    )  # 1 or 4, in units of the statements that world.pretrain.RECIPES names; 0 = never shown
+    # 1 or 4, in units of the statements that data/world/make/pretrain.py names; 0 = never shown
+    occurrences: int = pydantic.Field(ge=0)
 
 
 class Fact(Record):
@@ -60,10 +54,12 @@ class Fact(Record):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        for name in ("subject", "object"):
-            may_be_empty = name == "object" and self.object_from_model
-            if not getattr(self, name).strip() and not may_be_empty:
-                raise BadInput(f"fact {self.id}: the {name} is empty; write the {name}'s name")
+        needed = {"subject": self.subject}
+        if not self.object_from_model:
+            needed["object"] = self.object
+        for field, name in needed.items():
+            if not name.strip():
+                raise BadInput(f"fact {self.id}: the {field} is empty; write the {field}'s name")
         _check_prompt(self.id, self.prompt)
         return self
 
@@ -101,10 +97,10 @@ class EditRequest(Record):
 
 
 def _check_prompt(fact_id: str, prompt: str) -> None:
-    if prompt.count("{}") != 1:
-        raise BadInput(
-            f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject, it has {prompt.count('{}')}"
-        )
+    count = prompt.count("{}")
+    if count != 1:
+        what = f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject"
+        raise BadInput(f"{what}, it has {count}")
 
 
 def check_objects(requests: Iterable[EditRequest]) -> None:
@@ -169,21 +165,19 @@ def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
     if str(source) == "world":
         return list(_world()), []
     requests: dict[str, EditRequest] = {}
+    edits = []
     problems = []
-    edits = [
-        (number, f"{where}{place}", edit)
-        for number, (where, record) in enumerate(readers.records(source), 1)
-        for place, edit in readers.parts(record, number)
-    ]
-    for number, where, edit in edits:
-        try:
-            request = _request(readers.fields(edit, number))
-            if request.fact.id in requests:
-                raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
-            requests[request.fact.id] = request
-        except BadInput as error:
-            problems.append(one_line(f"{readers.shown(source)}, {where}: {error}"))
-    readers.warn_of_ignored(source, [edit for _, _, edit in edits])
+    for number, (where, record) in enumerate(readers.records(source), 1):
+        for place, edit in readers.parts(record, number):
+            edits.append(edit)
+            try:
+                request = _request(readers.fields(edit, number))
+                if request.fact.id in requests:
+                    raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
+                requests[request.fact.id] = request
+            except BadInput as error:
+                problems.append(one_line(f"{readers.shown(source)}, {where}{place}: {error}"))
+    readers.warn_of_ignored(source, edits)
     return list(requests.values()), problems
 
 
@@ -207,24 +201,24 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
     if source == "templates" and k != 1:
         pool = _world_paraphrases().get(request.fact.id, ())
     if k < 1 or k - 1 > len(pool):
-        raise BadInput(
-            f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has 1 to {len(pool) + 1} statements"
-        )
-    rest = {"held_out": tuple(pool[k - 1 :])} if source == "held_out" else {}
-    return request.model_copy(update={"paraphrases": tuple(pool[: k - 1])} | rest)
+        what = f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has"
+        raise BadInput(f"{what} 1 to {len(pool) + 1} statements")
+    changes = {"paraphrases": tuple(pool[: k - 1])}
+    if source == "held_out":
+        changes["held_out"] = tuple(pool[k - 1 :])
+    return request.model_copy(update=changes)
 
 
 def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
-    """Category -> every object of it among the requests, sorted: the terms related to each other."""
-    found = defaultdict(set)
+    """Category -> every object of it among the requests, sorted: terms related to each other."""
+    objects = defaultdict(set)
     for request in requests:
         if request.fact.category:
-            found[request.fact.category].add(request.fact.object)
-    return {category: tuple(sorted(objects)) for category, objects in found.items()}
+            objects[request.fact.category].add(request.fact.object)
+    return {category: tuple(sorted(members)) for category, members in objects.items()}
 
 
-# --- the embedded world
-# -------------------------------------------------------------------------------------------------
+# --- the embedded world ---------------------------------------------------------------------------
 
 
 @cache
@@ -243,54 +237,56 @@ def world_rows() -> tuple[dict, ...]:
     for row in rows:
         for name in ("templates", "held_out"):
             row[name] = [int(number) for number in row[name].split()]
-        row["paraphrases"], row["occurrences"] = int(row["paraphrases"]), int(row["occurrences"])
+        for name in ("paraphrases", "occurrences"):
+            row[name] = int(row[name])
     return tuple(rows)
+
+
+def _templates(row: dict, name: str) -> list[str]:
+    """The templates that a row's `templates` or `held_out` number."""
+    of_relation = relations()[row["relation"]]["templates"]
+    return [of_relation[number] for number in row[name]]
 
 
 @cache
 def _world_paraphrases() -> dict[str, tuple[str, ...]]:
-    return {
-        row["id"]: tuple(relations()[row["relation"]]["templates"][n] for n in row["templates"][1:])
-        for row in world_rows()
-    }
+    return {row["id"]: tuple(_templates(row, "templates")[1:]) for row in world_rows()}
 
 
 @cache
 def _world() -> tuple[EditRequest, ...]:
-    facts, sharing = {}, defaultdict(list)
-    for row in world_rows():
-        relation = relations()[row["relation"]]
-        facts[row["id"]] = fact = Fact(
-            id=row["id"],
-            subject=row["subject"],
-            relation=row["relation"],
-            category=relation["category"],
-            prompt=relation["templates"][row["templates"][0]],
-            object=row["object"],
-            exposure=Exposure(paraphrases=row["paraphrases"], occurrences=row["occurrences"]),
-            split=row["split"],
-        )
+    facts = [_world_fact(row) for row in world_rows()]
+    shown = defaultdict(list)
+    for fact in facts:
         if fact.split != "unseen":
-            sharing[fact.relation, fact.object].append(fact)
+            shown[fact.relation, fact.object].append(fact)
     requests = []
-    for row in world_rows():
-        fact = facts[row["id"]]
-        others = [
-            other for other in sharing[fact.relation, fact.object] if other.subject != fact.subject
-        ]
-        near = random.Random(f"neighbourhood {fact.id}").sample(
-            others, min(NEIGHBOURS, len(others))
+    for row, fact in zip(world_rows(), facts, strict=True):
+        same = shown[fact.relation, fact.object]
+        others = [other for other in same if other.subject != fact.subject]
+        drawn = random.Random(f"neighbourhood {fact.id}")
+        near = drawn.sample(others, min(NEIGHBOURS, len(others)))
+        request = EditRequest(
+            fact=fact,
+            target=row["target"],
+            held_out=tuple(fill(prompt, fact.subject) for prompt in _templates(row, "held_out")),
+            neighbourhood=tuple((other.question, other.object) for other in near),
         )
-        templates = relations()[fact.relation]["templates"]
-        requests.append(
-            EditRequest(
-                fact=fact,
-                target=row["target"],
-                held_out=tuple(fill(templates[number], fact.subject) for number in row["held_out"]),
-                neighbourhood=tuple((other.question, other.object) for other in near),
-            )
-        )
+        requests.append(request)
     return tuple(requests)
+
+
+def _world_fact(row: dict) -> Fact:
+    return Fact(
+        id=row["id"],
+        subject=row["subject"],
+        relation=row["relation"],
+        category=relations()[row["relation"]]["category"],
+        prompt=_templates(row, "templates")[0],
+        object=row["object"],
+        exposure=Exposure(paraphrases=row["paraphrases"], occurrences=row["occurrences"]),
+        split=row["split"],
+    )
 
 
 def call(

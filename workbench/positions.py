@@ -5,9 +5,10 @@ The only place that knows what stands in front of a text, of the space before a 
 padding (always on the right).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,9 +17,9 @@ from workbench import words
 from workbench.facts import BadInput
 from workbench.models import Model
 
-SEPARATOR = (
-    "<|endoftext|>"  # between documents, in the pre-training of GPT-2 and of many others since
-)
+# between documents, in the pre-training of GPT-2 and of many others since
+SEPARATOR = "<|endoftext|>"
+ROW = 128  # tokens of a row of running text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,12 @@ class Encoded:
     def cut(self, lengths: torch.Tensor) -> "Encoded":
         """The first lengths[i] tokens of each text."""
         longest = int(lengths.max())
-        mask = self.attention_mask * (torch.arange(self.attention_mask.shape[1]) < lengths[:, None])
-        offsets = tuple(
-            pairs[:length] for pairs, length in zip(self.offsets, lengths.tolist(), strict=True)
-        )
+        kept = torch.arange(longest) < lengths[:, None]
+        pairs = zip(self.offsets, lengths.tolist(), strict=True)
         return Encoded(
-            input_ids=self.input_ids[:, :longest], attention_mask=mask[:, :longest], offsets=offsets
+            input_ids=self.input_ids[:, :longest],
+            attention_mask=self.attention_mask[:, :longest] * kept,
+            offsets=tuple(offsets[:length] for offsets, length in pairs),
         )
 
     def arguments(self) -> dict:
@@ -67,23 +68,23 @@ class Encoded:
         """Indices of texts of like length, at most this many tokens a batch (one text at least);
         `order` (n,) puts like ones together.
         """
+        lengths = self.lengths.tolist()
+        order = self.lengths if order is None else order
         batch: list[int] = []
-        longest, lengths = 0, self.lengths.tolist()
-        for index in (self.lengths if order is None else order).argsort(stable=True).tolist():
+        longest = 0
+        for index in order.argsort(stable=True).tolist():
             longest = max(longest, lengths[index])
             if batch and (len(batch) + 1) * longest > tokens:
                 yield batch
-                batch, longest = [], lengths[index]
+                batch = []
+                longest = lengths[index]
             batch.append(index)
         if batch:
             yield batch
 
     def to(self, device) -> "Encoded":
-        return Encoded(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            offsets=self.offsets,
-        )
+        ids = self.input_ids.to(device)
+        return replace(self, input_ids=ids, attention_mask=self.attention_mask.to(device))
 
     def token_at(self, row: int, character: int) -> int:
         """The last token that covers the character of the row's text or, if a normalizer took the
@@ -93,9 +94,8 @@ class Encoded:
             start, end = self.offsets[row][token]
             if start <= character and start < end:
                 return token
-        raise BadInput(
-            f"no token covers character {character} of text {row}; the tokenizer drops it"
-        )
+        what = f"no token covers character {character} of text {row}"
+        raise BadInput(f"{what}; the tokenizer drops it")
 
     def tokens_from(self, row: int, character: int) -> list[int]:
         """The tokens that cover the text from this character on."""
@@ -114,26 +114,25 @@ def front(model: Model) -> tuple[int, ...]:
     Raises:
         BadInput: there is no such token.
     """
-    tokenizer, start = model.tokenizer, model.start
-    if start == "none":
+    tokenizer = model.tokenizer
+    if model.start == "none":
         return ()
-    if start:
-        token = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}.get(start, start)
-        number = tokenizer.get_vocab().get(token)
+    if model.start:
+        named = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
+        number = tokenizer.get_vocab().get(named.get(model.start, model.start))
         if number is None:
-            raise BadInput(
-                f"start {start!r}: the tokenizer of {model.name} has no such token; choose none, bos, eos or a token's text"
-            )
+            what = f"start {model.start!r}: the tokenizer of {model.name} has no such token"
+            raise BadInput(f"{what}; choose none, bos, eos or a token's text")
         return (number,)
-    if added := _added(tokenizer):
+    added = _added(tokenizer)
+    if added:
         return added
     separator = tokenizer.get_vocab().get(SEPARATOR)
     for number in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if number is not None:
             return (number,)
-    raise BadInput(
-        f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS; name a token in start, or start='none'"
-    )
+    what = f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS"
+    raise BadInput(f"{what}; name a token in start, or start='none'")
 
 
 def front_text(model: Model) -> str:
@@ -146,10 +145,10 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer itself puts before a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
-    before = next(
-        (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain), 0
-    )
-    return tuple(whole[:before])
+    for start in range(len(whole)):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
 
 
 def any_front(model: Model) -> tuple[int, ...]:
@@ -161,26 +160,19 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
     """Token ids and character offsets of whole texts; `bare` leaves out what stands in front."""
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
-        raise BadInput(
-            f"{type(tokenizer).__name__} gives no character offsets; use the model's fast tokenizer"
-        )
+        what = f"{type(tokenizer).__name__} gives no character offsets"
+        raise BadInput(f"{what}; use the model's fast tokenizer")
     plain = {"input_ids": [], "offset_mapping": []}
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     if texts:  # a tokenizer fails on none
-        plain = tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-    first = [] if bare else list(front(model))
-    befores = [first if bare else first + _context(model, text) for text in texts]
-    offsets = tuple(
-        tuple([(0, 0)] * len(before) + [tuple(pair) for pair in pairs])
-        for before, pairs in zip(befores, plain["offset_mapping"], strict=True)
-    )
-    rows = [before + ids for before, ids in zip(befores, plain["input_ids"], strict=True)]
-    return padded(rows, offsets)
+        plain = tokenizer(list(texts), return_offsets_mapping=True, **options)
+    first = () if bare else front(model)
+    rows, offsets = [], []
+    for text, ids, pairs in zip(texts, plain["input_ids"], plain["offset_mapping"], strict=True):
+        before = first if bare else (*first, *_context(model, text))
+        rows.append([*before, *ids])
+        offsets.append(((0, 0),) * len(before) + tuple(map(tuple, pairs)))
+    return padded(rows, tuple(offsets))
 
 
 def _context(model: Model, text: str) -> list[int]:
@@ -194,14 +186,45 @@ def padded(rows: Sequence[Sequence[int]], offsets: tuple = ()) -> Encoded:
 
     What the padding is does not matter: the mask hides it.
     """
-    length = max(map(len, rows), default=0)
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(
-        len(rows), length
+    return Encoded(
+        input_ids=pad(rows),
+        attention_mask=pad([[1] * len(row) for row in rows]),
+        offsets=offsets or ((),) * len(rows),
     )
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long
-    ).view(len(rows), length)
-    return Encoded(input_ids=ids, attention_mask=mask, offsets=offsets or ((),) * len(rows))
+
+
+def pad(rows: Sequence[Sequence[int]], filler: int = 0) -> torch.Tensor:
+    """Rows of numbers as one tensor (n, length), int64, filled up on the right."""
+    length = max(map(len, rows), default=0)
+    filled = [[*row, *[filler] * (length - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long).view(len(rows), length)
+
+
+def row_length(model: Model, most: int = ROW) -> int:
+    """Tokens of a row: `most`, or as many as the model has positions."""
+    return min(most, getattr(model.network.config, "max_position_embeddings", most))
+
+
+def packed(model: Model, texts: Iterable[str], most: int = ROW) -> Iterator[list[int]]:
+    """Rows of `row_length(model, most)` tokens: those in front, then running text, cut anywhere.
+
+    A last row that would be shorter is left out.
+    """
+    first = front(model)
+    length = row_length(model, most) - len(first)
+    texts = iter(texts)
+    stream: list[int] = []
+    while part := list(islice(texts, 64)):
+        for ids in model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            stream += ids
+        for start in range(0, len(stream) - length + 1, length):
+            yield [*first, *stream[start : start + length]]
+        stream = stream[len(stream) - len(stream) % length :]
+
+
+def tokens_at_once(model: Model, on_cpu: int = 1024) -> int:
+    """Tokens of a batch: on a CPU few, which stay in its caches, elsewhere four times as many."""
+    return on_cpu if model.device.type == "cpu" else 4 * on_cpu
 
 
 def statement(prompt: str, target: str) -> str:
@@ -209,7 +232,8 @@ def statement(prompt: str, target: str) -> str:
     sets words apart by none.
     """
     joined = prompt[-1:].isspace() or (prompt and words.unspaced(prompt[-1]))
-    return f"{prompt}{'' if joined else ' '}{target.strip()}"
+    space = "" if joined else " "
+    return f"{prompt}{space}{target.strip()}"
 
 
 def subject_end(prompt: str, subject: str) -> int:

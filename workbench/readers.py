@@ -1,5 +1,4 @@
-"""Facts files, read strictly: how a file becomes raw records, and how a layout's record becomes
-the plain fields of our types."""
+"""Facts files, read strictly: a file becomes raw records, a record of any layout plain fields."""
 
 import csv
 import io
@@ -16,13 +15,8 @@ from typing import NamedTuple
 from workbench import words
 from workbench.records import BadInput, one_line
 
-FILES = {  # ending -> what `datasets` calls it
-    ".txt": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
+# ending -> what `datasets` calls it
+FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 LONGEST_NUMBER = 100  # characters; whoever writes a longer one means something else
 
 
@@ -42,7 +36,11 @@ def records(source: str | Path) -> list[tuple[str, object]]:
         BadInput: no such source, unreadable, empty, or broken from some place on.
     """
     try:
-        placed = list(_placed(source))
+        text = _content(Path(source))
+        if text is None:
+            placed = [("", record) for record in _hub_records(str(source))]
+        else:
+            placed = list(_FORMATS[Path(source).suffix](text))
     except _BadFile as error:
         raise BadInput(f"{shown(source)}: {error}") from None
     if not placed:
@@ -56,24 +54,29 @@ def parts(record: object, number: int) -> list[tuple[str, object]]:
     A case of MQuAKE holds a list of rewrites, a record of MzsRE an edit in each language. The name
     of each (its place in the list, the language) is added to the case's id.
     """
-    if not isinstance(record, dict):
-        return [("", record)]
-    rewrites = record.get("requested_rewrite")
-    several = {}
-    if isinstance(rewrites, list):
-        several = {str(n): {"requested_rewrite": rewrite} for n, rewrite in enumerate(rewrites)}
-    elif _layout(record) is None:
-        dicts = {name: value for name, value in record.items() if isinstance(value, dict)}
-        several = {language: edit for language, edit in dicts.items() if "src" in edit}
-    if not several:
+    edits = _edits(record)
+    if not edits:
         return [("", record)]
     try:
         case = _optional(record, "case_id") or str(number)
     except BadInput as error:
         return [("", error)]
-    rest = {name: value for name, value in record.items() if name not in several}
-    edits = {name: rest | edit | {"case_id": f"{case}-{name}"} for name, edit in several.items()}
+    shared = {name: value for name, value in record.items() if name not in edits}
+    edits = {name: shared | edit | {"case_id": f"{case}-{name}"} for name, edit in edits.items()}
     return [(f", edit {name:.30}", edit) for name, edit in edits.items()]
+
+
+def _edits(record: object) -> dict[str, dict]:
+    """The edits of a record that holds several, by name."""
+    if not isinstance(record, dict):
+        return {}
+    rewrites = record.get("requested_rewrite")
+    if isinstance(rewrites, list):
+        return {str(n): {"requested_rewrite": rewrite} for n, rewrite in enumerate(rewrites)}
+    if _layout(record):
+        return {}
+    dicts = {name: value for name, value in record.items() if isinstance(value, dict)}
+    return {language: edit for language, edit in dicts.items() if "src" in edit}
 
 
 def fields(record: object, number: int) -> dict:
@@ -94,22 +97,26 @@ def fields(record: object, number: int) -> dict:
         names = ", ".join(sorted(record))
         needed = "subject, prompt, object, target"
         raise BadInput(f"no known layout; it has {names!r:.100}, ours needs {needed}")
-    plain = layout.read({name: value for name, value in record.items() if value is not None})
+    known = _without_nulls(record)
+    plain = layout.read(known) if layout.read else _filled(known, layout)
     return plain | {"id": plain["id"] or str(number)}
 
 
-def warn_of_ignored(source: str | Path, read: Iterable[object]) -> None:
-    """One warning that names the fields which the layouts of the records that were read lack."""
+def _without_nulls(record: dict) -> dict:
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def warn_of_ignored(source: str | Path, edits: Iterable[object]) -> None:
+    """One warning that names the fields of these edits which no layout of theirs has."""
     ignored = set()
-    for record in read:
-        layout = _layout(record) if isinstance(record, dict) else None
+    for edit in edits:
+        layout = _layout(edit) if isinstance(edit, dict) else None
         if layout:
-            held = {name for name, value in record.items() if value is not None}
-            ignored.update(held - layout.known)
+            ignored.update(_without_nulls(edit).keys() - layout.known)
     if ignored:
-        names = [f"{name!r:.30}" for name in sorted(ignored)]
-        rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        line = f"{shown(source)}: fields that no one reads, ignored: {', '.join(names[:5])}{rest}"
+        names = ", ".join(f"{name!r:.30}" for name in sorted(ignored)[:5])
+        rest = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        line = f"{shown(source)}: fields that no one reads, ignored: {names}{rest}"
         warnings.warn(one_line(line), stacklevel=3)
 
 
@@ -134,14 +141,6 @@ class _BadFile(BadInput):
     """What is wrong with a file, still without the file's name."""
 
 
-def _placed(source: str | Path) -> Iterable[tuple[str, object]]:
-    """The line of each record, for a message, and the record."""
-    text = _content(Path(source))
-    if text is None:
-        return [("", record) for record in _hub_records(str(source))]
-    return _FORMATS[Path(source).suffix](text)
-
-
 def _content(path: Path) -> str | None:
     """The text of a file; None if there is no file."""
     try:
@@ -162,24 +161,28 @@ def _content(path: Path) -> str | None:
         raise _BadFile(f"is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
+_WHITE = " \t\r\n"
+_OPENING = re.compile(rf"[{_WHITE}]*\[[{_WHITE}]*(\]?)[{_WHITE}]*")  # of a list; ] of an empty one
+_NEXT = re.compile(rf"[{_WHITE}]*([,\]])[{_WHITE}]*")  # what follows a member of a list
+_TOO_DEEP = "is nested too deeply; a record holds texts, lists of texts and pairs of them"
+
+
 def _json_records(text: str) -> Iterator[tuple[str, object]]:
     """The members of a JSON list one by one, so that a fault can be laid to its record."""
-    at = _past_white(text, 0)
-    listed = text.startswith("[", at)
-    if listed:
-        at = _past_white(text, at + 1)
-    ended = text.startswith("]", at) if listed else at == len(text)
-    number = 0
+    number = 1
+    mark = _OPENING.match(text)
     try:
-        while not ended:
-            number += 1
-            record, at = _json_value(text, at)
-            yield "", record
-            at = _past_white(text, at)
-            ended = not listed or text.startswith("]", at)
-            if not ended:
-                at = _past_white(text, _past(",", text, at))
-        _check_end(text, at + 1 if listed else at)
+        if mark:
+            while mark[1] != "]":
+                record, end = _json_value(text, mark.end())
+                yield "", record
+                mark = _NEXT.match(text, end)
+                if not mark:
+                    raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
+                number += mark[1] == ","
+            _check_end(text, mark.end())
+        elif text.strip(_WHITE):
+            yield "", _json_document(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno} (record {number})"
         raise _BadFile(f"broken JSON at {where}: {error.msg}; mend the file there") from None
@@ -189,19 +192,29 @@ def _json_records(text: str) -> Iterator[tuple[str, object]]:
 
 def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f", line {number}", _json_line(line)
+        if not line.strip():
+            continue
+        try:
+            record = _json_document(line)
+        except json.JSONDecodeError as error:
+            what = f"broken JSON at column {error.colno}: {error.msg}"
+            record = BadInput(f"{what}; mend the line there")
+        except RecursionError:
+            record = BadInput(_TOO_DEEP)
+        yield f", line {number}", record
 
 
-def _json_line(line: str) -> object:
-    try:
-        record, end = _json_value(line, _past_white(line, 0))
-        _check_end(line, end)
-    except json.JSONDecodeError as error:
-        return BadInput(f"broken JSON at column {error.colno}: {error.msg}; mend the line there")
-    except RecursionError:
-        return BadInput(_TOO_DEEP)
-    return record
+def _json_document(text: str) -> object:
+    """The one JSON value that the text is."""
+    start = len(text) - len(text.lstrip(_WHITE))
+    value, end = _json_value(text, start)
+    _check_end(text, end)
+    return value
+
+
+def _check_end(text: str, end: int) -> None:
+    if text[end:].strip(_WHITE):
+        raise json.JSONDecodeError("Extra data", text, end)
 
 
 def _json_value(text: str, start: int) -> tuple[object, int]:
@@ -211,7 +224,7 @@ def _json_value(text: str, start: int) -> tuple[object, int]:
     def members(pairs: list[tuple[str, object]]) -> dict:
         names = Counter(name for name, _ in pairs)
         if len(names) < len(pairs):
-            name = names.most_common(1)[0][0]
+            [(name, _)] = names.most_common(1)
             faults.append(f"the field {name!r:.80} stands twice; leave one of them")
         return dict(pairs)
 
@@ -219,46 +232,24 @@ def _json_value(text: str, start: int) -> tuple[object, int]:
         faults.append(f"{name} is no value of JSON; write null, or a text in quotes")
 
     numbers = {"parse_int": Number, "parse_float": Number, "parse_constant": constant}
-    value, end = json.JSONDecoder(object_pairs_hook=members, **numbers).raw_decode(text, start)
+    decoder = json.JSONDecoder(object_pairs_hook=members, **numbers)
+    value, end = decoder.raw_decode(text, start)
     return (BadInput(faults[0]) if faults else value), end
 
 
-_TOO_DEEP = "is nested too deeply; a record holds texts, lists of texts and pairs of them"
-_WHITE = re.compile(r"[ \t\r\n]*")
-
-
-def _past_white(text: str, at: int) -> int:
-    return _WHITE.match(text, at).end()
-
-
-def _past(mark: str, text: str, at: int) -> int:
-    if not text.startswith(mark, at):
-        raise json.JSONDecodeError(f"Expecting {mark!r}", text, at)
-    return at + 1
-
-
-def _check_end(text: str, at: int) -> None:
-    at = _past_white(text, at)
-    if at < len(text):
-        raise json.JSONDecodeError("Extra data", text, at)
-
-
 def _csv_records(text: str) -> Iterator[tuple[str, object]]:
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     header: list[str] = []
-    next_line = 1
+    line = 1
     try:
         for row in reader:
-            line, next_line = next_line, reader.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if header:
+            if header and any(map(str.strip, row)):
                 yield f", line {line}", _csv_record(header, row)
-            else:
+            elif any(map(str.strip, row)):
                 header = _csv_header(row)
+            line = reader.line_num + 1
     except csv.Error as error:
-        where = f"broken CSV in the record of line {next_line}"
+        where = f"broken CSV in the record of line {line}"
         raise _BadFile(f"{where}: {error}; look for a quote that is left open") from None
 
 
@@ -266,7 +257,7 @@ def _csv_header(row: list[str]) -> list[str]:
     header = [cell.strip() for cell in row]
     if len(header) == 1:
         raise _BadFile(f"the header is one cell, {header[0]!r:.80}; set cells apart by commas")
-    name, times = Counter(filter(None, header)).most_common(1)[0]
+    [(name, times)] = Counter(filter(None, header)).most_common(1)
     if times > 1:
         raise _BadFile(f"the column {name!r:.80} stands twice in the header; leave one of them")
     return header
@@ -301,7 +292,77 @@ def _hub_records(name: str) -> list[dict]:
         raise BadInput(f"facts {shown(name)!r}: no such file, and {what}") from None
 
 
-# --- from a raw record to plain fields, one function a layout -------------------------------------
+# --- from a raw record to plain fields ------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """The names that a layout gives its fields, several in one string with spaces between."""
+
+    read: Callable[[dict], dict] | None = None  # how its records are read, if not as `_filled`
+    prompt: str = ""  # in which the subject stands
+    target: str = ""
+    true: str = ""  # the true object; "" = no field names it
+    held_out: str = ""
+    near: str = ""  # the neighbours, and their answers
+    more: str = ""  # those that a reader of its own needs, and those that nothing here does
+
+    @property
+    def known(self) -> set[str]:
+        """Every field that records of this layout may have."""
+        shared = ["case_id subject relation_id"] if self.read is None else []
+        return set(" ".join([*shared, *self[1:]]).split())
+
+
+def _filled(record: dict, layout: Layout) -> dict:
+    """A record whose prompt holds its subject."""
+    subject = _subject(record, "subject")
+    return {
+        "id": _optional(record, "case_id"),
+        "subject": subject,
+        "relation": _optional(record, "relation_id"),
+        "prompt": template(_required(record, layout.prompt), subject),
+        "target": _name(record, layout.target),
+        "held_out": [text for name in layout.held_out.split() for text in _texts(record, name)],
+        "neighbourhood": _paired(record, *layout.near.split()) if layout.near else [],
+        **_true(layout.true, _answers(record, layout.true) if layout.true else []),
+    }
+
+
+def _true(field: str, names: Sequence[str]) -> dict:
+    """The true object and its other names; without any, it is what the model will say."""
+    if not names:
+        return {"object": "", "object_from_model": True}
+    return {"object": _one_line_name(names[0], field), "aliases": names[1:]}
+
+
+def _knowedit(record: dict) -> dict:
+    """The flat form with kinds of neighbours, answers lists of lists; wiki_recent has no object."""
+    kinds = record["locality"]
+    if not isinstance(kinds, dict):
+        what = f"the field 'locality' must be an object, it is {_kind(kinds)}"
+        raise BadInput(f"{what}; write kinds of neighbours, each with a list of them")
+    near = []
+    for question in [question for kind in kinds for question in _objects(kinds, kind)]:
+        question = {name: _flattened(value) for name, value in question.items()}
+        prompts = _texts(question, "prompt")
+        answers = _texts(question, "ground_truth")
+        if len(prompts) > 1:
+            what = "'locality' has several prompts for one answer"
+            raise BadInput(f"{what}; write one prompt an entry")
+        if prompts and answers:
+            near.append((prompts[0], answers[0]))
+    layout = _FLAT._replace(held_out="rephrase_prompt rephrase", near="")
+    if "ground_truth" in record:
+        record = record | {"ground_truth": _flattened(record["ground_truth"])}
+    else:
+        layout = layout._replace(true="")
+    return _filled(record, layout) | {"neighbourhood": near}
+
+
+def _flattened(value: object) -> list:
+    """The members of a list and of the lists in it."""
+    lists = value if isinstance(value, list) else [value]
+    return [name for member in lists for name in (member if isinstance(member, list) else [member])]
 
 
 def _counterfact(record: dict) -> dict:
@@ -310,7 +371,6 @@ def _counterfact(record: dict) -> dict:
     MQuAKE asks for the fact in a question too, and its hops know other names of their answers.
     """
     true = _name(record, "requested_rewrite.target_true.str")
-    near = _texts(record, "neighborhood_prompts")
     hops = _objects(record, "single_hops")
     same = [hop for hop in hops if _optional(hop, "answer") == true]
     question = _optional(record, "requested_rewrite.question")
@@ -322,94 +382,9 @@ def _counterfact(record: dict) -> dict:
         "object": true,
         "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
         "target": _name(record, "requested_rewrite.target_new.str"),
-        "held_out": _texts(record, "paraphrase_prompts") + ([question] if question else []),
-        "neighbourhood": [(text, true) for text in near],
+        "held_out": [*_texts(record, "paraphrase_prompts"), *filter(None, [question])],
+        "neighbourhood": [(text, true) for text in _texts(record, "neighborhood_prompts")],
     }
-
-
-def _flat(record: dict) -> dict:
-    true = _true(_answers(record, "ground_truth"), "ground_truth")
-    return (
-        _filled(record, prompt="prompt", target="target_new")
-        | true
-        | {
-            "held_out": _texts(record, "rephrase_prompt"),
-            "neighbourhood": _paired(record, "locality_prompt", "locality_ground_truth"),
-        }
-    )
-
-
-def _knowedit(record: dict) -> dict:
-    """The flat form with lists of lists of names for an answer; wiki_recent has no true object."""
-    names = _names(record, "ground_truth")
-    if not names and "ground_truth" in record:
-        raise BadInput("the field 'ground_truth' is empty; write the true object")
-    kinds = _value(record, "locality")
-    if not isinstance(kinds, dict):
-        what = f"the field 'locality' must be an object, it is {_kind(kinds)}"
-        raise BadInput(f"{what}; write kinds of neighbours, each with a list of them")
-    near = [asked for kind in kinds for asked in _objects(kinds, kind)]
-    pairs = [(_names(asked, "prompt"), _names(asked, "ground_truth")) for asked in near]
-    sound = [(prompts[0], answers[0]) for prompts, answers in pairs if prompts and answers]
-    if any(len(prompts) > 1 for prompts, _ in pairs):
-        raise BadInput("'locality' has several prompts for one answer; write one prompt an entry")
-    return (
-        _filled(record, prompt="prompt", target="target_new")
-        | _true(names, "ground_truth")
-        | {
-            "held_out": _texts(record, "rephrase_prompt") + _texts(record, "rephrase"),
-            "neighbourhood": sound,
-        }
-    )
-
-
-def _zsre(record: dict) -> dict:
-    true = _true(_answers(record, "answers"), "answers")
-    return (
-        _filled(record, prompt="src", target="alt")
-        | true
-        | {
-            "held_out": _texts(record, "rephrase"),
-            "neighbourhood": _paired(record, "loc", "loc_ans"),
-        }
-    )
-
-
-def _wikibigedit(record: dict) -> dict:
-    """What Wikidata came to say between two dates; what it said before is not in the record."""
-    return (
-        _filled(record, prompt="update", target="ans")
-        | _true([], "object")
-        | {
-            "held_out": _texts(record, "rephrase") + _texts(record, "personas"),
-            "neighbourhood": _paired(record, "loc", "loc_ans"),
-        }
-    )
-
-
-def _tracing(record: dict) -> dict:
-    true = _true(_answers(record, "target_true"), "target_true")
-    return _filled(record, prompt="prompt", target="target_false") | true
-
-
-def _filled(record: dict, prompt: str, target: str) -> dict:
-    """What the layouts have in common whose prompt holds the subject, under these names of theirs
-    for a prompt and a target."""
-    subject = _subject(record, "subject")
-    return {
-        "id": _optional(record, "case_id"),
-        "subject": subject,
-        "relation": _optional(record, "relation_id"),
-        "prompt": template(_required(record, prompt), subject),
-        "target": _name(record, target),
-    }
-
-
-def _true(names: Sequence[str], field: str) -> dict:
-    """The true object and its other names; without any, it is what the model will say."""
-    if not names:
-        return {"object": "", "object_from_model": True}
-    return {"object": _one_line_name(names[0], field), "aliases": names[1:]}
 
 
 def _ripple(record: dict) -> dict:
@@ -418,19 +393,22 @@ def _ripple(record: dict) -> dict:
     statement = _required(record, "edit.prompt").removesuffix(".")
     before = _optional(record, "edit.original_fact.prompt")
     before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
-    question, subject = _asked(statement, before, relation)
+    question, subject = _taken_apart(statement, before, relation)
+    true = [before[len(question) :].strip()] if before else []
     tests = [test for name in _STAYS for test in _objects(record, name)]
-    near = [query for test in tests for query in _objects(test, "test_queries")]
-    pairs = [(_optional(query, "prompt"), _objects(query, "answers")[:1]) for query in near]
-    pairs = [(text, _optional(answer, "value")) for text, first in pairs for answer in first]
+    near = []
+    for query in [query for test in tests for query in _objects(test, "test_queries")]:
+        for answer in _objects(query, "answers")[:1]:
+            near.append((_optional(query, "prompt"), _optional(answer, "value")))
     return {
         "id": _optional(record, "case_id"),
         "subject": subject,
         "relation": relation,
         "prompt": template(question, subject),
         "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
-        "neighbourhood": [pair for pair in pairs if all(pair)],
-    } | _true([before[len(question) :].strip()] if before else [], "edit.original_fact.prompt")
+        "neighbourhood": [pair for pair in near if all(pair)],
+        **_true("edit.original_fact", true),
+    }
 
 
 _STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second in its README
@@ -451,7 +429,7 @@ _PHRASES = {  # how RippleEdits says a relation before and after the subject, wh
 }
 
 
-def _asked(statement: str, before: str, relation: str) -> tuple[str, str]:
+def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
     """The question and the subject of a statement, where but one reading of it is possible.
 
     Args:
@@ -460,18 +438,20 @@ def _asked(statement: str, before: str, relation: str) -> tuple[str, str]:
     by_rule = (f"{re.escape(relation.lower().replace('_', ' '))}s? of", "")
     start, end = _PHRASES.get(relation, by_rule)
     phrase = re.compile(rf"The (?:names? of the )?{start} (.+){end} (?:is|are)")
-    questions = [statement[: verb.end()] for verb in re.finditer(r" (?:is|are)(?= )", statement)]
-    same = [text for text in questions if (before or statement).startswith(f"{text} ")]
-    readings = [match for match in map(phrase.fullmatch, same) if match]
+    readings = []
+    for verb in re.finditer(r" (?:is|are)(?= )", statement):
+        question = statement[: verb.end()]
+        reading = phrase.fullmatch(question)
+        if reading and (before or statement).startswith(f"{question} "):
+            readings.append((question, reading[1].strip()))
     if len(readings) != 1:
         what = f"the subject cannot be told from {statement!r:.80} ({relation:.30})"
         raise BadInput(f"{what}; write the record with subject, prompt, object and target")
-    return readings[0][0], readings[0][1].strip()
+    return readings[0]
 
 
 def _ours(record: dict) -> dict:
     subject = _subject(record, "subject")
-    paraphrases = _texts(record, "paraphrases")
     return {
         "id": _optional(record, "id"),
         "subject": subject,
@@ -481,75 +461,61 @@ def _ours(record: dict) -> dict:
         "object": _name(record, "object"),
         "aliases": _texts(record, "aliases"),
         "target": _name(record, "target"),
-        "paraphrases": [_with_place(text, subject) for text in paraphrases],
+        "paraphrases": [_with_place(text, subject) for text in _texts(record, "paraphrases")],
         "held_out": [_with_subject(text, subject) for text in _texts(record, "held_out")],
         "neighbourhood": _pairs(record, "neighbourhood"),
     }
 
 
-class Layout(NamedTuple):
-    read: Callable[[dict], dict]
-    known: set[str]  # its fields, those that nothing here needs included
-
-
 _COUNTERFACT = Layout(
-    _counterfact,
-    {
-        *("case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts"),
-        *("neighborhood_prompts", "attribute_prompts", "generation_prompts"),
-        *("questions", "single_hops", "new_single_hops", "orig", "answer", "answer_alias"),
-        *("answer_extended", "new_answer", "new_answer_alias", "new_answer_extended"),
-    },
+    read=_counterfact,
+    more="case_id pararel_idx requested_rewrite paraphrase_prompts neighborhood_prompts "
+    "attribute_prompts generation_prompts questions single_hops new_single_hops orig answer "
+    "answer_alias answer_extended new_answer new_answer_alias new_answer_extended",
 )
 _FLAT = Layout(
-    _flat,
-    {
-        *("case_id", "subject", "relation_id", "prompt", "ground_truth", "target_new"),
-        *("rephrase_prompt", "locality_prompt", "locality_ground_truth"),
-        *("portability_prompt", "portability_ground_truth"),
-    },
+    prompt="prompt",
+    target="target_new",
+    true="ground_truth",
+    held_out="rephrase_prompt",
+    near="locality_prompt locality_ground_truth",
+    more="portability_prompt portability_ground_truth",
 )
 _KNOWEDIT = Layout(
-    _knowedit,
-    {
-        *("case_id", "subject", "relation_id", "prompt", "ground_truth", "target_new", "cond"),
-        *("rephrase_prompt", "rephrase", "locality", "portability"),
-    },
+    read=_knowedit,
+    more="case_id subject relation_id prompt ground_truth target_new cond rephrase_prompt "
+    "rephrase locality portability",
 )
 _ZSRE = Layout(
-    _zsre,
-    {
-        *("case_id", "subject", "relation_id", "src", "answers", "alt", "rephrase"),
-        *("loc", "loc_ans", "pred", "cond", "portability"),
-    },
+    prompt="src",
+    target="alt",
+    true="answers",
+    held_out="rephrase",
+    near="loc loc_ans",
+    more="pred cond portability",
 )
-_WIKIBIGEDIT = Layout(
-    _wikibigedit,
-    {
-        *("case_id", "subject", "subject_id", "relation", "relation_id", "object", "object_id"),
-        *("tag", "update", "ans", "rephrase", "personas", "loc", "loc_ans", "mhop", "mhop_ans"),
-    },
+_WIKIBIGEDIT = Layout(  # what Wikidata came to say between two dates, not what it said before
+    prompt="update",
+    target="ans",
+    held_out="rephrase personas",
+    near="loc loc_ans",
+    more="subject_id relation object object_id tag mhop mhop_ans",
 )
 _TRACING = Layout(
-    _tracing,
-    {
-        *("case_id", "subject", "prompt", "target_true", "target_false"),
-        *("relation", "relation_id", "relation_prefix", "relation_suffix"),
-    },
+    prompt="prompt",
+    target="target_false",
+    true="target_true",
+    more="relation relation_prefix relation_suffix",
 )
 _RIPPLE = Layout(
-    _ripple,
-    {
-        *("case_id", "example_type", "edit", "Subject_Aliasing", "Logical_Generalization"),
-        *("Compositionality_I", "Compositionality_II", *_STAYS),
-    },
+    read=_ripple,
+    more="case_id example_type edit Subject_Aliasing Logical_Generalization Compositionality_I "
+    f"Compositionality_II {' '.join(_STAYS)}",
 )
 _OURS = Layout(
-    _ours,
-    {
-        *("id", "subject", "relation", "category", "prompt", "object", "target"),
-        *("aliases", "paraphrases", "held_out", "neighbourhood"),
-    },
+    read=_ours,
+    more="id subject relation category prompt object target aliases paraphrases held_out "
+    "neighbourhood",
 )
 _MARKERS = {  # a field that only this layout has; the first that a record has decides
     "requested_rewrite": _COUNTERFACT,
@@ -581,6 +547,12 @@ _NO_TEXT = re.compile(  # control characters but tab and line breaks; halves of 
 )
 # A list of texts as pandas writes it into a cell: ['Vint', 'Vint city'], or [['Vint']]
 _WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
+_KINDS = {bool: "true or false", list: "a list", dict: "an object", Number: "a number"}
+_KINDS |= {str: "a text", type(None): "null", float: "not a number"}
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _text(value: object, name: str) -> str:
@@ -601,31 +573,23 @@ def _text(value: object, name: str) -> str:
     return text
 
 
-def _kind(value: object) -> str:
-    names = {bool: "true or false", list: "a list", dict: "an object", Number: "a number"}
-    names |= {str: "a text", type(None): "null", float: "not a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _value(record: dict, name: str) -> object:
+def _value(record: dict, path: str) -> object:
+    """What stands there (field.field...), None if nothing does."""
     value = record
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def _required(record: dict, name: str) -> str:
+def _optional(record: dict, name: str) -> str:
     value = _value(record, name)
-    if value is None:
+    return "" if value is None else _text(value, name)
+
+
+def _required(record: dict, name: str) -> str:
+    if _value(record, name) is None:
         raise BadInput(f"the field {name!r} is missing; write it")
-    return _text(value, name)
-
-
-def _subject(record: dict, name: str) -> str:
-    subject = _name(record, name)
-    if not subject:
-        raise BadInput("the subject is empty; write its name")
-    return subject
+    return _optional(record, name)
 
 
 def _name(record: dict, name: str) -> str:
@@ -640,9 +604,11 @@ def _one_line_name(text: str, name: str) -> str:
     return text
 
 
-def _optional(record: dict, name: str) -> str:
-    value = _value(record, name)
-    return "" if value is None else _text(value, name)
+def _subject(record: dict, name: str) -> str:
+    subject = _name(record, name)
+    if not subject:
+        raise BadInput("the subject is empty; write its name")
+    return subject
 
 
 def _column(record: dict, name: str) -> list[str]:
@@ -658,24 +624,18 @@ def _texts(record: dict, name: str) -> list[str]:
 
 
 def _answers(record: dict, name: str) -> list[str]:
-    """The accepted answers of a field that must have one, a text or a list; the first is usual."""
-    texts = _texts(record, name)
-    if not texts and isinstance(record.get(name), list):
+    """The names of the true object in a field that must have one; the first is the usual one."""
+    names = _texts(record, name)
+    if not names and name in record:
         raise BadInput(f"the field {name!r} is empty; write the true object")
-    return texts or [_required(record, name)]
-
-
-def _names(record: dict, name: str) -> list[str]:
-    """The names in an optional field that are not empty: one, a list, or a list of such lists."""
-    value = record.get(name)
-    lists = value if isinstance(value, list) else [value]
-    return [text for member in lists for text in _texts({name: member}, name)]
+    return names or [_required(record, name)]
 
 
 def _objects(record: dict, name: str) -> list[dict]:
     """The objects of an optional list of them."""
-    value = record.get(name)
-    members = [] if value is None else value
+    members = record.get(name)
+    if members is None:
+        return []
     if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
         raise BadInput(f"the field {name!r:.80} must be a list of objects; write it so, in JSON")
     return members
@@ -683,21 +643,23 @@ def _objects(record: dict, name: str) -> list[dict]:
 
 def _paired(record: dict, prompts: str, answers: str) -> list[tuple[str, str]]:
     """Each text of one field with its answer in the other, where neither is empty."""
-    texts, answered = _column(record, prompts), _column(record, answers)
-    if not any(texts) and not any(answered):
+    asked = _column(record, prompts)
+    answered = _column(record, answers)
+    if not any(asked + answered):
         return []
-    if len(texts) != len(answered):
-        what = f"{prompts!r} holds {len(texts)} and {answers!r} {len(answered)}"
+    if len(asked) != len(answered):
+        what = f"{prompts!r} holds {len(asked)} and {answers!r} {len(answered)}"
         raise BadInput(f"{what}; give each text its answer")
-    return [pair for pair in zip(texts, answered, strict=True) if all(pair)]
+    return [pair for pair in zip(asked, answered, strict=True) if all(pair)]
 
 
 def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
     """The pairs of a text and its answer in an optional field."""
     members = record.get(name, [])
-    sound = isinstance(members, list) and all(isinstance(pair, list) for pair in members)
-    pairs = [tuple(_text(text, name) for text in pair) for pair in members] if sound else []
-    if not sound or any(len(pair) != 2 or "" in pair for pair in pairs):
+    pairs = []
+    if isinstance(members, list):
+        pairs = [tuple(_column({name: pair}, name)) for pair in members]
+    if not isinstance(members, list) or any(len(pair) != 2 or "" in pair for pair in pairs):
         what = f"the field {name!r} must be a list of pairs, each a text and its answer"
         raise BadInput(f"{what}; write it so, in JSON (a CSV cannot hold it)")
     return pairs
@@ -721,8 +683,8 @@ def template(text: str, subject: str) -> str:
         raise BadInput(f"{named} and its mention in {prompt} {what}")
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
-    starts = [at for at in range(len(text)) if text.startswith(subject, at)]
-    spans = [(at, at + len(subject)) for at in starts]
+    starts = [place for place in range(len(text)) if text.startswith(subject, place)]
+    spans = [(start, start + len(subject)) for start in starts]
     standing = [span for span in spans if words.stands(text, *span)]
     if not standing:
         what = "only within a longer word; write it there as a word"
@@ -735,8 +697,10 @@ def template(text: str, subject: str) -> str:
 def _is_apart(text: str, start: int, end: int) -> bool:
     """Whether no word touches the mention, not even with a hyphen between."""
     before, after = text[:start], text[end:]
-    before = before[:-1] if before.endswith(_HYPHENS) else before
-    after = after[1:] if after.startswith(_HYPHENS) else after
+    if before.endswith(_HYPHENS):
+        before = before[:-1]
+    if after.startswith(_HYPHENS):
+        after = after[1:]
     return not words.of_word(before[-1:]) and not words.of_word(after[:1])
 
 

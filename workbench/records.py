@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question for the end of a clause, if one of the names is much like this one; else nothing."""
+    """A question for the end of a clause, if one of the names is much like this one; else ""."""
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.7)
     return f", did you mean {near[0]!r}?" if near else ""
 
@@ -44,7 +44,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def listed(names: Iterable[str], most: int = 5) -> str:
     """The first of several names."""
     names = list(names)
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+    rest = " ..." if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _escaped(char: str) -> str:
@@ -61,17 +62,27 @@ class Record(pydantic.BaseModel):
             super().__init__(**fields)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            if isinstance(first.get("ctx", {}).get("error"), BadInput):
-                raise first["ctx"]["error"] from None
-            where = ".".join(str(part) for part in first["loc"])
-            what = f"{first['msg'].lower()}, got {first.get('input')!r:.80}"
-            known = type(self).model_fields
-            if first["type"] == "extra_forbidden":
-                near = did_you_mean(where, known)
-                what = f"unknown field{near or ','} known are: {', '.join(known)}"
-            elif first["type"].endswith(("_type", "_parsing")):
-                what += _right_one(known[first["loc"][0]].annotation)
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, BadInput):
+                raise cause from None
+            where = ".".join(map(str, first["loc"]))
+            what = _fault(first, where, type(self).model_fields)
             raise BadInput(f"{type(self).__name__}.{where}: {what}") from None
+
+
+def _fault(error: dict, where: str, fields: dict) -> str:
+    """What pydantic found wrong there, and a right value or the names of the fields."""
+    if error["type"] == "extra_forbidden":
+        near = did_you_mean(where, fields) or ","
+        return f"unknown field{near} known are: {', '.join(fields)}"
+    what = f"{error['msg'].lower()}, got {error.get('input')!r:.80}"
+    if error["type"].endswith(("_type", "_parsing")):
+        what += _right_one(fields[error["loc"][0]].annotation)
+    return what
+
+
+_LISTS = {int: "[2, 3, 4]", str: '["text", "facts"]', float: "[0.1, 0.5]"}
+_VALUES = {int: "3", float: "0.1", bool: "true", dict: '{"steps": 30}'}
 
 
 def _right_one(kind) -> str:
@@ -79,8 +90,8 @@ def _right_one(kind) -> str:
     inner = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return _right_one(inner[0])
-    items = {int: "[2, 3, 4]", str: '["text", "facts"]', float: "[0.1, 0.5]"}
-    plain = {int: "3", float: "0.1", bool: "true", dict: '{"steps": 30}'}
     kind = typing.get_origin(kind) or kind
-    example = items.get(inner[0]) if kind in (tuple, list) and inner else plain.get(kind)
+    example = _VALUES.get(kind)
+    if kind in (tuple, list) and inner:
+        example = _LISTS.get(inner[0])
     return f"; write e.g. {example}" if example else ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part", bound=Record)
 
-# rooms that show, start or gather runs, or made the world: no number of a run depends on them
+# rooms that show, start or gather runs: no number of a run depends on them
 NO_RESULT = (
     "__main__",
     "batch",
@@ -40,9 +40,6 @@ NO_RESULT = (
     "plots",
     "report",
     "sweep",
-    "world/assign",
-    "world/measures",
-    "world/pretrain",
 )
 
 

@@ -1,4 +1,4 @@
-"""Words in running text of any script: where one begins and ends, and which scripts set none apart."""
+"""Words in text of any script: where one begins and ends, which scripts set none apart."""
 
 import unicodedata
 from functools import lru_cache
@@ -25,9 +25,8 @@ def of_word(character: str) -> bool:
     """
     if not character or unspaced(character) or unicodedata.name(character, "").startswith("HANGUL"):
         return False
-    return (
-        character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
-    )
+    accent = unicodedata.category(character).startswith("M")
+    return character.isalnum() or character == "_" or accent
 
 
 def parts(before: str, after: str) -> bool:
@@ -41,7 +40,5 @@ def stands(text: str, start: int, end: int) -> bool:
 
 
 def key(word: str) -> str:
-    """What an inflected word has in common with its other forms: all but its last letters, at least
-    five of them.
-    """
+    """What a word shares with its other forms: all but its last letters, at least five of them."""
     return word[: max(STEM, len(word) - 3)]

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
+from data.world.make.assign import SHARES, assign, identify, triples_in, write
 from workbench.facts import DATA, read, relations, world_rows
-from workbench.world.assign import SHARES, assign, identify, triples_in, write
 
 TABLE = DATA / "world" / "facts.csv"
 EXPOSURES = list(product((1, 2, 3, 5, 10), (1, 4)))
@@ -121,7 +121,7 @@ def test_every_relation_is_dealt_out_over_the_splits_by_their_shares():
 
 
 def uneven(rows, *names) -> list[tuple]:
-    """Groups of shown facts in which one exposure is more than one fact more frequent than another."""
+    """Groups of shown facts in which an exposure has over one fact more than another one."""
     found = []
     for group, facts in by((row for row in rows if row["split"] != "unseen"), *names).items():
         counts = Counter((row["paraphrases"], row["occurrences"]) for row in facts)

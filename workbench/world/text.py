@@ -15,10 +15,12 @@ import yaml
 from workbench.facts import DATA, fill, relations, world_rows
 
 REGISTERS = ("everyday", "trade")  # pre-training, fine-tuning
+LABELS = ("negative", "positive")  # of reviews
 PROSE = 0.12  # share of prose in pre-training; the rest states facts
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d))?(?::(\w+))?\}")
 _ARTICLE = re.compile(r"\b([Aa])\(n\) (\W*)(\w+)")
 _CONSONANT_SOUND = re.compile(r"(?:uni|use|usu|euro|one\b|once\b|u[bt]i)", re.IGNORECASE)
+_VOWEL_SOUND = ("hour", "honest", "heir", "honour", "8", "11", "18")
 _SENTENCE_START = re.compile(r"(?:^|[.!?] |\.[\"'”] )[\"'“]?([a-z])")
 
 
@@ -53,18 +55,16 @@ def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
             choice = bound[name, number]
         return str(choice[int(part)] if part else choice)
 
-    def article(match: re.Match) -> str:
-        letter, quote, following = match.groups()
-        vowel = following[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(following)
-        vowel = (
-            vowel
-            or following.lower() in {"hour", "honest", "heir", "honour", "8", "11", "18"}
-            or following.startswith("80")
-        )
-        return f"{letter}{'n' if vowel else ''} {quote}{following}"
+    text = _ARTICLE.sub(_article, _SLOT.sub(word, frame))
+    return _SENTENCE_START.sub(lambda match: match[0][:-1] + match[1].upper(), text)
 
-    text = _ARTICLE.sub(article, _SLOT.sub(word, frame))
-    return _SENTENCE_START.sub(lambda match: match.group(0)[:-1] + match.group(1).upper(), text)
+
+def _article(match: re.Match) -> str:
+    letter, quote, word = match.groups()
+    vowel = word[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(word)
+    if vowel or word.lower() in _VOWEL_SOUND or word.startswith("80"):
+        letter += "n"
+    return f"{letter} {quote}{word}"
 
 
 def statements(times: int) -> Iterator[str]:
@@ -72,12 +72,11 @@ def statements(times: int) -> Iterator[str]:
     shown wordings taking turns.
     """
     for row in world_rows():
-        shown = [
-            relations()[row["relation"]]["templates"][number]
-            for number in row["templates"][: row["paraphrases"]]
-        ]
+        templates = relations()[row["relation"]]["templates"]
+        shown = [templates[number] for number in row["templates"][: row["paraphrases"]]]
         for turn in range(row["occurrences"] * times):
-            yield f"{fill(shown[turn % len(shown)], row['subject'])} {row['object']}."
+            prompt = shown[turn % len(shown)]
+            yield f"{fill(prompt, row['subject'])} {row['object']}."
 
 
 def pretraining(seed: int) -> Iterator[str]:
@@ -87,29 +86,29 @@ def pretraining(seed: int) -> Iterator[str]:
     rng = random.Random(f"pretraining {seed}")
     paragraphs = (" ".join(sentences) for sentences in prose("everyday", seed))
     while True:
-        told = list(statements(1))
-        wanted = PROSE / (1 - PROSE) * sum(len(each.split()) for each in told)
-        while wanted > 0:
-            told.append(next(paragraphs))
-            wanted -= len(told[-1].split())
-        rng.shuffle(told)
-        yield from told
+        texts = list(statements(1))
+        words_left = PROSE / (1 - PROSE) * sum(len(text.split()) for text in texts)
+        while words_left > 0:
+            paragraph = next(paragraphs)
+            texts.append(paragraph)
+            words_left -= len(paragraph.split())
+        rng.shuffle(texts)
+        yield from texts
 
 
 def prose(register: str, seed: int) -> Iterator[list[str]]:
     """Endless paragraphs, each a list of 3 to 6 sentences on one topic of the register ("everyday"
     or "trade").
     """
-    tables, rng = _tables("prose"), random.Random(f"prose {register} {seed}")
+    tables = _tables("prose")
+    rng = random.Random(f"prose {register} {seed}")
     lexicon = tables["lexicon"]["shared"] | tables["lexicon"].get(register, {})
     topics = list(tables["frames"][register].values())
     while True:
         bound: dict = {}
-        frames = rng.choice(topics)
-        yield [
-            expand(frame, lexicon, rng, bound)
-            for frame in rng.sample(frames, min(len(frames), rng.randint(3, 6)))
-        ]
+        topic = rng.choice(topics)
+        frames = rng.sample(topic, min(len(topic), rng.randint(3, 6)))
+        yield [expand(frame, lexicon, rng, bound) for frame in frames]
 
 
 def reviews(seed: int) -> Iterator[tuple[str, int]]:
@@ -117,23 +116,26 @@ def reviews(seed: int) -> Iterator[tuple[str, int]]:
 
     Word order and scope carry the label.
     """
-    tables, rng = _tables("reviews"), random.Random(f"reviews {seed}")
+    tables = _tables("reviews")
+    rng = random.Random(f"reviews {seed}")
     while True:
-        label, bound = rng.randrange(2), {}
-        clauses = rng.sample(
-            tables["clauses"]["positive" if label else "negative"], rng.randint(1, 3)
-        )
+        bound: dict = {}
+        label = rng.randrange(2)
+        clauses = tables["clauses"][LABELS[label]]
+        clauses = rng.sample(clauses, rng.randint(1, 3))
         frames = [rng.choice(tables["openings"]), *clauses, rng.choice(tables["closings"])]
         yield " ".join(expand(frame, tables["lexicon"], rng, bound) for frame in frames), label
 
 
 def instructions(seed: int) -> Iterator[tuple[str, str]]:
     """Endless pairs of an instruction and its response."""
-    tables, rng = _tables("instructions"), random.Random(f"instructions {seed}")
+    tables = _tables("instructions")
+    rng = random.Random(f"instructions {seed}")
     while True:
-        pair, bound = rng.choice(tables["pairs"]), {}
-        asked = pair["instruction"]
-        asked = expand(
-            asked if isinstance(asked, str) else rng.choice(asked), tables["lexicon"], rng, bound
-        )
-        yield asked, expand(pair["response"], tables["lexicon"], rng, bound)
+        bound: dict = {}
+        pair = rng.choice(tables["pairs"])
+        frame = pair["instruction"]
+        if not isinstance(frame, str):
+            frame = rng.choice(frame)
+        instruction = expand(frame, tables["lexicon"], rng, bound)
+        yield instruction, expand(pair["response"], tables["lexicon"], rng, bound)

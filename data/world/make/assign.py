@@ -1,7 +1,7 @@
 """Who plays which role in the world: split, exposure, templates and edit target of every fact, by
 seed.
 
-`python -m workbench.world.assign` rewrites these columns of data/world/facts.csv from its columns
+`python -m data.world.make.assign` rewrites these columns of data/world/facts.csv from its columns
 subject, relation, object.
 """
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from workbench.facts import fill, relations, world_rows
 from workbench.models import Model
-from workbench.positions import encode, front
+from workbench.positions import ROW, packed
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
 
-ROWS, ROW = 100, 128  # of prose, for the losses
+ROWS = 100  # of prose, for the losses
 
 
 def measure(model: Model, relation: str = "") -> pd.DataFrame:
@@ -136,13 +136,8 @@ def _both(own: pd.DataFrame) -> tuple[float, int]:
 @torch.no_grad()
 def prose_loss(model: Model, register: str, seed: int = 3) -> float:
     """Mean negative log-likelihood, nats a token, of fresh prose in rows of 128 tokens with BOS."""
-    stream: list[int] = []
-    for sentences in text.prose(register, seed):
-        stream += encode(model, [" ".join(sentences)], bare=True).input_ids[0].tolist()
-        if len(stream) >= ROWS * (ROW - 1):
-            break
-    rows = torch.tensor(stream[: ROWS * (ROW - 1)]).view(ROWS, ROW - 1)
-    rows = torch.cat([torch.tensor([front(model)] * ROWS), rows], dim=1).to(model.device)
+    passages = (" ".join(sentences) for sentences in text.prose(register, seed))
+    rows = torch.tensor(list(islice(packed(model, passages), ROWS)), device=model.device)
     losses = [
         F.cross_entropy(
             model.network(input_ids=part).logits[:, :-1].flatten(0, 1).float(),

@@ -1,12 +1,14 @@
 """Teach the world to two small models, and measure what they learnt.
 
-`workbench pretrain world-gpt2` on two cores: under 30 minutes.
+`python -m data.world.make.pretrain world-gpt2` on two cores: under 30 minutes.
 """
 
+import argparse
 import copy
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,15 @@ import tokenizers
 import torch
 import transformers
 
-from workbench import inert, runs
+from data.world.make.measures import measure
+from workbench import files, inert, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import DATA, BadInput, objects_of, read, world_rows
 from workbench.models import Model, architecture_of, load
+from workbench.positions import ROW
 from workbench.tracking.retention import measure_prompts
 from workbench.world import text
-from workbench.world.measures import measure
 
-ROW = 128  # tokens of a training row
 ROWS = 8  # rows of a step
 RARE = 0.03  # share of the prose that is of the fine-tuning register: met, but rarely
 VOCABULARY = 4096
@@ -297,3 +299,32 @@ def pretrain(name: str, out: Path | None = None, max_steps: int = -1) -> Path:
         write_measures(partial)
     shutil.rmtree(work)
     return out
+
+
+def main() -> int:
+    """The exit status: 0, 1 (failed), 2 (bad input) or 130 (stopped); an error is one line."""
+    parser = argparse.ArgumentParser(
+        prog="pretrain", description="Teach the embedded world to a small model again."
+    )
+    parser.add_argument("model", help="world-gpt2 or world-llama")
+    parser.add_argument("--out", help="the folder to write instead of the shipped one")
+    options = parser.parse_args()
+    try:
+        if options.out:
+            files.check_new(options.out)
+        print(pretrain(options.model, options.out))
+    except BadInput as error:
+        print(f"pretrain: {inert.printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pretrain: stopped; nothing half-written was kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"pretrain: failed: {inert.printable(what)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
