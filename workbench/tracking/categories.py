@@ -10,12 +10,20 @@ it, so that the mass is read after that space.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from workbench import words
 from workbench.models import Model
-from workbench.tracking.retention import Answers, answers_after, stop_tokens, token_texts
+from workbench.tracking.retention import (
+    BROKEN,
+    Answers,
+    answers_after,
+    stop_tokens,
+    token_lists,
+    token_text,
+)
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 
@@ -49,54 +57,58 @@ def first_tokens(
         related: for each prompt the objects of the category; the true and the edited one may be
             among them.
     """
-    asked = {
-        "true": answers_after(model, prompts, true),
-        "edited": answers_after(model, prompts, edited),
-    }
-    tokens = {name: answers.first_tokens for name, answers in asked.items()}
-    spaces = {name: _lone_spaces(model, answers) for name, answers in asked.items()}
-    kept: dict[tuple, list[tuple[str, int]]] = {}
+    after_true = answers_after(model, prompts, true)
+    after_edited = answers_after(model, prompts, edited)
+    pairs = list(zip(after_true.first_tokens, after_edited.first_tokens, strict=True))
+    place = _places(model, after_true)
+    same_place = place == _places(model, after_edited)
+
+    @cache
+    def tokens_of(objects: tuple[str, ...], lead: str) -> dict[str, int]:
+        answers = answers_after(model, [lead] * len(objects), objects)
+        names = map(str.strip, objects)
+        return dict(zip(names, answers.first_tokens, strict=True))
+
     others, clear = [], []
-    for row, (prompt, objects) in enumerate(zip(prompts, related, strict=True)):
-        lead = (
-            prompt.rstrip()[-1:]
-            if prompt.rstrip() and words.unspaced(prompt.rstrip()[-1])
-            else "it is"
-        )
-        key = (lead, tuple(objects))
-        if key not in kept:
-            kept[key] = _plain_tokens(model, lead, objects)
-        own = {true[row].strip(), edited[row].strip()}
-        others.append(frozenset(token for thing, token in kept[key] if thing.strip() not in own))
-        shared = {tokens["true"][row], tokens["edited"][row]} & others[-1]
-        alike = tokens["true"][row] == tokens["edited"][row] and len(own) == 2
-        plain = bool(asked["true"].plain[row] and asked["edited"].plain[row])
-        clear.append(
-            plain and not shared and not alike and spaces["true"][row] == spaces["edited"][row]
-        )
-    place = asked["true"].start - 1 + torch.tensor(spaces["true"], dtype=torch.long)
-    return FirstTokens(**tokens, related=others, place=place, clear=clear)
+    for row, tokens in enumerate(map(set, pairs)):
+        names = {true[row].strip(), edited[row].strip()}
+        known = tokens_of(tuple(related[row]), _lead(prompts[row]))
+        rest = {token for name, token in known.items() if name not in names}
+        rest = {token for token in rest if not _is_broken(model, token)}
+        whole = not any(_is_broken(model, token) for token in tokens)
+        apart = len(tokens) == len(names) and not tokens & rest
+        others.append(frozenset(rest))
+        clear.append(whole and apart and bool(same_place[row]))
+    return FirstTokens(
+        true=after_true.first_tokens,
+        edited=after_edited.first_tokens,
+        related=others,
+        place=place,
+        clear=clear,
+    )
 
 
-def _lone_spaces(model: Model, answers: Answers) -> list[int]:
-    """How many tokens of white space stand between each prompt and the first word of its answer."""
-    texts, counts = token_texts(model.tokenizer), []
-    for row, start in enumerate(answers.start.tolist()):
-        ids = answers.encoded.input_ids[row, start:].tolist()
-        counts.append(next(number for number, token in enumerate(ids) if texts[token].strip()))
-    return counts
+def _is_broken(model: Model, token: int) -> bool:
+    """Whether a token is a part of a character."""
+    return BROKEN in token_text(model.tokenizer, token)
 
 
-def _plain_tokens(model: Model, lead: str, objects: Sequence[str]) -> list[tuple[str, int]]:
-    """Each object and its first token after a lead; left out where that is a part of a character."""
-    answers = answers_after(model, [lead] * len(objects), objects)
-    return [
-        (thing, token)
-        for thing, token, plain in zip(
-            objects, answers.first_tokens, answers.plain.tolist(), strict=True
-        )
-        if plain
-    ]
+def _lead(prompt: str) -> str:
+    """What stands before related objects: words of the prompt's script, spaced or not."""
+    last = prompt.rstrip()[-1:]
+    return last if last and words.unspaced(last) else "it is"
+
+
+def _places(model: Model, answers: Answers) -> torch.Tensor:
+    """Where the first word of each answer is foretold (n,): before it, and after a lone space."""
+    places = []
+    starts = answers.start.tolist()
+    for start, tokens in zip(starts, token_lists(answers.encoded), strict=True):
+        place = start
+        while not token_text(model.tokenizer, tokens[place]).strip():
+            place += 1
+        places.append(place - 1)
+    return torch.tensor(places, dtype=torch.long)
 
 
 def token_categories(
