@@ -295,7 +295,7 @@ def test_stop_words_are_passed_over_to_the_eighth_token(tiny, monkeypatch):
     monkeypatch.setattr(retention, "next_logits", says_a_stop_word)
     row = judged(tiny, "so it is", "Japan", stop)
     assert row.top_token == retention.token_text(tiny.tokenizer, stop).strip()
-    assert not (row.retained or row.retained_first or row.top_is_expected)
+    assert not any([row.retained, row.retained_first, row.top_is_expected])
     length = int(encode(tiny, ["so it is"]).lengths)
     assert asked == [[length + more] for more in range(GREEDY_TOKENS)]
 
@@ -309,7 +309,7 @@ def test_a_token_that_only_the_model_has_is_no_answer(tiny):
     """Vocabularies of models are often padded beyond their tokenizer's."""
     row = judged(tiny, "so it is", "Japan", len(tiny.tokenizer) + 5)
     assert row.top_token == ""
-    assert not (row.retained or row.retained_first or row.top_is_expected)
+    assert not any([row.retained, row.retained_first, row.top_is_expected])
 
 
 @pytest.mark.parametrize("against", ["target", "object"])

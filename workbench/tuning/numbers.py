@@ -42,10 +42,10 @@ def presets() -> dict:
     """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter:
     numbers of LoRA and DoRA.
     """
-    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
-    return found | {
-        "sources": {name: Source(**fields) for name, fields in found["sources"].items()}
-    }
+    text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
+    numbers = yaml.safe_load(text)
+    sources = {name: Source(**fields) for name, fields in numbers["sources"].items()}
+    return numbers | {"sources": sources}
 
 
 def check_named(task: str) -> None:
