@@ -14,13 +14,14 @@ verdict open is the model decoded token by token (`greedy`, `judge`).
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workbench import words
 from workbench.facts import DATA, BadInput, EditRequest, check_objects
@@ -39,19 +40,19 @@ def stop_words() -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
-def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token, (vocab,): to decode one at a time takes longer than the model does."""
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """The text of each token, (vocab,); to decode them one at a time takes longer than the model."""
     return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """The text of a token; "" of one by which a model's vocabulary is padded beyond its tokenizer's."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token; "" of one that only the model has: vocabularies of models are padded."""
     texts = token_texts(tokenizer)
     return texts[token] if token < len(texts) else ""
 
 
 @lru_cache(maxsize=8)
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def stop_tokens(tokenizer: Tokenizer) -> Tensor:
     """Which tokens are a stop word, punctuation or white space, (vocab,), bool.
 
     Special tokens and parts of a character are not.
@@ -88,8 +89,8 @@ class Answers:
     prompts: list[str]
     texts: list[str]
     encoded: Encoded
-    start: torch.Tensor
-    first: torch.Tensor
+    start: Tensor
+    first: Tensor
 
     @property
     def first_tokens(self) -> list[int]:
@@ -197,11 +198,11 @@ class Pass:
     """
 
     indices: list[int]
-    row: torch.Tensor
-    position: torch.Tensor
-    logits: torch.Tensor
+    row: Tensor
+    position: Tensor
+    logits: Tensor
 
-    def logits_at(self, position: torch.Tensor) -> torch.Tensor:
+    def logits_at(self, position: Tensor) -> Tensor:
         """Logits (len(indices), vocab) after one position of each answer, of which all are given."""
         return self.logits[self.position == position[self.row]]
 
@@ -233,8 +234,8 @@ def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
         `at_once`: greedy decoding says the answer there and then ends the word.
     """
     device = one.logits.device
-    n = len(asked.start)
-    is_last = one.position + 1 == asked.encoded.lengths[one.row]  # shows what follows the answer
+    lengths = asked.encoded.lengths
+    is_last = one.position + 1 == lengths[one.row]  # shows what follows the answer
     row = one.row[~is_last]  # (t,), of each token of an answer
     position = one.position[~is_last] + 1
     token = asked.encoded.input_ids[row, position].to(device)
@@ -245,28 +246,26 @@ def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
     top = likeliest.indices[:, 0]
     lead = p - torch.where(top == token, p_second, p_top)
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
-    total = torch.zeros(n, device=device).index_add(0, row.to(device), log_p)
-    margin = torch.ones(n, device=device).scatter_reduce(0, row.to(device), lead, "amin")
+    answer = row.to(device)
+    total = torch.zeros(len(lengths), device=device).index_add(0, answer, log_p)
+    margin = torch.ones(len(lengths), device=device).scatter_reduce(0, answer, lead, "amin")
     is_first = position == asked.first[row]
-    is_start = position == asked.start[row]
-    columns = {
-        "p": total[one.indices].exp(),
-        "rank": (probs[is_first] > p[is_first, None]).sum(1) + 1,
-        "p_first": p[is_first],
-        "p_second": p_second[is_first],
-        "margin": margin[one.indices],
-        "top": top[is_start],
-        "last": token[position + 1 == asked.encoded.lengths[row]],
-        "following": one.logits[is_last].argmax(1),
-    }
-    columns = {name: column.tolist() for name, column in columns.items()}
-    table = pd.DataFrame(columns, index=one.indices)
-    pairs = zip(table.pop("last"), table.pop("following"), strict=True)
-    ends = [_ends_word(model.tokenizer, *pair) for pair in pairs]
-    return table.assign(at_once=(table.margin > 0) & pd.Series(ends, table.index))
+    rank = (probs[is_first] > p[is_first, None]).sum(1) + 1
+    table = pd.DataFrame(index=one.indices)
+    table["p"] = total[one.indices].exp().tolist()
+    table["rank"] = rank.tolist()
+    table["p_first"] = p[is_first].tolist()
+    table["p_second"] = p_second[is_first].tolist()
+    table["margin"] = margin[one.indices].tolist()
+    table["top"] = top[position == asked.start[row]].tolist()
+    last = token[position + 1 == lengths[row]].tolist()
+    following = one.logits[is_last].argmax(1).tolist()
+    ends = map(partial(_ends_word, model.tokenizer), last, following)
+    table["at_once"] = (table.margin > 0) & pd.Series(ends, table.index)
+    return table
 
 
-def _ends_word(tokenizer: PreTrainedTokenizerBase, token: int, following: int) -> bool:
+def _ends_word(tokenizer: Tokenizer, token: int, following: int) -> bool:
     """Whether a word ends between two tokens."""
     text = token_text(tokenizer, token)
     after = token_text(tokenizer, following)
@@ -280,37 +279,38 @@ def _ends_word(tokenizer: PreTrainedTokenizerBase, token: int, following: int) -
 
 @torch.no_grad()
 def greedy(
-    model: Model, prompts: Sequence[list[int]], is_open: Callable[[int, list[int]], bool]
-) -> list[list[int]]:
-    """Greedy tokens after each prompt, one at least, as long as `is_open(index, tokens)`.
+    model: Model, prompts: list[list[int]], is_open: Callable, pending: Iterable[int]
+) -> dict[int, list[int]]:
+    """Greedy tokens after the pending ones of the prompts, one at least, as long as
+    `is_open(index, tokens)`.
 
     An end-of-text token ends them too, and so do the model's positions.
     """
     most = getattr(model.network.config, "max_position_embeddings", None) or float("inf")
     ends = {model.tokenizer.eos_token_id, model.tokenizer.bos_token_id}
-    new: list[list[int]] = [[] for _ in prompts]
+    decoded: dict[int, list[int]] = {index: [] for index in pending}
 
     def goes_on(index: int) -> bool:
-        fits = len(prompts[index]) + len(new[index]) <= most
-        return fits and new[index][-1] not in ends and is_open(index, new[index])
+        tokens = decoded[index]
+        fits = len(prompts[index]) + len(tokens) <= most
+        return fits and tokens[-1] not in ends and is_open(index, tokens)
 
-    pending = list(range(len(prompts)))
-    while pending:
-        grown = padded([prompts[index] + new[index] for index in pending])
+    waiting = list(decoded)
+    while waiting:
+        grown = padded([prompts[index] + decoded[index] for index in waiting])
         for batch in grown.batches(tokens_at_once(model)):
             tops = next_logits(model, grown.rows(batch)).argmax(1).tolist()
             for place, token in zip(batch, tops, strict=True):
-                new[pending[place]].append(token)
-        pending = [index for index in pending if goes_on(index)]
-    return new
+                decoded[waiting[place]].append(token)
+        waiting = [index for index in waiting if goes_on(index)]
+    return decoded
 
 
-def text_after(
-    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], new: Sequence[int]
-) -> str:
+def text_after(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
     """The text of new tokens after others: a space that belongs to a token's place is kept."""
-    lead = tokenizer.decode(before[-4:], clean_up_tokenization_spaces=False)
-    return tokenizer.decode([*before[-4:], *new], clean_up_tokenization_spaces=False)[len(lead) :]
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    lead = before[-4:]
+    return decode(lead + new)[len(decode(lead)) :]
 
 
 def tokens_at_once(model: Model) -> int:
@@ -320,78 +320,63 @@ def tokens_at_once(model: Model) -> int:
     return 1024 if model.device.type == "cpu" else 4096
 
 
-def next_logits(model: Model, encoded: Encoded) -> torch.Tensor:
+def next_logits(model: Model, encoded: Encoded) -> Tensor:
     """Logits (n, vocab), float32, after the last token of each text, in one pass."""
     encoded = encoded.to(model.device)
     return model.logits_at(**encoded.arguments(), positions=encoded.lengths - 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    """A prompt, as tokens, and the answer with which what is decoded after it is compared.
+class _Judge:
+    """Compares the answers with what is decoded after their prompts.
 
-    `first`: the token by which the paper knows the answer; `length`: the answer's tokens;
     `is_joined`: a token of prompt and answer holds the end of the prompt and more, so that the
-    prompt alone is another text; `is_certain`: one pass has shown that the answer is said at once.
+    prompt alone is another text. `is_certain`: one pass has shown that the answer is said at once.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    prompt: list[int]
-    answer: str
-    first: int
-    length: int
-    is_joined: bool
-    is_certain: bool
+    def __init__(self, model: Model, asked: Answers, at_once: list[bool], past_stop_words: bool):
+        self.past_stop_words = past_stop_words
+        self.tokenizer = model.tokenizer
+        self.answers = asked.texts
+        self.firsts = asked.first_tokens
+        self.lengths = (asked.encoded.lengths - asked.start).tolist()
+        self.prompts = token_lists(encode(model, asked.prompts))
+        leads = token_lists(asked.encoded.cut(asked.start))
+        self.is_joined = [lead != alone for lead, alone in zip(leads, self.prompts, strict=True)]
+        pairs = zip(at_once, self.is_joined, strict=True)
+        self.is_certain = [is_said and not is_joined for is_said, is_joined in pairs]
 
-    def counting(self, tokens: list[int]) -> int | None:
+    def counting(self, index: int, tokens: list[int]) -> int | None:
         """The first token that is no stop word, or is the expected one."""
         is_stop = stop_tokens(self.tokenizer)
         for token in tokens[:GREEDY_TOKENS]:
-            if token == self.first or token >= len(is_stop) or not is_stop[token]:
+            if token == self.firsts[index] or token >= len(is_stop) or not is_stop[token]:
                 return token
         return None
 
-    def is_open(self, tokens: list[int]) -> bool:
+    def text(self, index: int, tokens: list[int]) -> str:
+        return text_after(self.tokenizer, self.prompts[index], tokens)
+
+    def is_open(self, index: int, tokens: list[int]) -> bool:
         """Whether more tokens must decide; one that the tokenizer does not have is no answer."""
-        if self.is_certain:
+        if self.is_certain[index]:
             return False
-        if self.counting(tokens) is None:
+        if self.counting(index, tokens) is None:
             return len(tokens) < GREEDY_TOKENS
-        if tokens[-1] >= len(self.tokenizer) or len(tokens) > GREEDY_TOKENS + self.length:
+        if tokens[-1] >= len(self.tokenizer) or len(tokens) > GREEDY_TOKENS + self.lengths[index]:
             return False
-        return says(text_after(self.tokenizer, self.prompt, tokens), self.answer) is None
+        return says(self.text(index, tokens), self.answers[index]) is None
 
-    def verdict(self, tokens: list[int], past_stop_words: bool) -> tuple[int, bool, bool]:
+    def verdict(self, index: int, tokens: list[int]) -> tuple[int, bool, bool]:
         """The first token that counts; whether the answer is said past stop words, and at once."""
-        if self.is_certain:
-            return self.first, True, True
-        text = text_after(self.tokenizer, self.prompt, tokens)
-        at_once = _begins(_plain(text), _plain(self.answer), ended=True)
-        if not past_stop_words:
+        if self.is_certain[index]:
+            return self.firsts[index], True, True
+        text, answer = self.text(index, tokens), self.answers[index]
+        at_once = _begins(_plain(text), _plain(answer), ended=True)
+        if not self.past_stop_words:
             return tokens[0], at_once, at_once
-        counting = self.counting(tokens)
+        counting = self.counting(index, tokens)
         top = tokens[-1] if counting is None else counting
-        return top, says(text, self.answer, ended=True), at_once
-
-
-def _questions(model: Model, asked: Answers, at_once: Sequence[bool]) -> list[_Question]:
-    prompts = token_lists(encode(model, asked.prompts))
-    wholes = token_lists(asked.encoded)
-    firsts = asked.first_tokens
-    questions = []
-    for index, start in enumerate(asked.start.tolist()):
-        is_joined = wholes[index][:start] != prompts[index]
-        question = _Question(
-            tokenizer=model.tokenizer,
-            prompt=prompts[index],
-            answer=asked.texts[index],
-            first=firsts[index],
-            length=len(wholes[index]) - start,
-            is_joined=is_joined,
-            is_certain=at_once[index] and not is_joined,
-        )
-        questions.append(question)
-    return questions
+        return top, says(text, answer, ended=True), at_once
 
 
 def judged(
@@ -407,31 +392,19 @@ def judged(
         The table with `retained`, `retained_first`, `top_token` and `top_is_expected` of
         `measure_prompts`.
     """
-    questions = _questions(model, asked, table.at_once.tolist())
-    decoded = [[top] for top in table.top.tolist()]
+    judge = _Judge(model, asked, table.at_once.tolist(), past_stop_words)
+    decoded = {index: [top] for index, top in enumerate(table.top.tolist())}
     undecided = []
-    for index, question in enumerate(questions):
-        is_open = past_stop_words and question.is_open(decoded[index])
-        if is_open or question.is_joined:
+    for index, tokens in decoded.items():
+        if judge.is_joined[index] or (past_stop_words and judge.is_open(index, tokens)):
             undecided.append(index)
-
-    def goes_on(place: int, tokens: list[int]) -> bool:
-        return questions[undecided[place]].is_open(tokens)
-
-    longer = greedy(model, [questions[index].prompt for index in undecided], goes_on)
-    for index, tokens in zip(undecided, longer, strict=True):
-        decoded[index] = tokens
-    verdicts = [
-        question.verdict(tokens, past_stop_words)
-        for question, tokens in zip(questions, decoded, strict=True)
-    ]
-    tops, retained, at_once = zip(*verdicts, strict=True)
-    return table.assign(
-        retained=retained,
-        retained_first=torch.tensor(tops) == torch.tensor(asked.first_tokens),
-        top_token=[token_text(model.tokenizer, top).strip() for top in tops],
-        top_is_expected=at_once,
-    )
+    decoded |= greedy(model, judge.prompts, judge.is_open, undecided)
+    verdicts = [judge.verdict(*numbered) for numbered in decoded.items()]
+    columns = ["token", "retained", "top_is_expected"]
+    table = table.join(pd.DataFrame(verdicts, columns=columns))
+    table["retained_first"] = table.token == asked.first_tokens
+    table["top_token"] = [token_text(model.tokenizer, token).strip() for token in table.token]
+    return table
 
 
 # --- what others ask
@@ -480,8 +453,8 @@ def said_words(model: Model, prompts: Sequence[str]) -> list[str]:
             return False
         return not re.match(r"\w+(?=\W)", rest(index, tokens))
 
-    decoded = greedy(model, before, is_open)
-    return [re.match(r"\w*", rest(*numbered)).group() for numbered in enumerate(decoded)]
+    decoded = greedy(model, before, is_open, range(len(before)))
+    return [re.match(r"\w*", rest(*numbered)).group() for numbered in decoded.items()]
 
 
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
