@@ -13,18 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from workbench import words
 from workbench.models import Model
-from workbench.tracking.retention import (
-    BROKEN,
-    Answers,
-    answers_after,
-    stop_tokens,
-    token_lists,
-    token_text,
-)
+from workbench.tracking import retention
+from workbench.tracking.retention import Answers, answers_after, token_text
 
+Texts = Sequence[str]
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 
 
@@ -40,16 +36,12 @@ class FirstTokens:
     true: list[int]
     edited: list[int]
     related: list[frozenset[int]]
-    place: torch.Tensor
+    place: Tensor
     clear: list[bool]
 
 
 def first_tokens(
-    model: Model,
-    prompts: Sequence[str],
-    true: Sequence[str],
-    edited: Sequence[str],
-    related: Sequence[Sequence[str]],
+    model: Model, prompts: Texts, true: Texts, edited: Texts, related: Sequence[Texts]
 ) -> FirstTokens:
     """First tokens of true and edited objects after prompts, and of the objects related to each.
 
@@ -59,26 +51,27 @@ def first_tokens(
     """
     after_true = answers_after(model, prompts, true)
     after_edited = answers_after(model, prompts, edited)
-    pairs = list(zip(after_true.first_tokens, after_edited.first_tokens, strict=True))
     place = _places(model, after_true)
-    same_place = place == _places(model, after_edited)
+    is_one_place = place == _places(model, after_edited)
 
     @cache
     def tokens_of(objects: tuple[str, ...], lead: str) -> dict[str, int]:
         answers = answers_after(model, [lead] * len(objects), objects)
-        names = map(str.strip, objects)
-        return dict(zip(names, answers.first_tokens, strict=True))
+        return dict(zip(map(str.strip, objects), answers.first_tokens, strict=True))
+
+    def is_broken(token: int) -> bool:
+        return retention.BROKEN in token_text(model.tokenizer, token)
 
     others, clear = [], []
-    for row, tokens in enumerate(map(set, pairs)):
+    for row, prompt in enumerate(prompts):
         names = {true[row].strip(), edited[row].strip()}
-        known = tokens_of(tuple(related[row]), _lead(prompts[row]))
-        rest = {token for name, token in known.items() if name not in names}
-        rest = {token for token in rest if not _is_broken(model, token)}
-        whole = not any(_is_broken(model, token) for token in tokens)
-        apart = len(tokens) == len(names) and not tokens & rest
+        tokens = {after_true.first_tokens[row], after_edited.first_tokens[row]}
+        of_category = tokens_of(tuple(related[row]), _lead(prompt))
+        rest = {token for name, token in of_category.items() if name not in names}
+        rest = {token for token in rest if not is_broken(token)}
+        is_apart = len(tokens) == len(names) and not tokens & rest
         others.append(frozenset(rest))
-        clear.append(whole and apart and bool(same_place[row]))
+        clear.append(is_apart and bool(is_one_place[row]) and not any(map(is_broken, tokens)))
     return FirstTokens(
         true=after_true.first_tokens,
         edited=after_edited.first_tokens,
@@ -88,37 +81,29 @@ def first_tokens(
     )
 
 
-def _is_broken(model: Model, token: int) -> bool:
-    """Whether a token is a part of a character."""
-    return BROKEN in token_text(model.tokenizer, token)
-
-
 def _lead(prompt: str) -> str:
     """What stands before related objects: words of the prompt's script, spaced or not."""
     last = prompt.rstrip()[-1:]
     return last if last and words.unspaced(last) else "it is"
 
 
-def _places(model: Model, answers: Answers) -> torch.Tensor:
+def _places(model: Model, answers: Answers) -> Tensor:
     """Where the first word of each answer is foretold (n,): before it, and after a lone space."""
-    places = []
-    starts = answers.start.tolist()
-    for start, tokens in zip(starts, token_lists(answers.encoded), strict=True):
-        place = start
-        while not token_text(model.tokenizer, tokens[place]).strip():
-            place += 1
-        places.append(place - 1)
-    return torch.tensor(places, dtype=torch.long)
+    places = answers.start.clone()
+    for row, tokens in enumerate(answers.encoded.input_ids.tolist()):
+        while not token_text(model.tokenizer, tokens[places[row]]).strip():
+            places[row] += 1
+    return places - 1
 
 
 def token_categories(
     model: Model, vocabulary: int, true: int, edited: int, related: frozenset[int] = frozenset()
-) -> torch.Tensor:
+) -> Tensor:
     """Index into CATEGORIES of every token, (vocabulary,); the width of the logits may be padded
     past the tokenizer's.
     """
     category = torch.full((vocabulary,), CATEGORIES.index("other"))
-    is_stop = stop_tokens(model.tokenizer)[:vocabulary]
+    is_stop = retention.stop_tokens(model.tokenizer)[:vocabulary]
     category[: len(is_stop)][is_stop] = CATEGORIES.index("stop")
     category[list(related)] = CATEGORIES.index("related")
     category[edited] = CATEGORIES.index("edited")
@@ -126,7 +111,7 @@ def token_categories(
     return category
 
 
-def mass(probs: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
+def mass(probs: Tensor, category: Tensor) -> Tensor:
     """Probability of each category: probs (..., vocab), category (vocab,) -> (..., 5), rows summing
     to those of probs.
     """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.activations import recorded
 from workbench.models import Model
@@ -25,7 +26,7 @@ class Trajectory:
     first; `position`: where the distribution was read.
     """
 
-    probs: torch.Tensor
+    probs: Tensor
     tokens: tuple[str, ...]
     position: int = -1
 
@@ -47,24 +48,20 @@ def trajectory(model: Model, prompt: str, position: int = -1) -> Trajectory:
 
 
 @torch.no_grad()
-def layer_logits(model: Model, encoded: Encoded, at: torch.Tensor | None = None) -> torch.Tensor:
+def layer_logits(model: Model, encoded: Encoded, at: Tensor | None = None) -> Tensor:
     """Logits (n, n_blocks, vocab), float32, at one position of each text (default: the last); one
     pass of the network.
     """
     at = (encoded.lengths - 1 if at is None else at).to(model.device)
-    encoded = encoded.to(model.device)
+    inputs = encoded.to(model.device).arguments()
     with recorded(dict(enumerate(model.blocks))) as states:
-        last = model.logits_at(encoded.input_ids, encoded.attention_mask, at)
+        last = model.logits_at(**inputs, positions=at)
     return read(model, states, torch.arange(len(at)), at, last)
 
 
 def read(
-    model: Model,
-    states: Mapping[int, torch.Tensor],
-    rows: torch.Tensor,
-    at: torch.Tensor,
-    last: torch.Tensor,
-) -> torch.Tensor:
+    model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor, last: Tensor
+) -> Tensor:
     """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
 
     Args:
@@ -75,15 +72,14 @@ def read(
     if model.n_blocks == 1:
         return last[:, None]
     device = last.device
-    rows = rows.to(device)
-    at = at.to(device)
-    hidden = [states[layer].to(device)[rows, at] for layer in range(model.n_blocks - 1)]
+    places = rows.to(device), at.to(device)
+    hidden = [states[layer].to(device)[places] for layer in range(model.n_blocks - 1)]
     normed = model.final_norm(torch.stack(hidden, dim=1))  # (m, n_blocks - 1, d_model)
     logits = model.unembedding(normed).float().to(device)
     return torch.cat([logits, last[:, None]], dim=1)
 
 
-def top_tokens(model: Model, probs: torch.Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
+def top_tokens(model: Model, probs: Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
     """For each row of probs (n, vocab) the k likeliest tokens with their probabilities."""
     likeliest = probs.topk(k)
     rows = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.activations import recorded
 from workbench.facts import EditRequest, check_objects
@@ -22,8 +23,8 @@ RANKS = ["rank_true", "rank_edited"]
 ABOUT = ["group", "fact_id", "relation", "prompt", "target"]
 SAID = ["retained", "retained_first", "top_token"]
 PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
-LENS = ["step", "fact_id", "layer", "category", "probability", "rank"]
-TOKENS = ["step", "fact_id", "layer", "rank", "token", "probability"]
+LENS = ["fact_id", "layer", "category", "probability", "rank"]
+TOKENS = ["fact_id", "layer", "rank", "token", "probability"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,6 @@ class Question:
     def true(self) -> str:
         """The answer of the category "true": a neighbour has one of its own."""
         return self.target if self.group == "neighbourhood" else self.request.fact.object
-
-    @property
-    def edited(self) -> str:
-        """The answer of the category "edited"."""
-        return self.request.target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,33 +94,28 @@ class Probe:
     related: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        prompts = [question.prompt for question in self.questions]
-        targets = [question.target for question in self.questions]
+        about = []
+        for question in self.questions:
+            fact = question.request.fact
+            about.append((question.group, fact.id, fact.relation, question.prompt, question.target))
+        self._about = pd.DataFrame(about, columns=ABOUT)
+        prompts = self._about.prompt.tolist()
         true = [question.true for question in self.questions]
-        edited = [question.edited for question in self.questions]
-        facts = [question.request.fact for question in self.questions]
-        related = [self.related.get(fact.category, ()) for fact in facts]
-        self._asked = answers_after(self.model, prompts, targets)
+        edited = [question.request.target for question in self.questions]
+        categories = [question.request.fact.category for question in self.questions]
+        related = [self.related.get(category, ()) for category in categories]
+        self._has_related = [bool(objects) for objects in related]
+        self._asked = answers_after(self.model, prompts, self._about.target.tolist())
         self._first = first_tokens(self.model, prompts, true, edited, related)
-        # where first tokens are not clear they may stand elsewhere than the answer that is asked for
+        self._about["clear"] = self._first.clear
+        # where first tokens are not clear they may stand elsewhere than the answer asked for
         place = self._first.place.maximum(self._asked.start - 1)
         self._place = place.minimum(self._asked.encoded.lengths - 1)
-        self._categories: list[torch.Tensor] = []
         vocabulary = len(self.model.unembedding.weight)
         tokens = zip(self._first.true, self._first.edited, self._first.related, strict=True)
-        for of_fact in tokens:
-            self._categories.append(token_categories(self.model, vocabulary, *of_fact))
-        self._about = pd.DataFrame(
-            {
-                "group": [question.group for question in self.questions],
-                "fact_id": [fact.id for fact in facts],
-                "relation": [fact.relation for fact in facts],
-                "prompt": prompts,
-                "target": targets,
-                "clear": self._first.clear,
-            }
-        )
-        self._has_related = [bool(objects) for objects in related]
+        self._categories = [
+            token_categories(self.model, vocabulary, *answers) for answers in tokens
+        ]
         self._took: dict[str, bool] = {}
 
     @torch.no_grad()
@@ -144,30 +135,29 @@ class Probe:
                 for index, probs in self._layers(one, states, logits):
                     lenses += self._lens_rows(index, probs)
                     tokens += self._token_rows(index, probs)
-        heard = judged(self.model, self._asked, pd.concat(heard).sort_index())
-        probes = self._probes(heard, shares)
-        probes["p_related"] = probes.p_related.where(self._has_related)
+        probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             own = probes[probes.group.isin(OWN)]
             self._took = dict(zip(own.fact_id, own.retained, strict=True))
-        took = probes.fact_id.map(self._took)
-        return Look(
-            probes=probes.assign(step=step, epoch=epoch, took=took.astype("boolean"))[PROBES],
-            lens=pd.DataFrame(lenses, columns=LENS[1:]).assign(step=step)[LENS],
-            tokens=pd.DataFrame(tokens, columns=TOKENS[1:]).assign(step=step)[TOKENS],
-        )
+        probes["took"] = probes.fact_id.map(self._took).astype("boolean")
+        lenses = pd.DataFrame(lenses, columns=LENS)
+        tokens = pd.DataFrame(tokens, columns=TOKENS)
+        for table in (probes, lenses, tokens):
+            table.insert(0, "step", step)
+        probes.insert(1, "epoch", epoch)
+        return Look(probes=probes[PROBES], lens=lenses, tokens=tokens)
 
     def _layers(
-        self, one: Pass, states: dict[int, torch.Tensor], logits: torch.Tensor
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+        self, one: Pass, states: dict[int, Tensor], logits: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
         """Of the facts' own prompts in a pass: which, and probs (n_blocks, vocab) of the lens."""
-        groups = [self.questions[index].group for index in one.indices]
-        rows = torch.tensor([group in OWN for group in groups]).nonzero()[:, 0]
+        is_own = self._about.group[one.indices].isin(OWN)
+        rows = torch.tensor(is_own.to_numpy().nonzero()[0])
         indices = [one.indices[row] for row in rows.tolist()]
         logits = lens.read(self.model, states, rows, self._place[indices], logits[rows])
         return zip(indices, logits.softmax(-1).cpu(), strict=True)
 
-    def _shares(self, index: int, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shares(self, index: int, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Mass by category (k, 5), NaN where first tokens are not clear, and the ranks of the true
         and the edited answer (k, 2); of probs (k, vocab).
         """
@@ -179,22 +169,25 @@ class Probe:
         return masses, is_above.sum(-1) + 1
 
     def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
+        """The table of all questions, but for `took` and when it was."""
         masses, ranks = zip(*(shares[index] for index in heard.index), strict=True)
-        masses = pd.DataFrame(torch.cat(masses).tolist(), columns=MASSES)
-        ranks = pd.DataFrame(torch.cat(ranks).tolist(), columns=RANKS)
-        heard = heard[SAID].assign(p_answer=heard.p)
-        return pd.concat([self._about, heard, masses, ranks], axis=1)
+        table = self._about.join(judged(self.model, self._asked, heard)[[*SAID, "p"]])
+        table = table.rename(columns={"p": "p_answer"})
+        table[MASSES] = torch.cat(masses).double()
+        table[RANKS] = torch.cat(ranks)
+        table["p_related"] = table.p_related.where(self._has_related)
+        return table
 
-    def _lens_rows(self, index: int, probs: torch.Tensor) -> Iterator[tuple]:
-        fact_id = self.questions[index].request.fact.id
+    def _lens_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
+        fact_id = self._about.fact_id[index]
         masses, ranks = self._shares(index, probs)
         for layer in range(len(probs)):
             ranked = [*ranks[layer].tolist(), None, None, None]
             for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
                 yield fact_id, layer, *row
 
-    def _token_rows(self, index: int, probs: torch.Tensor) -> Iterator[tuple]:
-        fact_id = self.questions[index].request.fact.id
+    def _token_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
+        fact_id = self._about.fact_id[index]
         for layer, likeliest in enumerate(lens.top_tokens(self.model, probs, TOP)):
             for rank, (token, p) in enumerate(likeliest, 1):
                 yield fact_id, layer, rank, token, p

@@ -119,10 +119,9 @@ def answers_after(model: Model, prompts: Sequence[str], answers: Sequence[str]) 
             raise BadInput(f"{what}; give a longer answer")
         start.append(encoded.tokens_from(row, len(prompt))[0])
         first.append(tokens[0])
-    places = torch.tensor([start, first], dtype=torch.long)
-    return Answers(
-        prompts=prompts, texts=list(answers), encoded=encoded, start=places[0], first=places[1]
-    )
+    start, first = torch.tensor([start, first], dtype=torch.long)
+    texts = list(answers)
+    return Answers(prompts=prompts, texts=texts, encoded=encoded, start=start, first=first)
 
 
 def _past_stop_words(answer: str) -> str:
@@ -203,7 +202,7 @@ class Pass:
     logits: Tensor
 
     def logits_at(self, position: Tensor) -> Tensor:
-        """Logits (len(indices), vocab) after one position of each answer, of which all are given."""
+        """Logits (len(indices), vocab) after one position of each answer; all positions are given."""
         return self.logits[self.position == position[self.row]]
 
 
@@ -214,14 +213,13 @@ def passes(model: Model, asked: Answers) -> Iterator[Pass]:
     for indices in asked.encoded.batches(tokens_at_once(model), order):
         encoded = asked.encoded.rows(indices)
         start = asked.start[indices]
-        counts = encoded.lengths - start + 1
-        row = torch.arange(len(counts)).repeat_interleave(counts)
-        begun = counts.cumsum(0) - counts
-        position = torch.arange(len(row)) - begun[row] + start[row] - 1
+        column = torch.arange(encoded.input_ids.shape[1])
+        is_place = (column >= start[:, None] - 1) & encoded.attention_mask.bool()
+        row, position = is_place.nonzero(as_tuple=True)
         inputs = encoded.to(model.device).arguments()
         logits = model.logits_at(**inputs, positions=position.to(model.device), rows=row)
-        row = torch.tensor(indices)[row]
-        yield Pass(indices=indices, row=row, position=position, logits=logits)
+        numbers = torch.tensor(indices)
+        yield Pass(indices=indices, row=numbers[row], position=position, logits=logits)
 
 
 def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
