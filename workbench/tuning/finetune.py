@@ -31,6 +31,12 @@ ROWS_AT_ONCE = 16  # of a device; a larger batch is accumulated
 # parameters from which activations are computed again in the backward pass rather than kept
 LARGE = 500_000_000
 UNREAD = -100  # label of a token that no loss reads
+BAR = {"unit": "step", "leave": False, "disable": None}
+OPTIMISER = {"lr_scheduler_type": "constant", "weight_decay": 0.01}
+LOOKS = {"eval_strategy": "steps", "logging_steps": 1, "per_device_eval_batch_size": ROWS_AT_ONCE}
+FILES = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+ROWS = {"dataloader_pin_memory": False, "remove_unused_columns": False}
+Look = Callable[[int, float], None]
 
 
 class Settings(Record):
@@ -89,14 +95,15 @@ class Classifier(nn.Module):
         self.body.activation_checkpointing_enable(**arguments)
 
 
+@dataclass(eq=False)
 class _Watch(transformers.TrainerCallback):
     """Shows progress, calls the probe at every evaluation, ends the tuning."""
 
-    def __init__(
-        self, task: Task, settings: Settings, probe: Callable[[int, float], None], bar: tqdm
-    ):
-        self.task, self.settings, self.probe, self.bar = task, settings, probe, bar
-        self.ended = "budget"
+    task: Task
+    settings: Settings
+    probe: Look
+    bar: tqdm
+    ended: str = "budget"
 
     def on_train_begin(self, args, state, control, model=None, **_):
         self.bar.update(state.global_step)
@@ -144,7 +151,7 @@ def finetune(
     task: Task,
     plan: Plan,
     settings: Settings,
-    probe: Callable[[int, float], None] | None = None,
+    probe: Look | None = None,
     work: Path | None = None,
 ) -> History:
     """Tune the model in place: put `with deltas.preserved(model.network):` around it to have it
@@ -180,13 +187,7 @@ def finetune(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        tqdm(
-            total=settings.max_steps,
-            desc=f"tuning on {task.name}",
-            unit="step",
-            leave=False,
-            disable=None,
-        ) as bar,
+        tqdm(desc=f"tuning on {task.name}", total=settings.max_steps, **BAR) as bar,
         _put_back(network, forward),
     ):
         watch = _Watch(task, settings, look, bar)
@@ -254,39 +255,30 @@ def _arguments(
     model: Model, settings: Settings, folder: str, begun: str | None
 ) -> transformers.TrainingArguments:
     named = dict(settings.trainer)
+    batch_size, processes = settings.batch_size, _processes()
     at_once = named.pop("per_device_train_batch_size", ROWS_AT_ONCE)
-    processes = _processes()
-    rows = settings.batch_size // processes  # of one process
+    rows = batch_size // processes  # of one process
     even = [parts for parts in range(1, rows + 1) if rows <= parts * at_once and rows % parts == 0]
     parts = named.pop("gradient_accumulation_steps", 0) or min(even, default=1)
-    if not isinstance(parts, int) or parts < 1 or settings.batch_size % (parts * processes):
-        what = f"batch_size {settings.batch_size}: does not divide by {processes} processes"
+    if not isinstance(parts, int) or parts < 1 or batch_size % (parts * processes):
+        what = f"batch_size {batch_size}: does not divide by {processes} processes"
         raise BadInput(f"{what} times {parts} accumulated parts")
     is_large = model.network.num_parameters() > LARGE
     # FSDP refuses that both do it
-    fsdp_recomputes = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"
-    ours = {
+    is_done = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"
+    ours = OPTIMISER | LOOKS | FILES | ROWS
+    ours |= {
         "output_dir": folder,
         "max_steps": settings.max_steps,
-        "per_device_train_batch_size": settings.batch_size // (parts * processes),
+        "per_device_train_batch_size": batch_size // (parts * processes),
         "gradient_accumulation_steps": parts,
-        "activation_checkpointing": (is_large and not fsdp_recomputes) or None,
-        "per_device_eval_batch_size": ROWS_AT_ONCE,
+        "activation_checkpointing": (is_large and not is_done) or None,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.01,
-        "eval_strategy": "steps",
         "eval_steps": settings.eval_every,
         "eval_on_start": begun is None,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
         "use_cpu": model.device.type == "cpu",
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
         "include_num_input_tokens_seen": "non_padding" if settings.max_tokens else "no",
     }
     try:
@@ -311,9 +303,8 @@ def _moving(model: Model, plan: Plan) -> list[torch.Tensor]:
 
 def moving_bytes(model: Model, plan: Plan, itemsize: int = 0) -> int:
     """Bytes of the weights that move; `itemsize`: of a weight, if not that of the model's dtype."""
-    return sum(
-        weight.numel() * (itemsize or weight.element_size()) for weight in _moving(model, plan)
-    )
+    sizes = [weight.numel() * (itemsize or weight.itemsize) for weight in _moving(model, plan)]
+    return sum(sizes)
 
 
 def unmoved_share(model: Model, plan: Plan, learning_rate: float) -> float:
@@ -354,14 +345,12 @@ def check_memory(model: Model, plan: Plan) -> None:
 
 def collate(rows: Sequence[dict]) -> dict[str, torch.Tensor]:
     """Rows padded on the right to the longest; labels of one class a row stay as they are."""
-    encoded = padded([row["input_ids"] for row in rows])
+    inputs = padded([row["input_ids"] for row in rows]).arguments()
     labels = [row["labels"] for row in rows]
-    if isinstance(labels[0], list):
-        is_padding = encoded.attention_mask == 0
-        return encoded.arguments() | {
-            "labels": padded(labels).input_ids.masked_fill(is_padding, UNREAD)
-        }
-    return encoded.arguments() | {"labels": torch.tensor(labels)}
+    if not isinstance(labels[0], list):
+        return inputs | {"labels": torch.tensor(labels)}
+    is_padding = inputs["attention_mask"] == 0
+    return inputs | {"labels": padded(labels).input_ids.masked_fill(is_padding, UNREAD)}
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
