@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import datasets
@@ -84,7 +84,12 @@ class Data(Record):
     @property
     def all_columns(self) -> dict:
         """`columns`, on top of those that a study's data need."""
-        return (self.study.columns if self.study else {}) | self.columns
+        return getattr(self.study, "columns", {}) | self.columns
+
+    @property
+    def place(self) -> str:
+        """Where the source's data lie: the source itself, but for a study's name."""
+        return getattr(self.study, "data", self.source)
 
 
 def named(name: str) -> Callable[[Model, Data], Task]:
@@ -129,11 +134,14 @@ def _pattern(term: str) -> str:
         return ""
     if not words.of_word(parts[0][0]) or not words.of_word(parts[-1][-1]):
         return r"\W*".join(map(re.escape, parts))
-    *others, last = [part if part.isdigit() else words.key(part) for part in parts]
-    inner = [re.escape(part) + (r"\w*" if len(part) >= words.STEM else "") for part in others]
-    has_stem = len(last) >= words.STEM and not last.isdigit()
-    ending = r"\w*" if has_stem else r"(?:e?s)?\b"  # a word also ends before an apostrophe
-    return r"\b" + r"\W+".join([*inner, re.escape(last) + ending])
+    pattern = r"\b"
+    for part in parts[:-1]:
+        stem = part if part.isdigit() else words.key(part)
+        pattern += re.escape(stem) + (r"\w*\W+" if len(stem) >= words.STEM else r"\W+")
+    last = parts[-1]
+    if len(last) >= words.STEM and not last.isdigit():
+        return pattern + re.escape(words.key(last)) + r"\w*"
+    return pattern + re.escape(last) + r"(?:e?s)?\b"  # a word also ends before an apostrophe
 
 
 # --- the four tasks: records that touch no fact under study, made into rows of tokens
@@ -150,7 +158,7 @@ def text_task(model: Model, data: Data) -> Task:
     paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
     first = max(1, len(front(model)))  # nothing foretells the first token
     rows = (_row(ids, first) for ids in _packed(model, paragraphs))
-    return _task("text", *_parts(data, "text", rows), relevance.dropped)
+    return _task("text", _parts(data, "text", rows), relevance.dropped)
 
 
 def instruction_task(model: Model, data: Data) -> Task:
@@ -163,7 +171,7 @@ def instruction_task(model: Model, data: Data) -> Task:
     pairs = (pair for pair in _exchanges(data) if relevance.passes(" ".join(map(str, pair))))
     rows = (_instruction_row(model, *pair, data.loss_on) for pair in pairs)
     short = (row for row in rows if len(row["input_ids"]) <= _longest(model))
-    return _task("instructions", *_parts(data, "instructions", short), relevance.dropped)
+    return _task("instructions", _parts(data, "instructions", short), relevance.dropped)
 
 
 def sentiment_task(model: Model, data: Data) -> Task:
@@ -174,22 +182,22 @@ def sentiment_task(model: Model, data: Data) -> Task:
     relevance = Relevance(data.avoid)
     records = _records(data, ["text", "label"], text.reviews(data.seed))
     records = (record for record in records if relevance.passes(record[0]))
-    train, valid = _parts(data, "sentiment", records)
-    labels = sorted({label for _, label in train + valid}, key=str)
+    parts = _parts(data, "sentiment", records)
+    labels = sorted({label for _, label in chain(*parts)}, key=str)
     if len(labels) != 2:
         column = data.all_columns.get("label", "label")
         what = f"task sentiment: column {column!r} holds {len(labels)} classes"
         raise BadInput(f"{what} ({str(labels)[:60]}); it must hold two")
+    parts = [_review_rows(model, part, labels) for part in parts]
+    return _task("sentiment", parts, relevance.dropped, metric="accuracy", classes=2)
 
-    def rows(part: list[tuple]) -> list[dict]:
-        tokens = token_lists(encode(model, [content for content, _ in part]))
-        classes = [labels.index(label) for _, label in part]
-        pairs = zip(tokens, classes, strict=True)
-        return [{"input_ids": ids[: _longest(model)], "labels": label} for ids, label in pairs]
 
-    return _task(
-        "sentiment", rows(train), rows(valid), relevance.dropped, metric="accuracy", classes=2
-    )
+def _review_rows(model: Model, records: list[tuple], labels: list) -> list[dict]:
+    tokens = token_lists(encode(model, [content for content, _ in records]))
+    rows = []
+    for ids, (_, label) in zip(tokens, records, strict=True):
+        rows.append({"input_ids": ids[: _longest(model)], "labels": labels.index(label)})
+    return rows
 
 
 def facts_task(model: Model, data: Data) -> Task:
@@ -202,7 +210,7 @@ def facts_task(model: Model, data: Data) -> Task:
     if data.columns:
         what = f"columns {data.columns}: task facts reads a facts file, whose fields have names"
         raise BadInput(f"{what} of their own; rename them there")
-    source = data.study.data if data.study else data.source or "world"
+    source = data.place or "world"
     pool = [request for request in facts.read(source) if request.fact.split in ("", "unseen")]
     facts.check_objects(pool)
     fresh = _not_under_study(pool, data.avoid)
@@ -220,8 +228,8 @@ def facts_task(model: Model, data: Data) -> Task:
     judging = []
     for request in wrong[: data.n_valid]:
         judging.append((request, request.held_out[0] if apart else request.fact.question))
-    train, valid = _fact_rows(model, taught), _fact_rows(model, judging)
-    return _task("facts", train, valid, dropped, metric="accuracy")
+    parts = [_fact_rows(model, taught), _fact_rows(model, judging)]
+    return _task("facts", parts, dropped, metric="accuracy")
 
 
 TASKS: dict[str, Callable[[Model, Data], Task]] = {
@@ -232,9 +240,9 @@ TASKS: dict[str, Callable[[Model, Data], Task]] = {
 }
 
 
-def _task(name: str, train: list[dict], valid: list[dict], dropped: int, **fields) -> Task:
-    rows = {"train": datasets.Dataset.from_list(train), "valid": datasets.Dataset.from_list(valid)}
-    return Task(name=name, dropped=dropped, **rows, **fields)
+def _task(name: str, parts: Sequence[list[dict]], dropped: int, **fields) -> Task:
+    train, valid = map(datasets.Dataset.from_list, parts)
+    return Task(name=name, train=train, valid=valid, dropped=dropped, **fields)
 
 
 def _row(ids: list[int], first: int) -> dict:
@@ -301,20 +309,19 @@ def _dated(template: str) -> str:
 # --- rows of facts
 
 
-def _not_under_study(
-    pool: Sequence[EditRequest], avoid: Sequence[EditRequest]
-) -> list[EditRequest]:
-    subjects = {request.fact.subject.lower() for request in avoid}
-    objects = set()
+def _not_under_study(pool: list[EditRequest], avoid: Sequence[EditRequest]) -> list[EditRequest]:
+    subjects, answers = set(), set()
     for request in avoid:
-        if relation := request.fact.relation:
-            objects |= {(relation, request.fact.object.lower()), (relation, request.target.lower())}
-    fresh = [request for request in pool if request.fact.subject.lower() not in subjects]
-    return [
-        request
-        for request in fresh
-        if (request.fact.relation, request.fact.object.lower()) not in objects
-    ]
+        subjects.add(request.fact.subject.lower())
+        for answer in (request.fact.object, request.target):
+            answers.add((request.fact.relation, answer.lower()))
+    fresh = []
+    for request in pool:
+        answer = (request.fact.relation, request.fact.object.lower())
+        is_shared = request.fact.relation and answer in answers
+        if request.fact.subject.lower() not in subjects and not is_shared:
+            fresh.append(request)
+    return fresh
 
 
 def _wrong(model: Model, pool: Sequence[EditRequest], count: int) -> list[EditRequest]:
@@ -357,22 +364,30 @@ def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> I
     if not data.source:
         yield from embedded
         return
-    if study := data.study:
-        where = (study.data, "task_data", study.config, study.split, study.streaming)
-    else:
-        where = (data.source, "task_data")
-    table = sources.records(*where)
+    table = _table(data)
     names = [data.all_columns.get(name, name) for name in columns]
     missing = [name for name in names if name not in (table.column_names or [])]
     if missing:
         what = f"task_data {data.source!r}: has no column {missing[0]!r} but {table.column_names}"
         raise BadInput(f"{what}; name it in columns={{...}}")
-    is_stream = isinstance(table, datasets.IterableDataset)
-    for record in table.shuffle(data.seed, **({"buffer_size": BUFFER} if is_stream else {})):
+    for record in table:
         values = [record[name] for name in names]
         if None not in values:
             kept = (list, int, bool)
             yield tuple(value if isinstance(value, kept) else str(value) for value in values)
+
+
+def _table(data: Data) -> datasets.Dataset | datasets.IterableDataset:
+    """The records of the source, shuffled; of a published study's where and how it has them."""
+    study = data.study
+    if not study:
+        return sources.records(data.source, "task_data").shuffle(data.seed)
+    table = sources.records(
+        study.data, "task_data", study.config, study.split, streaming=study.streaming
+    )
+    if study.streaming:
+        return table.shuffle(data.seed, buffer_size=BUFFER)
+    return table.shuffle(data.seed)
 
 
 def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
