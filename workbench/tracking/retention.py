@@ -41,7 +41,7 @@ def stop_words() -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """The text of each token, (vocab,); to decode them one at a time takes longer than the model."""
+    """The text of each token, (vocab,); decoding one at a time takes longer than the model does."""
     return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
 
 
@@ -202,7 +202,7 @@ class Pass:
     logits: Tensor
 
     def logits_at(self, position: Tensor) -> Tensor:
-        """Logits (len(indices), vocab) after one position of each answer; all positions are given."""
+        """Logits (len(indices), vocab) after one position of each answer, given for all answers."""
         return self.logits[self.position == position[self.row]]
 
 

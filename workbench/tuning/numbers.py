@@ -1,4 +1,6 @@
-"""Usual numbers of every task, and where the studies' data lie: presets.yaml, read without torch."""
+"""Usual numbers of every task, and where the studies' data lie: presets.yaml, read without
+torch.
+"""
 
 from functools import cache
 from pathlib import Path
