@@ -125,7 +125,10 @@ class Probe:
         `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at
         step 0.
         """
-        heard, shares, lenses, tokens = [], {}, [], []
+        heard = []
+        shares = {}
+        lens_rows = []
+        token_rows = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))
@@ -133,15 +136,15 @@ class Probe:
                 for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._layers(one, states, logits):
-                    lenses += self._lens_rows(index, probs)
-                    tokens += self._token_rows(index, probs)
+                    lens_rows += self._lens_rows(index, probs)
+                    token_rows += self._token_rows(index, probs)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
-            own = probes[probes.group.isin(OWN)]
-            self._took = dict(zip(own.fact_id, own.retained, strict=True))
+            edits = probes[probes.group.isin(OWN)]
+            self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
-        lenses = pd.DataFrame(lenses, columns=LENS)
-        tokens = pd.DataFrame(tokens, columns=TOKENS)
+        lenses = pd.DataFrame(lens_rows, columns=LENS)
+        tokens = pd.DataFrame(token_rows, columns=TOKENS)
         for table in (probes, lenses, tokens):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)

@@ -108,7 +108,7 @@ def answers_after(model: Model, prompts: Sequence[str], answers: Sequence[str]) 
     wholes = [statement(*pair) for pair in zip(prompts, answers, strict=True)]
     encoded = encode(model, wholes)
     texts = token_texts(model.tokenizer)
-    start, first = [], []
+    places = []  # (start, first) of each answer
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids = encoded.input_ids[row].tolist()
         meaning = _past_stop_words(answer.strip())
@@ -117,9 +117,8 @@ def answers_after(model: Model, prompts: Sequence[str], answers: Sequence[str]) 
         if not tokens:
             what = f"the answer {answer!r} has no token after {prompt!r:.80}"
             raise BadInput(f"{what}; give a longer answer")
-        start.append(encoded.tokens_from(row, len(prompt))[0])
-        first.append(tokens[0])
-    start, first = torch.tensor([start, first], dtype=torch.long)
+        places.append((encoded.tokens_from(row, len(prompt))[0], tokens[0]))
+    start, first = torch.tensor(places, dtype=torch.long).view(-1, 2).T
     texts = list(answers)
     return Answers(prompts=prompts, texts=texts, encoded=encoded, start=start, first=first)
 
@@ -368,7 +367,8 @@ class _Judge:
         """The first token that counts; whether the answer is said past stop words, and at once."""
         if self.is_certain[index]:
             return self.firsts[index], True, True
-        text, answer = self.text(index, tokens), self.answers[index]
+        text = self.text(index, tokens)
+        answer = self.answers[index]
         at_once = _begins(_plain(text), _plain(answer), ended=True)
         if not self.past_stop_words:
             return tokens[0], at_once, at_once

@@ -134,7 +134,8 @@ class _Watch(transformers.TrainerCallback):
 def log_of(history: Sequence[dict], task: Task) -> pd.DataFrame:
     """History.log from the Trainer's own log."""
     metric = f"eval_{task.metric}_exact"
-    rows, steps = [], []
+    rows = []
+    steps = []
     for entry in history:
         if "loss" in entry:
             steps.append(entry)
@@ -235,7 +236,8 @@ def _as_loaded(network: nn.Module, forward: Callable | None) -> Iterator[None]:
     """For a look, which does not change what is learnt: evaluation mode, and the weights' own dtype
     instead of the Trainer's mixed precision.
     """
-    training, autocast = network.training, vars(network).get("forward")
+    training = network.training
+    autocast = vars(network).get("forward")
     _give_forward(network, forward)
     network.eval()
     with deltas.random_state_kept():
@@ -255,7 +257,8 @@ def _arguments(
     model: Model, settings: Settings, folder: str, begun: str | None
 ) -> transformers.TrainingArguments:
     named = dict(settings.trainer)
-    batch_size, processes = settings.batch_size, _processes()
+    batch_size = settings.batch_size
+    processes = _processes()
     at_once = named.pop("per_device_train_batch_size", ROWS_AT_ONCE)
     rows = batch_size // processes  # of one process
     even = [parts for parts in range(1, rows + 1) if rows <= parts * at_once and rows % parts == 0]
@@ -357,11 +360,14 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Of each row (n, 3): nats, labels read, whether all were the likeliest; so that the Trainer
     keeps no distributions.
     """
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    if labels.ndim == 1:
-        logits, labels = logits[:, None], labels[:, None]
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    if labels.ndim == 1:  # of a classifier, as if each row were one token
+        labels = labels[:, None]
+        logits = logits[:, None]
     else:
-        logits, labels = logits[:, :-1], labels[:, 1:]  # a token is foretold by the one before it
+        labels = labels[:, 1:]
+        logits = logits[:, :-1]  # a token is foretold by the one before it
     is_read = labels != UNREAD
     by_class = logits.transpose(1, 2).float()
     nats = F.cross_entropy(by_class, labels, reduction="none")  # 0 where not read

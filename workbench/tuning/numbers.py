@@ -68,5 +68,5 @@ def usual(task: str, data: str = "", model: str = "") -> Usual:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
     if source:
         return source
-    own = presets()["own"].get(model, {}).get(task, {})
-    return Usual(**(presets()["world"][task] | own))
+    changes = presets()["own"].get(model, {}).get(task, {})
+    return Usual(**(presets()["world"][task] | changes))
