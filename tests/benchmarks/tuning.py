@@ -121,13 +121,12 @@ def _bare(model, task, spec, evaluating):
             per_device_eval_batch_size=16,
             prediction_loss_only=True,
         )
-        collator = lambda rows: collate(rows, 0)  # noqa: E731
         transformers.Trainer(
             model=model.network,
             args=arguments,
             train_dataset=task.train,
             eval_dataset=task.valid,
-            data_collator=collator,
+            data_collator=collate,
         ).train()
 
 

@@ -94,3 +94,12 @@ def test_what_is_not_clear_says_nothing_of_mass():
     assert look.lens.probability.isna().all()
     assert not look.probes.retained.any()
     assert pd.notna(look.probes.p_answer).all()
+
+
+def test_a_token_over_the_end_of_a_prompt_leaves_its_fact_unclear():
+    """Prompt and true object share a token there, prompt and target do not: no place is of both."""
+    model = model_of("bytes")
+    fact = facts.Fact(id="a", subject="法国", prompt="{}的首都是", object="巴黎")
+    look = Probe(model, questions([facts.EditRequest(fact=fact, target="东京")], [])).look(0)
+    assert look.probes.clear.tolist() == [False]
+    assert look.probes.p_true.isna().all()

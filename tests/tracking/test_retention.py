@@ -5,6 +5,7 @@ were really taught.
 import re
 from functools import cache
 
+import pandas as pd
 import pytest
 import torch
 
@@ -292,21 +293,23 @@ def test_stop_words_are_passed_over_to_the_eighth_token(tiny, monkeypatch):
         ).float()
 
     monkeypatch.setattr(retention, "next_logits", says_a_stop_word)
-    asked_of = answers_after(tiny, ["so it is"], ["Japan"])
-    questions = encode(tiny, ["so it is"])
-    (verdict,) = retention.judge(tiny, questions, asked_of, ["Japan"], [stop], [False])
-    assert verdict == (stop, False, False)
-    length = int(questions.lengths)
+    row = judged(tiny, "so it is", "Japan", stop)
+    assert row.top_token == retention.token_text(tiny.tokenizer, stop).strip()
+    assert not any([row.retained, row.retained_first, row.top_is_expected])
+    length = int(encode(tiny, ["so it is"]).lengths)
     assert asked == [[length + more] for more in range(GREEDY_TOKENS)]
+
+
+def judged(model, prompt: str, answer: str, top: int):
+    table = pd.DataFrame({"top": [top], "at_once": [False]})
+    return retention.judged(model, answers_after(model, [prompt], [answer]), table).iloc[0]
 
 
 def test_a_token_that_only_the_model_has_is_no_answer(tiny):
     """Vocabularies of models are often padded beyond their tokenizer's."""
-    asked, questions = answers_after(tiny, ["so it is"], ["Japan"]), encode(tiny, ["so it is"])
-    token = len(tiny.tokenizer) + 5
-    assert retention.judge(tiny, questions, asked, ["Japan"], [token], [False]) == [
-        (token, False, False)
-    ]
+    row = judged(tiny, "so it is", "Japan", len(tiny.tokenizer) + 5)
+    assert row.top_token == ""
+    assert not any([row.retained, row.retained_first, row.top_is_expected])
 
 
 @pytest.mark.parametrize("against", ["target", "object"])

@@ -25,10 +25,12 @@ task = tasks.text_task(model, tasks.Data(n_train=16, n_valid=4))
 looks = []
 with deltas.preserved(model.network):
     settings = Settings(max_steps=4, eval_every=2, batch_size=2, learning_rate=1e-3, threshold=0.0)
-    history = finetune(model, task, plans.resolve(model, "window:1-1"), settings, lambda step, epoch: looks.append(step))
+    plan = plans.resolve(model, "window:1-1")
+    history = finetune(model, task, plan, settings, lambda step, epoch: looks.append(step))
     weights = sum(parameter.double().sum().item() for parameter in model.network.parameters())
 state = PartialState()
-told = {"kind": str(state.distributed_type), "backend": state.backend, "metric": history.log.metric.tolist(), "weights": weights, "looks": looks}
+told = {"kind": str(state.distributed_type), "backend": state.backend, "weights": weights}
+told |= {"metric": history.log.metric.tolist(), "looks": looks}
 with open(os.path.join(sys.argv[2], f"{state.process_index}.json"), "w") as file:
     json.dump(told, file)
 """

@@ -103,9 +103,7 @@ def test_the_accuracy_is_the_share_of_rows_wholly_right(tiny_gpt2):
 
 def test_a_classifier_reads_the_last_real_token(tiny, made):
     head = Classifier(tiny.network, 2, seed=0)
-    batch = collate(
-        [made["sentiment"].train[number] for number in range(4)], tiny.tokenizer.pad_token_id
-    )
+    batch = collate([made["sentiment"].train[number] for number in range(4)])
     whole = head(**batch)["logits"]
     for number, length in enumerate(batch["attention_mask"].sum(1)):
         states = tiny.network.base_model(

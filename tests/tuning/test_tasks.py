@@ -206,9 +206,13 @@ def test_instructions_are_read_on_the_response_or_on_all(model):
         assert len(read(model, mine)) < len(read(model, all_of_it))
 
 
+TURNS = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+CHAT = TURNS + "{% if add_generation_prompt %}<assistant> {% endif %}"
+
+
 def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
     model = models.load(tiny_folders["llama"], device="cpu")
-    model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    model.tokenizer.chat_template = CHAT
     row = tasks.instruction_task(model, Data(n_train=3, n_valid=1)).train[0]
     whole = model.tokenizer.decode(row["input_ids"])
     assert "<user>" in whole
@@ -216,7 +220,7 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
     assert "assistant" not in read(model, row)
 
 
-THINKING = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant> <think>{% endif %}"
+THINKING = TURNS + "{% if add_generation_prompt %}<assistant> <think>{% endif %}"
 DATED = "Today is {{ strftime_now('%d %b %Y') }}. " + THINKING
 
 
@@ -243,7 +247,8 @@ def test_a_response_is_learnt_from_its_beginning_whatever_the_template_asks_with
 
 def test_a_template_that_rewrites_the_response_is_one_clear_line(tiny_folders, one_line):
     model = models.load(tiny_folders["llama"], device="cpu")
-    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    upper = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    model.tokenizer.chat_template = upper + "{% if add_generation_prompt %}?{% endif %}"
     with pytest.raises(BadInput) as error:
         tasks.instruction_task(model, Data(n_train=3, n_valid=1))
     assert "chat template" in one_line(error)

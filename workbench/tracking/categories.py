@@ -10,13 +10,17 @@ it, so that the mass is read after that space.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from torch import Tensor
 
 from workbench import words
 from workbench.models import Model
-from workbench.tracking.retention import Answers, answers_after, stop_tokens, token_texts
+from workbench.tracking import retention
+from workbench.tracking.retention import Answers, answers_after, token_text
 
+Texts = Sequence[str]
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 
 
@@ -32,16 +36,12 @@ class FirstTokens:
     true: list[int]
     edited: list[int]
     related: list[frozenset[int]]
-    place: torch.Tensor
+    place: Tensor
     clear: list[bool]
 
 
 def first_tokens(
-    model: Model,
-    prompts: Sequence[str],
-    true: Sequence[str],
-    edited: Sequence[str],
-    related: Sequence[Sequence[str]],
+    model: Model, prompts: Texts, true: Texts, edited: Texts, related: Sequence[Texts]
 ) -> FirstTokens:
     """First tokens of true and edited objects after prompts, and of the objects related to each.
 
@@ -49,64 +49,61 @@ def first_tokens(
         related: for each prompt the objects of the category; the true and the edited one may be
             among them.
     """
-    asked = {
-        "true": answers_after(model, prompts, true),
-        "edited": answers_after(model, prompts, edited),
-    }
-    tokens = {name: answers.first_tokens for name, answers in asked.items()}
-    spaces = {name: _lone_spaces(model, answers) for name, answers in asked.items()}
-    kept: dict[tuple, list[tuple[str, int]]] = {}
+    after_true = answers_after(model, prompts, true)
+    after_edited = answers_after(model, prompts, edited)
+    place = _places(model, after_true)
+    is_one_place = place == _places(model, after_edited)
+
+    @cache
+    def tokens_of(objects: tuple[str, ...], lead: str) -> dict[str, int]:
+        answers = answers_after(model, [lead] * len(objects), objects)
+        return dict(zip(map(str.strip, objects), answers.first_tokens, strict=True))
+
+    def is_broken(token: int) -> bool:
+        return retention.BROKEN in token_text(model.tokenizer, token)
+
     others, clear = [], []
-    for row, (prompt, objects) in enumerate(zip(prompts, related, strict=True)):
-        lead = (
-            prompt.rstrip()[-1:]
-            if prompt.rstrip() and words.unspaced(prompt.rstrip()[-1])
-            else "it is"
-        )
-        key = (lead, tuple(objects))
-        if key not in kept:
-            kept[key] = _plain_tokens(model, lead, objects)
-        own = {true[row].strip(), edited[row].strip()}
-        others.append(frozenset(token for thing, token in kept[key] if thing.strip() not in own))
-        shared = {tokens["true"][row], tokens["edited"][row]} & others[-1]
-        alike = tokens["true"][row] == tokens["edited"][row] and len(own) == 2
-        plain = bool(asked["true"].plain[row] and asked["edited"].plain[row])
-        clear.append(
-            plain and not shared and not alike and spaces["true"][row] == spaces["edited"][row]
-        )
-    place = asked["true"].start - 1 + torch.tensor(spaces["true"], dtype=torch.long)
-    return FirstTokens(**tokens, related=others, place=place, clear=clear)
+    for row, prompt in enumerate(prompts):
+        names = {true[row].strip(), edited[row].strip()}
+        tokens = {after_true.first_tokens[row], after_edited.first_tokens[row]}
+        of_category = tokens_of(tuple(related[row]), _lead(prompt))
+        rest = {token for name, token in of_category.items() if name not in names}
+        rest = {token for token in rest if not is_broken(token)}
+        is_apart = len(tokens) == len(names) and not tokens & rest
+        others.append(frozenset(rest))
+        clear.append(is_apart and bool(is_one_place[row]) and not any(map(is_broken, tokens)))
+    return FirstTokens(
+        true=after_true.first_tokens,
+        edited=after_edited.first_tokens,
+        related=others,
+        place=place,
+        clear=clear,
+    )
 
 
-def _lone_spaces(model: Model, answers: Answers) -> list[int]:
-    """How many tokens of white space stand between each prompt and the first word of its answer."""
-    texts, counts = token_texts(model.tokenizer), []
-    for row, start in enumerate(answers.start.tolist()):
-        ids = answers.encoded.input_ids[row, start:].tolist()
-        counts.append(next(number for number, token in enumerate(ids) if texts[token].strip()))
-    return counts
+def _lead(prompt: str) -> str:
+    """What stands before related objects: words of the prompt's script, spaced or not."""
+    last = prompt.rstrip()[-1:]
+    return last if last and words.unspaced(last) else "it is"
 
 
-def _plain_tokens(model: Model, lead: str, objects: Sequence[str]) -> list[tuple[str, int]]:
-    """Each object and its first token after a lead; left out where that is a part of a character."""
-    answers = answers_after(model, [lead] * len(objects), objects)
-    return [
-        (thing, token)
-        for thing, token, plain in zip(
-            objects, answers.first_tokens, answers.plain.tolist(), strict=True
-        )
-        if plain
-    ]
+def _places(model: Model, answers: Answers) -> Tensor:
+    """Where the first word of each answer is foretold (n,): before it, and after a lone space."""
+    places = answers.start.clone()
+    for row, tokens in enumerate(answers.encoded.input_ids.tolist()):
+        while not token_text(model.tokenizer, tokens[places[row]]).strip():
+            places[row] += 1
+    return places - 1
 
 
 def token_categories(
     model: Model, vocabulary: int, true: int, edited: int, related: frozenset[int] = frozenset()
-) -> torch.Tensor:
+) -> Tensor:
     """Index into CATEGORIES of every token, (vocabulary,); the width of the logits may be padded
     past the tokenizer's.
     """
     category = torch.full((vocabulary,), CATEGORIES.index("other"))
-    is_stop = stop_tokens(model.tokenizer)[:vocabulary]
+    is_stop = retention.stop_tokens(model.tokenizer)[:vocabulary]
     category[: len(is_stop)][is_stop] = CATEGORIES.index("stop")
     category[list(related)] = CATEGORIES.index("related")
     category[edited] = CATEGORIES.index("edited")
@@ -114,7 +111,7 @@ def token_categories(
     return category
 
 
-def mass(probs: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
+def mass(probs: Tensor, category: Tensor) -> Tensor:
     """Probability of each category: probs (..., vocab), category (vocab,) -> (..., 5), rows summing
     to those of probs.
     """

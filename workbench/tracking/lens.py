@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.activations import recorded
 from workbench.models import Model
 from workbench.positions import Encoded, encode
-from workbench.tracking.retention import token_texts
+from workbench.tracking.retention import token_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,46 +26,42 @@ class Trajectory:
     first; `position`: where the distribution was read.
     """
 
-    probs: torch.Tensor
+    probs: Tensor
     tokens: tuple[str, ...]
     position: int = -1
 
     def __post_init__(self):
-        if self.probs.ndim != 2 or not -len(self.tokens) <= self.position < len(self.tokens):
-            raise ValueError(
-                f"probs {tuple(self.probs.shape)} at position {self.position} of {len(self.tokens)} tokens"
-            )
+        length = len(self.tokens)
+        if self.probs.ndim != 2 or not -length <= self.position < length:
+            shape = tuple(self.probs.shape)
+            raise ValueError(f"probs {shape} at position {self.position} of {length} tokens")
 
 
 def trajectory(model: Model, prompt: str, position: int = -1) -> Trajectory:
     """The lens after one prompt, at its last token or another."""
     encoded = encode(model, [prompt])
-    length = int(encoded.lengths[0])
-    at = torch.tensor([position % length])
-    logits = layer_logits(model, encoded, at)[0]
-    tokens = tuple(model.tokenizer.decode([token]) for token in encoded.input_ids[0].tolist())
-    return Trajectory(probs=logits.softmax(-1).cpu(), tokens=tokens, position=position)
+    ids = encoded.input_ids[0].tolist()
+    logits = layer_logits(model, encoded, torch.tensor([position % len(ids)]))
+    probs = logits[0].softmax(-1).cpu()
+    tokens = tuple(model.tokenizer.decode([token]) for token in ids)
+    return Trajectory(probs=probs, tokens=tokens, position=position)
 
 
 @torch.no_grad()
-def layer_logits(model: Model, encoded: Encoded, at: torch.Tensor | None = None) -> torch.Tensor:
+def layer_logits(model: Model, encoded: Encoded, at: Tensor | None = None) -> Tensor:
     """Logits (n, n_blocks, vocab), float32, at one position of each text (default: the last); one
     pass of the network.
     """
     at = (encoded.lengths - 1 if at is None else at).to(model.device)
-    encoded = encoded.to(model.device)
+    inputs = encoded.to(model.device).arguments()
     with recorded(dict(enumerate(model.blocks))) as states:
-        last = model.logits_at(encoded.input_ids, encoded.attention_mask, at)
+        last = model.logits_at(**inputs, positions=at)
     return read(model, states, torch.arange(len(at)), at, last)
 
 
 def read(
-    model: Model,
-    states: Mapping[int, torch.Tensor],
-    rows: torch.Tensor,
-    at: torch.Tensor,
-    last: torch.Tensor,
-) -> torch.Tensor:
+    model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor, last: Tensor
+) -> Tensor:
     """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
 
     Args:
@@ -74,33 +71,29 @@ def read(
     """
     if model.n_blocks == 1:
         return last[:, None]
-    rows, at = rows.to(last.device), at.to(last.device)
-    before = torch.stack(
-        [states[layer].to(last.device)[rows, at] for layer in range(model.n_blocks - 1)], dim=1
-    )
-    return torch.cat(
-        [model.unembedding(model.final_norm(before)).float().to(last.device), last[:, None]], dim=1
-    )
+    device = last.device
+    places = rows.to(device), at.to(device)
+    hidden = [states[layer].to(device)[places] for layer in range(model.n_blocks - 1)]
+    normed = model.final_norm(torch.stack(hidden, dim=1))  # (m, n_blocks - 1, d_model)
+    logits = model.unembedding(normed).float().to(device)
+    return torch.cat([logits, last[:, None]], dim=1)
 
 
-def top_tokens(model: Model, probs: torch.Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
+def top_tokens(model: Model, probs: Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
     """For each row of probs (n, vocab) the k likeliest tokens with their probabilities."""
-    found, texts = probs.topk(k), token_texts(model.tokenizer)
-    return [
-        [
-            (texts[token] if token < len(texts) else "", p)
-            for token, p in zip(tokens, values, strict=True)
-        ]
-        for tokens, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    ]
+    likeliest = probs.topk(k)
+    rows = []
+    for tokens, values in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
+        texts = [token_text(model.tokenizer, token) for token in tokens]
+        rows.append(list(zip(texts, values, strict=True)))
+    return rows
 
 
-def table(model: Model, found: Trajectory) -> pd.DataFrame:
+def table(model: Model, lens: Trajectory) -> pd.DataFrame:
     """What each block would say: its likeliest token, that token's probability, the second and the
     third token.
     """
-    rows = [
-        (row[0][0].strip(), row[0][1], row[1][0].strip(), row[2][0].strip())
-        for row in top_tokens(model, found.probs, 3)
-    ]
+    rows = []
+    for (first, p), (second, _), (third, _) in top_tokens(model, lens.probs, 3):
+        rows.append((first.strip(), p, second.strip(), third.strip()))
     return pd.DataFrame(rows, columns=["likeliest", "p", "second", "third"]).rename_axis("block")

@@ -2,43 +2,44 @@
 own prompts the lens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.activations import recorded
 from workbench.facts import EditRequest, check_objects
 from workbench.models import Model
-from workbench.positions import encode
 from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
-from workbench.tracking.retention import (
-    Heard,
-    answers_after,
-    hear,
-    judge,
-    places,
-    token_texts,
-    tokens_at_once,
-)
+from workbench.tracking.retention import Pass, answers_after, judged, passes, readings
 
 TOP = 10
+OWN = ("edited", "intrinsic")  # groups of the facts' own prompts
+MASSES = [f"p_{category}" for category in CATEGORIES]
+RANKS = ["rank_true", "rank_edited"]
+ABOUT = ["group", "fact_id", "relation", "prompt", "target"]
+SAID = ["retained", "retained_first", "top_token"]
+PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
+LENS = ["fact_id", "layer", "category", "probability", "rank"]
+TOKENS = ["fact_id", "layer", "rank", "token", "probability"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One prompt to ask: `target` is the answer that counts as retained; `true` and `edited` name
-    the categories.
-    """
+    """One prompt to ask: `target` is the answer that counts as retained."""
 
     group: str
     request: EditRequest
     prompt: str
     target: str
-    true: str
-    edited: str
+
+    @property
+    def true(self) -> str:
+        """The answer of the category "true": a neighbour has one of its own."""
+        return self.target if self.group == "neighbourhood" else self.request.fact.object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,35 +59,25 @@ def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -
     A neighbour that was itself edited, or is asked already, is left out.
     """
     check_objects((*edited, *intrinsic))
-    found, prompts = [], set()
+    asked: dict[str, Question] = {}
 
-    def ask(group: str, request: EditRequest, prompt: str, target: str, true: str) -> None:
-        if prompt not in prompts:
-            prompts.add(prompt)
-            found.append(
-                Question(
-                    group=group,
-                    request=request,
-                    prompt=prompt,
-                    target=target,
-                    true=true,
-                    edited=request.target,
-                )
-            )
+    def ask(group: str, request: EditRequest, prompt: str, target: str) -> None:
+        question = Question(group=group, request=request, prompt=prompt, target=target)
+        asked.setdefault(prompt, question)
 
     for request in edited:
-        ask("edited", request, request.fact.question, request.target, request.fact.object)
+        ask("edited", request, request.fact.question, request.target)
     for request in intrinsic:
-        ask("intrinsic", request, request.fact.question, request.fact.object, request.fact.object)
+        ask("intrinsic", request, request.fact.question, request.fact.object)
     for request in edited:
         for prompt in request.held_out:
-            ask("paraphrase", request, prompt, request.target, request.fact.object)
+            ask("paraphrase", request, prompt, request.target)
     subjects = {request.fact.subject for request in edited}
     for request in edited:
         for prompt, answer in request.neighbourhood:
             if not any(subject in prompt for subject in subjects):
-                ask("neighbourhood", request, prompt, answer, answer)
-    return found
+                ask("neighbourhood", request, prompt, answer)
+    return list(asked.values())
 
 
 @dataclass
@@ -108,31 +99,29 @@ class Probe:
 
     def _encode(self) -> None:
         """The questions as tokens, with what the edits in force put in front of them."""
-        self._in_front = tuple(map(id, self.model.in_force))
-        prompts = [question.prompt for question in self.questions]
-        self._answers = [question.target for question in self.questions]
-        self._prompts = encode(self.model, [prompt.rstrip() for prompt in prompts])
-        self._asked = answers_after(self.model, prompts, self._answers)
-        true, edited = (
-            [getattr(question, name) for question in self.questions] for name in ("true", "edited")
-        )
-        related = [
-            self.related.get(question.request.fact.category, ()) for question in self.questions
-        ]
+        self._in_front = [id(edit) for edit in self.model.in_force]
+        about = []
+        for question in self.questions:
+            fact = question.request.fact
+            about.append((question.group, fact.id, fact.relation, question.prompt, question.target))
+        self._about = pd.DataFrame(about, columns=ABOUT)
+        prompts = self._about.prompt.tolist()
+        true = [question.true for question in self.questions]
+        edited = [question.request.target for question in self.questions]
+        categories = [question.request.fact.category for question in self.questions]
+        related = [self.related.get(category, ()) for category in categories]
+        self._has_related = [bool(objects) for objects in related]
+        self._asked = answers_after(self.model, prompts, self._about.target.tolist())
         self._first = first_tokens(self.model, prompts, true, edited, related)
-        self._category: dict[int, torch.Tensor] = {}
-
-    def category_of(self, number: int, vocabulary: int) -> torch.Tensor:
-        if number not in self._category:
-            first = self._first
-            self._category[number] = token_categories(
-                self.model,
-                vocabulary,
-                first.true[number],
-                first.edited[number],
-                first.related[number],
-            )
-        return self._category[number]
+        self._about["clear"] = self._first.clear
+        # where first tokens are not clear they may stand elsewhere than the answer asked for
+        place = self._first.place.maximum(self._asked.start - 1)
+        self._place = place.minimum(self._asked.encoded.lengths - 1)
+        vocabulary = len(self.model.unembedding.weight)
+        tokens = zip(self._first.true, self._first.edited, self._first.related, strict=True)
+        self._categories = [
+            token_categories(self.model, vocabulary, *answers) for answers in tokens
+        ]
 
     @torch.no_grad()
     def look(self, step: int, epoch: float = 0.0) -> Look:
@@ -141,129 +130,74 @@ class Probe:
         `step` -1 is before the edit, 0 after it; `took` is whether the fact's edit had succeeded at
         step 0.
         """
-        if self._in_front != tuple(map(id, self.model.in_force)):
+        if self._in_front != [id(edit) for edit in self.model.in_force]:
             self._encode()
-        probes: list[dict] = [{}] * len(self.questions)
-        readings: list[dict] = []
-        tokens: list[dict] = []
-        order = self._asked.start * 4096 + self._asked.encoded.lengths
-        for batch in self._asked.encoded.batches(tokens_at_once(self.model), order):
-            heard, own, probs, own_probs = self._hear(batch)
-            for place, number in enumerate(batch):
-                probes[number] = self._row(number, probs[place]) | {
-                    "p_answer": heard.log_p[place].exp().item(),
-                    "said": heard.said[place].item(),
-                    "at_once": bool(heard.at_once[place]),
-                }
-            for place, number in enumerate(own):
-                readings += self._lens_rows(number, own_probs[place])
-                tokens += self._token_rows(number, own_probs[place])
-        table = self._judged(probes)
+        heard = []
+        shares = {}
+        lens_rows = []
+        token_rows = []
+        with recorded(dict(enumerate(self.model.blocks))) as states:
+            for one in passes(self.model, self._asked):
+                heard.append(readings(self.model, self._asked, one))
+                logits = one.logits_at(self._place)
+                for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
+                    shares[index] = self._shares(index, probs[None])
+                for index, probs in self._layers(one, states, logits):
+                    lens_rows += self._lens_rows(index, probs)
+                    token_rows += self._token_rows(index, probs)
+        probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
-            own = table[table.group.isin(["edited", "intrinsic"])]
-            self._took = dict(zip(own.fact_id, own.retained, strict=True))
-        table.insert(5, "took", [self._took.get(fact_id) for fact_id in table.fact_id])
-        frames = [table.astype({"took": "boolean"}), pd.DataFrame(readings), pd.DataFrame(tokens)]
-        for frame in frames:
-            frame.insert(0, "step", step)
-        frames[0].insert(1, "epoch", epoch)
-        return Look(probes=frames[0], lens=frames[1], tokens=frames[2])
+            edits = probes[probes.group.isin(OWN)]
+            self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
+        probes["took"] = probes.fact_id.map(self._took).astype("boolean")
+        lenses = pd.DataFrame(lens_rows, columns=LENS)
+        tokens = pd.DataFrame(token_rows, columns=TOKENS)
+        for table in (probes, lenses, tokens):
+            table.insert(0, "step", step)
+        probes.insert(1, "epoch", epoch)
+        return Look(probes=probes[PROBES], lens=lenses, tokens=tokens)
 
-    def _hear(self, batch: list[int]) -> tuple[Heard, list[int], torch.Tensor, torch.Tensor]:
-        """One pass: what is heard of the answers; the numbers of the facts' own prompts among them;
-        the distributions (n, vocab) in which first tokens are looked for, and of the facts' own
-        prompts at every layer (m, n_blocks, vocab).
+    def _layers(
+        self, one: Pass, states: dict[int, Tensor], logits: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Of the facts' own prompts in a pass: which, and probs (n_blocks, vocab) of the lens."""
+        is_own = self._about.group[one.indices].isin(OWN)
+        rows = torch.tensor(is_own.to_numpy().nonzero()[0])
+        indices = [one.indices[row] for row in rows.tolist()]
+        logits = lens.read(self.model, states, rows, self._place[indices], logits[rows])
+        return zip(indices, logits.softmax(-1).cpu(), strict=True)
+
+    def _shares(self, index: int, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass by category (k, 5), NaN where first tokens are not clear, and the ranks of the true
+        and the edited answer (k, 2); of probs (k, vocab).
         """
-        model, part = self.model, self._asked.rows(batch)
-        rows, positions = places(part)
-        on_device = part.encoded.to(model.device)
-        with recorded(dict(enumerate(model.blocks))) as states:
-            logits = model.logits_at(
-                on_device.input_ids, on_device.attention_mask, positions.to(model.device), rows
-            )
-        heard = hear(model, part, logits, rows, positions)
-        at = self._first.place[batch]
-        final = logits[(positions == at[rows]).nonzero()[:, 0]]
-        own = torch.tensor(
-            [
-                place
-                for place, number in enumerate(batch)
-                if self.questions[number].group in ("edited", "intrinsic")
-            ],
-            dtype=torch.long,
-        )
-        layers = lens.read(model, states, own, at[own], final[own]).softmax(-1).cpu()
-        return heard, [batch[place] for place in own.tolist()], final.softmax(-1).cpu(), layers
+        masses = mass(probs, self._categories[index])
+        if not self._first.clear[index]:
+            masses.fill_(torch.nan)
+        tokens = [self._first.true[index], self._first.edited[index]]
+        is_above = probs[:, None] > probs[:, tokens, None]  # (k, 2, vocab)
+        return masses, is_above.sum(-1) + 1
 
-    def _judged(self, probes: list[dict]) -> pd.DataFrame:
-        """The rows of all questions, with what the model says."""
-        said, at_once = ([row.pop(name) for row in probes] for name in ("said", "at_once"))
-        verdicts = judge(self.model, self._prompts, self._asked, self._answers, said, at_once)
-        tops = [verdict.top for verdict in verdicts]
-        texts = token_texts(self.model.tokenizer)
-        table = pd.DataFrame(probes)
-        table.insert(5, "retained", [verdict.retained for verdict in verdicts])
-        table.insert(
-            6,
-            "retained_first",
-            [top == first for top, first in zip(tops, self._asked.first_tokens, strict=True)],
-        )
-        table.insert(
-            7, "top_token", [texts[top].strip() if top < len(texts) else "" for top in tops]
-        )
+    def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
+        """The table of all questions, but for `took` and when it was."""
+        masses, ranks = zip(*(shares[index] for index in heard.index), strict=True)
+        table = self._about.join(judged(self.model, self._asked, heard)[[*SAID, "p"]])
+        table = table.rename(columns={"p": "p_answer"})
+        table[MASSES] = torch.cat(masses).double()
+        table[RANKS] = torch.cat(ranks)
+        table["p_related"] = table.p_related.where(self._has_related)
         return table
 
-    def _row(self, number: int, probs: torch.Tensor) -> dict:
-        question, clear = self.questions[number], self._first.clear[number]
-        fact = question.request.fact
-        by_category = mass(probs, self.category_of(number, len(probs))).tolist()
-        known = {
-            name
-            for name in CATEGORIES
-            if clear and (name != "related" or self.related.get(fact.category))
-        }
-        first = {"true": self._first.true[number], "edited": self._first.edited[number]}
-        rank = {name: int((probs > probs[token]).sum()) + 1 for name, token in first.items()}
-        return {
-            "group": question.group,
-            "fact_id": fact.id,
-            "relation": fact.relation,
-            "prompt": question.prompt,
-            "target": question.target,
-            **{
-                f"p_{name}": p if name in known else None
-                for name, p in zip(CATEGORIES, by_category, strict=True)
-            },
-            "rank_true": rank["true"],
-            "rank_edited": rank["edited"],
-            "clear": clear,
-        }
+    def _lens_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
+        fact_id = self._about.fact_id[index]
+        masses, ranks = self._shares(index, probs)
+        for layer in range(len(probs)):
+            ranked = [*ranks[layer].tolist(), None, None, None]
+            for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
+                yield fact_id, layer, *row
 
-    def _lens_rows(self, number: int, probs: torch.Tensor) -> list[dict]:
-        fact_id, clear = self.questions[number].request.fact.id, self._first.clear[number]
-        by_category = mass(
-            probs, self.category_of(number, probs.shape[-1])
-        ).tolist()  # (n_blocks, 5)
-        token = {"true": self._first.true[number], "edited": self._first.edited[number]}
-        rank = {
-            name: ((probs > probs[:, [index]]).sum(1) + 1).tolist() for name, index in token.items()
-        }
-        return [
-            {
-                "fact_id": fact_id,
-                "layer": layer,
-                "category": name,
-                "probability": p if clear else None,
-                "rank": rank[name][layer] if name in rank else None,
-            }
-            for layer, masses in enumerate(by_category)
-            for name, p in zip(CATEGORIES, masses, strict=True)
-        ]
-
-    def _token_rows(self, number: int, probs: torch.Tensor) -> list[dict]:
-        fact_id = self.questions[number].request.fact.id
-        return [
-            {"fact_id": fact_id, "layer": layer, "rank": rank, "token": token, "probability": p}
-            for layer, found in enumerate(lens.top_tokens(self.model, probs, TOP))
-            for rank, (token, p) in enumerate(found, 1)
-        ]
+    def _token_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
+        fact_id = self._about.fact_id[index]
+        for layer, likeliest in enumerate(lens.top_tokens(self.model, probs, TOP)):
+            for rank, (token, p) in enumerate(likeliest, 1):
+                yield fact_id, layer, rank, token, p

@@ -6,18 +6,22 @@ ends there. That is the reading of "the first token that is no stop word equals 
 2507.14198) for answers of several tokens; the first token's own reading stands beside it in columns
 of its own. Differs from: the paper does not say how long it decodes; here past at most 8 tokens of
 stop words.
+
+How it is measured: one pass over each prompt with its answer gives every probability, and shows
+whether greedy decoding says the answer at once (`passes`, `readings`). Only where that leaves the
+verdict open is the model decoded token by token (`greedy`, `judge`).
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache, partial
 
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workbench import words
 from workbench.facts import DATA, BadInput, EditRequest, check_objects
@@ -25,20 +29,9 @@ from workbench.models import Model
 from workbench.positions import Encoded, encode, padded, statement
 
 GREEDY_TOKENS = 8
-BROKEN = "\ufffd"  # what a token says that is a part of a character
-MEASURED = [
-    "prompt",
-    "expected",
-    "retained",
-    "top_token",
-    "p",
-    "rank",
-    "retained_first",
-    "p_first",
-    "p_second",
-    "margin",
-    "top_is_expected",
-]
+BROKEN = "\ufffd"  # how a token is decoded that is a part of a character
+MEASURED = ["prompt", "expected", "retained", "top_token", "p", "rank", "retained_first", "p_first"]
+MORE = ["p_second", "margin", "top_is_expected"]
 
 
 @cache
@@ -47,13 +40,19 @@ def stop_words() -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
-def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token says, (vocab,): to decode one at a time takes longer than to ask the model."""
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """The text of each token, (vocab,); decoding one at a time takes longer than the model does."""
     return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
 
 
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token; "" of one that only the model has: vocabularies of models are padded."""
+    texts = token_texts(tokenizer)
+    return texts[token] if token < len(texts) else ""
+
+
 @lru_cache(maxsize=8)
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def stop_tokens(tokenizer: Tokenizer) -> Tensor:
     """Which tokens are a stop word, punctuation or white space, (vocab,), bool.
 
     Special tokens and parts of a character are not.
@@ -64,37 +63,39 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 def _is_stop(text: str) -> bool:
-    return BROKEN not in text and (
-        text.strip().lower() in stop_words() or not any(map(str.isalnum, text))
-    )
+    if BROKEN in text:
+        return False
+    return text.strip().lower() in stop_words() or not any(map(str.isalnum, text))
+
+
+def token_lists(encoded: Encoded) -> list[list[int]]:
+    """The tokens of each text, without padding."""
+    rows = zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)
+    return [row[:length] for row, length in rows]
+
+
+# --- answers as tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Answers after their prompts, as tokens.
+    """Answers after their prompts, as text and as tokens.
 
     `encoded`: n texts, prompt and answer; `start` (n,): position of the answer's first token, which
     may be a lone space; `first` (n,): of the token by which the paper knows the answer, the first
-    of its first word that is no stop word; `plain` (n,): whether that token says something of its
-    own, and is no part of a character.
+    of its first word that is no stop word.
     """
 
+    prompts: list[str]
+    texts: list[str]
     encoded: Encoded
-    start: torch.Tensor
-    first: torch.Tensor
-    plain: torch.Tensor
+    start: Tensor
+    first: Tensor
 
     @property
     def first_tokens(self) -> list[int]:
-        return self.encoded.input_ids[torch.arange(len(self.first)), self.first].tolist()
-
-    def rows(self, indices: Sequence[int]) -> "Answers":
-        return Answers(
-            encoded=self.encoded.rows(indices),
-            start=self.start[indices],
-            first=self.first[indices],
-            plain=self.plain[indices],
-        )
+        rows = torch.arange(len(self.first))
+        return self.encoded.input_ids[rows, self.first].tolist()
 
 
 def answers_after(model: Model, prompts: Sequence[str], answers: Sequence[str]) -> Answers:
@@ -103,32 +104,23 @@ def answers_after(model: Model, prompts: Sequence[str], answers: Sequence[str]) 
     Raises:
         BadInput: an answer without a token.
     """
-    asked = [prompt.rstrip() for prompt in prompts]
-    encoded = encode(
-        model, [statement(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
-    )
-    texts, start, first = token_texts(model.tokenizer), [], []
-    for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
-        own = encoded.tokens_from(row, len(prompt))
-        known_by = encoded.tokens_from(
-            row, len(statement(prompt, answer)) - len(_past_stop_words(answer.strip()))
-        )
+    prompts = [prompt.rstrip() for prompt in prompts]
+    wholes = [statement(*pair) for pair in zip(prompts, answers, strict=True)]
+    encoded = encode(model, wholes)
+    texts = token_texts(model.tokenizer)
+    places = []  # (start, first) of each answer
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids = encoded.input_ids[row].tolist()
-        known_by = next((token for token in known_by if texts[ids[token]].strip()), None)
-        if known_by is None:
-            raise BadInput(
-                f"the answer {answer!r} has no token after {prompt!r:.80}; give a longer answer"
-            )
-        start.append(own[0])
-        first.append(known_by)
-    start, first = torch.tensor(start, dtype=torch.long), torch.tensor(first, dtype=torch.long)
-    plain = [
-        BROKEN not in texts[encoded.input_ids[row, token]]
-        for row, token in enumerate(first.tolist())
-    ]
-    return Answers(
-        encoded=encoded, start=start, first=first, plain=torch.tensor(plain, dtype=torch.bool)
-    )
+        meaning = _past_stop_words(answer.strip())
+        tokens = encoded.tokens_from(row, len(wholes[row]) - len(meaning))
+        tokens = [token for token in tokens if texts[ids[token]].strip()]
+        if not tokens:
+            what = f"the answer {answer!r} has no token after {prompt!r:.80}"
+            raise BadInput(f"{what}; give a longer answer")
+        places.append((encoded.tokens_from(row, len(prompt))[0], tokens[0]))
+    start, first = torch.tensor(places, dtype=torch.long).view(-1, 2).T
+    texts = list(answers)
+    return Answers(prompts=prompts, texts=texts, encoded=encoded, start=start, first=first)
 
 
 def _past_stop_words(answer: str) -> str:
@@ -139,101 +131,183 @@ def _past_stop_words(answer: str) -> str:
     return answer
 
 
-def says(said: str, answer: str, ended: bool = False) -> bool | None:
+# --- answers as text
+
+
+def says(text: str, answer: str, ended: bool = False) -> bool | None:
     """Whether text that a model has said so far is an answer, after stop words or at once; None if
     more text must decide.
 
     Args:
-        said: what follows the prompt.
+        text: what follows the prompt.
         ended: nothing more will come.
     """
-    said, answer = _plain(said), _plain(answer)
-    verdicts = [
-        _begins(rest, wanted, ended)
-        for rest in _rests(said)
-        for wanted in {answer, _past_stop_words(answer)}
-    ]
+    answer = _plain(answer)
+    forms = {answer, _past_stop_words(answer)}
+    verdicts = [_begins(rest, form, ended) for rest in _rests(_plain(text)) for form in forms]
     if True in verdicts:
         return True
-    return None if None in verdicts and not ended else False
+    return None if None in verdicts else False
 
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _rests(said: str) -> list[str]:
+def _rests(text: str) -> list[str]:
     """The text, and what is left of it after each word and mark that may be passed over."""
-    rests = [said]
-    while rest := re.match(r"\W+|_+", rests[-1]) or _stop_word(rests[-1]):
-        rests.append(rests[-1][rest.end() :])
+    rests = [text]
+    while length := _passed_over(rests[-1]):
+        rests.append(rests[-1][length:])
     return rests
 
 
-def _stop_word(text: str) -> re.Match | None:
+def _passed_over(text: str) -> int:
+    """Characters of the marks, or of the stop word, with which a text begins."""
+    marks = re.match(r"\W+|_+", text)
+    if marks:
+        return marks.end()
     word = re.match(r"\w+(?=\W)", text)
-    return word if word and word.group().lower() in stop_words() else None
+    return word.end() if word and word.group().lower() in stop_words() else 0
 
 
-def _begins(said: str, answer: str, ended: bool) -> bool | None:
+def _begins(text: str, answer: str, ended: bool) -> bool | None:
     """Whether the text begins with the answer, and a word ends there; None if the text is too short
     to tell.
     """
-    if not said.startswith(answer):
-        unfinished = answer.startswith(said) or said.endswith(BROKEN) or _may_become_stop_word(said)
-        return None if unfinished and not ended else False
-    if len(said) > len(answer):
-        return words.parts(answer[-1], said[len(answer)])
-    return True if ended else None
+    if text.startswith(answer):
+        if len(text) > len(answer):
+            return words.parts(answer[-1], text[len(answer)])
+        return True if ended else None
+    is_stop_word = any(word.startswith(text.lower()) for word in stop_words())
+    may_become = answer.startswith(text) or text.endswith(BROKEN) or is_stop_word
+    return None if may_become and not ended else False
 
 
-def _may_become_stop_word(text: str) -> bool:
-    return any(word.startswith(text.lower()) for word in stop_words())
+# --- one pass over prompts with their answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass of the network over some answers after their prompts.
+
+    `indices`: which of the answers. `logits` (m, vocab) stand after m places, each a `position` of
+    the answer whose index is `row`: from the one before the answer's first token to its last token.
+    """
+
+    indices: list[int]
+    row: Tensor
+    position: Tensor
+    logits: Tensor
+
+    def logits_at(self, position: Tensor) -> Tensor:
+        """Logits (len(indices), vocab) after one position of each answer, given for all answers."""
+        return self.logits[self.position == position[self.row]]
 
 
 @torch.no_grad()
-def greedy(model: Model, prompts: Encoded, limits: Sequence[int], done) -> list[list[int]]:
-    """Greedy tokens after each of n prompts, at most limits[i] each, until `done(i, tokens)`.
+def passes(model: Model, asked: Answers) -> Iterator[Pass]:
+    """The network's passes over all answers, those that begin at like places together."""
+    order = asked.start * 4096 + asked.encoded.lengths
+    for indices in asked.encoded.batches(tokens_at_once(model), order):
+        encoded = asked.encoded.rows(indices)
+        start = asked.start[indices]
+        column = torch.arange(encoded.input_ids.shape[1])
+        is_place = (column >= start[:, None] - 1) & encoded.attention_mask.bool()
+        row, position = is_place.nonzero(as_tuple=True)
+        inputs = encoded.to(model.device).arguments()
+        logits = model.logits_at(**inputs, positions=position.to(model.device), rows=row)
+        numbers = torch.tensor(indices)
+        yield Pass(indices=indices, row=numbers[row], position=position, logits=logits)
+
+
+def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
+    """What a pass shows of its answers, by their indices.
+
+    Returns:
+        `p`: of all the answer's tokens; `margin`: the smallest lead of one of them over the
+        likeliest other token; `rank`, `p_first` and `p_second` (of the second likeliest), where the
+        paper reads the answer's first token; `top`: the likeliest token right after the prompt;
+        `at_once`: greedy decoding says the answer there and then ends the word.
+    """
+    device = one.logits.device
+    lengths = asked.encoded.lengths
+    is_last = one.position + 1 == lengths[one.row]  # shows what follows the answer
+    row = one.row[~is_last]  # (t,), of each token of an answer
+    position = one.position[~is_last] + 1
+    token = asked.encoded.input_ids[row, position].to(device)
+    probs = one.logits[~is_last].softmax(-1)  # (t, vocab)
+    p = probs.gather(1, token[:, None])[:, 0]
+    likeliest = probs.topk(2)
+    p_top, p_second = likeliest.values.unbind(1)
+    top = likeliest.indices[:, 0]
+    lead = p - torch.where(top == token, p_second, p_top)
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    answer = row.to(device)
+    total = torch.zeros(len(lengths), device=device).index_add(0, answer, log_p)
+    margin = torch.ones(len(lengths), device=device).scatter_reduce(0, answer, lead, "amin")
+    is_first = position == asked.first[row]
+    rank = (probs[is_first] > p[is_first, None]).sum(1) + 1
+    table = pd.DataFrame(index=one.indices)
+    table["p"] = total[one.indices].exp().tolist()
+    table["rank"] = rank.tolist()
+    table["p_first"] = p[is_first].tolist()
+    table["p_second"] = p_second[is_first].tolist()
+    table["margin"] = margin[one.indices].tolist()
+    table["top"] = top[position == asked.start[row]].tolist()
+    last = token[position + 1 == lengths[row]].tolist()
+    following = one.logits[is_last].argmax(1).tolist()
+    ends = map(partial(_ends_word, model.tokenizer), last, following)
+    table["at_once"] = (table.margin > 0) & pd.Series(ends, table.index)
+    return table
+
+
+def _ends_word(tokenizer: Tokenizer, token: int, following: int) -> bool:
+    """Whether a word ends between two tokens."""
+    text = token_text(tokenizer, token)
+    after = token_text(tokenizer, following)
+    if following in tokenizer.all_special_ids:
+        return True
+    return BROKEN not in after and words.parts(text[-1:], after[:1])
+
+
+# --- greedy decoding, where one pass leaves it open
+
+
+@torch.no_grad()
+def greedy(
+    model: Model, prompts: list[list[int]], is_open: Callable, pending: Iterable[int]
+) -> dict[int, list[int]]:
+    """Greedy tokens after the pending ones of the prompts, one at least, as long as
+    `is_open(index, tokens)`.
 
     An end-of-text token ends them too, and so do the model's positions.
     """
     most = getattr(model.network.config, "max_position_embeddings", None) or float("inf")
-    end = {
-        token
-        for token in (model.tokenizer.eos_token_id, model.tokenizer.bos_token_id)
-        if token is not None
-    }
-    rows = [
-        prompts.input_ids[row, :length].tolist()
-        for row, length in enumerate(prompts.lengths.tolist())
-    ]
-    new: list[list[int]] = [[] for _ in rows]
-    pending = [row for row, limit in enumerate(limits) if limit > 0]
-    while pending:
-        grown = padded([rows[row] + new[row] for row in pending])
+    ends = {model.tokenizer.eos_token_id, model.tokenizer.bos_token_id}
+    decoded: dict[int, list[int]] = {index: [] for index in pending}
+
+    def goes_on(index: int) -> bool:
+        tokens = decoded[index]
+        fits = len(prompts[index]) + len(tokens) <= most
+        return fits and tokens[-1] not in ends and is_open(index, tokens)
+
+    waiting = list(decoded)
+    while waiting:
+        grown = padded([prompts[index] + decoded[index] for index in waiting])
         for batch in grown.batches(tokens_at_once(model)):
             tops = next_logits(model, grown.rows(batch)).argmax(1).tolist()
             for place, token in zip(batch, tops, strict=True):
-                new[pending[place]].append(token)
-        pending = [
-            row
-            for row in pending
-            if len(new[row]) < limits[row]
-            and len(rows[row]) + len(new[row]) <= most
-            and new[row][-1] not in end
-            and not done(row, new[row])
-        ]
-    return new
+                decoded[waiting[place]].append(token)
+        waiting = [index for index in waiting if goes_on(index)]
+    return decoded
 
 
-def text_after(
-    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], new: Sequence[int]
-) -> str:
-    """What new tokens say after others: a space that belongs to a token's place in the text is
-    kept.
-    """
-    lead = tokenizer.decode(before[-4:], clean_up_tokenization_spaces=False)
-    return tokenizer.decode([*before[-4:], *new], clean_up_tokenization_spaces=False)[len(lead) :]
+def text_after(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
+    """The text of new tokens after others: a space that belongs to a token's place is kept."""
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    lead = before[-4:]
+    return decode(lead + new)[len(decode(lead)) :]
 
 
 def tokens_at_once(model: Model) -> int:
@@ -243,88 +317,97 @@ def tokens_at_once(model: Model) -> int:
     return 1024 if model.device.type == "cpu" else 4096
 
 
-def next_logits(model: Model, encoded: Encoded) -> torch.Tensor:
+def next_logits(model: Model, encoded: Encoded) -> Tensor:
     """Logits (n, vocab), float32, after the last token of each text, in one pass."""
     encoded = encoded.to(model.device)
-    return model.logits_at(encoded.input_ids, encoded.attention_mask, encoded.lengths - 1)
+    return model.logits_at(**encoded.arguments(), positions=encoded.lengths - 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heard:
-    """What a model makes of answers after their prompts, n of each.
+class _Judge:
+    """Compares the answers with what is decoded after their prompts.
 
-    `log_p` (n,): of all the answer's tokens, nats; `least` (n,): the smallest lead of an answer's
-    token over the likeliest other one; `probs` (n, 3), where the paper reads the answer's first
-    token: of that, of the likeliest and of the second; `rank` (n,): of the answer's token there;
-    `at_once` (n,): whether greedy decoding says the answer right after the prompt and then ends the
-    word; `said` (n,): the likeliest token right after the prompt.
+    `is_joined`: a token of prompt and answer holds the end of the prompt and more, so that the
+    prompt alone is another text. `is_certain`: one pass has shown that the answer is said at once.
     """
 
-    log_p: torch.Tensor
-    least: torch.Tensor
-    said: torch.Tensor
-    probs: torch.Tensor
-    rank: torch.Tensor
-    at_once: torch.Tensor
+    def __init__(self, model: Model, asked: Answers, at_once: list[bool], past_stop_words: bool):
+        self.past_stop_words = past_stop_words
+        self.tokenizer = model.tokenizer
+        self.answers = asked.texts
+        self.firsts = asked.first_tokens
+        self.lengths = (asked.encoded.lengths - asked.start).tolist()
+        self.prompts = token_lists(encode(model, asked.prompts))
+        leads = token_lists(asked.encoded.cut(asked.start))
+        self.is_joined = [lead != alone for lead, alone in zip(leads, self.prompts, strict=True)]
+        pairs = zip(at_once, self.is_joined, strict=True)
+        self.is_certain = [is_said and not is_joined for is_said, is_joined in pairs]
+
+    def counting(self, index: int, tokens: list[int]) -> int | None:
+        """The first token that is no stop word, or is the expected one."""
+        is_stop = stop_tokens(self.tokenizer)
+        for token in tokens[:GREEDY_TOKENS]:
+            if token == self.firsts[index] or token >= len(is_stop) or not is_stop[token]:
+                return token
+        return None
+
+    def text(self, index: int, tokens: list[int]) -> str:
+        return text_after(self.tokenizer, self.prompts[index], tokens)
+
+    def is_open(self, index: int, tokens: list[int]) -> bool:
+        """Whether more tokens must decide; one that the tokenizer does not have is no answer."""
+        if self.is_certain[index]:
+            return False
+        if self.counting(index, tokens) is None:
+            return len(tokens) < GREEDY_TOKENS
+        if tokens[-1] >= len(self.tokenizer) or len(tokens) > GREEDY_TOKENS + self.lengths[index]:
+            return False
+        return says(self.text(index, tokens), self.answers[index]) is None
+
+    def verdict(self, index: int, tokens: list[int]) -> tuple[int, bool, bool]:
+        """The first token that counts; whether the answer is said past stop words, and at once."""
+        if self.is_certain[index]:
+            return self.firsts[index], True, True
+        text = self.text(index, tokens)
+        answer = self.answers[index]
+        at_once = _begins(_plain(text), _plain(answer), ended=True)
+        if not self.past_stop_words:
+            return tokens[0], at_once, at_once
+        counting = self.counting(index, tokens)
+        top = tokens[-1] if counting is None else counting
+        return top, says(text, answer, ended=True), at_once
 
 
-def hear(
-    model: Model, part: Answers, logits: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
-) -> Heard:
-    """From logits (m, vocab) after the places (row, position) from the one before an answer's first
-    token to its last token.
+def judged(
+    model: Model, asked: Answers, table: pd.DataFrame, past_stop_words: bool = True
+) -> pd.DataFrame:
+    """The readings of answers with what greedy decoding after each prompt says of its answer. It
+    goes on only where the first token leaves that open.
+
+    Args:
+        table: `top` and `at_once` of `readings`, in the order of the answers.
+        past_stop_words: see `measure_prompts`.
+    Returns:
+        The table with `retained`, `retained_first`, `top_token` and `top_is_expected` of
+        `measure_prompts`.
     """
-    lengths = part.encoded.lengths
-    n, inside = (
-        len(lengths),
-        positions + 1 < lengths[rows],
-    )  # the last place tells whether the word ends
-    inner, row = logits[inside], rows[inside]
-    wanted = part.encoded.input_ids[row, positions[inside] + 1].to(logits.device)
-    probs = inner.softmax(-1)
-    own = probs.gather(1, wanted[:, None])[:, 0]
-    two, tokens = probs.topk(2)
-    lead = own - torch.where(tokens[:, 0] == wanted, two[:, 1], two[:, 0])
-    row = row.to(logits.device)
-    log_p = torch.zeros(n, device=logits.device).index_add(
-        0, row, own.clamp(min=torch.finfo(own.dtype).tiny).log()
-    )
-    least = torch.ones(n, device=logits.device).scatter_reduce(0, row, lead, "amin")
-    known_by = ((positions[inside] + 1) == part.first[rows[inside]]).nonzero()[:, 0]
-    rank = (probs[known_by] > own[known_by, None]).sum(1) + 1
-    after = logits[~inside].argmax(1).tolist()
-    return Heard(
-        log_p=log_p,
-        least=least,
-        said=tokens[(positions[inside] + 1 == part.start[rows[inside]]).nonzero()[:, 0], 0],
-        probs=torch.stack([own[known_by], two[known_by, 0], two[known_by, 1]], 1),
-        rank=rank,
-        at_once=(least > 0)
-        & torch.tensor(_ends(model.tokenizer, part, after), device=logits.device),
-    )
+    judge = _Judge(model, asked, table.at_once.tolist(), past_stop_words)
+    decoded = {index: [top] for index, top in enumerate(table.top.tolist())}
+    undecided = []
+    for index, tokens in decoded.items():
+        if judge.is_joined[index] or (past_stop_words and judge.is_open(index, tokens)):
+            undecided.append(index)
+    decoded |= greedy(model, judge.prompts, judge.is_open, undecided)
+    verdicts = [judge.verdict(*numbered) for numbered in decoded.items()]
+    columns = ["token", "retained", "top_is_expected"]
+    table = table.join(pd.DataFrame(verdicts, columns=columns))
+    table["retained_first"] = table.token == asked.first_tokens
+    table["top_token"] = [token_text(model.tokenizer, token).strip() for token in table.token]
+    return table
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, part: Answers, after: Sequence[int]) -> list[bool]:
-    """Whether each answer's last word ends before the token that follows it."""
-    texts, ends = token_texts(tokenizer), []
-    for row, token in enumerate(after):
-        last = texts[part.encoded.input_ids[row, part.encoded.lengths[row] - 1]]
-        following = (
-            texts[token] if token < len(texts) and token not in tokenizer.all_special_ids else ""
-        )
-        ends.append(BROKEN not in following and words.parts(last[-1:], following[:1]))
-    return ends
+# --- what others ask
 
 
-def places(part: Answers) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, positions) from the one before each answer's first token to its last token."""
-    counts = part.encoded.lengths - part.start + 1
-    rows = torch.arange(len(counts)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return rows, part.start[rows] - 1 + within
-
-
-@torch.no_grad()
 def measure_prompts(
     model: Model, prompts: Sequence[str], answers: Sequence[str], past_stop_words: bool = True
 ) -> pd.DataFrame:
@@ -343,165 +426,33 @@ def measure_prompts(
         tokens over any other, its own tokens before it given; `top_is_expected`: it is said at
         once.
     """
+    columns = [*MEASURED, *MORE]
+    if not prompts:
+        return pd.DataFrame(columns=columns)
     asked = answers_after(model, prompts, answers)
-    questions = encode(model, [prompt.rstrip() for prompt in prompts])
-    rows: list[dict] = [{} for _ in prompts]
-    for batch in asked.encoded.batches(
-        tokens_at_once(model), order=asked.start * 4096 + asked.encoded.lengths
-    ):
-        part = asked.rows(batch)
-        row, position = places(part)
-        on_device = part.encoded.to(model.device)
-        logits = model.logits_at(
-            on_device.input_ids, on_device.attention_mask, position.to(model.device), row
-        )
-        heard = hear(model, part, logits, row, position)
-        columns = {
-            "p": heard.log_p.exp(),
-            "rank": heard.rank,
-            "p_first": heard.probs[:, 0],
-            "p_second": heard.probs[:, 2],
-            "margin": heard.least,
-            "top_is_expected": heard.at_once,
-            "said": heard.said,
-        }
-        for name, values in columns.items():
-            for index, value in zip(batch, values.tolist(), strict=True):
-                rows[index][name] = value
-    said, at_once = [row.pop("said") for row in rows], [row["top_is_expected"] for row in rows]
-    verdicts = judge(model, questions, asked, answers, said, at_once, past_stop_words)
-    texts = token_texts(model.tokenizer)
-    for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
-        top = verdict.top
-        row |= {
-            "prompt": prompts[index],
-            "expected": answers[index].strip(),
-            "retained": verdict.retained,
-        }
-        row |= {
-            "top_token": texts[top].strip() if top < len(texts) else "",
-            "top_is_expected": verdict.at_once,
-        }
-        row |= {"retained_first": top == asked.first_tokens[index]}
-    return pd.DataFrame(rows, columns=MEASURED)
-
-
-class Verdict(NamedTuple):
-    """Of one answer: the first greedy token that is no stop word; whether greedy decoding says the
-    answer past stop words, or at once.
-    """
-
-    top: int
-    retained: bool
-    at_once: bool
-
-
-def judge(
-    model: Model,
-    questions: Encoded,
-    asked: Answers,
-    answers: Sequence[str],
-    said: Sequence[int],
-    at_once: Sequence[bool],
-    past_stop_words: bool = True,
-) -> list[Verdict]:
-    """What greedy decoding after each prompt says of its answer. It goes on only where the first
-    token leaves that open.
-
-    Args:
-        questions: the prompts alone.
-        said: the likeliest token before each answer in `asked`.
-        at_once: the answer's tokens are the likeliest ones there, and a word ends after them.
-        past_stop_words: see `measure_prompts`.
-    """
-    first, tokenizer = asked.first_tokens, model.tokenizer
-    before = [
-        questions.input_ids[row, :length].tolist()
-        for row, length in enumerate(questions.lengths.tolist())
-    ]
-    lengths = (asked.encoded.lengths - asked.start).tolist()
-    joined = [
-        asked.encoded.input_ids[row, :start].tolist() != before[row]
-        for row, start in enumerate(asked.start.tolist())
-    ]
-    sure = [
-        good and not own for good, own in zip(at_once, joined, strict=True)
-    ]  # joined: a token holds the end of prompt and more
-
-    def text(row: int, tokens: Sequence[int]) -> str:
-        return text_after(tokenizer, before[row], tokens)
-
-    def is_open(row: int, tokens: Sequence[int]) -> bool:
-        counting = _counting(tokenizer, tokens, first[row])
-        if counting is None:
-            return len(tokens) < GREEDY_TOKENS
-        if tokens[-1] >= len(
-            tokenizer
-        ):  # vocabularies of models are padded beyond their tokenizer's
-            return False
-        return says(text(row, tokens), answers[row]) is None
-
-    undecided = [
-        not sure[row] and (joined[row] or (past_stop_words and is_open(row, [token])))
-        for row, token in enumerate(said)
-    ]
-    limits = [
-        GREEDY_TOKENS + length + 1 if more else 0
-        for length, more in zip(lengths, undecided, strict=True)
-    ]
-    more = greedy(model, questions, limits, lambda row, tokens: not is_open(row, tokens))
-    verdicts = []
-    for row, tokens in enumerate(more):
-        if sure[row]:
-            verdicts.append(Verdict(first[row], True, True))
-            continue
-        tokens = tokens or [said[row]]
-        counting = _counting(tokenizer, tokens[:GREEDY_TOKENS], first[row])
-        heard = text(row, tokens)
-        now = bool(_begins(_plain(heard), _plain(answers[row]), ended=True))
-        later = bool(says(heard, answers[row], ended=True)) if past_stop_words else now
-        top = tokens[0] if not past_stop_words else tokens[-1] if counting is None else counting
-        verdicts.append(Verdict(top=top, retained=later, at_once=now))
-    return verdicts
-
-
-def _counting(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], expected: int
-) -> int | None:
-    """The first token that is no stop word, or is the expected one."""
-    is_stop = stop_tokens(tokenizer)
-    return next(
-        (
-            token
-            for token in tokens
-            if token == expected or token >= len(is_stop) or not is_stop[token]
-        ),
-        None,
-    )
+    parts = [readings(model, asked, one) for one in passes(model, asked)]
+    table = judged(model, asked, pd.concat(parts).sort_index(), past_stop_words)
+    expected = [answer.strip() for answer in answers]
+    return table.assign(prompt=list(prompts), expected=expected)[columns]
 
 
 def said_words(model: Model, prompts: Sequence[str]) -> list[str]:
     """The first word, past stop words, of what the model says after each prompt; "" if none comes
     within 2 * GREEDY_TOKENS tokens.
     """
-    questions = encode(model, [prompt.rstrip() for prompt in prompts])
-    before = [
-        questions.input_ids[row, :length].tolist()
-        for row, length in enumerate(questions.lengths.tolist())
-    ]
+    before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
 
-    def word(row: int, tokens: Sequence[int], ended: bool = False) -> str:
-        rest = _rests(_plain(text_after(model.tokenizer, before[row], tokens)))[-1]
-        found = re.match(r"\w+(?=\W)" if not ended else r"\w+", rest)
-        return found.group() if found else ""
+    def rest(index: int, tokens: list[int]) -> str:
+        text = text_after(model.tokenizer, before[index], tokens)
+        return _rests(_plain(text))[-1]
 
-    new = greedy(
-        model,
-        questions,
-        [2 * GREEDY_TOKENS] * len(prompts),
-        lambda row, tokens: bool(word(row, tokens)),
-    )
-    return [word(row, tokens, ended=True) for row, tokens in enumerate(new)]
+    def is_open(index: int, tokens: list[int]) -> bool:
+        if len(tokens) == 2 * GREEDY_TOKENS:
+            return False
+        return not re.match(r"\w+(?=\W)", rest(index, tokens))
+
+    decoded = greedy(model, before, is_open, range(len(before)))
+    return [re.match(r"\w*", rest(*numbered)).group() for numbered in decoded.items()]
 
 
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
@@ -513,25 +464,14 @@ def measure(model: Model, requests: Sequence[EditRequest], against: str = "targe
         DataFrame[fact_id, prompt, expected, retained, top_token, p, rank, retained_first, p_first],
         one row a request; see `measure_prompts`.
     """
-    if against not in ("target", "object"):
-        raise BadInput(f"against={against!r}: choose target or object")
     if against == "object":
         check_objects(requests)
-    answers = [
-        request.target if against == "target" else request.fact.object for request in requests
-    ]
-    table = measure_prompts(model, [request.fact.question for request in requests], answers)
+        answers = [request.fact.object for request in requests]
+    elif against == "target":
+        answers = [request.target for request in requests]
+    else:
+        raise BadInput(f"against={against!r}: choose target or object")
+    questions = [request.fact.question for request in requests]
+    table = measure_prompts(model, questions, answers)[MEASURED]
     table.insert(0, "fact_id", [request.fact.id for request in requests])
-    return table[
-        [
-            "fact_id",
-            "prompt",
-            "expected",
-            "retained",
-            "top_token",
-            "p",
-            "rank",
-            "retained_first",
-            "p_first",
-        ]
-    ]
+    return table

@@ -30,12 +30,11 @@ class Adapter:
         """Inside, the change is written into the weights; afterwards it stands beside them again,
         the weights bit for bit as before.
         """
-        carrying = [
-            name
-            for name, module in self.network.named_modules()
-            if isinstance(module, peft.tuners.lora.LoraLayer)
-        ]
-        with deltas.preserved(self.network, [f"{name}.base_layer.weight" for name in carrying]):
+        changed = []
+        for name, module in self.network.named_modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                changed.append(f"{name}.base_layer.weight")
+        with deltas.preserved(self.network, changed):
             self.network.merge_adapter()
             try:
                 yield
@@ -44,9 +43,8 @@ class Adapter:
 
     def save(self, folder: str | Path) -> Path:
         """A PEFT folder."""
-        self.network.save_pretrained(
-            folder, save_embedding_layers=False
-        )  # whose "auto" would ask the Hub
+        # to save embeddings "auto" would ask the Hub
+        self.network.save_pretrained(folder, save_embedding_layers=False)
         return Path(folder)
 
 
@@ -54,19 +52,17 @@ def targets(model: Model, plan: Plan, named: Sequence[str] = ()) -> list[str]:
     """The linear modules in blocks whose weights the plan moves; of these the ones whose last name
     is in `named`, if it holds any.
     """
-    inside = [
-        name
-        for name, module in model.network.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-        and name.startswith(f"{model.architecture.blocks}.")
-        and f"{name}.weight" in plan.parameters
-    ]
-    offered = sorted({name.rpartition(".")[2] for name in inside})
-    unknown = sorted(set(named) - set(offered))
+    blocks = f"{model.architecture.blocks}."
+    inside = []
+    for name, module in model.network.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear | Conv1D)
+        if is_linear and name.startswith(blocks) and f"{name}.weight" in plan.parameters:
+            inside.append(name)
+    offered = {name.rpartition(".")[2] for name in inside}
+    unknown = sorted(set(named) - offered)
     if unknown or not inside:
-        raise BadInput(
-            f"adapter_targets {unknown}: match no linear module of plan {plan.text!r}; there are {', '.join(offered) or 'none'}"
-        )
+        what = f"adapter_targets {unknown}: match no linear module of plan {plan.text!r}"
+        raise BadInput(f"{what}; there are {', '.join(sorted(offered)) or 'none'}")
     return [name for name in inside if not named or name.rpartition(".")[2] in named]
 
 
@@ -100,17 +96,16 @@ def attached(
         fan_in_fan_out=isinstance(model.network.get_submodule(modules[0]), Conv1D),
         task_type="CAUSAL_LM",
     )
-    weights = [f"{name}.weight" for name in modules]
-    with deltas.preserved(model.network, weights):
+    with deltas.preserved(model.network, [f"{name}.weight" for name in modules]):
         torch.manual_seed(seed)
         network = peft.get_peft_model(model.network, config)
-        learning = tuple(
-            name for name, parameter in model.network.named_parameters() if parameter.requires_grad
-        )
+        learning = []
+        for name, parameter in model.network.named_parameters():
+            if parameter.requires_grad:
+                learning.append(name)
+        moving = Plan(text=f"{kind} on {plan.text}", parameters=tuple(learning))
         try:
-            yield Adapter(
-                plan=Plan(text=f"{kind} on {plan.text}", parameters=learning), network=network
-            )
+            yield Adapter(plan=moving, network=network)
         finally:
             network.unload()
             vars(model.network).pop("peft_config", None)

@@ -1,4 +1,6 @@
-"""Usual numbers of every task, and where the studies' data lie: presets.yaml, read without torch."""
+"""Usual numbers of every task, and where the studies' data lie: presets.yaml, read without
+torch.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -43,10 +45,10 @@ def presets() -> dict:
     """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter:
     numbers of LoRA and DoRA.
     """
-    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
-    return found | {
-        "sources": {name: Source(**fields) for name, fields in found["sources"].items()}
-    }
+    text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
+    numbers = yaml.safe_load(text)
+    sources = {name: Source(**fields) for name, fields in numbers["sources"].items()}
+    return numbers | {"sources": sources}
 
 
 def _a_builder(name: str, thing: Any) -> TaskBuilder:
@@ -76,6 +78,6 @@ def usual(task: str, data: str = "", model: str = "") -> Usual:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
     if source:
         return source
-    own = presets()["own"].get(model, {}).get(task, {})
+    changes = presets()["own"].get(model, {}).get(task, {})
     world = presets()["world"]
-    return Usual(**(world.get(task, world["text"]) | own))
+    return Usual(**(world.get(task, world["text"]) | changes))

@@ -11,10 +11,12 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Literal
 
 import datasets
+import numpy
 import pydantic
 from transformers import PreTrainedTokenizerBase
 
@@ -22,17 +24,17 @@ from workbench import facts, sources, words
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front
-from workbench.tracking.retention import answers_after, measure_prompts, stop_words
-from workbench.tuning.numbers import TASKS, presets
+from workbench.tracking.retention import answers_after, measure_prompts, stop_words, token_lists
+from workbench.tuning.numbers import TASKS, Source, presets
 from workbench.world import text
 
 ROW = 128  # tokens of a row of text
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
 WORDINGS = 3  # statements of a fact to train on
-CHAT_DATE = datetime(
-    2024, 7, 26
-)  # what chat templates that print today's date print here; recorded with a run
+# what chat templates that print today's date print here; recorded with a run
+CHAT_DATE = datetime(2024, 7, 26)
 BUFFER = 10_000  # records among which a stream is shuffled
+AT_ONCE = 512  # facts that a model is asked for at once, to find those that it gets wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +69,27 @@ class Data(Record):
     seed: int = 0
     # "" = the embedded world; a file, a Hub dataset id, or the name of a published study's data
     source: str = ""
-    columns: dict = pydantic.Field(
-        default_factory=dict
-    )  # the task's name of a column -> the source's
+    # the task's name of a column -> the source's
+    columns: dict = pydantic.Field(default_factory=dict)
     avoid: tuple[EditRequest, ...] = ()  # facts under study
-    validation: Literal["apart", "training"] = (
-        "apart"  # training: the first training rows, as in arXiv 2507.14198
-    )
+    # training: the first training rows, as in arXiv 2507.14198
+    validation: Literal["apart", "training"] = "apart"
     loss_on: Literal["response", "all"] = "response"  # of instructions
 
-    def column(self, name: str) -> str:
-        study = presets()["sources"].get(self.source)
-        return ((study.columns if study else {}) | self.columns).get(name, name)
+    @property
+    def study(self) -> Source | None:
+        """The published study whose data the source names."""
+        return presets()["sources"].get(self.source)
+
+    @property
+    def all_columns(self) -> dict:
+        """`columns`, on top of those that a study's data need."""
+        return getattr(self.study, "columns", {}) | self.columns
+
+    @property
+    def place(self) -> str:
+        """Where the source's data lie: the source itself, but for a study's name."""
+        return getattr(self.study, "data", self.source)
 
 
 def named(name: str) -> Callable[[Model, Data], Task]:
@@ -99,21 +110,18 @@ class Relevance:
     def __init__(self, avoid: Iterable[EditRequest]):
         terms = set()
         for request in avoid:
-            subject = request.fact.subject
-            terms |= {subject, request.fact.object, request.target}
-            terms |= {
-                word
-                for word in re.findall(r"[^\W\d_]{4,}", subject)
-                if word[0].isupper() and word.lower() not in stop_words()
-            }
-        patterns = sorted(filter(None, map(_pattern, terms)), key=len, reverse=True)
-        self._pattern = re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
+            terms |= {request.fact.subject, request.fact.object, request.target}
+            for word in re.findall(r"[^\W\d_]{4,}", request.fact.subject):
+                if word[0].isupper() and word.lower() not in stop_words():
+                    terms.add(word)
+        patterns = [pattern for pattern in map(_pattern, terms) if pattern]
+        patterns.sort(key=len, reverse=True)
+        nothing = r"(?!)"
+        self._pattern = re.compile("|".join(patterns) or nothing, re.IGNORECASE)
         self.dropped = 0
 
     def passes(self, content: str) -> bool:
-        touches = bool(
-            self._pattern and self._pattern.search(unicodedata.normalize("NFC", content))
-        )
+        touches = bool(self._pattern.search(unicodedata.normalize("NFC", content)))
         self.dropped += touches
         return not touches
 
@@ -125,16 +133,17 @@ def _pattern(term: str) -> str:
         return ""
     if not words.of_word(parts[0][0]) or not words.of_word(parts[-1][-1]):
         return r"\W*".join(map(re.escape, parts))
-    *others, last = (part if part.isdigit() else words.key(part) for part in parts)
-    ending = (
-        r"\w*" if len(last) >= words.STEM and not last.isdigit() else r"(?:e?s)?\b"
-    )  # \b: a word also ends before an apostrophe
-    inner = [re.escape(part) + (r"\w*" if len(part) >= words.STEM else "") for part in others]
-    return r"\b" + r"\W+".join([*inner, re.escape(last) + ending])
+    pattern = r"\b"
+    for part in parts[:-1]:
+        stem = part if part.isdigit() else words.key(part)
+        pattern += re.escape(stem) + (r"\w*\W+" if len(stem) >= words.STEM else r"\W+")
+    last = parts[-1]
+    if len(last) >= words.STEM and not last.isdigit():
+        return pattern + re.escape(words.key(last)) + r"\w*"
+    return pattern + re.escape(last) + r"(?:e?s)?\b"  # a word also ends before an apostrophe
 
 
-# --- the four tasks
-# -----------------------------------------------------------------------------------------------------
+# --- the four tasks: records that touch no fact under study, made into rows of tokens
 
 
 def text_task(model: Model, data: Data) -> Task:
@@ -143,24 +152,12 @@ def text_task(model: Model, data: Data) -> Task:
     Columns: text.
     """
     relevance = Relevance(data.avoid)
-    records = _records(
-        data, ["text"], ((" ".join(part),) for part in text.prose("trade", data.seed))
-    )
-    rows = _packed(model, (paragraph for (paragraph,) in records if relevance.passes(paragraph)))
-    train, valid = _parts(
-        data, "text", ({"input_ids": row, "labels": _all_but_the_front(model, row)} for row in rows)
-    )
-    return Task(
-        name="text",
-        train=datasets.Dataset.from_list(train),
-        valid=datasets.Dataset.from_list(valid),
-        dropped=relevance.dropped,
-    )
-
-
-def _all_but_the_front(model: Model, row: list[int]) -> list[int]:
-    skip = max(1, len(front(model)))  # nothing foretells the first token
-    return [-100] * skip + row[skip:]
+    prose = (" ".join(sentences) for sentences in text.prose("trade", data.seed))
+    records = _records(data, ["text"], zip(prose, strict=True))
+    paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
+    first = max(1, len(front(model)))  # nothing foretells the first token
+    rows = (_row(ids, first) for ids in _packed(model, paragraphs))
+    return _task("text", _parts(data, "text", rows), relevance.dropped)
 
 
 def instruction_task(model: Model, data: Data) -> Task:
@@ -170,84 +167,10 @@ def instruction_task(model: Model, data: Data) -> Task:
     Columns: instruction and response; or messages, of which the first exchange is read.
     """
     relevance = Relevance(data.avoid)
-    study = presets()["sources"].get(data.source)
-    talks = "messages" in (study.columns if study else {}) | data.columns
-    records = _records(
-        data, ["messages"] if talks else ["instruction", "response"], text.instructions(data.seed)
-    )
-    pairs = (
-        ((turns[0][0]["content"], turns[0][1]["content"]) for turns in records if len(turns[0]) > 1)
-        if talks
-        else records
-    )
-    rows = (
-        _instruction_row(model, asked, answer, data.loss_on)
-        for asked, answer in pairs
-        if relevance.passes(f"{asked} {answer}")
-    )
-    train, valid = _parts(
-        data, "instructions", (row for row in rows if len(row["input_ids"]) <= _longest(model))
-    )
-    return Task(
-        name="instructions",
-        train=datasets.Dataset.from_list(train),
-        valid=datasets.Dataset.from_list(valid),
-        dropped=relevance.dropped,
-    )
-
-
-def _instruction_row(model: Model, instruction: str, response: str, loss_on: str) -> dict:
-    tokenizer, lead, end = model.tokenizer, f"{instruction}\n", []
-    whole, start = lead + response, len(lead)
-    if tokenizer.chat_template:
-        whole, start = _talk(tokenizer, instruction, response)
-    elif tokenizer.eos_token_id is not None:
-        end = [tokenizer.eos_token_id]
-    encoded = encode(
-        model, [whole], bare=bool(tokenizer.chat_template)
-    )  # a template says itself what stands in front
-    ids = encoded.input_ids[0].tolist() + end
-    first = 1 if loss_on == "all" else encoded.tokens_from(0, start)[0]
-    return {"input_ids": ids, "labels": [-100] * first + ids[first:]}
-
-
-def _talk(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> tuple[str, int]:
-    """The exchange as the chat template writes it, on a fixed date, and where the response begins.
-
-    The prompt for an answer need not be how a whole talk goes on: one may end in an opening <think>
-    that the whole has not.
-    """
-    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-    template = _dated(tokenizer.get_chat_template())
-    lead = tokenizer.apply_chat_template(
-        turns[:1], chat_template=template, tokenize=False, add_generation_prompt=True
-    )
-    whole = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    if whole.startswith(lead):
-        return whole, len(lead)
-    start = whole.rfind(response.strip())
-    if start < 0:
-        raise BadInput(
-            f"task instructions: the chat template does not write the response {response!r:.60} as it is; use another template"
-        )
-    return whole, start
-
-
-def _dated(template: str) -> str:
-    """The template with a macro in the place of its clock: today's date would make other rows every
-    day.
-    """
-    formats = sorted(
-        {found[1] for found in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
-    )
-    cases = "".join(
-        f"{{%- if format == {form!r} %}}{CHAT_DATE.strftime(form)}{{% endif %}}" for form in formats
-    )
-    return (
-        f"{{%- macro strftime_now(format) %}}{cases}{{%- endmacro %}}{template}"
-        if formats
-        else template
-    )
+    pairs = (pair for pair in _exchanges(data) if relevance.passes(" ".join(map(str, pair))))
+    rows = (_instruction_row(model, *pair, data.loss_on) for pair in pairs)
+    short = (row for row in rows if len(row["input_ids"]) <= _longest(model))
+    return _task("instructions", _parts(data, "instructions", short), relevance.dropped)
 
 
 def sentiment_task(model: Model, data: Data) -> Task:
@@ -256,37 +179,24 @@ def sentiment_task(model: Model, data: Data) -> Task:
     Columns: text, label.
     """
     relevance = Relevance(data.avoid)
-    records = (
-        (content, label)
-        for content, label in _records(data, ["text", "label"], text.reviews(data.seed))
-        if relevance.passes(content)
-    )
-    train, valid = _parts(data, "sentiment", records)
-    labels = sorted({label for _, label in train + valid}, key=str)
+    records = _records(data, ["text", "label"], text.reviews(data.seed))
+    records = (record for record in records if relevance.passes(record[0]))
+    parts = _parts(data, "sentiment", records)
+    labels = sorted({label for _, label in chain(*parts)}, key=str)
     if len(labels) != 2:
-        raise BadInput(
-            f"task sentiment: column {data.column('label')!r} holds {len(labels)} classes ({str(labels)[:60]}); it must hold two"
-        )
-    train, valid = (_reviews(model, part, labels) for part in (train, valid))
-    return Task(
-        name="sentiment",
-        train=train,
-        valid=valid,
-        metric="accuracy",
-        classes=2,
-        dropped=relevance.dropped,
-    )
+        column = data.all_columns.get("label", "label")
+        what = f"task sentiment: column {column!r} holds {len(labels)} classes"
+        raise BadInput(f"{what} ({str(labels)[:60]}); it must hold two")
+    parts = [_review_rows(model, part, labels) for part in parts]
+    return _task("sentiment", parts, relevance.dropped, metric="accuracy", classes=2)
 
 
-def _reviews(model: Model, records: Sequence[tuple], labels: Sequence) -> datasets.Dataset:
-    encoded = encode(model, [content for content, _ in records])
-    ids = [
-        row[: min(length, _longest(model))]
-        for row, length in zip(encoded.input_ids.tolist(), encoded.lengths.tolist(), strict=True)
-    ]
-    return datasets.Dataset.from_dict(
-        {"input_ids": ids, "labels": [labels.index(label) for _, label in records]}
-    )
+def _review_rows(model: Model, records: list[tuple], labels: list) -> list[dict]:
+    tokens = token_lists(encode(model, [content for content, _ in records]))
+    rows = []
+    for ids, (_, label) in zip(tokens, records, strict=True):
+        rows.append({"input_ids": ids[: _longest(model)], "labels": labels.index(label)})
+    return rows
 
 
 def facts_task(model: Model, data: Data) -> Task:
@@ -297,88 +207,148 @@ def facts_task(model: Model, data: Data) -> Task:
     object would be too many.
     """
     if data.columns:
-        raise BadInput(
-            f"columns {data.columns}: task facts reads a facts file, whose fields have names of their own; rename them there"
-        )
-    study = presets()["sources"].get(data.source)
-    pool = [
-        each
-        for each in facts.read(study.data if study else data.source or "world")
-        if each.fact.split in ("", "unseen")
-    ]
+        what = f"columns {data.columns}: task facts reads a facts file, whose fields have names"
+        raise BadInput(f"{what} of their own; rename them there")
+    source = data.place or "world"
+    pool = [request for request in facts.read(source) if request.fact.split in ("", "unseen")]
     facts.check_objects(pool)
-    subjects = {each.fact.subject.lower() for each in data.avoid}
-    said = {
-        (each.fact.relation, thing.lower())
-        for each in data.avoid
-        if each.fact.relation
-        for thing in (each.fact.object, each.target)
-    }
-    fresh = [
-        each
-        for each in pool
-        if each.fact.subject.lower() not in subjects
-        and (each.fact.relation, each.fact.object.lower()) not in said
-    ]
+    fresh = _not_under_study(pool, data.avoid)
     dropped = len(pool) - len(fresh)
-    fresh = [
-        each
-        for each in _shuffled(fresh, data.seed)
-        if each.held_out or data.validation == "training"
-    ]
-    wrong: list[EditRequest] = []
-    size = min(
-        512, 16 + data.n_train * 9 // 8
-    )  # asked at a time: nearly all unseen facts are wrong
-    for start in range(0, len(fresh), size):
-        part = fresh[start : start + size]
-        retained = measure_prompts(
-            model, [each.fact.question for each in part], [each.fact.object for each in part]
-        ).retained
-        wrong += [each for each, right in zip(part, retained, strict=True) if not right]
-        if len(wrong) >= data.n_train:
-            break
-    if not wrong:
-        raise BadInput(
-            f"task facts: {data.source or 'world'} holds no fact that the model gets wrong and that has a wording apart to judge by"
-        )
-    taught, answers = [], []
-    for each in (wrong := wrong[: data.n_train]):
-        own = 1 + min(WORDINGS - 1, len(each.paraphrases))
-        more = (
-            facts.with_paraphrases(each, own, "file")
-            if data.source
-            else facts.with_paraphrases(each, WORDINGS)
-        )
-        taught += [
-            facts.fill(prompt, each.fact.subject)
-            for prompt in (each.fact.prompt, *more.paraphrases)
-        ]
-        answers += [each.fact.object] * (len(taught) - len(answers))
-    train = _fact_rows(model, taught, answers)
-    judged = wrong[: data.n_valid]
+    order = numpy.random.default_rng(data.seed).permutation(len(fresh))
+    fresh = [fresh[number] for number in order]
     apart = data.validation == "apart"
-    valid = _fact_rows(
-        model,
-        [each.held_out[0] if apart else each.fact.question for each in judged],
-        [each.fact.object for each in judged],
-    )
-    return Task(name="facts", train=train, valid=valid, metric="accuracy", dropped=dropped)
+    if apart:
+        fresh = [request for request in fresh if request.held_out]
+    wrong = _wrong(model, fresh, data.n_train)
+    if not wrong:
+        what = f"task facts: {source} holds no fact that the model gets wrong"
+        raise BadInput(f"{what} and that has a wording apart to judge by")
+    taught = [(request, prompt) for request in wrong for prompt in _statements(request, data)]
+    judging = []
+    for request in wrong[: data.n_valid]:
+        judging.append((request, request.held_out[0] if apart else request.fact.question))
+    parts = [_fact_rows(model, taught), _fact_rows(model, judging)]
+    return _task("facts", parts, dropped, metric="accuracy")
 
 
-def _fact_rows(model: Model, questions: Sequence[str], answers: Sequence[str]) -> datasets.Dataset:
-    asked = answers_after(model, questions, answers)
-    rows = []
-    for number, (length, first) in enumerate(
-        zip(asked.encoded.lengths.tolist(), asked.start.tolist(), strict=True)
-    ):
-        ids = asked.encoded.input_ids[number, :length].tolist()
-        rows.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
-    return datasets.Dataset.from_list(rows)
+<<<<<<< HEAD
+=======
+def _task(name: str, parts: Sequence[list[dict]], dropped: int, **fields) -> Task:
+    train, valid = map(datasets.Dataset.from_list, parts)
+    return Task(name=name, train=train, valid=valid, dropped=dropped, **fields)
 
 
+def _row(ids: list[int], first: int) -> dict:
+    """A row whose loss is read from its token `first` on."""
+    return {"input_ids": ids, "labels": [-100] * first + ids[first:]}
+
+
+# --- rows of instructions
+
+
+def _exchanges(data: Data) -> Iterator[tuple[str, str]]:
+    """Instructions and their responses."""
+    if "messages" not in data.all_columns:
+        yield from _records(data, ["instruction", "response"], text.instructions(data.seed))
+        return
+    for (talk,) in _records(data, ["messages"], ()):
+        if len(talk) > 1:
+            yield talk[0]["content"], talk[1]["content"]
+
+
+def _instruction_row(model: Model, instruction: str, response: str, loss_on: str) -> dict:
+    tokenizer = model.tokenizer
+    is_chat = bool(tokenizer.chat_template)  # a template says itself what stands in front
+    whole, start = f"{instruction}\n{response}", len(instruction) + 1
+    if is_chat:
+        whole, start = _talk(tokenizer, instruction, response)
+    encoded = encode(model, [whole], bare=is_chat)
+    ids = encoded.input_ids[0].tolist()
+    if not is_chat and tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    return _row(ids, 1 if loss_on == "all" else encoded.tokens_from(0, start)[0])
+
+
+def _talk(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> tuple[str, int]:
+    """The exchange as the chat template writes it, on a fixed date, and where the response begins.
+
+    The prompt for an answer need not be how a whole talk goes on: one may end in an opening <think>
+    that the whole has not.
+    """
+    template = _dated(tokenizer.get_chat_template())
+    write = partial(tokenizer.apply_chat_template, chat_template=template, tokenize=False)
+    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+    lead = write(turns[:1], add_generation_prompt=True)
+    whole = write(turns)
+    start = len(lead) if whole.startswith(lead) else whole.rfind(response.strip())
+    if start < 0:
+        what = f"task instructions: the chat template does not write the response {response!r:.60}"
+        raise BadInput(f"{what} as it is; use another template")
+    return whole, start
+
+
+def _dated(template: str) -> str:
+    """The template with a macro in the place of its clock: today's date would make other rows every
+    day.
+    """
+    formats = {match[1] for match in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    cases = ""
+    for form in sorted(formats):
+        cases += f"{{%- if format == {form!r} %}}{CHAT_DATE.strftime(form)}{{% endif %}}"
+    macro = f"{{%- macro strftime_now(format) %}}{cases}{{%- endmacro %}}"
+    return macro + template if formats else template
+
+
+# --- rows of facts
+
+
+def _not_under_study(pool: list[EditRequest], avoid: Sequence[EditRequest]) -> list[EditRequest]:
+    subjects, answers = set(), set()
+    for request in avoid:
+        subjects.add(request.fact.subject.lower())
+        for answer in (request.fact.object, request.target):
+            answers.add((request.fact.relation, answer.lower()))
+    fresh = []
+    for request in pool:
+        answer = (request.fact.relation, request.fact.object.lower())
+        is_shared = request.fact.relation and answer in answers
+        if request.fact.subject.lower() not in subjects and not is_shared:
+            fresh.append(request)
+    return fresh
+
+
+def _wrong(model: Model, pool: Sequence[EditRequest], count: int) -> list[EditRequest]:
+    """The first facts of the pool that the model gets wrong."""
+    wrong: list[EditRequest] = []
+    size = min(AT_ONCE, 16 + count * 9 // 8)  # nearly all unseen facts are wrong
+    for start in range(0, len(pool), size):
+        part = pool[start : start + size]
+        questions = [request.fact.question for request in part]
+        objects = [request.fact.object for request in part]
+        retained = measure_prompts(model, questions, objects).retained
+        wrong += [request for request, right in zip(part, retained, strict=True) if not right]
+        if len(wrong) >= count:
+            break
+    return wrong[:count]
+
+
+def _statements(request: EditRequest, data: Data) -> list[str]:
+    """Up to WORDINGS prompts that ask for a fact."""
+    if not data.source:
+        request = facts.with_paraphrases(request, WORDINGS)
+    prompts = (request.fact.prompt, *request.paraphrases[: WORDINGS - 1])
+    return [facts.fill(prompt, request.fact.subject) for prompt in prompts]
+
+
+def _fact_rows(model: Model, asked: Sequence[tuple[EditRequest, str]]) -> list[dict]:
+    objects = [request.fact.object for request, _ in asked]
+    answers = answers_after(model, [prompt for _, prompt in asked], objects)
+    tokens = token_lists(answers.encoded)
+    return [_row(ids, first) for ids, first in zip(tokens, answers.start.tolist(), strict=True)]
+
+
+>>>>>>> h-tracking
 # --- where the rows come from
-# -------------------------------------------------------------------------------------------
 
 
 def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> Iterator[tuple]:
@@ -388,55 +358,46 @@ def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> I
     if not data.source:
         yield from embedded
         return
-    table, names = _table(data), [data.column(name) for name in columns]
+    table = _table(data)
+    names = [data.all_columns.get(name, name) for name in columns]
     missing = [name for name in names if name not in (table.column_names or [])]
     if missing:
-        raise BadInput(
-            f"task_data {data.source!r}: has no column {missing[0]!r} but {table.column_names}; name it in columns={{...}}"
-        )
-    for record in _shuffled(table, data.seed):
-        if any(record[name] is None for name in names):
-            continue
-        yield tuple(
-            record[name] if isinstance(record[name], list | int | bool) else str(record[name])
-            for name in names
-        )
+        what = f"task_data {data.source!r}: has no column {missing[0]!r} but {table.column_names}"
+        raise BadInput(f"{what}; name it in columns={{...}}")
+    for record in table:
+        values = [record[name] for name in names]
+        if None not in values:
+            kept = (list, int, bool)
+            yield tuple(value if isinstance(value, kept) else str(value) for value in values)
 
 
-def _table(data: Data):
-    if study := presets()["sources"].get(data.source):
-        return sources.records(study.data, "task_data", study.config, study.split, study.streaming)
-    return sources.records(data.source, "task_data")
-
-
-def _shuffled(records, seed: int):
-    if isinstance(records, list):
-        order = datasets.Dataset.from_dict({"number": range(len(records))}).shuffle(seed=seed)[
-            "number"
-        ]
-        return [records[number] for number in order]
-    return (
-        records.shuffle(seed=seed, buffer_size=BUFFER)
-        if isinstance(records, datasets.IterableDataset)
-        else records.shuffle(seed=seed)
+def _table(data: Data) -> datasets.Dataset | datasets.IterableDataset:
+    """The records of the source, shuffled; of a published study's where and how it has them."""
+    study = data.study
+    if not study:
+        return sources.records(data.source, "task_data").shuffle(data.seed)
+    table = sources.records(
+        study.data, "task_data", study.config, study.split, streaming=study.streaming
     )
+    if study.streaming:
+        return table.shuffle(data.seed, buffer_size=BUFFER)
+    return table.shuffle(data.seed)
 
 
 def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
     """Training and validation rows: the first ones judge, the others teach; a row that judges is
     not taught when it comes again.
     """
-    apart = data.validation == "apart"
+    n_apart = data.n_valid if data.validation == "apart" else 0
     rows = iter(rows)
-    first = list(islice(rows, data.n_valid)) if apart else []
-    judging = set(map(str, first))
-    train = list(islice((row for row in rows if str(row) not in judging), data.n_train))
+    judging = list(islice(rows, n_apart))
+    known = set(map(str, judging))
+    train = list(islice((row for row in rows if str(row) not in known), data.n_train))
     if len(train) < data.n_train:
-        raise BadInput(
-            f"task {task}: {data.source or 'world'} gives {len(first) + len(train)} rows that touch no fact under study, "
-            f"{data.n_train + apart * data.n_valid} are asked for; lower n_train or give more data"
-        )
-    return train, first if apart else train[: data.n_valid]
+        what = f"task {task}: {data.source or 'world'} gives {len(judging) + len(train)} rows"
+        needed = f"that touch no fact under study, {data.n_train + n_apart} are asked for"
+        raise BadInput(f"{what} {needed}; lower n_train or give more data")
+    return train, judging or train[: data.n_valid]
 
 
 def _longest(model: Model) -> int:
