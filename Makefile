@@ -84,5 +84,5 @@ pretrain: $(VENV)/.installed ## teach the world to both small models again, abou
 	@$(BIN)/python -m data.world.make.pretrain world-llama
 
 clean: ## remove the venv, the runs and all caches
-	@rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	@rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .benchmarks
 	@find . -path ./.git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -635,7 +635,7 @@ def written(steps, base, out, spec=None, delta=None, chosen=None, tuned_under=No
 
 
 def test_deltas_that_were_summed_can_be_tuned_and_know_their_layers(steps, base, tmp_path):
-    """`edit_in_turn`, as the README has it, gave a KeyError."""
+    """`edit_in_turn`, as the page of editors has it, gave a KeyError."""
     spec, chosen, _ = steps
     hparams, resources = study.prepare(spec, base, chosen)
     delta = editing.edit_in_turn(

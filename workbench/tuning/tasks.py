@@ -231,8 +231,6 @@ def facts_task(model: Model, data: Data) -> Task:
     return _task("facts", parts, dropped, metric="accuracy")
 
 
-<<<<<<< HEAD
-=======
 def _task(name: str, parts: Sequence[list[dict]], dropped: int, **fields) -> Task:
     train, valid = map(datasets.Dataset.from_list, parts)
     return Task(name=name, train=train, valid=valid, dropped=dropped, **fields)
@@ -347,7 +345,6 @@ def _fact_rows(model: Model, asked: Sequence[tuple[EditRequest, str]]) -> list[d
     return [_row(ids, first) for ids, first in zip(tokens, answers.start.tolist(), strict=True)]
 
 
->>>>>>> h-tracking
 # --- where the rows come from
 
 
