@@ -16,7 +16,7 @@ LENS = {
     "true": 0.2,
     "edited": 0.5,
 }  # after block 0 and the edit; more with each block, less with each step
-BANDS = ", bands are 95 % intervals over facts"
+BANDS = "; bands: 95 % interval over facts"
 LAST_BLOCK = (
     "p(edited token) after the last block: 0.70 after the edit, 0.60 after 20 steps (n = 4)"
 )
@@ -165,7 +165,7 @@ def test_curves_run_over_steps_or_over_the_metric_with_learning_to_the_right(mad
         plots.retention_curves(arms, "plan"),
         plots.retention_curves(arms, "plan", against="metric"),
     )
-    assert "edited at the end: all 0.67, after:6 1.00" in by_step.summary
+    assert "kept at the end: edited: all 0.67, after:6 1.00" in by_step.summary
     left, right = by_metric.figure.axes[0].get_xlim()
     assert left > right  # a loss falls
     assert any(

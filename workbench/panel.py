@@ -5,17 +5,17 @@ starts the notebook in a process of its own (`workbench run`): the kernel stays 
 and a thread that reads how far the run is only sets traits.
 """
 
-import html
 import os
 import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ipywidgets
+from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Label, Text, VBox
 
 from workbench import editing, facts, runs
 from workbench.checkpoints import WORLD_MODELS
@@ -27,6 +27,15 @@ from workbench.tuning import numbers
 if TYPE_CHECKING:
     from workbench.job import Job
 
+PLANS = {  # kind -> how its blocks are written
+    "all": "",
+    "after": ":{from}",
+    "window": ":{from}-{to}",
+    "outside": ":{from}-{to}",
+    "edited": "",
+    "edited-matrices": "",
+    "not-edited": "",
+}
 OFFERED = {  # field -> (label, values)
     "model": ("Model", WORLD_MODELS),
     "editor": ("Editor", tuple(editing.EDITORS)),
@@ -34,113 +43,80 @@ OFFERED = {  # field -> (label, values)
     "task": ("Task", tuple(numbers.presets()["world"])),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
+    "plan": ("What may move", tuple(PLANS)),
 }
-OWN = {
+EMPTY = {"max_steps": "the task's", "adapter": "none"}  # what an empty value is called
+TYPED = {
     "subject": "Own subject",
     "prompt": "Own prompt",
     "object": "True object",
     "target": "New object",
 }
-PLANS = ("all", "after", "window", "outside", "edited", "edited-matrices", "not-edited")
-BLOCKS = {
-    "first": "First edited block",
-    "last": "Last edited block",
-    "from": "From block",
-    "to": "To block",
+ENDS = {  # widget -> (label, the field it is a part of)
+    "first": ("First edited block", "layers"),
+    "last": ("Last edited block", "layers"),
+    "from": ("From block", "plan"),
+    "to": ("To block", "plan"),
 }
-FIELDS = {
-    "first": "layers",
-    "last": "layers",
-    "from": "plan",
-    "to": "plan",
-}  # of widgets that are not named for their field
-OTHER_END = {"first": "last", "last": "first", "from": "to", "to": "from"}
+WINDOWS = (("first", "last"), ("from", "to"))
 ROWS = (
     ("model", "editor", "first", "last"),
     ("fact",),
-    tuple(OWN),
+    tuple(TYPED),
     ("paraphrases", "task", "adapter", "max_steps"),
     ("plan", "from", "to"),
 )
-COLOURS = {
-    "": "#e8e8e8",
-    "E": "#e69f00",
-    "M": "#56b4e9",
-    "EM": "#2fae86",
-}  # told apart by their letters too
+# Of blocks: neither, edited, may move, both; told apart by their letters too
+COLOURS = {"-": "#e8e8e8", "E": "#e69f00", "M": "#56b4e9", "EM": "#2fae86"}
 BOX = "display:inline-block;width:2.4em;margin:1px;text-align:center;color:#000"
-DEEPEST = 100  # blocks offered where the model's depth is not known yet
-MOST = 3000  # facts in the list; the id of another can be typed
-EVERY = 0.3  # seconds between two looks at a run
 STYLE = {"description_width": "9em"}
+UNKNOWN_DEPTH = 100  # blocks offered where the model's depth is not known yet
+MOST_FACTS = 3000  # in the list; the id of another can be typed
+INTERVAL = 0.3  # seconds between two looks at a run
+
 # For the keyboard: a ring that is seen (inside, for widgets cut off what stands out), and plain
-# keys that reach the focused control. A notebook in
-# command mode takes them for itself: an arrow leaves the panel, X cuts its cell. Widgets cannot
-# carry the attribute that forbids it, so it is set
-# as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
+# keys that reach the focused control. A notebook in command mode takes them for itself: an arrow
+# leaves the panel, X cuts its cell. Widgets cannot carry the attribute that forbids it, so it is
+# set as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
 KEYBOARD = """<style>
-.workbench-panel.jupyter-widgets :focus-visible { outline: 2px solid var(--jp-ui-font-color0, #000) !important; outline-offset: -2px !important }
-</style><img src="data:," alt="" onerror='window.addEventListener("keydown", ({target, ctrlKey, altKey, metaKey}) =>
-    target.matches?.(".workbench-panel *") && target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey)), true)'>"""
+.workbench-panel.jupyter-widgets :focus-visible {
+    outline: 2px solid var(--jp-ui-font-color0, #000) !important; outline-offset: -2px !important
+}
+</style><img src="data:," alt="" onerror='window.addEventListener("keydown",
+    ({target, ctrlKey, altKey, metaKey}) => target.matches?.(".workbench-panel *") &&
+        target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey)),
+    true)'>"""
 
 
-class Panel(ipywidgets.VBox):
+class Panel(VBox):
     """Widgets over a Spec: `.spec` is the last sound choice, `.message` says in place what is
     wrong, `.run` is the run that Run made.
 
     Args:
-        spec: the starting point; its own values are always among those offered.
+        spec: the starting point; its values are always among those offered.
         notebook: what Run runs, as saved; "" = the notebook that JupyterLab has open here.
-        out: folder of the runs; "" = where the notebook's own cells put them.
+        out: folder of the runs; "" = where the notebook's cells put them.
         vary: a field that the notebook takes from a list of values, unless the Spec was given it;
             its widgets are shown but cannot be moved.
     """
 
     def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "", vary: str = ""):
-        self._vary = vary
         self.spec = self._start = spec
-        self.notebook, self.out = Path(notebook or os.environ.get("JPY_SESSION_NAME", "")), out
+        self.notebook = Path(notebook or os.environ.get("JPY_SESSION_NAME", ""))
+        self.out = out
         self.run: runs.Run | None = None
         self.job: Job | None = None
+        self._vary = vary
         self._batch = "WORKBENCH_BATCH" in os.environ
-        self._moved: dict[str, object] = {}
-        self._quiet = False
         self._problem = ""
+        self._settling = False  # while one widget moves others
         self._requests = _facts_of(spec)
-        self.choices = self._choices(spec)
+        self._ids = _labels(self._requests.values())
+        self.choices = self._widgets(spec)
+        self._initial = self._fields()
         for name, widget in self.choices.items():
             widget.observe(lambda _, name=name: self._changed(name), "value")
-        self.headline, self.strip, self.message, self.tail = (ipywidgets.HTML() for _ in range(4))
-        self.run_button = ipywidgets.Button(
-            description="Run",
-            icon="play",
-            button_style="primary",
-            tooltip="Run the notebook, as saved, like this",
-        )
-        self.stop_button = ipywidgets.Button(
-            description="Stop", icon="stop", tooltip="End the run; nothing half-written is kept"
-        )
-        self.bar = ipywidgets.IntProgress(max=1, description="Progress")
-        self.phase = ipywidgets.Label()
-        self.result = ipywidgets.VBox()
-        self.run_button.on_click(lambda _: self._run())
-        self.stop_button.on_click(
-            lambda _: self.job and threading.Thread(target=self.job.stop).start()
-        )
-        rows = [_row([self.choices[name] for name in names]) for names in ROWS]
-        buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
-        keyboard = ipywidgets.HTML(KEYBOARD, layout={"display": "none"})
-        children = [
-            self.headline,
-            *rows,
-            self.strip,
-            self.message,
-            buttons,
-            self.tail,
-            self.result,
-            keyboard,
-        ]
-        super().__init__(children, _dom_classes=("workbench-panel",))
+        super().__init__(self._arranged(), _dom_classes=("workbench-panel",))
         self._refresh()
 
     def _repr_mimebundle_(self, **kwargs):
@@ -148,326 +124,331 @@ class Panel(ipywidgets.VBox):
         still = self.headline.value + self.strip.value + self.message.value
         return super()._repr_mimebundle_(**kwargs) | {"text/html": still}
 
-    def _choices(self, spec: Spec) -> dict[str, ipywidgets.Widget]:
-        found = {
-            name: _dropdown(label, getattr(spec, name), _named(name, values))
-            for name, (label, values) in OFFERED.items()
-        }
-        pool = [
-            request for request in self._requests.values() if request.fact.split in ("", "study")
-        ]
-        self._ids = {
-            f"{request.fact.id}: {request.fact.question} -> {request.target}": request.fact.id
-            for request in pool
-        }
-        found["fact"] = ipywidgets.Combobox(
-            value=next((label for label, fact_id in self._ids.items() if fact_id == spec.fact), spec.fact),
-            options=() if self._batch else list(self._ids)[:MOST], placeholder="type words of it, or its id; empty is a sample",
-            description="Fact", continuous_update=False, style=STYLE, layout={"width": "min(66em, 98%)"},
-        )  # fmt: skip
-        for name, label in OWN.items():
+    # --- Widgets
+
+    def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox | Text]:
+        kind, start, end = _plan_parts(spec.plan)
+        values = dict(spec) | {"plan": kind}
+        widgets = {}
+        for name, (label, offered) in OFFERED.items():
+            options = [(str(value) if value else EMPTY[name], value) for value in offered]
+            widgets[name] = _dropdown(label, values[name], options)
+        for name, label in TYPED.items():
             hint = "with {} for the subject" if name == "prompt" else ""
-            found[name] = ipywidgets.Text(
-                getattr(spec, name),
-                description=label,
-                placeholder=hint,
-                continuous_update=False,
-                style=STYLE,
-                layout={"width": "33em"},
-            )
-        depth = _depth(spec)
-        kind, begin, end = _plan_parts(spec.plan)
-        found["plan"] = _dropdown("What may move", kind, _named("plan", PLANS))
-        first, *_, last = (
-            spec.layers if len(spec.layers) > 1 else (*spec.layers, *spec.layers) or ("", "")
+            widgets[name] = _text(Text, label, values[name], "33em", placeholder=hint)
+        widgets["fact"] = _text(
+            *(Combobox, "Fact", self._label_of(spec.fact), "min(66em, 98%)"),
+            options=() if self._batch else list(self._ids)[:MOST_FACTS],
+            placeholder="type words of it, or its id; empty is a sample",
         )
-        if spec.layers and spec.layers != tuple(range(first, last + 1)):
-            first, last = spec.layers, ""  # no window: kept as one value of the first list
-        ends = {
-            "first": first,
-            "last": last,
-            "from": begin,
-            "to": depth // 2 - 1 if end is None else end,
-        }
-        return found | {
-            name: _dropdown(BLOCKS[name], value, _blocks(name, depth))
-            for name, value in ends.items()
-        }
+        depth = _depth(spec)
+        ends = _window(spec.layers) | {"from": start, "to": depth // 2 - 1 if end is None else end}
+        for name, value in ends.items():
+            widgets[name] = _dropdown(ENDS[name][0], value, _blocks(name, depth))
+        return widgets
+
+    def _arranged(self) -> list:
+        self.headline, self.strip, self.message, self.tail = HTML(), HTML(), HTML(), HTML()
+        tooltip = "Run the notebook, as saved, like this"
+        self.run_button = Button(description="Run", icon="play", tooltip=tooltip)
+        self.run_button.button_style = "primary"
+        tooltip = "End the run; nothing half-written is kept"
+        self.stop_button = Button(description="Stop", icon="stop", tooltip=tooltip)
+        self.run_button.on_click(lambda _: self._run())
+        self.stop_button.on_click(lambda _: self._stop())
+        self.bar = IntProgress(max=1, description="Progress")
+        self.phase = Label()
+        self.result = VBox()
+        rows = [_row([self.choices[name] for name in names]) for names in ROWS]
+        buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
+        keyboard = HTML(KEYBOARD, layout={"display": "none"})
+        below = [self.strip, self.message, buttons, self.tail, self.result, keyboard]
+        return [self.headline, *rows, *below]
+
+    def _label_of(self, fact_id: str) -> str:
+        labels = {fact: label for label, fact in self._ids.items()}
+        return labels.get(fact_id, fact_id)
+
+    # --- From the widgets to the Spec
+
+    def _fields(self) -> dict:
+        """The fields of a Spec as the widgets stand."""
+        fields = {name: widget.value for name, widget in self.choices.items()}
+        fields["plan"] += PLANS.get(fields["plan"], "").format_map(fields)
+        fields["fact"] = self._fact_id(fields["fact"].strip())
+        first, last, _, _ = (fields.pop(name) for name in ENDS)
+        fields["layers"] = first or ()
+        if isinstance(first, int):
+            fields["layers"] = tuple(range(first, last + 1))
+        return fields
+
+    def _moved(self) -> dict:
+        """The fields that a person has changed."""
+        fields = self._fields().items()
+        return {name: value for name, value in fields if value != self._initial[name]}
+
+    def _fact_id(self, text: str) -> str:
+        """Of a label, or of words that stand in one label alone; else the text, which may be an
+        id.
+        """
+        if text in self._ids:
+            return self._ids[text]
+        matches = self._matches(text)
+        return matches[0] if len(matches) == 1 and text not in self._requests else text
+
+    def _matches(self, text: str) -> list[str]:
+        """Ids of the facts in whose label these words stand."""
+        return [fact for label, fact in self._ids.items() if text.lower() in label.lower()]
 
     def _changed(self, name: str) -> None:
-        """Take the widget's value into the Spec, and move those that hang on it."""
-        if self._quiet:
+        """Move the widgets that hang on this one, and take all into the Spec."""
+        if self._settling:
             return
-        self._quiet = True
-        if name == "fact":
-            self._moved |= dict.fromkeys(OWN, "")  # whichever fact was named last is meant
-        for own in OWN if name == "fact" else ():
-            self.choices[own].value = ""
-        if name in OTHER_END and self.choices[OTHER_END[name]].disabled is False:
-            self._pair(name, OTHER_END[name])
-        field = FIELDS.get(name, name)
-        self._moved[field] = self._value(field)
+        self._settling = True
+        if name == "fact":  # whichever fact was named last is meant
+            for typed in TYPED:
+                self.choices[typed].value = ""
         if name == "model":
-            depth = _depth(self._start.model_copy(update=self._moved))
-            for each in BLOCKS:
-                _offer(self.choices[each], self.choices[each].value, _blocks(each, depth))
-        self._quiet = False
+            depth = _depth(self._start.model_copy(update=self._moved()))
+            for end in ENDS:
+                _offer(self.choices[end], self.choices[end].value, _blocks(end, depth))
+        for window in WINDOWS:
+            if name in window:
+                self._pair(name, *window)
+        self._settling = False
         self._refresh()
 
-    def _pair(self, moved: str, other: str) -> None:
+    def _pair(self, moved: str, lower: str, upper: str) -> None:
         """A window has two ends or none, and the one that was moved takes the other along before
         they cross.
         """
-        end, there = self.choices[moved].value, self.choices[other].value
-        both = isinstance(end, int) and isinstance(there, int)
-        if not both or (end > there) == (moved in ("first", "from")):
-            _offer(
-                self.choices[other],
-                "" if isinstance(end, tuple) else end,
-                self.choices[other].options,
-            )
-
-    def _value(self, field: str):
-        value = {name: self.choices[name].value for name in self.choices}
-        if field == "layers":
-            first, last = value["first"], value["last"]
-            return tuple(range(first, last + 1)) if isinstance(first, int) else first or ()
-        if field == "plan":
-            ends = {
-                "after": f":{value['from']}",
-                "window": f":{value['from']}-{value['to']}",
-                "outside": f":{value['from']}-{value['to']}",
-            }
-            return value["plan"] + ends.get(value["plan"], "")
-        return self._fact_id(value["fact"].strip()) if field == "fact" else value[field]
-
-    def _fact_id(self, text: str) -> str:
-        """Of a label, or of words that stand in one label alone; else the text, which may be an id."""
-        found = (
-            [text]
-            if text in self._ids
-            else [label for label in self._ids if text.lower() in label.lower()]
-        )
-        return self._ids[found[0]] if len(found) == 1 and text not in self._requests else text
+        ends = [self.choices[lower].value, self.choices[upper].value]
+        apart = all(isinstance(end, int) for end in ends) and ends[0] <= ends[1]
+        other = self.choices[upper if moved == lower else lower]
+        if not apart and not other.disabled:
+            value = self.choices[moved].value
+            _offer(other, "" if isinstance(value, tuple) else value, other.options)
 
     def _refresh(self) -> None:
         """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
-        ends = {"from": ("after", "window", "outside"), "to": ("window", "outside")}
+        plan = PLANS.get(self.choices["plan"].value, "")
         for name, widget in self.choices.items():
-            widget.disabled = FIELDS.get(name, name) == self._vary or (
-                name in ends and self.choices["plan"].value not in ends[name]
-            )
+            field = ENDS[name][1] if name in ENDS else name
+            unused = field == "plan" != name and f"{{{name}}}" not in plan
+            widget.disabled = unused or field == self._vary
         try:
-            spec = (
-                Spec(**(self._start.model_dump(exclude_unset=True) | self._moved))
-                if self._moved
-                else self._start
-            )
-            self.headline.value, self.strip.value = self._check(spec)
-            self.spec, self._problem = spec, ""
-        except BadInput as error:
-            self._problem = str(error)
+            moved = self._moved()
+            given = self._start.model_dump(exclude_unset=True)
+            spec = Spec(**given | moved) if moved else self._start
+            _check_length(spec)
+            self.headline.value = self._headline(spec)
+            self.strip.value = _strip(spec)
+            self.spec = spec
+            self._problem = ""
+        except Exception as error:  # nobody hears of an exception in a callback
+            self._problem = _words(error)
         self._say(self._problem)
         self._enable()
 
-    def _check(self, spec: Spec) -> tuple[str, str]:
-        """The headline and the strip of a Spec that the model, editor, plan and fact agree with;
-        BadInput if they do not.
-        """
-        editor = editing.editor_named(spec.editor)
-        most = next(
-            (
-                rule.max_length
-                for rule in editor.HParams.model_fields["layers"].metadata
-                if hasattr(rule, "max_length")
-            ),
-            None,
-        )
-        if most and len(spec.layers) > most:
-            raise BadInput(
-                f"{spec.editor} edits {most} block, not {len(spec.layers)}; let the window end where it begins, or choose memit"
-            )
-        usual, request = spec.resolved(), self._request(spec)
-        text = f"a sample of {spec.n_edited} facts"
+    def _headline(self, spec: Spec) -> str:
+        """What will be done, in words; BadInput if the fact is none."""
+        request = self._request(spec)
+        text = f"fact {spec.fact}" if spec.fact else f"a sample of {spec.n_edited} facts"
         if request:
             request = facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
             true = request.fact.object or "(what the model says)"
             text = f"{request.fact.question} ... {true} \N{RIGHTWARDS ARROW} {request.target}"
-        elif spec.fact:
-            text = f"fact {spec.fact}"
-        tuned = f"{spec.model}, then tuned on {spec.task} for at most {usual.max_steps} steps"
-        tuned += f"; {spec.editor} {editor.LEARNS}" if hasattr(editor, "LEARNS") else ""
+        steps = spec.resolved().max_steps
+        tuned = f"{spec.model}, then tuned on {spec.task} for at most {steps} steps"
+        learns = getattr(editing.editor_named(spec.editor), "LEARNS", "")
+        if learns:
+            tuned += f"; {spec.editor} {learns}"
         if self._vary in spec.model_fields_set:
             tuned += f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
         elif self._vary:
             tuned += f"; {self._vary} takes each of the notebook's `values` in turn"
-        return f"<p><b>{html.escape(text)}</b><br>in {html.escape(tuned)}</p>", _strip(spec)
+        return f"<p><b>{escape(text)}</b><br>in {escape(tuned)}</p>"
 
     def _request(self, spec: Spec) -> EditRequest | None:
         """The one fact that is named, as far as it can be known here."""
-        if any(getattr(spec, name) for name in OWN):
-            for name in OWN:
-                if not getattr(spec, name).strip():
+        typed = spec.model_dump(include=set(TYPED))
+        if any(typed.values()):
+            for name, label in TYPED.items():
+                if not typed[name].strip():
                     raise BadInput(
-                        f"{OWN[name].lower()} is empty; a fact of your own needs subject, prompt (with one {{}}), true and new object"
+                        f"{label.lower()} is empty; a fact of your own needs subject, prompt "
+                        "(with one {}), true and new object"
                     )
-            return EditRequest(
-                fact=Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object),
-                target=spec.target,
-            )
+            target = typed.pop("target")
+            return EditRequest(fact=Fact(id="typed", **typed), target=target)
         if spec.fact and self._requests and spec.fact not in self._requests:
-            words = spec.fact.lower()
-            matches = [self._ids[label] for label in self._ids if words in label.lower()]
+            matches = self._matches(spec.fact)
             raise facts.no_such_fact(spec.fact, [*self._requests], matches, spec.facts)
         return self._requests.get(spec.fact)
 
-    def _say(self, problem: str) -> None:
-        self.message.value = f'<b role="alert">{html.escape(problem)}</b>' if problem else ""
+    # --- Run and Stop
 
-    def _why_not(self) -> str:
-        if self._batch:
-            return "in batch the cells below do the work"
-        return (
-            ""
-            if self.notebook.is_file()
-            else "Run is off: this notebook's path is not known; write Panel(spec, notebook=...)"
-        )
+    def _say(self, problem: str) -> None:
+        self.message.value = f'<b role="alert">{escape(problem)}</b>' if problem else ""
 
     def _enable(self) -> None:
+        off = ""
+        if self._batch:
+            off = "in batch the cells below do the work"
+        elif not self.notebook.is_file():
+            off = "Run is off: this notebook's path is not known; write Panel(spec, notebook=...)"
         running = self.job is not None
-        self.run_button.disabled = bool(running or self._problem or self._why_not())
+        self.run_button.disabled = bool(running or self._problem or off)
         self.stop_button.disabled = not running
-        if not running and self._why_not():
-            self.phase.value = self._why_not()
+        if off and not running:
+            self.phase.value = off
 
     def _run(self) -> None:
-        # papermill takes a second to import, and a notebook in batch needs none
-        from workbench import batch
-        from workbench.job import Job, parameters
-
         try:
-            given = parameters(
-                self.notebook,
-                self.spec,
-                [name for name in self._moved if self._moved[name] != getattr(self._start, name)],
-            )
+            # papermill takes a second to import, and a notebook in batch needs none
+            from workbench import batch
+            from workbench.job import Job, parameters
+
+            given = parameters(self.notebook, self.spec, self._moved())
             self.job = Job(self.notebook, given, batch.place(self.notebook, self.out))
-        except (BadInput, OSError) as error:
-            self._say(str(error))
+        except Exception as error:
+            self._say(_words(error))
             return
         self._say("")
-        self.bar.bar_style, self.bar.value, self.phase.value = "", 0, "starting"
+        self.bar.value = 0
+        self.bar.bar_style = ""
+        self.phase.value = "starting"
         self._enable()
         threading.Thread(target=self._follow, args=(self.job,), daemon=True).start()
+
+    def _stop(self) -> None:
+        if self.job:
+            threading.Thread(target=self.job.stop).start()
 
     def _follow(self, job: "Job") -> None:
         """In a thread: show how far the job is, then what it made. It sets traits only."""
         try:
             while job.running:
-                at = job.progress()
-                self.bar.max, self.bar.value = max(at["total"], 1), at["done"]
-                step = f", step {at['done']} of {at['total']}" if at["total"] else ""
-                self.phase.value = f"{at['phase']}{step}, {job.seconds:.0f} s"
-                self.tail.value = f"<code>{html.escape(job.last('stderr'))}</code>"
-                time.sleep(EVERY)
-            status = job.status()
-            self.phase.value, self.bar.bar_style = (
-                self._ended(job, status),
-                "warning" if status else "success",
-            )
+                self._show_progress(job)
+                time.sleep(INTERVAL)
+            self._show_end(job, job.status())
         except Exception as error:  # nobody hears of an exception in a thread
-            self.phase.value, self.bar.bar_style = "failed", "danger"
-            self._say(
-                str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-            )
+            self.phase.value = "failed"
+            self.bar.bar_style = "danger"
+            self._say(_words(error))
         finally:
             job.close()
-            self.job, self.tail.value = None, ""
+            self.job = None
+            self.tail.value = ""
             self._enable()
 
-    def _ended(self, job: "Job", status: int) -> str:
+    def _show_progress(self, job: "Job") -> None:
+        progress = job.progress()
+        done, total = progress["done"], progress["total"]
+        self.bar.max = max(total, 1)
+        self.bar.value = done
+        step = f", step {done} of {total}" if total else ""
+        self.phase.value = f"{progress['phase']}{step}, {job.seconds:.0f} s"
+        self.tail.value = f"<code>{escape(job.last('stderr'))}</code>"
+
+    def _show_end(self, job: "Job", status: int) -> None:
         """What became of the job, in words; its run and the explorer are shown if it ended well."""
         if status and job.stopped:
-            return f"stopped after {job.seconds:.0f} s; nothing half-written was kept"
+            self.phase.value = f"stopped after {job.seconds:.0f} s; nothing half-written was kept"
+            self.bar.bar_style = "warning"
+            return
         if status:
-            said = job.last("stderr")
-            raise BadInput(
-                said.removeprefix("workbench: ")
-                if said.startswith("workbench: ")
-                else f"the run ended with status {status}: {said}"
-            )
+            last = job.last("stderr")
+            refusal = last.removeprefix("workbench: ")
+            raise BadInput(refusal if refusal != last else f"run: status {status}: {last}")
         run = runs.read(job.last("stdout"))
-        shown = run.members or [run]
-        self.run, self.result.children = (
-            run,
-            (ipywidgets.HTML(_summary(run, shown)), Explorer(*shown[:2])),
-        )
+        members = run.members or [run]
+        self.result.children = (HTML(_summary(run, members)), Explorer(*members[:2]))
+        self.run = run
         self.bar.value = self.bar.max
-        return f"finished in {job.seconds:.0f} s"
+        self.bar.bar_style = "success"
+        self.phase.value = f"finished in {job.seconds:.0f} s"
 
 
-def _depth(spec: Spec) -> int:
-    outline = spec.outline()
-    return outline.n_blocks if outline else DEEPEST
+# --- Words
+
+
+def _words(error: Exception) -> str:
+    known = isinstance(error, BadInput | OSError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _strip(spec: Spec) -> str:
     """The model's blocks as boxes, E for edited, M for one that may move in tuning, and the same in
     words.
     """
-    found = spec.blocks()
-    if found is None:
-        try:
-            edited = list(
-                spec.layers or editing.preset(spec.editor, spec.model, variant=spec.variant).layers
-            )
-        except BadInput:
-            edited = "proposed from the depth when the model is loaded"
-        return f"<p>Edited blocks: {html.escape(str(edited))}; plan {html.escape(spec.plan)}; {html.escape(spec.model)} is read when it is loaded.</p>"
-    edited, moving, n_blocks = found
-    marks = [
-        ("E" if block in edited else "") + ("M" if block in moving else "")
-        for block in range(n_blocks)
-    ]
-    boxes = "".join(
-        f'<span style="{BOX};background:{COLOURS[mark]}">{block}<br><b>{mark or "-"}</b></span>'
-        for block, mark in enumerate(marks)
-    )
+    known = spec.blocks()
+    if known is None:
+        return f"<p>{escape(_unread_blocks(spec))}</p>"
+    edited, moving, n_blocks = known
+    boxes = ""
+    for block in range(n_blocks):
+        mark = "E" * (block in edited) + "M" * (block in moving) or "-"
+        style = f"{BOX};background:{COLOURS[mark]}"
+        boxes += f'<span style="{style}">{block}<br><b>{mark}</b></span>'
     rest = " and embeddings, final norm and head" if "embeddings" in moving else ""
-    rest = ", the edited matrices alone" if spec.plan == "edited-matrices" else rest
-    moves, still = (
-        [block for block, mark in enumerate(marks) if ("M" in mark) == which]
-        for which in (True, False)
-    )
-    words = f"E edited: {spans(edited)}. M may move in tuning: {spans(moves)}{rest}. Still: {spans(still)}."
-    return f'<div role="img" aria-label="{words}" style="line-height:1.2">{boxes}</div><p>Blocks: {words}</p>'
+    if spec.plan == "edited-matrices":
+        rest = ", the edited matrices alone"
+    moves = [block for block in range(n_blocks) if block in moving]
+    still = [block for block in range(n_blocks) if block not in moving]
+    words = f"E edited: {spans(edited)}. M may move in tuning: {spans(moves)}{rest}. "
+    words += f"Still: {spans(still)}."
+    boxes = f'<div role="img" aria-label="{words}" style="line-height:1.2">{boxes}</div>'
+    return f"{boxes}<p>Blocks: {words}</p>"
+
+
+def _unread_blocks(spec: Spec) -> str:
+    """Of a model whose depth is not known before it is loaded."""
+    layers = spec.layers
+    with suppress(BadInput):
+        layers = layers or editing.preset(spec.editor, spec.model, variant=spec.variant).layers
+    edited = str(list(layers)) if layers else "proposed from the depth when the model is loaded"
+    return f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is read when it is loaded."
 
 
 def spans(blocks: Sequence[int]) -> str:
     """0, 1, 2, 5 as "0-2, 5"."""
     starts = [block for block in blocks if block - 1 not in blocks]
     ends = [block for block in blocks if block + 1 not in blocks]
-    return (
-        ", ".join(
-            str(start) if start == end else f"{start}-{end}"
-            for start, end in zip(starts, ends, strict=True)
-        )
-        or "none"
-    )
+    pairs = zip(starts, ends, strict=True)
+    words = [str(start) if start == end else f"{start}-{end}" for start, end in pairs]
+    return ", ".join(words) or "none"
 
 
-def _summary(run: runs.Run, shown: Sequence[runs.Run]) -> str:
+def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
+    """How many facts of each run ended how."""
     lines = []
-    for one in shown:
-        count = outcomes(one).groupby(["group", "outcome"], observed=True).size()
-        what = "; ".join(
-            f"{group}: {', '.join(f'{n} {outcome}' for outcome, n in count[group].items())}"
-            for group in count.index.levels[0]
-        )
-        ended = ", ".join(sorted(set(map(str, one.about["ended"]))))
-        words = html.escape(f"{what}; the tuning ended by {ended}")
-        lines.append(f"<b>{html.escape(one.folder.name)}</b>: {words}")
-    return f"<p>{'<br>'.join(lines)}<br>All figures: {html.escape(str(run.folder / 'notebook.html'))}</p>"
+    for member in members:
+        groups = []
+        for group, rows in outcomes(member).groupby("group"):
+            counts = rows.outcome.value_counts(sort=False)
+            parts = [f"{n} {outcome}" for outcome, n in counts.items() if n]
+            groups.append(f"{group}: {', '.join(parts)}")
+        ended = ", ".join(sorted(set(map(str, member.about["ended"]))))
+        words = escape(f"{'; '.join(groups)}; the tuning ended by {ended}")
+        lines.append(f"<b>{escape(member.folder.name)}</b>: {words}")
+    page = escape(str(run.folder / "notebook.html"))
+    return f"<p>{'<br>'.join(lines)}<br>All figures: {page}</p>"
+
+
+# --- What a Spec's values are as widgets
+
+
+def _check_length(spec: Spec) -> None:
+    """BadInput if the editor edits fewer blocks than are chosen."""
+    rules = editing.editor_named(spec.editor).HParams.model_fields["layers"].metadata
+    for rule in rules:
+        most = getattr(rule, "max_length", None) or len(spec.layers)
+        if len(spec.layers) > most:
+            raise BadInput(
+                f"{spec.editor} edits {most} block, not {len(spec.layers)}; "
+                "let the window end where it begins, or choose memit"
+            )
 
 
 def _facts_of(spec: Spec) -> dict[str, EditRequest]:
@@ -481,37 +462,64 @@ def _facts_of(spec: Spec) -> dict[str, EditRequest]:
     return {}
 
 
+def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
+    """What the list of facts shows -> id; the world's for reports alone."""
+    labels = {}
+    for request in requests:
+        fact = request.fact
+        if fact.split in ("", "study"):
+            labels[f"{fact.id}: {fact.question} -> {request.target}"] = fact.id
+    return labels
+
+
+def _depth(spec: Spec) -> int:
+    outline = spec.outline()
+    return outline.n_blocks if outline else UNKNOWN_DEPTH
+
+
 def _plan_parts(plan: str) -> tuple[str, int, int | None]:
-    found = re.fullmatch(r"(after|window|outside):(\d+)(?:-(\d+))?", plan)
-    return (
-        (found[1], int(found[2]), int(found[3]) if found[3] else None) if found else (plan, 0, None)
-    )
+    match = re.fullmatch(r"(after|window|outside):(\d+)(?:-(\d+))?", plan)
+    if match is None:
+        return plan, 0, None
+    kind, start, end = match.groups()
+    return kind, int(start), int(end) if end else None
 
 
-def _named(name: str, values: Iterable) -> list[tuple[str, object]]:
-    empty = {"max_steps": "the task's", "adapter": "none"}
-    return [(str(value) if value else empty[name], value) for value in values]
+def _window(layers: Sequence[int]) -> dict:
+    """The two ends; a list that is no window is kept as one value of the first."""
+    if not layers:
+        return {"first": "", "last": ""}
+    first, last = layers[0], layers[-1]
+    if layers != tuple(range(first, last + 1)):
+        return {"first": layers, "last": ""}
+    return {"first": first, "last": last}
 
 
 def _blocks(name: str, n_blocks: int) -> list[tuple[str, int | str]]:
-    return ([("the preset's", "")] if FIELDS[name] == "layers" else []) + [
-        (str(block), block) for block in range(n_blocks)
-    ]
+    preset = [("the preset's", "")] if name in ("first", "last") else []
+    return preset + [(str(block), block) for block in range(n_blocks)]
 
 
-def _dropdown(label: str, value, options: Sequence[tuple[str, object]]) -> ipywidgets.Dropdown:
-    dropdown = ipywidgets.Dropdown(description=label, style=STYLE, layout={"width": "20em"})
+def _dropdown(label: str, value, options: Sequence[tuple[str, object]]) -> Dropdown:
+    dropdown = Dropdown(description=label, style=STYLE, layout={"width": "20em"})
     _offer(dropdown, value, options)
     return dropdown
 
 
-def _offer(dropdown: ipywidgets.Dropdown, value, options: Sequence[tuple[str, object]]) -> None:
+def _offer(dropdown: Dropdown, value, options: Sequence[tuple[str, object]]) -> None:
     """Offer the options, and the value even if it is none of them."""
-    known = any(offered == value for _, offered in options)
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    dropdown.options = [*options] if known else [(text, value), *options]
+    values = [offered for _, offered in options]
+    if value not in values:
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        options = [(text, value), *options]
+    dropdown.options = options
     dropdown.value = value
 
 
-def _row(widgets: Sequence[ipywidgets.Widget]) -> ipywidgets.HBox:
-    return ipywidgets.HBox(widgets, layout={"flex_flow": "row wrap"})
+def _text(kind: type, label: str, value: str, width: str, **options):
+    looks = {"style": STYLE, "layout": {"width": width}}
+    return kind(value=value, description=label, continuous_update=False, **looks, **options)
+
+
+def _row(widgets: Sequence) -> HBox:
+    return HBox(widgets, layout={"flex_flow": "row wrap"})

@@ -1,11 +1,11 @@
 """Figures and tables of a run.
 
-Each returns a Drawing: the figure, the tidy data it drew, and a sentence that says what is seen.
+Each figure is a Drawing: the figure, the tidy data it shows, and a sentence that says what is seen.
 """
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import matplotlib
 import numpy
 import pandas as pd
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -24,10 +25,25 @@ from workbench.runs import SERIES, Run
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
-_COLOURS = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
-_MARKERS = dict(zip(CATEGORIES, "osD^v", strict=True))
-BEFORE, AFTER = "before", "edited"
+KEPT_GROUPS = ("edited", "intrinsic")
+STEP_NAMES = {-1: "before", 0: "edited"}
+METRICS = {"loss": "validation loss (nats a token)", "accuracy": "validation accuracy"}
 UNCLEAR = "the first tokens of their answers do not tell these apart"
+
+# Fields of a Spec that do not make runs unlike
+ASIDE = ("seed", "device", "device_map", "fact", "subject", "prompt", "object", "target")
+# Fields that bring usual numbers for those in BROUGHT
+BRING = ("model", "task", "task_data", "adapter")
+BROUGHT = (
+    *("learning_rate", "max_steps", "eval_every", "n_train", "n_valid"),
+    *("batch_size", "threshold"),
+)
+
+MARKERS = "osD^v"
+DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
+SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
+PLAN = re.compile(r"(after|window|outside):(\d+)(?:-(\d+))?")
+RESAMPLED = 2_000_000  # values held at once by the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,53 +78,11 @@ class Drawing:
 
     def _write(self, to: str | Path | io.BytesIO, **options) -> None:
         for text in self.figure.findobj(Text):
-            text.set_parse_math(False)  # a dollar sign in a name is one, and begins no formula
+            text.set_parse_math(False)  # a dollar sign in a name begins no formula
         self.figure.savefig(to, bbox_inches="tight", **options)
 
 
-def _axes(width: float, height: float, columns: int = 1):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
-
-
-def _nothing(group: str, why: str = "") -> Drawing:
-    figure, (axes,) = _axes(4, 0.6)
-    axes.set_axis_off()
-    axes.text(
-        0.5,
-        0.5,
-        f"{group} facts: {why}" if why else f"this run has no {group} facts",
-        ha="center",
-        va="center",
-    )
-    return Drawing(
-        figure=figure,
-        data=pd.DataFrame(),
-        summary=f"{group} facts: {why}" if why else f"no {group} facts",
-    )
-
-
-def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """BadInput if one is not known; one name alone may not stand for several."""
-    if isinstance(names, str) or not names:
-        raise BadInput(f"{what} {names!r}: give a tuple of some of {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, known) or ":"
-            raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
-
-
-def step_names(steps) -> list[str]:
-    """-1 and 0 in words, the others as they are."""
-    return [{-1: BEFORE, 0: AFTER}.get(step, str(step)) for step in steps]
-
-
-def _one(run: Run, table: pd.DataFrame, fact_id: str) -> pd.DataFrame:
-    found = table[table.fact_id == fact_id]
-    if found.empty:
-        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
-    return found
+# --- Tables
 
 
 def edited_fact(run: Run) -> str:
@@ -120,202 +94,135 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
     """The k likeliest next tokens of a fact's prompt at every checkpoint, with their probabilities:
     Table 2 of arXiv 2507.14198.
     """
-    found = _one(run, run.tokens, fact_id or edited_fact(run))
-    found = found[(found.layer == found.layer.max()) & (found["rank"] <= k)]
-    cells = found.token.str.strip() + " " + found.probability.map("{:.3f}".format)
-    table = found.assign(cell=cells, checkpoint=found.step).pivot_table(
-        index="checkpoint", columns="rank", values="cell", aggfunc="first"
-    )
+    tokens = _of_fact(run, run.tokens, fact_id or edited_fact(run))
+    tokens = tokens[tokens.layer == tokens.layer.max()]
+    tokens = tokens[tokens["rank"] <= k]
+    cells = tokens.token.str.strip() + " " + tokens.probability.map("{:.3f}".format)
+    table = cells.groupby([tokens.step, tokens["rank"]]).first().unstack()
     table.columns = [f"top {rank}" for rank in table.columns]
-    return table.set_axis(step_names(table.index), axis=0).rename_axis("step")
+    return table.set_axis(step_names(table.index)).rename_axis("step")
+
+
+def retention_table(run: Run) -> pd.DataFrame:
+    """Share retained by group and step, over all facts and over those whose edit took, with n."""
+    by = ["group", "step"]
+    probes = _to_the_end(run.probes[run.probes.step >= 0], ["edited_model"])
+    every = probes.groupby(by).retained.agg(n="size", retained="mean")
+    took = probes[_took(probes)].groupby(by).retained
+    return every.join(took.agg(n_took="size", retained_of_took="mean")).reset_index()
+
+
+# --- One run
 
 
 def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing:
-    """Where the next-token probability goes over fine-tuning, on the facts' own prompts: Figure 4
-    of arXiv 2507.14198.
+    """Where the next-token probability goes over fine-tuning, on the facts' prompts: Figure 4 of
+    arXiv 2507.14198.
     """
     _check_named("group", [group], GROUPS)
-    found = run.probes[run.probes.group == group]
-    if found.empty:
-        return _nothing(group)
-    found = _one(run, found, fact_id) if fact_id else found
-    names = [f"p_{name}" for name in CATEGORIES if found[f"p_{name}"].notna().any()]
-    if not names:
-        return _nothing(group, UNCLEAR)
-    data = (
-        _to_the_end(found, ["edited_model"])
-        .melt(["step", "fact_id"], names, "category", "probability")
-        .dropna()
-    )
-    data = data.groupby(
-        ["category", "step", "fact_id"], as_index=False, sort=False
-    ).probability.mean()  # a fact counts once
-    data["category"] = data.category.str.removeprefix("p_")
+    probes = run.probes[run.probes.group == group]
+    if probes.empty:
+        return _nothing(f"this run has no {group} facts")
+    if fact_id:
+        probes = _of_fact(run, probes, fact_id)
+    data = _category_mass(probes)
+    if data.empty:
+        return _nothing(f"{group} facts: {UNCLEAR}")
+    figure, axes = _draw_category_mass(data)
     n = data.fact_id.nunique()
-    steps = sorted(data.step.unique())
-    data["place"] = data.step.map({step: place for place, step in enumerate(steps)})
-    figure, (axes,) = _axes(6.4, 3.6)
-    order = [name for name in CATEGORIES if f"p_{name}" in names]
-    seaborn.lineplot(
-        data, x="place", y="probability", hue="category", hue_order=order, style="category", style_order=order, palette=_COLOURS,
-        markers=_MARKERS, dashes=False, errorbar=("ci", 95) if n > 1 else None, seed=0, ax=axes,
-    )  # fmt: skip
-    axes.set(
-        ylim=(-0.02, 1.02),
-        xlabel="fine-tuning step",
-        ylabel="probability of the next token",
-        title=f"{group} facts (n = {n}; bands: 95 % interval over facts)"
-        if n > 1
-        else f"{group} fact (n = 1)",
-    )
-    axes.set_xticks(range(len(steps)), step_names(steps))
-    axes.legend(title="first token of", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    mean = data.groupby(["step", "category"]).probability.mean().unstack()
+    bands = "; bands: 95 % interval over facts" if n > 1 else ""
+    axes.set_title(f"{group} facts (n = {n}{bands})")
+    end = data.step.max()
     name = "edited" if group == "edited" else "true"
-    summary = f"{group}, n = {n}: mean p({name}) is {mean.loc[0, name]:.2f} after the edit and {mean[name].iloc[-1]:.2f} after {steps[-1]} steps"
-    return Drawing(
-        figure=figure,
-        data=data.drop(columns="place"),
-        summary=summary + (", bands are 95 % intervals over facts" if n > 1 else ""),
-    )
+    mean = data[data.category == name].groupby("step").probability.mean()
+    summary = f"{group}, n = {n}: mean p({name}) is {mean[0]:.2f} after the edit"
+    summary += f" and {mean[end]:.2f} after {end} steps{bands}"
+    return Drawing(figure=figure, data=data, summary=summary)
 
 
-def _to_the_end(table: pd.DataFrame, of: list[str]) -> pd.DataFrame:
-    """Each edited model at every step that any has: where it has none, because it ended before the
-    others, it stays as it was.
+def _category_mass(probes: pd.DataFrame) -> pd.DataFrame:
+    """A row a category, step and fact, its mean probability over models and prompts."""
+    masses = {f"p_{name}": name for name in CATEGORIES}
+    table = _to_the_end(probes, ["edited_model"]).rename(columns=masses)
+    long = table.melt(["step", "fact_id"], list(CATEGORIES), "category", "probability").dropna()
+    by_fact = long.groupby(["category", "step", "fact_id"], as_index=False, sort=False)
+    return by_fact.probability.mean()
 
-    Without it a mean late in the tuning would be of the models alone that were slow to learn.
+
+def _draw_category_mass(data: pd.DataFrame) -> tuple[Figure, Axes]:
+    steps = sorted(data.step.unique())
+    place = data.step.map(steps.index)  # checkpoints stand at equal distances
+    palette = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
+    markers = dict(zip(CATEGORIES, MARKERS, strict=True))
+    figure, (axes,) = _axes(6.4, 3.6)
+    looks = {"palette": palette, "markers": markers, "dashes": False}
+    names = list(data.category.unique())
+    _lines(axes, data.assign(place=place), "category", names, x="place", y="probability", **looks)
+    axes.set(xlabel="fine-tuning step", ylabel="probability of the next token", ylim=SHARE)
+    axes.set_xticks(range(len(steps)), step_names(steps))
+    _legend_beside(axes, "first token of")
+    return figure, axes
+
+
+def lens_heatmap(
+    run: Run,
+    group: str = "edited",
+    fact_id: str = "",
+    categories: tuple[str, ...] = ("edited", "true"),
+) -> Drawing:
+    """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
+    block; edited blocks stand between orange lines.
+
+    For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
+    is 100 or better.
     """
-    steps = sorted(table.step.unique())
-    own = table.groupby(of, sort=False).step.unique()
-    places = [
-        (*(key if isinstance(key, tuple) else (key,)), at, have[have <= at].max())
-        for key, have in own.items()
-        for at in steps
-        if at >= have.min()
-    ]
-    places = pd.DataFrame(places, columns=[*of, "at", "step"])
-    return table.merge(places, on=[*of, "step"]).assign(step=lambda each: each["at"])[table.columns]
+    _check_named("group", [group], GROUPS)
+    _check_named("category", categories, CATEGORIES)
+    members = run.probes[run.probes.group == group].fact_id.unique()
+    lens = run.lens[run.lens.category.isin(categories)]
+    if fact_id:
+        lens = _of_fact(run, lens, fact_id)
+    elif len(members):
+        lens = lens[lens.fact_id.isin(members)]
+    else:
+        return _nothing(f"this run has no {group} facts")
+    clear = lens[lens.probability.notna()]
+    if clear.empty:
+        return _nothing(f"{group} facts: {UNCLEAR}")
+    n = clear.fact_id.nunique()
+    cells = _to_the_end(lens, ["edited_model"]).groupby(["category", "layer", "step"])
+    data = cells.agg(probability=("probability", "mean"), rank=("rank", "median")).reset_index()
+    figure = _draw_lens(data, categories, run.about.get("layers", ()))
+    several = f"{group} facts, mean (n = {n}); edited block between orange lines"
+    figure.suptitle(f"{group}: {fact_id}" if fact_id else several, fontsize=10)
+    last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
+    p, end = last[categories[0]], data.step.max()
+    summary = f"p({categories[0]} token) after the last block: {p[0]:.2f} after the edit, "
+    summary += f"{p[end]:.2f} after {end} steps (n = {n})"
+    return Drawing(figure=figure, data=data, summary=summary)
 
 
-def _facts(found: Sequence[Run], by: str) -> pd.DataFrame:
-    """Every probed fact of every run at every step from 0 on: value of `by`, group, step, metric,
-    took, retained.
-
-    The models of one value go on together, see `_to_the_end`.
-    """
-    if not found:
-        raise BadInput("no runs to draw; give at least one")
-    parts = []
-    for run in found:
-        probes = run.probes[run.probes.step >= 0]
-        metric = run.training[["edited_model", "step", "metric"]]
-        table = probes[
-            ["edited_model", "step", "group", "fact_id", "prompt", "took", "retained"]
-        ].merge(metric, on=["edited_model", "step"])
-        parts.append(table.assign(value=value_name(run.spec[by]), run=run.folder.name))
-    table = pd.concat(parts, ignore_index=True)
-    table = pd.concat(
-        [
-            _to_the_end(part, ["run", "edited_model"])
-            for _, part in table.groupby("value", sort=False)
-        ],
-        ignore_index=True,
-    )
-    return table.assign(
-        took=table.took.fillna(False).astype(bool), retained=table.retained.astype(float)
-    )
+def _draw_lens(data: pd.DataFrame, categories: Sequence[str], edited: Sequence[int]) -> Figure:
+    """A heatmap a category, block 0 at the bottom."""
+    steps, n_layers = sorted(data.step.unique()), data.layer.max() + 1
+    width = 1.6 + 0.62 * len(steps) * len(categories)
+    figure, all_axes = _axes(width, 0.8 + 0.27 * n_layers, len(categories))
+    for axes, category in zip(all_axes, categories, strict=True):
+        part = data[data.category == category].set_index(["layer", "step"])
+        ranks = part["rank"].unstack().map(lambda rank: f"{rank:g}" if rank <= 100 else "")
+        _heatmap(axes, part.probability.unstack(), ranks, fontsize=7)
+        for layer in edited:
+            axes.hlines([layer, layer + 1], 0, len(steps), color="tab:orange", lw=1.2)
+        axes.set(xlabel="fine-tuning step", ylabel="", title=f"{category} token")
+        axes.set_xticklabels(step_names(steps), rotation=45, ha="right")
+    all_axes[0].invert_yaxis()
+    all_axes[0].set_ylabel("block (lens after it)")
+    label = "probability (cell text: median rank)"
+    figure.colorbar(axes.collections[0], ax=list(all_axes), label=label, fraction=0.05)
+    return figure
 
 
-def _order(values: pd.Series) -> list[str]:
-    """Numbers by size, plans of one kind by their blocks (thresholds, then windows from below),
-    anything else as the runs come.
-    """
-    order = list(dict.fromkeys(values))
-    if all(re.fullmatch(r"[\d.]+", value) for value in order):
-        return sorted(order, key=float)
-    blocks = {
-        value: re.fullmatch(r"(after|window|outside):(\d+)(?:-(\d+))?", value) for value in order
-    }
-    if not any(blocks.values()):
-        return order
-    return sorted(
-        order,
-        key=lambda value: (
-            (blocks[value][1], int(blocks[value][2]), int(blocks[value][3] or 0))
-            if blocks[value]
-            else ("", 0, 0)
-        ),
-    )
-
-
-def value_name(value) -> str:
-    """A field's value as it stands on an axis; an empty one is the preset's, or none."""
-    if isinstance(value, list | tuple):
-        return f"{value[0]}-{value[-1]}" if len(value) > 1 else str(*value) or "preset"
-    return str(value) or "none"
-
-
-ASIDE = (
-    "seed",
-    "device",
-    "device_map",
-    "fact",
-    "subject",
-    "prompt",
-    "object",
-    "target",
-)  # fields of a Spec that do not make runs unlike
-BRING = (
-    "model",
-    "task",
-    "task_data",
-    "adapter",
-)  # fields that bring usual numbers for these others
-BROUGHT = (
-    "learning_rate",
-    "max_steps",
-    "eval_every",
-    "n_train",
-    "n_valid",
-    "batch_size",
-    "threshold",
-)
-
-
-def _series(found: Sequence[Run], names: Sequence[str], **by: str) -> pd.DataFrame:
-    """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what
-    else the runs differ in it counts once.
-    """
-    if not found:
-        return pd.DataFrame()
-    fields = pd.DataFrame(
-        {column: [value_name(run.spec[field]) for run in found] for column, field in by.items()}
-    )
-    fields = fields.assign(
-        model=[value_name(run.spec.get("model")) for run in found],
-        seed=[run.spec.get("seed", 0) for run in found],
-    )
-    data = runs.series(found, names).join(fields, on="number")
-    return data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False).retained.mean()
-
-
-def _pooled(found: Sequence[Run], *by: str) -> str:
-    """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none
-    does.
-    """
-    cells: dict[tuple, list[dict]] = {}
-    for run in found:
-        cells.setdefault(tuple(value_name(run.spec[name]) for name in by), []).append(run.spec)
-    names = dict.fromkeys(name for run in found for name in run.spec if name not in (*by, *ASIDE))
-    mixed = [
-        name
-        for name in names
-        if any(len({str(spec.get(name)) for spec in specs}) > 1 for specs in cells.values())
-    ]
-    if set(mixed) & set(BRING):
-        mixed = [name for name in mixed if name not in BROUGHT]
-    return f"; pooled over {', '.join(mixed)}" if mixed else ""
+# --- Several runs
 
 
 def retention_by(
@@ -330,38 +237,30 @@ def retention_by(
     "kept" of edits is among those that took. Figures 2, 5, 6 and 7 and Table 1 of arXiv 2507.14198
     are of this kind.
     """
-    if not found:
-        raise BadInput("no runs to draw; give at least one")
     data = _series(found, series, value=by)
-    order = _order(pd.Series([value_name(run.spec[by]) for run in found]))
+    order = _order(value_name(run.spec[by]) for run in found)
     figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
-    colours = seaborn.color_palette("colorblind", len(SERIES))
-    own = [
-        list(SERIES if name in SERIES else series).index(name) for name in series
-    ]  # a series has one colour in every figure
-    seaborn.pointplot(
-        data, x="value", y="retained", hue="series", order=order, hue_order=list(series), markers=list("osD^v"[: len(series)]),
-        linestyles=["-", "--", ":", "-.", (0, (1, 3))][: len(series)], palette=[colours[number] for number in own],
-        dodge=0.25, errorbar=("ci", 95), seed=0, capsize=0.08, markersize=7, linewidth=1.4, ax=axes,
-    )  # fmt: skip
-    counts = data.groupby(["series", "value"]).size()
-    means = data.groupby(["series", "value"]).retained.mean()
-    axes.set(
-        ylim=(-0.03, 1.05), xlabel=label or by, ylabel="share of facts (95 % interval over facts)"
-    )
-    span = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else f"{counts.min()}"
-    axes.set_title(f"n = {span} a point{_pooled(found, by)}", fontsize=10)
-    axes.legend(title=None, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    said = [
-        f"{name}: "
-        + ", ".join(f"{value} {means.get((name, value), float('nan')):.2f}" for value in order)
-        for name in series
-    ]
-    return Drawing(figure=figure, data=data, summary="; ".join(said))
+    _points(axes, data, order, list(series))
+    axes.set(ylim=SHARE, xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
+    points = data.groupby(["series", "value"]).retained
+    n = _span(points.size())
+    axes.set_title(f"n = {n} a point{_pooled(found, by)}", fontsize=10)
+    _legend_beside(axes)
+    return Drawing(figure=figure, data=data, summary=_in_words(points.mean(), series, order))
+
+
+def _points(axes: Axes, data: pd.DataFrame, order: list[str], series: list[str]) -> None:
+    """Means by value, a series in one colour in every figure; whiskers: 95 % intervals."""
+    names = SERIES if set(series) <= set(SERIES) else series
+    palette = dict(zip(names, seaborn.color_palette("colorblind"), strict=False))
+    looks = {"palette": palette, "markers": list(MARKERS), "linestyles": list(DASHES)}
+    sizes = {"dodge": 0.25, "capsize": 0.08, "markersize": 7, "linewidth": 1.4}
+    names = {"x": "value", "y": "retained", "hue": "series", "order": order, "hue_order": series}
+    seaborn.pointplot(data, **names, **looks, **sizes, seed=0, ax=axes)
 
 
 def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Drawing:
-    """Edits kept (of those that took) and intrinsic facts kept over fine-tuning, a line a run.
+    """Edits kept (of those that took) and intrinsic facts kept over fine-tuning, a line a value.
 
     Args:
         against: "step", or "metric": the task's validation metric, at which arms that learn at
@@ -369,62 +268,46 @@ def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Dr
     """
     if against not in ("step", "metric"):
         raise BadInput(f"against={against!r}: choose step or metric")
-    table = _facts(found, by)
-    kind = found[0].about["tuning"]["metric"]
-    keep = ((table.group == "edited") & table.took) | (table.group == "intrinsic")
-    data = (
-        table[keep]
-        .groupby(["run", "value", "step", "group", "fact_id"], as_index=False, sort=False)[
-            ["metric", "retained"]
-        ]
-        .mean()
-    )
-    data["metric"] = data.groupby(["value", "step"]).metric.transform("mean")
-    order = _order(table.value)
-    figure, all_axes = _axes(8.2, 3.5, 2)
-    for axes, group in zip(all_axes, ("edited", "intrinsic"), strict=True):
-        part = data[data.group == group]
-        seaborn.lineplot(
-            part, x=against, y="retained", hue="value", hue_order=order, style="value", style_order=order, palette="colorblind", markers=True,
-            dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1], sort=True,
-        )  # fmt: skip
-        unit = {"loss": "validation loss (nats a token)", "accuracy": "validation accuracy"}[kind]
-        axes.set(
-            ylim=(-0.03, 1.05),
-            xlabel="fine-tuning step" if against == "step" else unit,
-            ylabel="share kept",
-        )
-        axes.set_title(
-            f"{group} facts (n = {part.groupby('value').fact_id.nunique().max()} a line; bands: 95 %)",
-            fontsize=10,
-        )
-        if against == "metric" and kind == "loss":
-            axes.invert_xaxis()  # learning goes to the right
-    if against == "metric":
-        level = runs.compare(found, by).level.iloc[0]
-        for axes in all_axes:
-            axes.axvline(level, color="0.5", lw=1)
-            axes.annotate(
-                "all arms reach",
-                (level, 0.01),
-                xycoords=("data", "axes fraction"),
-                fontsize=7,
-                rotation=90,
-                ha="right",
-                va="bottom",
-            )
-    all_axes[-1].legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    last = (
-        data[data.step == data.groupby("run").step.transform("max")]
-        .groupby(["group", "value"])
-        .retained.mean()
-    )
-    said = [
-        f"{group} at the end: "
-        + ", ".join(f"{value} {last.get((group, value), float('nan')):.2f}" for value in order)
-        for group in last.index.levels[0]
-    ]
-    return Drawing(figure=figure, data=data.drop(columns="run"), summary="; ".join(said))
+    data = _kept(found, by)
+    metric = found[0].about["tuning"]["metric"]
+    order = _order(value_name(run.spec[by]) for run in found)
+    figure, all_axes = _two_groups(data, "value", order, by, x=against, y="retained")
+    label = "fine-tuning step" if against == "step" else METRICS[metric]
+    for axes in all_axes:
+        axes.set(ylim=SHARE, xlabel=label, ylabel="share kept")
+        if against == "metric":
+            axes.set_xinverted(metric == "loss")  # learning goes to the right
+            _mark_level(axes, runs.compare(found, by).level.iloc[0])
+    ends = data[data.step == data.groupby("run").step.transform("max")]
+    words = _in_words(ends.groupby(["group", "value"]).retained.mean(), KEPT_GROUPS, order)
+    data = data.drop(columns="run")
+    return Drawing(figure=figure, data=data, summary=f"kept at the end: {words}")
+
+
+def _kept(found: Sequence[Run], by: str) -> pd.DataFrame:
+    """A row a run, step and fact (edits that took, and intrinsic facts) from step 0 on: value of
+    `by`, the metric (the mean of all models with this value) and the share retained.
+    """
+    _check_any(found)
+    parts = []
+    for run in found:
+        metric = run.training[["edited_model", "step", "metric"]]
+        probes = run.probes[run.probes.step >= 0].merge(metric, on=["edited_model", "step"])
+        parts.append(probes.assign(value=value_name(run.spec[by]), run=run.folder.name))
+    by_value = pd.concat(parts, ignore_index=True).groupby("value", sort=False)
+    table = pd.concat([_to_the_end(part, ["run", "edited_model"]) for _, part in by_value])
+    asked = (table.group == "intrinsic") | ((table.group == "edited") & _took(table))
+    row = ["run", "value", "step", "group", "fact_id"]
+    by_fact = table[asked].groupby(row, as_index=False, sort=False)
+    data = by_fact[["metric", "retained"]].mean()
+    return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
+
+
+def _mark_level(axes: Axes, level: float) -> None:
+    """The loosest of the arms' best metrics, where all of them can be compared."""
+    axes.axvline(level, color="0.5", lw=1)
+    place = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
+    axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **place)
 
 
 def elasticity(found: Sequence[Run]) -> Drawing:
@@ -436,65 +319,39 @@ def elasticity(found: Sequence[Run]) -> Drawing:
     showed, which are known for the embedded world alone. A line ends where the first of its models
     does; a fact counts once, as its mean over models and runs.
     """
-    if not found:
-        raise BadInput("no runs to draw; give at least one")
-    parts = []
-    for run in found:
-        wordings = {
-            request.fact.id: request.fact.exposure.paraphrases
-            for request in facts.read(run.spec["facts"])
-            if request.fact.exposure
-        }
-        probes = run.probes[run.probes.step >= 0]
-        for group, column in (("edited", "p_edited"), ("intrinsic", "p_true")):
-            part = probes[
-                (probes.group == group)
-                & (probes.took.fillna(False).astype(bool) | (group == "intrinsic"))
-            ]
-            by = run.spec["paraphrases"] if group == "edited" else part.fact_id.map(wordings)
-            bits = -numpy.log2(part[column].clip(lower=1e-12))
-            tokens = part.step * run.about["tuning"]["tokens_per_step"]
-            model = part.edited_model.map(lambda number, run=run: f"{run.folder} {number}")
-            parts.append(
-                part[["step", "fact_id"]].assign(
-                    group=group, wordings=by, bits=bits, tokens=tokens, model=model
-                )
-            )
-    data = (
-        pd.concat(parts, ignore_index=True)
-        .dropna(subset=["wordings", "bits"])
-        .astype({"wordings": int})
-    )
-    had = data.groupby(["group", "wordings", "tokens"]).model.transform("nunique")
-    data = data[had == data.groupby(["group", "wordings"]).model.transform("nunique")]
-    data = data.groupby(
-        ["group", "wordings", "step", "tokens", "fact_id"], as_index=False
-    ).bits.mean()
-    figure, all_axes = _axes(8.2, 3.5, 2)
+    _check_any(found)
+    table = pd.concat([_bits(run) for run in found]).dropna(subset=["wordings", "bits"])
+    table = table.astype({"wordings": int})
+    line, point = ["group", "wordings"], ["group", "wordings", "step", "tokens"]
+    n_models = table.groupby([*line, "tokens"]).model.transform("nunique")
+    whole = table[n_models == table.groupby(line).model.transform("nunique")]
+    data = whole.groupby([*point, "fact_id"], as_index=False).bits.mean()
     order = sorted(data.wordings.unique())
-    colours = seaborn.color_palette("viridis", len(order))
-    for axes, group in zip(all_axes, ("edited", "intrinsic"), strict=True):
-        part = data[data.group == group]
-        seaborn.lineplot(
-            part, x="tokens", y="bits", hue="wordings", hue_order=order, style="wordings", style_order=order, palette=colours,
-            markers=True, dashes=True, errorbar=("ci", 95), seed=0, ax=axes, legend=axes is all_axes[-1],
-        )  # fmt: skip
+    figure, all_axes = _two_groups(data, "wordings", order, "wordings", x="tokens", y="bits")
+    for axes in all_axes:
         axes.set(xlabel="fine-tuning tokens", ylabel="bits per fact token (0 = certain)")
-        axes.set_title(
-            f"{group} facts (n = {part.fact_id.nunique()}; bands: 95 %){_pooled(found, 'paraphrases')}",
-            fontsize=10,
-        )
-    all_axes[-1].legend(title="wordings", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    ends = (
-        data[data.tokens == data.groupby(["group", "wordings"]).tokens.transform("max")]
-        .groupby(["group", "wordings"])
-        .bits.mean()
+        pooled = _pooled(found, "paraphrases").replace("; ", "\n")
+        axes.set_title(axes.get_title() + pooled, fontsize=10)
+    ends = data[data.tokens == data.groupby(line).tokens.transform("max")]
+    words = _in_words(ends.groupby(line).bits.mean(), KEPT_GROUPS, order)
+    return Drawing(figure=figure, data=data, summary=f"bits at the end by wordings: {words}")
+
+
+def _bits(run: Run) -> pd.DataFrame:
+    """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
+    known = [request.fact for request in facts.read(run.spec["facts"])]
+    wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
+    probes = run.probes[run.probes.step >= 0]
+    edited = probes[(probes.group == "edited") & _took(probes)]
+    edited = edited.assign(p=edited.p_edited, wordings=run.spec["paraphrases"])
+    intrinsic = probes[probes.group == "intrinsic"]
+    intrinsic = intrinsic.assign(p=intrinsic.p_true, wordings=intrinsic.fact_id.map(wordings))
+    table = pd.concat([edited, intrinsic])
+    return table.assign(
+        bits=-numpy.log2(table.p.clip(lower=1e-12)),
+        tokens=table.step * run.about["tuning"]["tokens_per_step"],
+        model=f"{run.folder} " + table.edited_model.astype(str),
     )
-    said = [
-        f"{group} written in {count} wording{'s' if count > 1 else ''}: {bits:.1f} bits at the end"
-        for (group, count), bits in ends.items()
-    ]
-    return Drawing(figure=figure, data=data, summary="; ".join(said))
 
 
 def retention_grid(
@@ -505,132 +362,208 @@ def retention_grid(
     """
     data = _series(found, [series], row=rows, column=columns)
     if data.empty:
-        return _nothing(SERIES[series][0])
-    table = (
-        data.groupby(["row", "column"])
-        .retained.agg(["mean", "size"])
-        .join(data.groupby(["row", "column"]).retained.apply(interval))
-    )
-    names = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
-    means = table["mean"].unstack().reindex(index=names[0], columns=names[1])
+        return _nothing(f"these runs have no {SERIES[series][0]} facts")
+    cells = data.groupby(["row", "column"], sort=False).retained
+    means = cells.mean().unstack(sort=False).rename_axis(index=rows, columns=columns)
+    texts = cells.apply(_cell_text).unstack(sort=False)
     figure, (axes,) = _axes(2.2 + 1.5 * means.shape[1], 1.1 + 0.62 * means.shape[0])
-    image = axes.imshow(means, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (y, x), mean in numpy.ndenumerate(means.to_numpy()):
-        if numpy.isfinite(mean):
-            cell = table.loc[(names[0][y], names[1][x])]
-            text = f"{mean:.2f} [{cell.retained[0]:.2f}, {cell.retained[1]:.2f}]\nn = {cell['size']:.0f}"
-            axes.text(
-                x,
-                y,
-                text,
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if mean > 0.5 else "white",
-            )
-    axes.set_xticks(range(len(names[1])), names[1])
-    axes.set_yticks(range(len(names[0])), names[0])
-    axes.set(xlabel=columns, ylabel=rows)
+    _heatmap(axes, means, texts, fontsize=8)
     axes.set_title(series + _pooled(found, rows, columns), fontsize=10)
-    figure.colorbar(image, ax=axes, label="share of facts")
-    flat = means.stack()
-    best = flat.idxmax()
-    return Drawing(
-        figure=figure,
-        data=data,
-        summary=f"{series}: most with {rows} {best[0]} and {columns} {best[1]} ({flat.max():.2f})",
-    )
+    figure.colorbar(axes.collections[0], ax=axes, label="share of facts")
+    row, column = means.stack().idxmax()
+    best = f"{rows} {row} and {columns} {column} ({means.max(axis=None):.2f})"
+    return Drawing(figure=figure, data=data, summary=f"{series}: most with {best}")
+
+
+def _cell_text(values: pd.Series) -> str:
+    low, high = interval(values)
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]\nn = {len(values)}"
+
+
+# --- What the tables of several figures share
 
 
 def interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
     """Bootstrap 95 % interval of the mean of independent values."""
-    rng, drawn = numpy.random.default_rng(0), values.to_numpy(dtype="float32")
-    at_once = max(1, 2_000_000 // len(drawn))  # resamples, to hold little memory
-    means = [
-        drawn[rng.integers(len(drawn), size=(min(at_once, draws - start), len(drawn)))].mean(1)
-        for start in range(0, draws, at_once)
-    ]
+    rng, sample = numpy.random.default_rng(0), values.to_numpy(dtype="float32")
+    n, means = len(sample), []
+    at_once = max(1, RESAMPLED // n)
+    for start in range(0, draws, at_once):
+        size = (min(at_once, draws - start), n)
+        means.append(sample[rng.integers(n, size=size)].mean(1))
     low, high = numpy.quantile(numpy.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
-def lens_heatmap(
-    run: Run,
-    group: str = "edited",
-    fact_id: str = "",
-    categories: tuple[str, ...] = ("edited", "true"),
-) -> Drawing:
-    """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
-    block; edited blocks are boxed.
+def step_names(steps: Iterable[int]) -> list[str]:
+    """-1 and 0 in words, the others as they are."""
+    return [STEP_NAMES.get(step, str(step)) for step in steps]
 
-    For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
-    is 100 or better.
+
+def value_name(value) -> str:
+    """A field's value as it stands on an axis; an empty one is the preset's, or none."""
+    if not isinstance(value, list | tuple):
+        return str(value) or "none"
+    if len(value) > 1:
+        return f"{value[0]}-{value[-1]}"
+    return str(*value) or "preset"
+
+
+def _check_any(found: Sequence[Run]) -> None:
+    if not found:
+        raise BadInput("no runs to draw; give at least one")
+
+
+def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """BadInput if one is not known; one name alone may not stand for several."""
+    if isinstance(names, str) or not names:
+        raise BadInput(f"{what} {names!r}: give a tuple of some of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known) or ":"
+            raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
+
+
+def _of_fact(run: Run, table: pd.DataFrame, fact_id: str) -> pd.DataFrame:
+    rows = table[table.fact_id == fact_id]
+    if rows.empty:
+        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
+    return rows
+
+
+def _took(probes: pd.DataFrame) -> pd.Series:
+    return probes.took.fillna(False).astype(bool)
+
+
+def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
+    """Each edited model at every step that any has: one that ended before the others stays as it
+    was. Else a late mean would be of the models alone that were slow to learn.
+
+    Args:
+        model: the columns that tell the edited models apart.
     """
-    _check_named("group", [group], GROUPS)
-    _check_named("category", categories, CATEGORIES)
-    members = [fact_id] if fact_id else run.probes[run.probes.group == group].fact_id.unique()
-    if not len(members):
-        return _nothing(group)
-    found = run.lens[run.lens.fact_id.isin(members) & run.lens.category.isin(categories)]
-    if found.probability.isna().all():
-        return _nothing(group, UNCLEAR)
-    members = found[found.probability.notna()].fact_id.unique()
-    data = (
-        _to_the_end(found, ["edited_model"])
-        .groupby(["category", "layer", "step"], as_index=False)
-        .agg(probability=("probability", "mean"), rank=("rank", "median"))
-    )
-    steps = sorted(data.step.unique())
-    layers = data.layer.max() + 1
-    figure, all_axes = _axes(
-        1.6 + 0.62 * len(steps) * len(categories), 0.8 + 0.27 * layers, len(categories)
-    )
-    for axes, category in zip(all_axes, categories, strict=True):
-        part = data[data.category == category]
-        table = part.pivot(index="layer", columns="step", values="probability")
-        ranks = part.pivot(index="layer", columns="step", values="rank")
-        image = axes.imshow(table, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
-        for (row, column), rank in numpy.ndenumerate(ranks.to_numpy()):
-            if rank <= 100:
-                colour = "black" if table.iat[row, column] > 0.5 else "white"
-                axes.text(
-                    column, row, f"{rank:g}", ha="center", va="center", fontsize=7, color=colour
-                )
-        for layer in run.about.get("layers", ()):
-            axes.axhline(layer - 0.5, color="tab:orange", lw=1.2)
-            axes.axhline(layer + 0.5, color="tab:orange", lw=1.2)
-        axes.set(xlabel="fine-tuning step", title=f"{category} token")
-        axes.set_xticks(range(len(steps)), step_names(steps), rotation=45, ha="right")
-        axes.set_yticks(range(layers))
-    all_axes[0].set_ylabel("block (lens after it)")
-    figure.colorbar(
-        image, ax=list(all_axes), label="probability (cell text: median rank)", fraction=0.05
-    )
-    n = len(members)
-    figure.suptitle(
-        f"{group}: {fact_id}"
-        if fact_id
-        else f"{group} facts, mean (n = {n}); edited block between orange lines",
-        fontsize=10,
-    )
-    last = (
-        data[(data.layer == layers - 1) & (data.category == categories[0])]
-        .set_index("step")
-        .probability
-    )
-    summary = f"p({categories[0]} token) after the last block: {last[0]:.2f} after the edit, {last.iloc[-1]:.2f} after {steps[-1]} steps (n = {n})"
-    return Drawing(figure=figure, data=data, summary=summary)
+    checkpoints = table[[*model, "step"]].drop_duplicates().sort_values("step")
+    later = pd.DataFrame({"at": checkpoints.step.unique()})
+    every = checkpoints[model].drop_duplicates().merge(later, how="cross").sort_values("at")
+    newest = pd.merge_asof(every, checkpoints, left_on="at", right_on="step", by=model).dropna()
+    filled = table.merge(newest.astype({"step": int}), on=[*model, "step"])
+    return filled.assign(step=filled["at"])[table.columns]
 
 
-def retention_table(run: Run) -> pd.DataFrame:
-    """Share retained by group and step, over all facts and over those whose edit took, with n."""
-    probes = _to_the_end(run.probes[run.probes.step >= 0], ["edited_model"])
-    every = probes.groupby(["group", "step"]).agg(
-        n=("retained", "size"), retained=("retained", "mean")
-    )
-    took = (
-        probes[probes.took.fillna(False).astype(bool)]
-        .groupby(["group", "step"])
-        .agg(n_took=("retained", "size"), retained_of_took=("retained", "mean"))
-    )
-    return every.join(took).reset_index()
+def _series(found: Sequence[Run], names: Sequence[str], **by: str) -> pd.DataFrame:
+    """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what
+    else the runs differ in it counts once.
+    """
+    _check_any(found)
+    specs = [run.spec for run in found]
+    fields = {column: [value_name(spec[name]) for spec in specs] for column, name in by.items()}
+    fields["model"] = [value_name(spec.get("model")) for spec in specs]
+    fields["seed"] = [spec.get("seed", 0) for spec in specs]
+    data = runs.series(found, names).join(pd.DataFrame(fields), on="number")
+    by_fact = data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False)
+    return by_fact.retained.mean()
+
+
+def _order(values: Iterable[str]) -> list[str]:
+    """Numbers by size, plans of one kind by their blocks (thresholds, then windows from below),
+    anything else as the runs come.
+    """
+    order = list(dict.fromkeys(values))
+    if all(re.fullmatch(r"[\d.]+", value) for value in order):
+        return sorted(order, key=float)
+    if any(PLAN.fullmatch(value) for value in order):
+        return sorted(order, key=_kind_and_blocks)
+    return order
+
+
+def _kind_and_blocks(plan: str) -> tuple[str, int, int]:
+    match = PLAN.fullmatch(plan)
+    if match is None:
+        return "", 0, 0
+    kind, first, last = match.groups()
+    return kind, int(first), int(last or 0)
+
+
+def _pooled(found: Sequence[Run], *by: str) -> str:
+    """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none
+    does.
+    """
+    specs = [{name: str(value) for name, value in run.spec.items()} for run in found]
+    points = [[value_name(run.spec[name]) for run in found] for name in by]
+    table = pd.DataFrame(specs).fillna("None").drop(columns=[*by, *ASIDE], errors="ignore")
+    differ = table.groupby(points).nunique().gt(1).any()
+    mixed = list(differ.index[differ])
+    if set(mixed) & set(BRING):
+        mixed = [name for name in mixed if name not in BROUGHT]
+    return f"; pooled over {', '.join(mixed)}" if mixed else ""
+
+
+def _span(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low} to {high}" if low < high else f"{low}"
+
+
+def _in_words(means: pd.Series, names: Iterable[str], order: Iterable) -> str:
+    """Means by (name, value) as one sentence."""
+    table = means.unstack().reindex(index=names, columns=order)
+    sentences = []
+    for name, row in table.iterrows():
+        values = [f"{value} {mean:.2f}" for value, mean in row.dropna().items()]
+        sentences.append(f"{name}: {', '.join(values) or 'no facts'}")
+    return "; ".join(sentences)
+
+
+# --- What the figures share
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, numpy.ndarray]:
+    """A figure and its axes side by side; without pyplot, which would keep it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+
+
+def _nothing(why: str) -> Drawing:
+    """In the place of a figure, why there is none."""
+    figure, (axes,) = _axes(4, 0.6)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center")
+    return Drawing(figure=figure, data=pd.DataFrame(), summary=why)
+
+
+def _lines(axes: Axes, data: pd.DataFrame, by: str, order: list, **looks) -> None:
+    """Means as lines, one a value of `by`, with bands: 95 % intervals over facts."""
+    names = {"hue": by, "style": by, "hue_order": order, "style_order": order}
+    seaborn.lineplot(data, **names, **looks, seed=0, ax=axes)
+
+
+def _two_groups(data: pd.DataFrame, by: str, order: list, title: str, **x_and_y) -> tuple:
+    """The figure, and its axes: lines of the edited facts left, of the intrinsic ones right."""
+    figure, (left, right) = _axes(8.2, 3.5, 2)
+    name = "viridis" if by == "wordings" else "colorblind"  # a count is a scale
+    palette = seaborn.color_palette(name, len(order))
+    for axes, group in ((left, "edited"), (right, "intrinsic")):
+        part = data[data.group == group]
+        looks = {"markers": True, "palette": palette, "legend": axes is right}
+        _lines(axes, part, by, order, **looks, **x_and_y)
+        n = _span(part.groupby(by).fact_id.nunique())
+        axes.set_title(f"{group} facts (n = {n} a line; bands: 95 %)", fontsize=10)
+    _legend_beside(right, title)
+    return figure, (left, right)
+
+
+def _heatmap(axes: Axes, table: pd.DataFrame, texts: pd.DataFrame, fontsize: float) -> None:
+    """Shares or probabilities as colours from 0 to 1, each cell with its text."""
+    scale = {"cmap": "cividis", "vmin": 0, "vmax": 1, "cbar": False}
+    unlabelled = {"xticklabels": False, "yticklabels": False}  # seaborn would take $ for formulas
+    font = {"fontsize": fontsize}
+    seaborn.heatmap(table, annot=texts, fmt="", annot_kws=font, ax=axes, **scale, **unlabelled)
+    for text, value in zip(axes.texts, table.stack().dropna(), strict=True):
+        text.set_color("black" if value > 0.5 else "white")
+    n_rows, n_columns = table.shape
+    axes.set_xticks(numpy.arange(n_columns) + 0.5, table.columns)
+    axes.set_yticks(numpy.arange(n_rows) + 0.5, table.index)
+
+
+def _legend_beside(axes: Axes, title: str | None = None) -> None:
+    axes.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
