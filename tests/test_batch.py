@@ -396,6 +396,7 @@ def test_two_parameters_of_which_one_would_be_ignored_are_refused(one_line):
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {"fact": "author:anna-karenina", "subject": "Ada"})
     assert "'fact' and 'subject' exclude each other" in one_line(error)
+    assert batch.checked(CASE_STUDY, {"fact": "", "subject": "Ada"})[0]["fact"] == ""
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {"seed": None})
     assert "'seed': has no value" in one_line(error)

@@ -131,8 +131,9 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def test_the_page_shows_tables_and_figures_and_words_of_the_runs_are_no_markup_and_no_formula(
-    tmp_path, loads, capsys
+    tmp_path, loads, capsys, monkeypatch
 ):
+    monkeypatch.setenv("WORKBENCH_OUT", str(tmp_path / "other runs"))
     for editor, other in (("rome", "a"), ("rome", "b"), (f"=1+1 {EVIL}", "a")):
         synthetic(tmp_path / EVIL, 0.7, editor=editor, task="text", seed=0, **{f"={EVIL}": other})
     assert main(["report", str(tmp_path / EVIL), "--out", str(tmp_path / "report")]) == 0

@@ -121,8 +121,7 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
     if not batch.makes_spec(notebook):
         _print(f"\n{notebook.name} reads what runs there are; no model is loaded")
         return
-    varying = batch.values(notebook, given)
-    every = spec.varied(experiment, *varying) if varying else [experiment.resolved()]
+    every = batch.experiments(notebook, given, experiment)
     _print("\nsettings")
     for name in spec.Spec.model_fields:
         values = dict.fromkeys(repr(getattr(one, name)) for one in every)

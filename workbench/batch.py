@@ -20,7 +20,7 @@ from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.facts import BadInput, check_file
-from workbench.records import did_you_mean, listed
+from workbench.records import did_you_mean, listed, one_line
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
@@ -70,10 +70,7 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     if fields.get("model") == "":
         del fields["model"]  # any
     spec = specs.Spec(**fields)
-    varying = values(notebook, given)
-    if varying:
-        specs.varied(spec, *varying)  # checks each value
-    spec.resolved()  # checks the names
+    experiments(notebook, given, spec)  # checks names and values
     return given, spec
 
 
@@ -92,16 +89,17 @@ def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
     Raises:
         BadInput: both were named, or both are the preset's.
     """
-    kept = {name: value for name, value in given.items() if name not in FACT or value != ""}
-    for first, second in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
-        if not isinstance(second, str) or kept.get(first) is None or kept.get(second) is None:
+    kept = dict(given)
+    present = [name for name in given if given[name] is not None]
+    present = [name for name in present if name not in FACT or given[name]]
+    for pair in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
+        if not all(name in present for name in pair):
             continue
-        of_the_preset = {first, second}.difference(named)
+        of_the_preset = [name for name in pair if name not in named]
         if len(of_the_preset) != 1:
-            raise BadInput(
-                f"parameters {first!r} and {second!r} exclude each other; give one of them"
-            )
-        del kept[of_the_preset.pop()]
+            names = " and ".join(map(repr, pair))
+            raise BadInput(f"parameters {names} exclude each other; give one of them")
+        kept.pop(of_the_preset[0], None)
     return kept
 
 
@@ -141,8 +139,7 @@ def read_yaml(path: Path, what: str):
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"{what} {path}: cannot be read ({reason})") from None
+        raise BadInput(f"{what} {path}: cannot be read ({error})") from None
 
 
 def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
@@ -159,8 +156,7 @@ def _value(name: str, text: str, is_text: bool):
     except yaml.YAMLError as error:
         if is_text:
             return text
-        reason = " ".join(str(error).split())[:100]
-        raise BadInput(f"-p {name}: {text!r} is not YAML ({reason}); quote it") from None
+        raise BadInput(f"-p {name}: {text!r} is not YAML ({error}); quote it") from None
     return text if is_text and not isinstance(value, str) else value
 
 
@@ -174,8 +170,15 @@ def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
     if "vary" not in parameters:
         return None
     vary = parameters["vary"]
-    only = given.get(vary) if isinstance(vary, str) else None
-    return vary, parameters["values"] if only is None else [only]
+    if isinstance(vary, str) and given.get(vary) is not None:
+        return vary, [given[vary]]
+    return vary, parameters["values"]
+
+
+def experiments(notebook: Path, given: Mapping, spec: specs.Spec) -> list[specs.Spec]:
+    """The Specs, resolved, that a notebook runs: one, or one for each value of what it varies."""
+    varying = values(notebook, given)
+    return specs.varied(spec, *varying) if varying else [spec.resolved()]
 
 
 def place(notebook: str | Path, out: str | Path = "") -> Path:
@@ -247,6 +250,8 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
 
     executed = folder / "notebook.ipynb"
     state = {"WORKBENCH_RUN": str(folder), "WORKBENCH_AGAIN": "1" if again else ""}
+    if makes_spec(notebook):  # members of a run lie beside it
+        state["WORKBENCH_OUT"] = str(folder.parent)
     try:
         with patch.dict(os.environ, IN_BATCH | state):
             papermill.execute_notebook(
@@ -275,17 +280,18 @@ def _failure(error: Exception, notebook: Path, executed: Path, final: Path) -> E
     """What to raise of a notebook that failed. Its cells so far and the error are kept in the place
     of its run.
     """
-    name = getattr(error, "ename", type(error).__name__)  # of the cell; or the kernel was killed
-    reason = " ".join(getattr(error, "evalue", str(error)).split())[:300]
-    bad_input = name == "BadInput"
-    cell = f", cell {error.exec_count}" if hasattr(error, "exec_count") else ""
-    text = f"{notebook.name}{cell}: {reason if bad_input else f'{name}: {reason}'}"
+    where = notebook.name
+    name, reason = type(error).__name__, str(error)  # the kernel was killed, or took too long
+    if isinstance(error, papermill.PapermillExecutionError):
+        where += f", cell {error.exec_count}"
+        name, reason = error.ename, error.evalue
+    text = one_line(f"{where}: {name}: {reason}".replace("BadInput: ", "", 1))
     note_failure(final, text)
     if executed.exists():
         kept = failure_of(final)[0]
         os.replace(executed, kept)
         text += f" (executed so far: {kept})"
-    return BadInput(text) if bad_input else RuntimeError(text)
+    return BadInput(text) if name == "BadInput" else RuntimeError(text)
 
 
 def _literal(path: Path) -> str:

@@ -8,11 +8,13 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
        notebook/            the executed notebook, as a run
 """
 
+import os
 import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import pyarrow
@@ -40,7 +42,8 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     out = Path(out)
     _check_some(folder)
     parameters = {"folder": str(folder), "tables": str(out.resolve())}
-    run = batch.run(COLLECT, parameters, out=out / "notebook")
+    with patch.dict(os.environ, WORKBENCH_OUT=""):  # which would go before the folder
+        run = batch.run(COLLECT, parameters, out=out / "notebook")
     page = out / "index.html"
     with files.written(page) as partial:
         shutil.copyfile(run.file("notebook.html"), partial)

@@ -24,23 +24,15 @@ import distributed
 import pydantic
 from tqdm.auto import tqdm
 
-from workbench import batch, files, inert, runs, spec
+from workbench import batch, files, runs, spec
 from workbench.facts import BadInput, Record
+from workbench.records import one_line
 
 WAIT = 15  # seconds for a scheduler to answer
 LOOPBACK = "127.0.0.1"
-NO_PAGES = {  # Dask's HTTP servers answer nothing
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-}
-START = (
-    "start one with `dask scheduler`; for tls:// set distributed.comm.tls in Dask's configuration"
-)
-OPEN = (
-    "scheduler {}: not encrypted, and whoever reaches it or a worker can run code as you; on a "
-    "network that others share use tls:// with certificates in Dask's configuration "
-    "(distributed.comm.tls)"
-)
+PAGES = ("distributed.scheduler.http.routes", "distributed.worker.http.routes")
+START = "start one with `dask scheduler`; for tls:// set Dask's distributed.comm.tls"
+OPEN = "scheduler {}: not encrypted, and whoever reaches it can run code as you; better use tls://"
 OTHER_CODE = "worker {} runs another version of the workbench; install the same on every machine"
 GONE = "the scheduler {} is gone; finished runs are kept, so start it, and the sweep, again"
 
@@ -188,7 +180,7 @@ def _local_client(workers: int) -> Iterator[distributed.Client]:
     """
     options = _local_options(workers)
     with ExitStack() as stack:
-        with _deaf_to_ctrl_c(), dask.config.set(NO_PAGES):
+        with _deaf_to_ctrl_c(), dask.config.set({route: [] for route in PAGES}):
             cluster = stack.enter_context(distributed.LocalCluster(**options))
         client = stack.enter_context(distributed.Client(cluster))
         try:
@@ -240,8 +232,8 @@ def _gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return names.split(",")[:count] if names else [str(number) for number in range(count)]
+    every = ",".join(map(str, range(count)))
+    return (os.environ.get("CUDA_VISIBLE_DEVICES") or every).split(",")[:count]
 
 
 def _check_code(client: distributed.Client) -> None:
@@ -269,14 +261,15 @@ def _work(
             if future.status == "cancelled":  # nobody here takes a run back
                 raise RuntimeError(GONE.format(client.scheduler.address))
             run = futures[future]
-            problem = result if future.status == "finished" else _lost(run, future.status, result)
+            problem = result
+            if future.status != "finished":
+                problem = _lost(run, future.status, result)
             if problem:
                 failed += 1
                 bar.set_postfix_str(f"{failed} failed")
                 if not run.failure:
                     batch.note_failure(run.folder, problem)
-                text = f"failed: {run.folder.name}: {problem}"
-                tqdm.write(inert.printable(text), file=sys.stderr)
+                tqdm.write(one_line(f"failed: {run.folder.name}: {problem}"), file=sys.stderr)
 
 
 def _lost(run: Planned, status: str, error: object) -> str:
@@ -284,7 +277,7 @@ def _lost(run: Planned, status: str, error: object) -> str:
     if run.finished:
         return ""
     reason = error[1] if isinstance(error, tuple) else error
-    return f"{status}: {' '.join(str(reason).split())[:200]}"
+    return one_line(f"{status}: {reason}")
 
 
 def _run_one(notebook: str, gpus: Sequence[str], run: Planned) -> str:
@@ -296,8 +289,8 @@ def _run_one(notebook: str, gpus: Sequence[str], run: Planned) -> str:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[distributed.get_worker().name % len(gpus)]
     try:
         batch.run(notebook, run.parameters, out=run.folder.parent)
+    except (BadInput, RuntimeError) as error:
+        return one_line(str(error))
     except Exception as error:
-        is_ours = isinstance(error, BadInput | RuntimeError)
-        text = str(error) if is_ours else f"{type(error).__name__}: {error}"
-        return " ".join(text.split())
+        return one_line(f"{type(error).__name__}: {error}")
     return ""
