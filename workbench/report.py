@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from workbench import batch, files, inert, runs
-from workbench.facts import BadInput
+from workbench.facts import DATA, BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES, Run
 
@@ -29,7 +29,7 @@ EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "ed
 TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")
 FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
 SUMMARY = ["mean", "low", "high", "n"]
-COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
+COLLECT = DATA.parent / "notebooks" / "10_collect.ipynb"  # a wheel has it too
 
 
 def report(folder: str | Path, out: str | Path = "report") -> Path:

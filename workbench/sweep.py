@@ -24,7 +24,7 @@ import distributed
 import pydantic
 from tqdm.auto import tqdm
 
-from workbench import batch, files, runs, spec
+from workbench import batch, files, inert, runs, spec
 from workbench.facts import BadInput, Record
 from workbench.records import one_line
 
@@ -269,7 +269,8 @@ def _work(
                 bar.set_postfix_str(f"{failed} failed")
                 if not run.failure:
                     batch.note_failure(run.folder, problem)
-                tqdm.write(one_line(f"failed: {run.folder.name}: {problem}"), file=sys.stderr)
+                text = inert.printable(f"failed: {run.folder.name}: {problem}")
+                tqdm.write(text, file=sys.stderr)
 
 
 def _lost(run: Planned, status: str, error: object) -> str:
