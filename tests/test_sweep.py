@@ -315,15 +315,16 @@ def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_words_of_a_failure_tell_a_terminal_nothing(grid, tmp_path, capsys):
-    record = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
-    (tmp_path / "facts.jsonl").write_text(json.dumps(record))
-    bad = grid.model_copy(update={"grid": {"facts": [str(tmp_path / "facts.jsonl")]}})
+    record = {"subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
+    path = tmp_path / "\x1b[2J.jsonl"
+    path.write_text(json.dumps(record))
+    bad = grid.model_copy(update={"grid": {"facts": [str(path)]}})
     assert (
         main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(tmp_path / "out")])
         == 1
     )
     error = capsys.readouterr().err
-    assert error.count(r"fact \x1b[2J: the subject is empty") == 2  # as it fails, and at the end
+    assert error.count(r"\x1b[2J.jsonl, record 1") == 2  # as it fails, and at the end
     assert "\x1b[2J" not in error
 
 
