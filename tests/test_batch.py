@@ -269,10 +269,8 @@ def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsy
     *_, took, folder = capsys.readouterr().out.splitlines()
     assert folder == str(tmp_path / "edited")
     outcomes = json.loads((tmp_path / "edited" / "edit.json").read_text())["outcomes"]
-    assert (
-        took
-        == f"{sum(outcome['took'] for outcome in outcomes)} of {len(facts.read(str(own_facts)))} edits took"
-    )
+    n_took = sum(outcome["took"] for outcome in outcomes)
+    assert took == f"{n_took} of {len(facts.read(str(own_facts)))} edits took"
     base, edited = (
         models.load(tiny_folders["llama"], device="cpu"),
         models.load(tmp_path / "edited", device="cpu"),
@@ -423,7 +421,8 @@ import subprocess
 import sys
 from workbench import batch, job, sweep
 given, spec = batch.checked(batch.Path({str(CASE_STUDY)!r}), {{"editor": "ft"}})
-print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), {{"torch", "transformers", "datasets"}} & set(sys.modules))
+heavy = {{"torch", "transformers", "datasets"}}
+print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), heavy & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")

@@ -12,6 +12,7 @@ from typing import TextIO
 from workbench import inert
 from workbench.facts import BadInput
 
+PURPOSE = "Edit facts into a language model, fine-tune it, see what survives."
 SHOWN = 100  # rows of a long table that are printed
 OUT = "folder of the runs; default runs/ of the notebook's project"
 CORPUS = "text of the second moments: world, wikipedia, a file or a Hub dataset id"
@@ -41,10 +42,7 @@ def _ended(status: int, reason: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="workbench",
-        description="Edit facts into a language model, fine-tune it, see what survives.",
-    )
+    parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(does: Callable, text: str) -> argparse.ArgumentParser:
@@ -64,9 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
     sweep.add_argument("--out", default="", help=OUT)
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers", type=int, default=0, help="processes; default one a GPU, or one"
-    )
+    where.add_argument("--workers", type=int, default=0, help="processes; 0 is one a GPU, or one")
     where.add_argument("--scheduler", default="", help="a running one of Dask, tls:// or tcp://...")
     sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
 
@@ -164,10 +160,7 @@ def _sweep(options) -> None:
     for run in failed:
         _print(f"failed: {run.folder.name}: {run.failure or 'was not run'}", file=sys.stderr)
     if failed:
-        raise RuntimeError(
-            f"{len(failed)} runs failed; mend what the lines above say and start it again with "
-            "--retry-failed"
-        )
+        raise RuntimeError(f"{len(failed)} runs failed; mend them and add --retry-failed")
     print(out)
 
 

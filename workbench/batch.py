@@ -39,10 +39,7 @@ def declared(notebook: Path) -> dict[str, dict]:
     except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
         raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
     if not parameters:
-        raise BadInput(
-            f"notebook {str(notebook)!r}: has no cell tagged 'parameters'; "
-            "tag the cell of plain assignments"
-        )
+        raise BadInput(f"notebook {str(notebook)!r}: tag its cell of assignments 'parameters'")
     return parameters
 
 
@@ -125,9 +122,7 @@ def _preset(notebook: Path, name: str) -> dict:
     if not path.is_file():
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
         near = did_you_mean(name, known) or ":"
-        raise BadInput(
-            f"preset {name!r}{near} no file {path}; the notebook's are {listed(known, 20)}"
-        )
+        raise BadInput(f"preset {name!r}{near} no file {path}; there are {listed(known, 20)}")
     parameters = read_yaml(path, "preset")
     if not isinstance(parameters, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
@@ -199,7 +194,7 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
 
 
 def makes_spec(notebook: Path) -> bool:
-    """Whether a notebook makes an experiment of its own, rather than reading what runs there are."""
+    """Whether a notebook makes an experiment of its own, rather than reading runs."""
     return "study.Spec(" in notebook.read_text(encoding="utf-8")
 
 
@@ -270,9 +265,7 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
             raise
         raise _failure(error, notebook, executed, final) from None
     if not (folder / "run.json").exists():
-        raise RuntimeError(
-            f"{notebook.name} ended without writing a run; its last cells must call recorder.write"
-        )
+        raise RuntimeError(f"{notebook.name} wrote no run; its last cells must recorder.write one")
     executed.with_suffix(".html").write_text(pages.notebook_page(executed), encoding="utf-8")
 
 

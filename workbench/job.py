@@ -123,10 +123,9 @@ def parameters(notebook: Path, spec: Spec, moved: Iterable[str] = ()) -> dict:
     usual = batch.defaults(notebook)
     missing = [name for name in moved if name not in usual]
     if missing:
-        raise BadInput(
-            f"{notebook.name} declares no parameter {', '.join(missing)}; "
-            "run its cells below instead, or put the choice back"
-        )
+        names = ", ".join(missing)
+        advice = "run its cells below instead, or put the choice back"
+        raise BadInput(f"{notebook.name} declares no parameter {names}; {advice}")
     changed = {}
     for name, value in spec.model_dump(mode="json").items():
         is_given = name in spec.model_fields_set or usual.get(name) is not None

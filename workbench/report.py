@@ -63,12 +63,12 @@ def _check_some(folder: Path) -> None:
         print(inert.printable(problem), file=sys.stderr)
 
 
-def readable(found: Sequence[Run]) -> list[Run]:
+def readable(collected: Sequence[Run]) -> list[Run]:
     """The runs that are experiments of their own and whose probes are whole; one that is damaged is
     left out, with a visible line.
     """
     kept = []
-    for run in found:
+    for run in collected:
         try:
             if "members" not in run.about and run.file("probes.parquet"):
                 kept.append(run)
@@ -77,13 +77,15 @@ def readable(found: Sequence[Run]) -> list[Run]:
     return kept
 
 
-def shares(found: Sequence[Run]) -> pd.DataFrame:
+def shares(collected: Sequence[Run]) -> pd.DataFrame:
     """A row a run, series and fact: `retained`, the share of its prompts with the answer, and the
     fields of the run's Spec that say which run it is.
     """
-    specs = pd.DataFrame([_fields(run) for run in found]).fillna("none")
+    specs = pd.DataFrame([_fields(run) for run in collected]).fillna("none")
     several = [name for name in specs if name in (*FIELDS, "seed") or specs[name].nunique() > 1]
-    table = runs.series(found, list(SERIES)).join(specs[several].astype("category"), on="number")
+    table = runs.series(collected, list(SERIES)).join(
+        specs[several].astype("category"), on="number"
+    )
     return table.drop(columns="number")
 
 
@@ -145,7 +147,7 @@ def _summary(values: pd.Series) -> pd.Series:
     return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
 
 
-def save(found: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
+def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
     """Write tables as CSV, and all probes of the runs as one parquet, into a folder; "" is none."""
     if not str(out):
         return
@@ -153,14 +155,14 @@ def save(found: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
     for name, table in tables.items():
         inert.write_csv(table, out / f"{name}.csv")
     with files.written(out / "probes.parquet") as partial:
-        _write_probes(found, partial)
+        _write_probes(collected, partial)
 
 
-def _write_probes(found: Sequence[Run], path: Path) -> None:
+def _write_probes(collected: Sequence[Run], path: Path) -> None:
     """One run at a time, never all at once in memory."""
-    schema = pyarrow.Schema.from_pandas(_probes(found[0]), preserve_index=False)
+    schema = pyarrow.Schema.from_pandas(_probes(collected[0]), preserve_index=False)
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for run in found:
+        for run in collected:
             writer.write_table(pyarrow.Table.from_pandas(_probes(run), schema))
 
 

@@ -88,7 +88,7 @@ class Planned:
 
 
 def read(path: str | Path) -> Grid:
-    """The grid that a YAML file describes; its notebook's path counts from here, or from the file."""
+    """The grid of a YAML file; its notebook's path counts from here, or from the file."""
     path = Path(path)
     fields = batch.read_yaml(path, "grid")
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
@@ -274,7 +274,7 @@ def _work(
 
 
 def _lost(run: Planned, status: str, error: object) -> str:
-    """What became of a run whose worker gave no answer; nothing if the run is there all the same."""
+    """What became of a run whose worker gave no answer; "" if it is there all the same."""
     if run.finished:
         return ""
     reason = error[1] if isinstance(error, tuple) else error
