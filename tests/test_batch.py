@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -364,9 +365,11 @@ def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):
     def stopped(*args):
         raise KeyboardInterrupt
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(batch, "run", stopped)
     assert main(["run", str(CASE_STUDY), "--out", str(tmp_path)]) == 130
     assert "stopped" in capsys.readouterr().err
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN  # a second one changes nothing
 
 
 def test_the_notebook_may_lie_anywhere(parameters, tmp_path):

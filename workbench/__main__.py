@@ -3,6 +3,7 @@
 """
 
 import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         return _ended(2, str(error))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second one changes nothing
         return _ended(130, "stopped; nothing half-written was kept")
     except (RuntimeError, OSError, ValueError) as error:
         return _ended(1, f"failed: {error}")
