@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from tests.layouts import as_json, own, wikibigedit
 from workbench import batch, deltas, facts, known, models, pages, runs, study
 from workbench.__main__ import main
 from workbench.facts import BadInput
+from workbench.spec import Spec
 from workbench.tracking.retention import measure
+from workbench.tuning import numbers
 
 CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 TINY = {"layers": [1], "n_intrinsic": 2, "max_steps": 2, "eval_every": 1, "device": "cpu"}
@@ -267,10 +270,8 @@ def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsy
     *_, took, folder = capsys.readouterr().out.splitlines()
     assert folder == str(tmp_path / "edited")
     outcomes = json.loads((tmp_path / "edited" / "edit.json").read_text())["outcomes"]
-    assert (
-        took
-        == f"{sum(outcome['took'] for outcome in outcomes)} of {len(facts.read(str(own_facts)))} edits took"
-    )
+    n_took = sum(outcome["took"] for outcome in outcomes)
+    assert took == f"{n_took} of {len(facts.read(str(own_facts)))} edits took"
     base, edited = (
         models.load(tiny_folders["llama"], device="cpu"),
         models.load(tmp_path / "edited", device="cpu"),
@@ -364,9 +365,11 @@ def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):
     def stopped(*args):
         raise KeyboardInterrupt
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(batch, "run", stopped)
     assert main(["run", str(CASE_STUDY), "--out", str(tmp_path)]) == 130
     assert "stopped" in capsys.readouterr().err
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN  # a second one changes nothing
 
 
 def test_the_notebook_may_lie_anywhere(parameters, tmp_path):
@@ -394,6 +397,7 @@ def test_two_parameters_of_which_one_would_be_ignored_are_refused(one_line):
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {"fact": "author:anna-karenina", "subject": "Ada"})
     assert "'fact' and 'subject' exclude each other" in one_line(error)
+    assert batch.checked(CASE_STUDY, {"fact": "", "subject": "Ada"})[0]["fact"] == ""
     with pytest.raises(BadInput) as error:
         batch.checked(CASE_STUDY, {"seed": None})
     assert "'seed': has no value" in one_line(error)
@@ -420,7 +424,8 @@ import subprocess
 import sys
 from workbench import batch, job, sweep
 given, spec = batch.checked(batch.Path({str(CASE_STUDY)!r}), {{"editor": "ft"}})
-print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), {{"torch", "transformers", "datasets"}} & set(sys.modules))
+heavy = {{"torch", "transformers", "datasets"}}
+print(batch.identify(batch.Path({str(CASE_STUDY)!r}), given, spec), heavy & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")
@@ -457,3 +462,92 @@ def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(
     with pytest.raises(BadInput) as error:
         batch.checked(several, {"vary": "task_data", "values": ["nowhere.csv"]})
     assert "no such file" in one_line(error)
+
+
+RETENTION = CASE_STUDY.with_name("02_retention.ipynb")
+
+
+@pytest.fixture
+def dry_run(monkeypatch, capsys):
+    """dry_run(*arguments, notebook=...) -> exit status and what was printed; nothing is loaded."""
+    for owner, name in ((models, "load"), (batch, "_execute")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a dry run runs nothing"))
+
+    def told(*arguments: str, notebook: Path = RETENTION) -> tuple[int, str]:
+        status = main(["run", str(notebook), "--dry-run", *arguments])
+        printed = capsys.readouterr()
+        return status, printed.err if status else printed.out
+
+    return told
+
+
+def test_a_dry_run_tells_every_setting_as_it_would_be_resolved(dry_run):
+    given = {"task": "text", "seed": 3, "max_steps": 0}
+    pairs = [part for name, value in given.items() for part in ("-p", name, str(value))]
+    status, told = dry_run(*pairs)
+    assert status == 0
+    spec = Spec(**batch.checked(RETENTION, given)[1].model_dump()).resolved()
+    assert spec.max_steps > 0
+    for name in set(Spec.model_fields) - {"editor"}:
+        assert f"\n  {name} = {getattr(spec, name)!r}\n" in told
+    assert "\n  editor = 'ft' | 'memit' | 'alphaedit'\n" in told
+    for editor in ("ft", "memit", "alphaedit"):
+        assert told.count(f"hyper-parameters of {editor} on world-gpt2\n") == 1
+
+
+def test_a_dry_run_names_the_folder_that_the_run_will_have(dry_run, tmp_path):
+    given, spec = batch.checked(RETENTION, {"seed": 3})
+    folder = tmp_path / batch.identify(RETENTION, given, spec)
+    arguments = ("-p", "seed", "3", "--out", str(tmp_path))
+    assert f"run       {folder}\n" in dry_run(*arguments)[1]
+    folder.mkdir()
+    runs.write(folder, {"spec": spec.model_dump(mode="json")}, {})
+    assert f"{folder} (finished" in dry_run(*arguments)[1]
+
+
+@pytest.mark.parametrize("preset", ["gpt2-xl", "llama-3-8b"])
+def test_a_studys_preset_resolves_without_the_hub(dry_run, preset):
+    status, told = dry_run("--preset", preset)
+    assert status == 0
+    for part in ("batch_size = 256", "threshold = 3.1", "n_edited = 50"):
+        assert part in told
+    assert "hyper-parameters of memit" in told
+    assert "layers = (3, 4, 5, 6, 7, 8)" in told
+
+
+def test_what_hangs_on_the_value_that_varies_is_told_too(dry_run):
+    """An adapter has its own rank and learning rate, here as in the run."""
+    told = dry_run(notebook=CASE_STUDY.with_name("07_adapters.ipynb"))[1]
+    usual = numbers.usual("facts", "", "world-gpt2")
+    assert f"learning_rate = {usual.learning_rate} | {usual.adapter_learning_rate}\n" in told
+    assert "adapter_rank = 0 | 32\n" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("no_such_thing", "1", "'no_such_thing'"),
+        ("layers", "[77]", "layer 77"),
+        ("values", "5", "values 5"),
+        ("values", "[]", "values []"),
+        ("values", "[no such]", "no such"),
+    ],
+)
+def test_bad_parameters_of_a_dry_run_are_one_line(dry_run, one_line, name, value, said):
+    status, told = dry_run("-p", name, value)
+    assert status == 2
+    assert said in one_line(told)
+
+
+def test_an_editor_without_a_preset_for_a_model_out_of_reach_is_said(dry_run):
+    told = dry_run("-p", "model", "nobody/nothing")[1]
+    assert (
+        "hyper-parameters of memit on nobody/nothing: not known before its configuration is here"
+        in told
+    )
+
+
+def test_a_notebook_that_only_reads_runs_says_so(dry_run):
+    told = dry_run(notebook=CASE_STUDY.with_name("10_collect.ipynb"))[1]
+    assert "reads what runs there are" in told
+    assert "hyper-parameters" not in told

@@ -79,8 +79,9 @@ def test_collect_reads_four_runs(tmp_path):
     run = batch.run(
         FOLDER / "10_collect.ipynb", {"folder": str(tmp_path / "runs")}, out=tmp_path / "figures"
     )
-    assert len(run.about["members"]) == 4
-    assert {(each.spec["editor"], each.spec["task"]) for each in run.members} == {
+    collected = [runs.read(folder) for folder in run.about["collected"]]
+    assert len(collected) == 4
+    assert {(each.spec["editor"], each.spec["task"]) for each in collected} == {
         (e, t) for e in ("ft", "rome") for t in ("text", "facts")
     }
     cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells

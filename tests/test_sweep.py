@@ -170,38 +170,29 @@ def test_workers_with_other_code_are_refused(monkeypatch, one_line):
             return {"tcp://elsewhere:1": "this"}
 
     with pytest.raises(BadInput) as error:
-        sweep._check(Client())
+        sweep._check_code(Client())
     assert "another version" in one_line(error)
 
 
-def test_the_plan_says_what_it_may_take_as_far_as_that_can_be_judged(grid, tmp_path, capsys):
-    every = sweep.planned(grid, tmp_path)
-    sweep.print_plan(every, every, tmp_path)
-    assert "4 to do; how long they take is told once one is done" in capsys.readouterr().err
-    (tmp_path / "another").mkdir()
-    runs.write(tmp_path / "another", {"seconds": {"load": 60, "edit": 60}}, {})
-    sweep.print_plan(every, every, tmp_path)
-    assert (
-        "about 8 worker minutes and 0 MB more, judging by 1 other runs there"
-        in capsys.readouterr().err
-    )
-
-
-def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch):
-    assert sweep._closed(0)["n_workers"] == 1
+def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch, one_line, tmp_path):
+    assert sweep._local_options(0)["n_workers"] == 1
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert sweep._closed(0)["n_workers"] == 3
-    assert sweep._closed(2)["n_workers"] == 2
+    assert sweep._local_options(0)["n_workers"] == 3
+    assert sweep._local_options(2)["n_workers"] == 2
+    with pytest.raises(BadInput) as error:
+        sweep._local_options(-1)
+    assert "workers -1" in one_line(error)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     monkeypatch.setattr(
         sweep.batch, "run", lambda *_, **__: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     )
     seen, gpus = [], sweep._gpus()
+    run = sweep.Planned(parameters={}, folder=tmp_path / "run")
     for number in range(4):
         monkeypatch.setattr(
             distributed, "get_worker", lambda number=number: types.SimpleNamespace(name=number)
         )
-        assert sweep._one("notebook", {}, "runs", gpus) == ""
+        assert sweep._run_one("notebook", gpus, run) == ""
     assert seen == ["4", "5", "7", "4"]
 
 
@@ -237,7 +228,7 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_other_users():
     holder of the certificates.
     """
     before = listeners(psutil.Process())
-    with sweep._local_cluster(1) as client:
+    with sweep._local_client(1) as client:
         opened = listeners(psutil.Process()) - before
         assert {host for host, _ in opened} == {"127.0.0.1"}
         mine, stranger = client.security, distributed.Security.temporary()
@@ -263,7 +254,7 @@ def test_a_grid_of_finished_runs_starts_no_cluster(grid, tmp_path, monkeypatch):
     for each in sweep.planned(grid, tmp_path):
         each.folder.mkdir()
         runs.write(each.folder, {}, {})
-    monkeypatch.setattr(sweep, "_cluster", None)
+    monkeypatch.setattr(sweep, "_local_client", None)
     assert sweep.sweep(grid, tmp_path) == []
 
 
@@ -324,15 +315,16 @@ def test_a_run_that_fails_is_kept_with_its_error_and_tried_again_only_when_asked
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_words_of_a_failure_tell_a_terminal_nothing(grid, tmp_path, capsys):
-    record = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
-    (tmp_path / "facts.jsonl").write_text(json.dumps(record))
-    bad = grid.model_copy(update={"grid": {"facts": [str(tmp_path / "facts.jsonl")]}})
+    record = {"subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
+    path = tmp_path / "\x1b[2J.jsonl"
+    path.write_text(json.dumps(record))
+    bad = grid.model_copy(update={"grid": {"facts": [str(path)]}})
     assert (
         main(["sweep", str(write(tmp_path / "grid.yaml", bad)), "--out", str(tmp_path / "out")])
         == 1
     )
     error = capsys.readouterr().err
-    assert error.count(r"fact \x1b[2J: the subject is empty") == 2  # as it fails, and at the end
+    assert error.count(r"\x1b[2J.jsonl, record 1") == 2  # as it fails, and at the end
     assert "\x1b[2J" not in error
 
 
@@ -435,11 +427,8 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
                 os.kill(one_below(running, BELOW[kind]), signal.SIGKILL)
             else:
                 (apart[1][0] if apart else running).kill()
-            if (
-                number in (17, 18)
-                # a sweep outlives its worker, whose run another takes up, and a kernel, whose run has
-                # failed
-            ):
+            # A sweep outlives its worker, whose run another takes up, and a kernel, whose run failed.
+            if number in (17, 18):
                 assert running.wait() == (1 if kind == "kernel" else 0)
             time.sleep(1)
             end(running)

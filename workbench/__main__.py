@@ -3,129 +3,87 @@
 """
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from workbench import inert
 from workbench.facts import BadInput
 
+PURPOSE = "Edit facts into a language model, fine-tune it, see what survives."
 SHOWN = 100  # rows of a long table that are printed
+OUT = "folder of the runs; default runs/ of the notebook's project"
+CORPUS = "text of the second moments: world, wikipedia, a file or a Hub dataset id"
+MARGIN = "by which a known fact's true token must lead the second"
+PAIR = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is one line on standard error."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         options.command(options)
     except BadInput as error:
-        _print(f"workbench: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, str(error))
     except KeyboardInterrupt:
-        _print("workbench: stopped; nothing half-written was kept", file=sys.stderr)
-        return 130
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second one changes nothing
+        return _ended(130, "stopped; nothing half-written was kept")
     except (RuntimeError, OSError, ValueError) as error:
-        _print(f"workbench: failed: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _ended(1, f"failed: {error}")
     except Exception as error:
-        _print(
-            f"workbench: failed: {type(error).__name__}: {' '.join(str(error).split())}",
-            file=sys.stderr,
-        )
-        return 1
+        return _ended(1, f"failed: {type(error).__name__}: {error}")
     return 0
 
 
+def _ended(status: int, reason: str) -> int:
+    _print(f"workbench: {' '.join(reason.split())}", file=sys.stderr)
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="workbench",
-        description="Edit facts into a language model, fine-tune it, see what survives.",
-    )
+    parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a notebook in batch; prints the run folder")
+    def command(does: Callable, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(does.__name__.strip("_"), help=text)
+        added.set_defaults(command=does)
+        return added
+
+    run = command(_run, "run a notebook in batch; prints the run folder")
     run.add_argument("notebook")
-    run.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter, its value as YAML",
-    )
-    run.add_argument(
-        "--preset", default="", help="a name in notebooks/presets, or a YAML file of parameters"
-    )
+    run.add_argument("-p", **PAIR, help="a parameter, its value as YAML")
+    run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file")
     run.add_argument("--again", action="store_true", help="run even if a finished run is there")
-    run.add_argument(
-        "--out", default="", help="folder of the runs; default runs/ of the notebook's project"
-    )
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print every setting, the memory and what would be fetched; run nothing",
-    )
-    run.set_defaults(command=_run)
+    run.add_argument("--out", default="", help=OUT)
+    run.add_argument("--dry-run", action="store_true", help="print every setting; run nothing")
 
-    sweep = commands.add_parser(
-        "sweep", help="run every combination of a grid once; finished runs are kept"
-    )
+    sweep = command(_sweep, "run every combination of a grid once; finished runs are kept")
     sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
-    sweep.add_argument(
-        "--out", default="", help="folder of the runs; default runs/ of the notebook's project"
-    )
+    sweep.add_argument("--out", default="", help=OUT)
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="processes of a local Dask cluster; default one a GPU, or one",
-    )
-    where.add_argument(
-        "--scheduler", default="", help="address of a running Dask scheduler, tcp://..."
-    )
+    where.add_argument("--workers", type=int, default=0, help="processes; 0 is one a GPU, or one")
+    where.add_argument("--scheduler", default="", help="a running one of Dask, tls:// or tcp://...")
     sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
-    sweep.set_defaults(command=_sweep)
 
-    report = commands.add_parser(
-        "report",
-        help="tables with intervals, paired differences, figures and one page of many runs",
-    )
+    report = command(_report, "tables with intervals, paired differences, figures, on one page")
     report.add_argument("runs", help="the folder of the runs")
     report.add_argument("--out", default="report")
-    report.set_defaults(command=_report)
 
-    edit = commands.add_parser(
-        "edit", help="write an edited model as an ordinary Hugging Face folder"
-    )
+    edit = command(_edit, "write an edited model as an ordinary Hugging Face folder")
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
-    edit.add_argument(
-        "--hparams", help="a YAML or JSON file of hyper-parameters instead of the preset"
-    )
-    edit.add_argument(
-        "--corpus",
-        default="world",
-        help="text of the second moments: world, wikipedia, a file or a Hub dataset id",
-    )
+    edit.add_argument("--hparams", help="a YAML or JSON file of numbers instead of the preset")
+    edit.add_argument("--corpus", default="world", help=CORPUS)
     edit.add_argument("--seed", type=int, default=0)
-    edit.set_defaults(command=_edit)
 
-    facts = commands.add_parser(
-        "facts", help="which facts a model knows, which records are bad and why"
-    )
+    facts = command(_facts, "which facts a model knows, which records are bad and why")
     facts.add_argument("file", help="'world', a file or a Hub dataset id")
     facts.add_argument("--model", required=True)
     facts.add_argument("--out", default="known-facts.csv", help="the table to write")
-    facts.add_argument(
-        "--margin",
-        type=float,
-        default=0.1,
-        help="by which a known fact's true token must lead the second",
-    )
-    facts.set_defaults(command=_facts)
+    facts.add_argument("--margin", type=float, default=0.1, help=MARGIN)
 
     return parser
 
@@ -135,27 +93,58 @@ def _run(options) -> None:
 
     parameters = batch.parsed(options.notebook, options.p)
     if options.dry_run:
-        from workbench import forecast
-
-        _print(forecast.forecast(options.notebook, parameters, options.preset, options.out))
+        _dry_run(Path(options.notebook), parameters, options.preset, options.out)
         return
     done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
-    from workbench import plots
-
-    if "members" in done.about:
-        field = done.about.get("vary", "editor")
-        for member in done.members:
-            _print(
-                f"{field} = {member.spec[field]}: {member.folder}\n{_table(plots.retention_table(member))}\n"
-            )
-    elif done.probes[done.probes.group == "edited"].fact_id.nunique() == 1:
-        fact = done.probes[done.probes.group == "edited"].iloc[0]
-        _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
-        _print(plots.top_tokens(done).to_string(), end="\n\n")
-    if "members" not in done.about:
-        _print(_table(plots.retention_table(done)), end="\n\n")
+    for part in done.members if "members" in done.about else [done]:
+        _show(part, done.about.get("vary", "editor"))
     print(done.folder / "notebook.html")
     print(done.folder)
+
+
+def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None:
+    """Print the folder, every setting and the numbers of the editors; load and run nothing."""
+    from workbench import batch, runs, spec
+
+    given, experiment = batch.checked(notebook, parameters, preset)
+    folder = batch.place(notebook, out) / batch.identify(notebook, given, experiment)
+    known = " (finished: it would be returned at once)" if runs.finished(folder) else ""
+    _print(f"run       {folder}{known}")
+    if not batch.makes_spec(notebook):
+        _print(f"\n{notebook.name} reads what runs there are; no model is loaded")
+        return
+    every = batch.experiments(notebook, given, experiment)
+    _print("\nsettings")
+    for name in spec.Spec.model_fields:
+        values = dict.fromkeys(repr(getattr(one, name)) for one in every)
+        _print(f"  {name} = {' | '.join(values)}")
+    _print("\n".join(dict.fromkeys(_numbers(one) for one in every)))
+
+
+def _numbers(experiment) -> str:
+    """The hyper-parameters of an experiment's editor, a line each."""
+    experiment.blocks()  # refuses layers and a plan that do not fit the model
+    title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
+    try:
+        with warnings.catch_warnings(record=True) as notes:
+            hparams = experiment.editor_hparams(experiment.outline() or experiment.model)
+    except BadInput as error:
+        return f"{title}: not known before its configuration is here ({error})"
+    lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
+    return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
+
+
+def _show(run, field: str) -> None:
+    """Print what became of the facts of a run, and of a single one its likeliest tokens."""
+    from workbench import plots
+
+    _print(f"{field} = {run.spec[field]}: {run.folder}\n")
+    edited = run.probes[run.probes.group == "edited"]
+    if edited.fact_id.nunique() == 1:
+        fact = edited.iloc[0]
+        _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
+        _print(f"{plots.top_tokens(run)}\n")
+    _print(f"{_table(plots.retention_table(run))}\n")
 
 
 def _sweep(options) -> None:
@@ -164,12 +153,10 @@ def _sweep(options) -> None:
     grid = sweep.read(options.grid)
     out = batch.place(grid.notebook, options.out)
     failed = sweep.sweep(grid, out, options.workers, options.scheduler, options.retry_failed)
-    for each in failed:
-        _print(f"failed: {each.folder.name}: {each.failure or 'was not run'}", file=sys.stderr)
+    for run in failed:
+        _print(f"failed: {run.folder.name}: {run.failure or 'was not run'}", file=sys.stderr)
     if failed:
-        raise RuntimeError(
-            f"{len(failed)} runs failed; mend what the lines above say and start it again with --retry-failed"
-        )
+        raise RuntimeError(f"{len(failed)} runs failed; mend them and add --retry-failed")
     print(out)
 
 
@@ -177,15 +164,6 @@ def _report(options) -> None:
     from workbench import report
 
     print(report.report(options.runs, options.out))
-
-
-def _print(text: str, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print text in which words of the data may stand; a path is printed as it is."""
-    print(inert.printable(text), end=end, file=file)
-
-
-def _table(table) -> str:
-    return table.to_string(index=False, float_format="{:.2f}".format)
 
 
 def _edit(options) -> None:
@@ -207,14 +185,12 @@ def _edit(options) -> None:
 def _facts(options) -> None:
     from workbench import facts, models, study
 
-    if not Path(options.out).absolute().parent.is_dir():
-        raise BadInput(
-            f"{options.out}: there is no folder {Path(options.out).parent}; make it first"
-        )
+    folder = Path(options.out).absolute().parent
+    if not folder.is_dir():
+        raise BadInput(f"{options.out}: there is no folder {folder}; make it first")
     if not 0 <= options.margin < 1:
         raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
     requests, problems = facts.inspect(options.file)
-    model = None
     if requests:
         model = models.load(options.model)
         requests, silent = study.with_objects(model, requests)
@@ -226,17 +202,21 @@ def _facts(options) -> None:
     table = study.known_table(model, requests, options.margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
-    _print(
-        table.drop(columns="fact_id")
-        .head(SHOWN)
-        .to_string(index=False, float_format="{:.2f}".format)
-    )
+    _print(_table(table.drop(columns="fact_id").head(SHOWN)))
     if len(table) > SHOWN:
         _print(f"... and {len(table) - SHOWN} more in {options.out}")
-    _print(
-        f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}; {len(problems)} bad records"
-    )
+    known = f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}"
+    _print(f"{known}; {len(problems)} bad records")
     print(options.out)
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print text in which words of the data may stand; a path is printed as it is."""
+    print(inert.printable(text), file=file)
+
+
+def _table(table) -> str:
+    return table.to_string(index=False, float_format="{:.2f}".format)
 
 
 if __name__ == "__main__":

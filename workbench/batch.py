@@ -1,5 +1,5 @@
-"""One notebook in batch, through papermill: strict about parameters, complete or absent, resumed by
-its id.
+"""One notebook in batch, through papermill: strict about its parameters, whole or absent, and found
+again by its id.
 """
 
 import ast
@@ -7,22 +7,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import papermill
+import psutil
 import yaml
 
 from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.facts import BadInput, check_file
-from workbench.records import did_you_mean, listed
+from workbench.records import did_you_mean, listed, one_line
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
+FACT = ("fact", "subject", "prompt", "object", "target")  # a fact is named, or typed in the others
 PRESETS = "presets"  # folder beside the notebooks
+QUIET_KERNEL = "--IPKernelApp.log_level=50"  # it warns of TCP on loopback at every start
+IN_BATCH = {"WORKBENCH_BATCH": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def declared(notebook: Path) -> dict[str, dict]:
@@ -30,117 +36,83 @@ def declared(notebook: Path) -> dict[str, dict]:
     if not notebook.is_file():
         raise BadInput(f"notebook {str(notebook)!r}: no such file")
     try:
-        found = papermill.inspect_notebook(_as_it_is(notebook))
+        parameters = papermill.inspect_notebook(_literal(notebook))
     except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
         raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
-    if not found:
-        raise BadInput(
-            f"notebook {str(notebook)!r}: has no cell tagged 'parameters'; tag the cell of plain assignments"
-        )
-    return found
+    if not parameters:
+        raise BadInput(f"notebook {str(notebook)!r}: tag its cell of assignments 'parameters'")
+    return parameters
+
+
+def defaults(notebook: Path) -> dict:
+    """The value that a notebook gives each of its parameters."""
+    return {name: ast.literal_eval(about["default"]) for name, about in declared(notebook).items()}
 
 
 def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, specs.Spec]:
     """The given parameters over the preset's, each declared by the notebook, and the Spec that they
     make with its defaults, not resolved.
     """
-    known = declared(notebook)
+    usual = defaults(notebook)
     given = _preset(notebook, preset) | dict(parameters)
-    defaults = {name: _default(about) for name, about in known.items()}
-    for name, value in given.items():
-        if name not in known:
-            near = did_you_mean(name, known) or ":"
-            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(known)}")
-        if value is None and defaults[name] is not None:
-            raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
-    vary = given.get("vary", defaults.get("vary", ""))
-    _one_meaning(given, parameters, vary)
+    _check_declared(given, usual, notebook)
+    vary = given.get("vary", usual.get("vary"))
+    given = _without_rivals(given, parameters, vary)
     for name in PATHS:
         if name in given:
-            given[name] = _from_here(name, given[name], notebook)
+            given[name] = _path(name, given[name], notebook)
     if vary in PATHS and isinstance(given.get("values"), list):
-        given["values"] = [_from_here(vary, value, notebook) for value in given["values"]]
-    fields = {
-        name: value
-        for name, value in (defaults | given).items()
-        if name in specs.Spec.model_fields and (name, value) != ("model", "")
-    }
-    made = specs.Spec(**fields)
-    if found := values(notebook, given):
-        specs.varied(made, *found)
-    made.resolved()
-    return given, made
+        given["values"] = [_path(vary, value, notebook) for value in given["values"]]
+    parameters = usual | given
+    fields = {name: parameters[name] for name in specs.Spec.model_fields if name in parameters}
+    if fields.get("model") == "":
+        del fields["model"]  # any
+    spec = specs.Spec(**fields)
+    experiments(notebook, given, spec)  # checks names and values
+    return given, spec
 
 
-def _one_meaning(given: dict, parameters: Mapping, vary: str) -> None:
-    """Of two parameters that exclude each other the preset's goes; BadInput if both were named."""
-    typed = [name for name in ("subject", "prompt", "object", "target") if given.get(name)]
-    pairs = [("values", vary)] if isinstance(vary, str) else []
-    pairs += [("fact", name) for name in typed if given.get("fact")]
-    for first, second in pairs:
-        if given.get(first) is None or given.get(second) is None:
+def _check_declared(given: Mapping, usual: Mapping, notebook: Path) -> None:
+    for name, value in given.items():
+        if name not in usual:
+            near = did_you_mean(name, usual) or ":"
+            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(usual)}")
+        if value is None and usual[name] is not None:
+            raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
+
+
+def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
+    """Of two parameters that exclude each other the preset's goes.
+
+    Raises:
+        BadInput: both were named, or both are the preset's.
+    """
+    kept = dict(given)
+    present = [name for name in given if given[name] is not None]
+    present = [name for name in present if name not in FACT or given[name]]
+    for pair in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
+        if not all(name in present for name in pair):
             continue
-        named = [name for name in (first, second) if name in parameters]
-        if len(named) != 1:
-            raise BadInput(
-                f"parameters {first!r} and {second!r} exclude each other; give one of them"
-            )
-        given.pop(second if named == [first] else first)
+        of_the_preset = [name for name in pair if name not in named]
+        if len(of_the_preset) != 1:
+            names = " and ".join(map(repr, pair))
+            raise BadInput(f"parameters {names} exclude each other; give one of them")
+        kept.pop(of_the_preset[0], None)
+    return kept
 
 
-def _from_here(name: str, value, notebook: Path):
+def _path(name: str, value, notebook: Path):
     """A path that is given counts from here, not from the notebook's folder, where the kernel runs;
     one that is nowhere is refused.
     """
     if not value or not isinstance(value, str):
         return value
-    if Path(value).exists() and (name != "model" or Path(value).is_dir()):
-        return str(Path(value).resolve())
-    if name != "model" and not (notebook.parent / value).exists():
+    path = Path(value)
+    if path.is_dir() or (path.exists() and name != "model"):
+        return str(path.resolve())
+    if name != "model" and not (notebook.parent / path).exists():
         check_file(value, name)
     return value
-
-
-def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
-    """Parameters given as text: YAML, but what the notebook declares as `str` stays the text it is
-    (`{} was born in`, 1984, no).
-    """
-    known, found = declared(Path(notebook)), {}
-    for name, text in pairs:
-        words = known.get(name, {}).get("inferred_type_name") == "str"
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            if not words:
-                raise BadInput(
-                    f"-p {name}: {text!r} is not YAML ({' '.join(str(error).split())[:100]}); quote it"
-                ) from None
-            value = text
-        found[name] = text if words and not isinstance(value, str) else value
-    return found
-
-
-def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
-    """The field that a notebook varies and its values; None if it varies none.
-
-    A notebook declares the field that it varies as None: a value that is given is then the only
-    one.
-    """
-    known = declared(notebook)
-    if "vary" not in known:
-        return None
-    vary, listed = (given.get(name, _default(known[name])) for name in ("vary", "values"))
-    named = given.get(vary) if isinstance(vary, str) else None
-    return vary, listed if named is None else [named]
-
-
-def _default(about: Mapping):
-    return ast.literal_eval(about["default"])
-
-
-def place(notebook: str | Path, out: str | Path = "") -> Path:
-    """The folder of a notebook's runs: `out`, else the one that its own cells would write into."""
-    return Path(out) if str(out) else runs.place(notebook=notebook)
 
 
 def _preset(notebook: Path, name: str) -> dict:
@@ -151,34 +123,75 @@ def _preset(notebook: Path, name: str) -> dict:
     if not path.is_file():
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
         near = did_you_mean(name, known) or ":"
-        raise BadInput(
-            f"preset {name!r}{near} no file {path}; those of the notebook are {listed(known, 20)}"
-        )
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(
-            f"preset {name!r}: {path} cannot be read ({' '.join(str(error).split())[:120]})"
-        ) from None
-    if not isinstance(found, dict):
+        raise BadInput(f"preset {name!r}{near} no file {path}; there are {listed(known, 20)}")
+    parameters = read_yaml(path, "preset")
+    if not isinstance(parameters, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
-    return found
+    return parameters
+
+
+def read_yaml(path: Path, what: str):
+    """What a YAML file holds."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{what} {path}: cannot be read ({error})") from None
+
+
+def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:
+    """Parameters given as text: YAML, but what the notebook declares as `str` stays the text it is
+    (`{} was born in`, 1984, no).
+    """
+    types = {name: about["inferred_type_name"] for name, about in declared(Path(notebook)).items()}
+    return {name: _value(name, text, types.get(name) == "str") for name, text in pairs}
+
+
+def _value(name: str, text: str, is_text: bool):
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if is_text:
+            return text
+        raise BadInput(f"-p {name}: {text!r} is not YAML ({error}); quote it") from None
+    return text if is_text and not isinstance(value, str) else value
+
+
+def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
+    """The field that a notebook varies and its values; None if it varies none.
+
+    A notebook declares the field that it varies as None: a value that is given is then the only
+    one.
+    """
+    parameters = defaults(notebook) | dict(given)
+    if "vary" not in parameters:
+        return None
+    vary = parameters["vary"]
+    if isinstance(vary, str) and given.get(vary) is not None:
+        return vary, [given[vary]]
+    return vary, parameters["values"]
+
+
+def experiments(notebook: Path, given: Mapping, spec: specs.Spec) -> list[specs.Spec]:
+    """The Specs, resolved, that a notebook runs: one, or one for each value of what it varies."""
+    varying = values(notebook, given)
+    return specs.varied(spec, *varying) if varying else [spec.resolved()]
+
+
+def place(notebook: str | Path, out: str | Path = "") -> Path:
+    """The folder of a notebook's runs: `out`, else the one that its own cells would write into."""
+    return Path(out) if str(out) else runs.place(notebook=notebook)
 
 
 def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     """The run's id: the Spec, the code, the notebook's code cells and what is given beside the
     Spec.
     """
-    cells = [
-        cell.source
-        for cell in nbformat.read(notebook, as_version=4).cells
-        if cell.cell_type == "code"
-    ]
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
     extra = {name: value for name, value in given.items() if name not in specs.Spec.model_fields}
-    text = hashlib.sha256(
-        json.dumps([cells, extra], sort_keys=True, default=str).encode()
-    ).hexdigest()
-    return specs.identify(spec, cells=text, name=notebook.stem)
+    text = json.dumps([code, extra], sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return specs.identify(spec, cells=digest, name=notebook.stem)
 
 
 def makes_spec(notebook: Path) -> bool:
@@ -200,94 +213,96 @@ def run(
     failed one leaves `<id>.failed.ipynb`, executed up to the failing cell, and `<id>.failed.txt`,
     the error, beside the runs. Two processes that are asked for one run do it once.
     """
-    notebook, out = Path(notebook), place(notebook, out)
+    notebook = Path(notebook)
+    out = place(notebook, out)
     given, spec = checked(notebook, parameters or {}, preset)
-    run_id = identify(notebook, given, spec)
+    folder = out / identify(notebook, given, spec)
     again = again or not makes_spec(notebook)
-    if runs.finished(out / run_id) and not again:
-        return runs.read(out / run_id)
-    with locked(f"run {out.resolve()} {run_id}"):
-        if runs.finished(out / run_id) and not again:  # another process made it meanwhile
-            return runs.read(out / run_id)
-        with runs.new_folder(out, run_id) as partial:
-            _execute(notebook, given, partial.resolve(), out / run_id, again)
+    with locked(f"run {out.resolve()} {folder.name}"):
+        if runs.finished(folder) and not again:
+            return runs.read(folder)
+        with runs.new_folder(out, folder.name) as partial:
+            _execute(notebook, given, partial.resolve(), folder, again)
             runs.seal(partial)
-    for left in failure_of(out / run_id):
-        left.unlink(missing_ok=True)
-    return runs.read(out / run_id)
+    for path in failure_of(folder):
+        path.unlink(missing_ok=True)
+    return runs.read(folder)
 
 
 def failure_of(folder: Path) -> tuple[Path, Path]:
     """The notebook and the error that a failed run leaves in the place of its folder."""
-    return folder.with_name(f"{folder.name}.failed.ipynb"), folder.with_name(
-        f"{folder.name}.failed.txt"
-    )
+    executed = folder.with_name(f"{folder.name}.failed.ipynb")
+    return executed, folder.with_name(f"{folder.name}.failed.txt")
+
+
+def note_failure(folder: Path, text: str) -> None:
+    """Leave the error of a failed run in the place of its folder."""
+    with files.written(failure_of(folder)[1]) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: bool) -> None:
     from workbench import pages  # nbconvert takes a second to import
 
-    changed = {
-        "WORKBENCH_AGAIN": "1" if again else "",
-        "WORKBENCH_RUN": str(folder),
-        "WORKBENCH_BATCH": "1",
-        "TQDM_DISABLE": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
     executed = folder / "notebook.ipynb"
+    state = {"WORKBENCH_RUN": str(folder), "WORKBENCH_AGAIN": "1" if again else ""}
+    if makes_spec(notebook):  # members of a run lie beside it
+        state["WORKBENCH_OUT"] = str(folder.parent)
     try:
-        papermill.execute_notebook(
-            _as_it_is(notebook.resolve()),
-            _as_it_is(executed),
-            parameters=given,
-            cwd=str(notebook.parent.resolve()),
-            kernel_name="python3",  # of this environment, whichever one the notebook was saved with
-            execution_timeout=TIMEOUT,
-            log_output=False,
-            extra_arguments=[
-                "--IPKernelApp.log_level=50"
-                # else it warns of TCP on loopback at every start, and of its own interrupt at the end
-            ],
-            progress_bar="WORKBENCH_SWEEP" not in os.environ,
-        )
-    except papermill.PapermillExecutionError as error:
-        kept = failure_of(final)[0]
-        os.replace(executed, kept)
-        what = (
-            error.evalue
-            if error.ename == "BadInput"
-            else f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
-        )
-        text = f"{notebook.name}, cell {error.exec_count}: {what}"
-        _tell(final, text)
-        failure = BadInput if error.ename == "BadInput" else RuntimeError
-        raise failure(f"{text} (executed so far: {kept})") from None
-    except Exception as error:  # the kernel was killed, or took too long
+        with patch.dict(os.environ, IN_BATCH | state):
+            papermill.execute_notebook(
+                _literal(notebook.resolve()),
+                _literal(executed),
+                parameters=given,
+                cwd=str(notebook.parent.resolve()),
+                kernel_name="python3",  # of this environment, whatever the notebook was saved with
+                execution_timeout=TIMEOUT,
+                log_output=False,
+                extra_arguments=[QUIET_KERNEL],
+                progress_bar="WORKBENCH_SWEEP" not in os.environ,
+            )
+    except Exception as error:
         if files.no_room(error):
             raise
-        if executed.exists():
-            os.replace(executed, failure_of(final)[0])
-        text = f"{notebook.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        _tell(final, text)
-        raise RuntimeError(text) from None
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        raise _failure(error, notebook, executed, final) from None
     if not (folder / "run.json").exists():
-        raise RuntimeError(
-            f"{notebook.name} ended without writing a run; its last cells must call recorder.write"
-        )
+        raise RuntimeError(f"{notebook.name} wrote no run; its last cells must recorder.write one")
     executed.with_suffix(".html").write_text(pages.notebook_page(executed), encoding="utf-8")
 
 
-def _as_it_is(path: Path) -> str:
+def _failure(error: Exception, notebook: Path, executed: Path, final: Path) -> Exception:
+    """What to raise of a notebook that failed. Its cells so far and the error are kept in the place
+    of its run.
+    """
+    where = notebook.name
+    name, reason = type(error).__name__, str(error)  # the kernel was killed, or took too long
+    if isinstance(error, papermill.PapermillExecutionError):
+        where += f", cell {error.exec_count}"
+        name, reason = error.ename, error.evalue
+    text = one_line(f"{where}: {name}: {reason}".replace("BadInput: ", "", 1))
+    note_failure(final, text)
+    if executed.exists():
+        kept = failure_of(final)[0]
+        os.replace(executed, kept)
+        text += f" (executed so far: {kept})"
+    return BadInput(text) if name == "BadInput" else RuntimeError(text)
+
+
+def _literal(path: Path) -> str:
     """The path for papermill, which fills parameters into what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _tell(final: Path, text: str) -> None:
-    """Leave the error of a failed run where its folder would be."""
-    with files.written(failure_of(final)[1]) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started, kernels too, which have sessions of their own."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes. One whose number the system has given to another meanwhile is safe."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -2,7 +2,6 @@
 panel's Run and Stop.
 """
 
-import ast
 import atexit
 import json
 import os
@@ -16,10 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import yaml
 
 from workbench import batch
@@ -36,36 +33,28 @@ class Job:
     """
 
     def __init__(self, notebook: Path, given: dict, out: Path):
-        self.out, self.stopped, self._settling, self._start = (
-            out,
-            False,
-            threading.Lock(),
-            time.monotonic(),
-        )
+        self.out = out
+        self.stopped = False
+        self._settling = threading.Lock()
+        self._start = time.monotonic()
         self._work = tempfile.TemporaryDirectory(prefix="workbench-", ignore_cleanup_errors=True)
         self.folder = Path(self._work.name)
-        pairs = [part for name, value in given.items() for part in ("-p", name, _yaml(value))]
-        command = [
-            sys.executable,
-            "-m",
-            "workbench",
-            "run",
-            str(notebook.resolve()),
-            *pairs,
-            "--out",
-            str(out),
-        ]
-        environment = os.environ | {
-            "WORKBENCH_PROGRESS": str(self.folder / "progress.json"),
-            "TMPDIR": str(self.folder),
-        }
+        command = [sys.executable, "-m", "workbench", "run", str(notebook.resolve())]
+        for name, value in given.items():
+            command += ["-p", name, _yaml(value)]
+        progress = str(self.folder / "progress.json")
         with (
-            open(self.folder / "stdout", "wb") as stdout,
-            open(self.folder / "stderr", "wb") as stderr,
+            open(self.folder / "stdout", "wb") as out_file,
+            open(self.folder / "stderr", "wb") as log,
         ):
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
-            )  # fmt: skip
+                [*command, "--out", str(out)],
+                env=os.environ | {"WORKBENCH_PROGRESS": progress, "TMPDIR": str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=out_file,
+                stderr=log,
+                start_new_session=True,
+            )
         atexit.register(self.stop)  # a kernel that ends takes its run along
 
     @property
@@ -77,6 +66,7 @@ class Job:
         return time.monotonic() - self._start
 
     def progress(self) -> dict:
+        """`phase`, and how many steps of it are `done` of a `total`."""
         try:
             return json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -87,8 +77,8 @@ class Job:
         too. The kernel's remarks are left out.
         """
         text = (self.folder / stream).read_bytes()[-4000:].decode("utf-8", "replace")
-        lines = (line.partition("[IPKernelApp]")[0].strip() for line in re.split(r"[\r\n]", text))
-        return next((line for line in reversed([*lines]) if line), "")
+        lines = [line.partition("[IPKernelApp]")[0].strip() for line in re.split(r"[\r\n]", text)]
+        return next((line for line in reversed(lines) if line), "")
 
     def stop(self) -> None:
         """End the run, within GRACE seconds, and leave nothing half-written."""
@@ -96,19 +86,18 @@ class Job:
             if not self.running:
                 return
             self.stopped = True
-            below = _below(
-                self.process.pid
-            )  # a notebook's kernel has a session of its own and outlives its parent
+            pid = self.process.pid
+            below = batch.family(pid)[1:]
             self.process.send_signal(signal.SIGINT)
-            self._ended_within(GRACE / 6)
-            _kill(below)  # else its parent would wait for it to end by itself
-            if not self._ended_within(GRACE * 5 / 6):
-                _kill([*_below(self.process.pid), psutil.Process(self.process.pid)])
+            self._ends_within(GRACE / 6)
+            batch.kill(below)  # a kernel outlives its parent, which else would wait for it
+            if not self._ends_within(GRACE * 5 / 6):
+                batch.kill(batch.family(pid))
                 self.process.wait()
-            for left in self.out.glob(f".*.{self.process.pid}@{platform.node()}.partial"):
-                shutil.rmtree(left, ignore_errors=True)
+            for partial in self.out.glob(f".*.{pid}@{platform.node()}.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
 
-    def _ended_within(self, seconds: float) -> bool:
+    def _ends_within(self, seconds: float) -> bool:
         try:
             return self.process.wait(seconds) is not None
         except subprocess.TimeoutExpired:
@@ -124,21 +113,6 @@ class Job:
         self._work.cleanup()
 
 
-def _below(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(
-            psutil.NoSuchProcess
-        ):  # psutil knows a process by pid and start, so a pid that was given anew is safe
-            process.kill()
-
-
 def parameters(notebook: Path, spec: Spec, moved: Iterable[str] = ()) -> dict:
     """What to tell a notebook so that it runs this Spec: each parameter it declares whose value is
     not its default.
@@ -146,21 +120,20 @@ def parameters(notebook: Path, spec: Spec, moved: Iterable[str] = ()) -> dict:
     Args:
         moved: fields that a person changed; BadInput if the notebook does not declare one.
     """
-    declared = batch.declared(notebook)
-    if missing := [name for name in moved if name not in declared]:
-        raise BadInput(
-            f"{notebook.name} declares no parameter {', '.join(missing)}; run its cells below instead, or put the choice back"
-        )
-    values = spec.model_dump(mode="json")
-    defaults = {name: ast.literal_eval(about["default"]) for name, about in declared.items()}
-    not_given = {name for name in defaults if defaults[name] is None} - spec.model_fields_set
-    told = [name for name in defaults if name in values and name not in not_given]
-    return {name: values[name] for name in told if values[name] != defaults[name]}
+    usual = batch.defaults(notebook)
+    missing = [name for name in moved if name not in usual]
+    if missing:
+        names = ", ".join(missing)
+        advice = "run its cells below instead, or put the choice back"
+        raise BadInput(f"{notebook.name} declares no parameter {names}; {advice}")
+    changed = {}
+    for name, value in spec.model_dump(mode="json").items():
+        is_given = name in spec.model_fields_set or usual.get(name) is not None
+        if name in usual and is_given and value != usual[name]:
+            changed[name] = value
+    return changed
 
 
 def _yaml(value) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-        .removesuffix("...\n")
-        .strip()
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()

@@ -1,264 +1,176 @@
-"""Many runs in one place: a tidy parquet of all probes, tables with intervals, paired differences,
-figures, one page.
+"""Many runs in one place: tables with intervals, paired differences, figures, one page.
 
-report/probes.parquet       every probe of every run, the fields of its Spec beside it; written a
-hundred runs at a time, never held whole
+report/index.html           the notebook 10_collect, executed on the runs; opens without a server or
+                            a network
        retention.csv        mean and 95 % interval of each group of runs
        differences.csv      the same facts under two values of a field
-       index.html           the tables and the figures of 10_collect; opens without a server or a
-       network
+       probes.parquet       every probe of every run, the fields of its Spec beside it
+       notebook/            the executed notebook, as a run
 """
 
-import html
-import json
+import os
+import shutil
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-from tqdm.auto import tqdm
 
-from workbench import batch, files, inert, pages, runs
-from workbench.facts import BadInput
+from workbench import batch, files, inert, runs
+from workbench.facts import DATA, BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
-from workbench.runs import SERIES
+from workbench.runs import SERIES, Run
 
-FIELDS = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model", "task", "plan", "adapter", "learning_rate",
-          "max_steps")  # fmt: skip
-TOLD = ("fact_id", "retained", "series", "number")  # columns of a run's facts that are no fields
-AT_ONCE = 100  # runs held in memory
-DRAWS = 1000  # of the bootstrap
-COLLECT = Path(__file__).parents[1] / "notebooks" / "10_collect.ipynb"
+EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model")
+TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")
+FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
+SUMMARY = ["mean", "low", "high", "n"]
+COLLECT = DATA.parent / "notebooks" / "10_collect.ipynb"  # a wheel has it too
 
 
-def report(folder: str | Path, out: str | Path = "report", figures: bool = True) -> Path:
+def report(folder: str | Path, out: str | Path = "report") -> Path:
     """Write the report of the runs below a folder; returns its page.
 
     Raises:
         BadInput: no finished run there, or one of a version that cannot be read.
     """
-    folder, out = Path(folder), Path(out)
-    told, problems = _told(folder, out)
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    varying = [
-        name for name in told.columns if name not in (*TOLD, "seed", "run") and _varies(told, name)
-    ] or ["editor"]
-    table, differences = retention(told, varying), paired(told, varying)
-    inert.write_csv(table, out / "retention.csv")
-    inert.write_csv(differences, out / "differences.csv")
-    images = _figures(folder, out) if figures and COLLECT.is_file() else []
+    folder = Path(folder).resolve()
+    out = Path(out)
+    _check_some(folder)
+    parameters = {"folder": str(folder), "tables": str(out.resolve())}
+    with patch.dict(os.environ, WORKBENCH_OUT=""):  # which would go before the folder
+        run = batch.run(COLLECT, parameters, out=out / "notebook")
     page = out / "index.html"
     with files.written(page) as partial:
-        partial.write_text(
-            _page(folder, told, table, differences, images, problems), encoding="utf-8"
-        )
+        shutil.copyfile(run.file("notebook.html"), partial)
     return page
 
 
-def _varies(told: pd.DataFrame, name: str) -> bool:
-    """Whether the runs differ in the field of themselves; a task's usual numbers differ with the
-    task, and nothing would pair.
+def _check_some(folder: Path) -> None:
+    """Name the runs that are left out; BadInput if none stays."""
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        kept = readable(runs.listed(folder))
+    problems = [str(warning.message) for warning in caught]
+    if not kept and problems:
+        raise BadInput(f"no run can be read; {problems[0]}")
+    if not kept:
+        raise BadInput(f"{folder}: holds no finished run; make some with `workbench sweep`")
+    for problem in problems:
+        print(inert.printable(problem), file=sys.stderr)
+
+
+def readable(collected: Sequence[Run]) -> list[Run]:
+    """The runs that are experiments of their own and whose probes are whole; one that is damaged is
+    left out, with a visible line.
     """
-    bring = [other for other in BRING if other in told]
-    return (
-        told.groupby(bring, observed=True)[name].nunique().max() > 1
-        if name in BROUGHT
-        else told[name].nunique() > 1
+    kept = []
+    for run in collected:
+        try:
+            if "members" not in run.about and run.file("probes.parquet"):
+                kept.append(run)
+        except BadInput as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return kept
+
+
+def shares(collected: Sequence[Run]) -> pd.DataFrame:
+    """A row a run, series and fact: `retained`, the share of its prompts with the answer, and the
+    fields of the run's Spec that say which run it is.
+    """
+    specs = pd.DataFrame([_fields(run) for run in collected]).fillna("none")
+    several = [name for name in specs if name in (*FIELDS, "seed") or specs[name].nunique() > 1]
+    table = runs.series(collected, list(SERIES)).join(
+        specs[several].astype("category"), on="number"
     )
+    return table.drop(columns="number")
 
 
-def _told(folder: Path, out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One value a run, series and fact: the share of its prompts with the answer; and a line for
-    each run that cannot be read.
+def _fields(run: Run) -> dict:
+    """The fields of a run's Spec as they stand on an axis, and its seed."""
+    fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS}
+    for name, value in run.spec.items():
+        if name not in (*FIELDS, *ASIDE):
+            fields[name] = str(value)
+    return fields | {"seed": run.spec.get("seed", 0)}
 
-    On the way all probes go into probes.parquet.
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """The fields in which runs differ of themselves: a task's usual numbers differ with the task,
+    and nothing would pair.
     """
-    found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
-    if not found:
-        raise BadInput(
-            f"{folder}: holds no finished run; make some with `workbench run` or `workbench sweep`"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
-    partial, writer, parts, specs, problems = out / ".probes.parquet.partial", None, [], [], []
-    try:
-        for start in tqdm(
-            range(0, len(found), AT_ONCE),
-            desc=f"{len(found)} runs",
-            unit=f"{AT_ONCE} runs",
-            disable=None,
-        ):
-            some, tables = [], []
-            for one in found[start : start + AT_ONCE]:
-                try:
-                    run = runs.read(one)
-                    if "members" not in run.about:
-                        tables.append(_probes(run))
-                        some.append(run)
-                except BadInput as error:
-                    problems.append(str(error))
-            if not some:
-                continue
-            rows = pyarrow.concat_tables(tables, promote_options="permissive")
-            writer = writer or pyarrow.parquet.ParquetWriter(partial, rows.schema)
-            writer.write_table(rows.cast(writer.schema))
-            table = runs.series(some, list(SERIES))
-            parts.append(table.assign(number=table.number + len(specs)))
-            specs += [
-                _fields(run)
-                | {
-                    name: str(value)
-                    for name, value in run.spec.items()
-                    if name not in (*FIELDS, *ASIDE)
-                }
-                for run in some
-            ]
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    finally:
-        if writer:
-            writer.close()
-    if not parts:
-        if problems:  # which name the folder
-            raise BadInput(f"no run can be read; the first: {problems[0]}")
-        raise BadInput(f"{folder}: holds no run of an experiment of its own")
-    partial.replace(out / "probes.parquet")
-    told = pd.concat(parts, ignore_index=True).astype({"series": "category", "fact_id": "category"})
-    fields = pd.DataFrame(specs).fillna("none")
-    fields = fields[
-        [name for name in fields if name in (*FIELDS, "seed", "run") or fields[name].nunique() > 1]
-    ]
-    return told.join(
-        fields.astype("category"), on="number"
-    ), problems  # categories: the names of a Spec stand a million times here
+    fields = table.columns.drop(["series", "fact_id", "retained", "seed"])
+    return [name for name in fields if _varies(table, name)] or ["editor"]
 
 
-def _fields(run: runs.Run) -> dict:
-    return {name: value_name(run.spec.get(name, "")) for name in FIELDS} | {
-        "seed": run.spec.get("seed", 0),
-        "run": run.folder.name,
-    }
+def _varies(table: pd.DataFrame, name: str) -> bool:
+    if name not in BROUGHT:
+        return table[name].nunique() > 1
+    bring = [other for other in BRING if other in table]
+    return table.groupby(bring, observed=True)[name].nunique().max() > 1
 
 
-def _probes(run: runs.Run) -> pyarrow.Table:
-    """Its probes, with the fields of its Spec beside them."""
-    table = pyarrow.parquet.read_table(run.file("probes.parquet")).replace_schema_metadata(None)
-    for place, name in enumerate(
-        table.column_names
-    ):  # of facts without a category p_related holds nothing at all
-        if name.startswith("p_"):
-            table = table.set_column(place, name, table[name].cast(pyarrow.float64()))
-    for name, value in _fields(run).items():
-        table = table.append_column(name, pyarrow.repeat(value, len(table)))
-    return table
-
-
-def _summed(values: pd.Series) -> pd.Series:
-    low, high = interval(values, DRAWS)
-    return pd.Series({"mean": values.mean(), "low": low, "high": high, "n": len(values)})
-
-
-def retention(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean and interval of each series by the fields; a fact of a seed counts once, however many of
     its copies were asked.
     """
-    facts = (
-        told.groupby([*by, "series", "seed", "fact_id"], observed=True)
-        .retained.mean()
-        .reset_index()
-    )
-    found = (
-        facts.groupby([*by, "series"], observed=True)
-        .retained.apply(_summed)
-        .unstack()
-        .reset_index()
-    )
-    return found.astype({"n": int})
+    facts = table.groupby([*by, "series", "seed", "fact_id"], observed=True).retained.mean()
+    groups = facts.groupby([*by, "series"], observed=True)
+    return groups.apply(_summary).unstack().reset_index().astype({"n": int})
 
 
-def paired(told: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def paired(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """For each field, each value against the field's first: the mean difference over facts that
     both have, all else equal.
     """
     rows = []
     for name in by:
         rest = [other for other in by if other != name]
-        wide = told.pivot_table(
-            index=["series", *rest, "seed", "fact_id"],
-            columns=name,
-            values="retained",
-            aggfunc="mean",
-            observed=True,
-        )
-        first, *others = wide.columns
-        for other in others:
-            both = (
-                (wide[other] - wide[first])
-                .dropna()
-                .groupby(["series", "seed", "fact_id"], observed=True)
-                .mean()
-            )  # a fact is one draw
-            for series, values in both.groupby("series", observed=True):
-                rows.append(
-                    {
-                        "field": name,
-                        "of": other,
-                        "against": first,
-                        "series": series,
-                        **_summed(values),
-                    }
-                )
-    return pd.DataFrame(
-        rows, columns=["field", "of", "against", "series", "mean", "low", "high", "n"]
-    ).astype({"n": int})
+        facts = table.groupby(["series", *rest, "seed", "fact_id", name], observed=True)
+        wide = facts.retained.mean().unstack()
+        against = wide.columns[0]
+        for value in wide.columns[1:]:
+            differences = (wide[value] - wide[against]).dropna()
+            of_facts = differences.groupby(["series", "seed", "fact_id"], observed=True).mean()
+            for series, part in of_facts.groupby("series", observed=True):
+                names = {"field": name, "of": value, "against": against, "series": series}
+                rows.append(names | dict(_summary(part)))
+    columns = ["field", "of", "against", "series", *SUMMARY]
+    return pd.DataFrame(rows, columns=columns).astype({"n": int})
 
 
-def _figures(folder: Path, out: Path) -> list[tuple[str, str]]:
-    """The figures of 10_collect over these runs, as base64 PNG, each with what it says in words."""
-    run = batch.run(COLLECT, {"folder": str(folder.resolve())}, out=out / "figures")
-    cells = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
-    found = [
-        output["data"]
-        for cell in cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    return [
-        ("".join(data["image/png"]).replace("\n", ""), "".join(data["text/plain"]))
-        for data in found
-    ]
+def _summary(values: pd.Series) -> pd.Series:
+    low, high = interval(values)
+    return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
 
 
-def _page(
-    folder: Path,
-    told: pd.DataFrame,
-    table: pd.DataFrame,
-    differences: pd.DataFrame,
-    images: list[tuple[str, str]],
-    problems: list[str],
-) -> str:
-    style = "body{font:15px sans-serif;margin:2em auto;max-width:70em}td,th{padding:.2em .7em;text-align:right}table{border-collapse:collapse}"
-    number = "{:.3f}".format
-    said = f"{told.run.nunique()} runs, {told.seed.nunique()} seeds, {told.fact_id.nunique()} facts in {html.escape(str(folder))}"
-    parts = [
-        f"<h1>Retention</h1><p>{said}. Means with 95 % bootstrap intervals over facts and seeds; <i>kept</i> is among the edits that took.</p>",
-        table.to_html(index=False, float_format=number, border=0),
-        "<h2>Paired differences</h2><p>The same facts under two values of a field, all else equal.</p>",
-        differences.to_html(index=False, float_format=number, border=0)
-        if len(differences)
-        else "<p>None: no two runs share facts.</p>",
-        *(
-            f'<p><img alt="{html.escape(said)}" src="data:image/png;base64,{image}"></p>'
-            for image, said in images
-        ),
-        *(["<h2>Left out</h2>"] if problems else []),
-        *(f"<p>{html.escape(problem)}</p>" for problem in problems),
-    ]
-    return pages.page("Retention", style, "".join(parts))
+def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
+    """Write tables as CSV, and all probes of the runs as one parquet, into a folder; "" is none."""
+    if not str(out):
+        return
+    out = Path(out)
+    for name, table in tables.items():
+        inert.write_csv(table, out / f"{name}.csv")
+    with files.written(out / "probes.parquet") as partial:
+        _write_probes(collected, partial)
+
+
+def _write_probes(collected: Sequence[Run], path: Path) -> None:
+    """One run at a time, never all at once in memory."""
+    schema = pyarrow.Schema.from_pandas(_probes(collected[0]), preserve_index=False)
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for run in collected:
+            writer.write_table(pyarrow.Table.from_pandas(_probes(run), schema))
+
+
+def _probes(run: Run) -> pd.DataFrame:
+    """Its probes, with the fields of its Spec beside them."""
+    probes = pd.read_parquet(run.file("probes.parquet"))
+    # p_related of facts without a category holds nothing, and no type.
+    numbers = {name: "float64" for name in probes if name.startswith("p_")}
+    fields = _fields(run)
+    named = {name: fields[name] for name in (*FIELDS, "seed")}
+    return probes.astype(numbers).assign(**named, run=run.folder.name)

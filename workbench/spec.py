@@ -32,7 +32,6 @@ NO_RESULT = (
     "__main__",
     "batch",
     "explorer",
-    "forecast",
     "inert",
     "job",
     "pages",
