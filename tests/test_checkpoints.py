@@ -37,7 +37,7 @@ def sharded(tiny_folders, tmp_path):
 
 @pytest.fixture
 def hub(sharded, tmp_path, monkeypatch):
-    """The Hub's cache with that model in it, and no way to the Hub; returns the snapshot's folder."""
+    """The Hub's cache with that model in it, no way to the Hub; returns the snapshot's folder."""
     cache = tmp_path / "hub"
     snapshot = cache / "models--somebody--a-model" / "snapshots" / COMMIT
     shutil.copytree(sharded, snapshot)

@@ -4,6 +4,8 @@ import gc
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -264,17 +266,15 @@ def load(
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     name = str(name)
-    check_memory(name, place, dtype, revision, device_map)
+    _check_memory(outline(name, revision), place, dtype, bool(device_map))  # nothing is read yet
     folder, commit = checkpoints.fetched(name, revision)
     config = _configuration(name, folder)
     placement = device_map
     if not placement and place.type == "cuda":
         placement = {"": place}  # straight onto the GPU, not by way of the main memory
-    try:
+    with _refusals(name):
         network = _network(folder, config, _resolved(dtype, place), placement)
         tokenizer = _tokenizer(folder)
-    except Exception as error:  # a broken folder fails in many libraries, each with its own
-        raise _not_loaded(name, error) from None
     places = set(getattr(network, "hf_device_map", {}).values())
     if places & {"cpu", "disk"} and places != {"cpu"}:
         raise BadInput(
@@ -399,11 +399,8 @@ def outline(name: str, revision: str = "", here: bool = False) -> Model:
 @cache
 def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
     config = _configuration(name, folder)
-    try:
-        with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        raise _not_loaded(name, error) from None
+    with _refusals(name), torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     row = architecture_of(config)
     return Model(network=network, tokenizer=None, architecture=row, name=name, revision=revision)
 
@@ -414,10 +411,8 @@ def speaker(name: str, revision: str = "", start: str = "") -> Model:
     Of a Hub id only the cache is read.
     """
     folder = checkpoints.configuration(name, revision, here=True)
-    try:
+    with _refusals(name):
         tokenizer = _tokenizer(folder)
-    except Exception as error:
-        raise _not_loaded(name, error) from None
     return replace(outline(name, revision, here=True), tokenizer=tokenizer, start=start)
 
 
@@ -431,7 +426,7 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
         BadInput: no row for its family, code of its own (also as kernels from the Hub), sizes that
             no model has, or broken.
     """
-    try:
+    with _refusals(name):
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
             raise ValueError("config.json names no model_type")
@@ -443,10 +438,6 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _check_sizes(name, config)
         architecture_of(config)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise _not_loaded(name, error) from None
     return config
 
 
@@ -493,25 +484,16 @@ def all_gpus() -> list[torch.device]:
     return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
 
 
-def check_memory(
-    name: str | Path,
-    device: torch.device,
-    dtype: str,
-    revision: str = "",
-    device_map: str | dict = "",
-) -> None:
-    """BadInput if the weights will not fit in the free memory.
-
-    An estimate from the configuration, before anything is fetched or loaded.
-    """
-    needed = weights_bytes(outline(str(name), revision), _resolved(dtype, device))
-    devices = all_gpus() if device_map else []
+def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus: bool) -> None:
+    """BadInput if the weights of an outline will not fit in the free memory: an estimate."""
+    needed = weights_bytes(model, _resolved(dtype, device))
+    devices = all_gpus() if over_all_gpus else []
     free = free_bytes(device, *devices)
     if needed > free:
         smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
         sizes = f"about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device.type}"
         advice = f"use {smaller}a smaller model, or device_map='balanced' over several GPUs"
-        raise BadInput(f"model {str(name)!r}: its weights take {sizes}; {advice}")
+        raise BadInput(f"model {model.name!r}: its weights take {sizes}; {advice}")
 
 
 def _resolved(dtype: str, device: torch.device) -> str:
@@ -556,9 +538,17 @@ def device_named(name: str) -> torch.device:
         raise BadInput(f"device {name!r}: not on this machine; {advice}") from None
 
 
-def _not_loaded(name: str, error: Exception) -> BadInput:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return BadInput(
-        f"model {name!r} cannot be loaded ({reason}); if memory ran out use dtype='bfloat16', if "
-        "files are broken save it again with save_pretrained, tokenizer included"
-    )
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Inside, whatever a library says of a model is one line: a broken folder fails in many."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        advice = (
+            "if memory ran out use dtype='bfloat16', if files are broken save it again with "
+            "save_pretrained, tokenizer included"
+        )
+        raise BadInput(f"model {name!r} cannot be loaded ({reason}); {advice}") from None

@@ -24,7 +24,7 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,15 +202,9 @@ def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
         harmless = set(run.about.get("harmless", ()))
         for name in names:
             kind, _, rest = name.partition(" ")
-            if kind in KINDS:
-                shares = {
-                    fact: share
-                    for fact, share in run.shares[rest].items()
-                    if (fact in harmless) == KINDS[kind]
-                }
-            else:
-                shares = run.shares[name]
-            rows += [(number, name, fact, share) for fact, share in shares.items()]
+            for fact, share in run.shares[rest if kind in KINDS else name].items():
+                if kind not in KINDS or KINDS[kind] == (fact in harmless):
+                    rows.append((number, name, fact, share))
     return pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
 
 
@@ -239,13 +233,9 @@ def place(out: str | Path = "", notebook: str | Path = "") -> Path:
         return Path(chosen)
     folder = Path(notebook).absolute().parent if str(notebook) else _working_folder()
     for above in (folder, *folder.parents):
-        if _is_project(above):
+        if (above / "pyproject.toml").exists() or (above / ".git").exists():
             return above / "runs"
     return folder / "runs"
-
-
-def _is_project(folder: Path) -> bool:
-    return (folder / "pyproject.toml").exists() or (folder / ".git").exists()
 
 
 def _working_folder() -> Path:
@@ -267,22 +257,13 @@ def listed(out: str | Path = "") -> list[Run]:
     """
     out = Path(out) if str(out) else place()
     paths = sorted(out.glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
-    whole, problems = read_all(path.parent for path in paths)
-    for line in problems:
-        warnings.warn(f"left out: {line}", stacklevel=2)
-    return whole
-
-
-def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of these folders that can be read, and a line for each that cannot."""
-    whole: list[Run] = []
-    problems: list[str] = []
-    for folder in folders:
+    whole = []
+    for path in paths:
         try:
-            whole.append(read(folder))
+            whole.append(read(path.parent))
         except BadInput as error:
-            problems.append(str(error))
-    return whole, problems
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return whole
 
 
 def collect(out: str | Path, **fields) -> list[Run]:

@@ -24,12 +24,15 @@ def records(
         if path.suffix not in FILES:
             known = ", ".join(FILES)
             raise BadInput(f"{what} {source!r}: ending {path.suffix!r} is not known; use {known}")
-        arguments = {"path": FILES[path.suffix], "data_files": str(path), "split": "train"}
+        name = FILES[path.suffix]
+        config = ""
+        fields = {"data_files": str(path), "split": "train"}
     else:
         name, _, config_in_id = source.partition(":")
-        arguments = {"path": name, "name": config or config_in_id or None, "split": split}
+        config = config or config_in_id
+        fields = {"split": split}
     try:
-        return datasets.load_dataset(**arguments, streaming=streaming)
+        return datasets.load_dataset(name, config or None, **fields, streaming=streaming)
     except Exception as error:  # each reader fails in its own way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise BadInput(f"{what} {source!r}: cannot be read ({reason})") from None
