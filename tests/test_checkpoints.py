@@ -37,7 +37,7 @@ def sharded(tiny_folders, tmp_path):
 
 @pytest.fixture
 def hub(sharded, tmp_path, monkeypatch):
-    """The Hub's cache with that model in it, and no way to the Hub; returns the snapshot's folder."""
+    """The Hub's cache with that model in it, no way to the Hub; returns the snapshot's folder."""
     cache = tmp_path / "hub"
     snapshot = cache / "models--somebody--a-model" / "snapshots" / COMMIT
     shutil.copytree(sharded, snapshot)
@@ -57,7 +57,7 @@ def test_a_sharded_checkpoint_loads(sharded, tiny_folders):
 def test_a_lost_shard_is_named(sharded, one_line):
     (lost := sorted(sharded.glob("model-*"))[1]).unlink()
     message = refusal(one_line, sharded)
-    assert f"{lost.name} is missing" in message
+    assert f"missing {lost.name} (1 in all)" in message
     assert str(sharded) in message
 
 
@@ -66,7 +66,7 @@ def test_several_lost_shards_are_counted(sharded, one_line):
     for path in lost:
         path.unlink()
     message = refusal(one_line, sharded)
-    assert f"({len(lost)} files) are missing" in message
+    assert f"({len(lost)} in all)" in message
     assert lost[0].name in message
 
 
@@ -195,7 +195,6 @@ def test_offline_it_says_what_the_cache_lacks(hub, one_line, pattern):
 def test_offline_another_revision_is_not_the_cached_one(hub, one_line):
     message = refusal(one_line, HUB_ID, revision="v2")
     assert "revision 'v2'" in message
-    assert "out of reach" in message
     assert f"`hf download {HUB_ID} --revision v2`" in message
 
 
@@ -204,48 +203,30 @@ def answer(status: int) -> httpx2.Response:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    "error",
     [
-        (
-            errors.GatedRepoError("gated\nrepo", response=answer(403)),
-            "accept the licence on the model's page and log in with `hf auth login`",
-        ),
-        (errors.HfHubHTTPError("401", response=answer(401)), "`hf auth login`"),
-        (
-            errors.RepositoryNotFoundError("no such", response=answer(404)),
-            "no such model or revision",
-        ),
-        (
-            errors.RevisionNotFoundError("no such", response=answer(404)),
-            "no such model or revision",
-        ),
-        (errors.OfflineModeIsEnabled("offline"), "out of reach"),
-        (ConnectionError("two\nlines"), "out of reach"),
-        (httpx2.ReadTimeout("slow"), "out of reach"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        errors.GatedRepoError("gated\nrepo", response=answer(403)),
+        errors.HfHubHTTPError("401", response=answer(401)),
+        errors.RepositoryNotFoundError("no such", response=answer(404)),
+        errors.RevisionNotFoundError("no such", response=answer(404)),
+        errors.OfflineModeIsEnabled("offline"),
+        ConnectionError("two\nlines"),
+        httpx2.ReadTimeout("slow"),
+        OSError(errno.ENOSPC, "No space left on device"),
     ],
-    ids=[
-        "gated",
-        "not logged in",
-        "unknown",
-        "unknown revision",
-        "offline",
-        "no connection",
-        "timeout",
-        "disk full",
-    ],
+    ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("where", ["configuration", "weights"])
-def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error, told, where):
+@pytest.mark.parametrize("where", ["hf_hub_download", "snapshot_download"])
+def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error, where):
     def refuse(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(
-        huggingface_hub,
-        "hf_hub_download" if where == "configuration" else "snapshot_download",
-        refuse,
-    )
-    assert told in refusal(one_line, HUB_ID)
+    monkeypatch.setattr(huggingface_hub, where, refuse)
+    message = refusal(one_line, HUB_ID)
+    assert type(error).__name__ in message
+    assert str(error).splitlines()[0] in message
+    assert f"`hf download {HUB_ID}`, after `hf auth login`" in message
+    assert len(message) <= 300
 
 
 def test_what_would_be_fetched_is_listed(monkeypatch):

@@ -1,4 +1,4 @@
-"""Text from data does nothing in a spreadsheet or a terminal, and everything else stays as it is."""
+"""Text from data does nothing in a spreadsheet or a terminal; everything else stays as it is."""
 
 import csv
 import subprocess

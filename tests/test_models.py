@@ -1,4 +1,4 @@
-"""Every row of the table of architectures fits its family; loading says in one line what is wrong."""
+"""Every row of the table of architectures fits its family; loading says what is wrong."""
 
 import dataclasses
 import json

@@ -33,7 +33,7 @@ print({EVIL!r}, "\\x1b[31mred")
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """A notebook with formulas, a widget, a progress bar, and tables and words with markup in them."""
+    """A notebook with formulas, a widget, a progress bar, tables and words with markup in them."""
     cells = [nbformat.v4.new_markdown_cell(MARKDOWN), nbformat.v4.new_code_cell(CODE)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python"}

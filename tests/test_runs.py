@@ -119,7 +119,10 @@ def test_deltas_are_in_order_of_the_edited_models(tmp_path):
 
 def test_reading_needs_no_torch(tmp_path):
     make(tmp_path)
-    code = "import sys; from workbench import runs; print(len(runs.listed(sys.argv[1])[0].probes), {'torch', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys; from workbench import runs; "
+        "print(len(runs.listed(sys.argv[1])[0].probes), {'torch', 'transformers'} & {*sys.modules})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         capture_output=True,

@@ -14,8 +14,7 @@ def hidden(output) -> torch.Tensor:
 
 @contextmanager
 def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
-    """A dict that holds, under each module's key, the tensor of its last call: the output, or the
-    first input.
+    """A dict that holds, under each module's key, the output (or input) of its last call.
 
     Args:
         modules: key -> module.
@@ -35,9 +34,7 @@ def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
 
 @contextmanager
 def calls(modules: Mapping) -> Iterator[dict]:
-    """A dict that holds, under each module's key, the (args, kwargs) of its last call, so that it
-    can be called again.
-    """
+    """A dict that holds, under each module's key, the (args, kwargs) of its last call."""
     record: dict = {}
 
     with ExitStack() as stack:
@@ -56,9 +53,7 @@ class _Enough(Exception):
 
 @contextmanager
 def stop_after(module: nn.Module) -> Iterator[None]:
-    """Inside, a call of the network ends once the module has run; what would follow is not
-    computed, the `with` ends there.
-    """
+    """Inside, a call of the network ends once the module has run, and the `with` with it."""
 
     def hook(module, args, output):
         raise _Enough
@@ -71,8 +66,9 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 def replaced(
     module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Inside, the module puts out `change(output, input)`; the change must return a new tensor, not
-    write into its arguments.
+    """Inside, the module puts out `change(output, input)`.
+
+    The change must return a new tensor, not write into its arguments.
     """
 
     def hook(module, args, kwargs, output):

@@ -13,27 +13,19 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from workbench.facts import DATA, BadInput
-from workbench.records import did_you_mean
+from workbench.records import did_you_mean, listed
 
 WORLD_MODELS = ("world-gpt2", "world-llama")
+EMBEDDED = " or ".join(WORLD_MODELS)
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-TOKENIZER = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+# What is fetched of a Hub repository.
+FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER, "chat_template*")
+UNPACK = "load it with from_pretrained(FOLDER, gguf_file=...) and save_pretrained it into a folder"
+MERGE = "merge it (merge_and_unload) and save_pretrained it with its tokenizer, or take it out"
+CONVERT = (
+    "from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 )
-FILES = (
-    "config.json",
-    "generation_config.json",
-    *WEIGHTS,
-    *TOKENIZER,
-)  # what is fetched of a Hub repository
-UNPACK = "load it with transformers (from_pretrained(folder, gguf_file=...)) and save_pretrained it into a folder"
-MERGE = "merge it (peft: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), the tokenizer beside it)"
-CONVERT = "AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 
 
 def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
@@ -44,89 +36,105 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
             none.
     """
     if name in WORLD_MODELS:
-        if revision not in ("", "early"):
-            raise BadInput(
-                f"{name}: revision {revision!r} does not exist; choose '' (finished) or 'early'"
-            )
-        folder = DATA / "world" / "models" / name / revision
-        if not (folder / "config.json").is_file():
-            raise BadInput(
-                f"model {name!r}: no config.json in {folder}; `workbench pretrain {name}` makes it"
-            )
-        return folder, ""
+        return _world_folder(name, revision), ""
     folder = Path(os.path.expanduser(name))
     if name.startswith((".", "/", "~")) or (name and os.path.exists(folder)):
         if revision:
             raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
-        if os.path.isfile(folder / "adapter_config.json"):
-            raise BadInput(
-                f"model {name!r}: holds an adapter (adapter_config.json), which would be attached unseen; {MERGE}, or take it out"
-            )
-        if not os.path.isfile(folder / "config.json"):
-            if (folder.suffix == ".gguf" and folder.is_file()) or any(folder.glob("*.gguf")):
-                raise BadInput(
-                    f"model {name!r}: is a GGUF file, which holds rounded weights; {UNPACK}"
-                )
-            raise BadInput(
-                f"model {name!r}: no config.json there; give a folder that save_pretrained wrote, a Hub id, or one of {', '.join(WORLD_MODELS)}"
-            )
+        _check_kind(name, folder)
         return folder, ""
     try:
         huggingface_hub.utils.validate_repo_id(name)
     except errors.HFValidationError:
-        raise BadInput(
-            f"model {name!r}: no such folder, and not a Hub id (owner/name); the embedded ones are {', '.join(WORLD_MODELS)}"
-        ) from None
-    if near := did_you_mean(name, WORLD_MODELS):
-        raise BadInput(f"model {name!r}{near} The embedded ones are {', '.join(WORLD_MODELS)}")
+        where = "no such folder, and not a Hub id (owner/name)"
+        raise BadInput(f"model {name!r}: {where}; the embedded ones are {EMBEDDED}") from None
+    near = did_you_mean(name, WORLD_MODELS)
+    if near:
+        raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
     return None, revision or "main"
 
 
+def _world_folder(name: str, revision: str) -> Path:
+    if revision not in ("", "early"):
+        advice = "choose '' (finished) or 'early'"
+        raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
+    folder = DATA / "world" / "models" / name / revision
+    if not (folder / "config.json").is_file():
+        advice = f"`workbench pretrain {name}` makes it"
+        raise BadInput(f"model {name!r}: no config.json in {folder}; {advice}")
+    return folder
+
+
+def _check_kind(name: str, folder: Path) -> None:
+    """BadInput if a folder holds no model in Hugging Face layout, or an adapter beside it."""
+    if os.path.isfile(folder / "adapter_config.json"):
+        what = "holds an adapter (adapter_config.json), which would be attached unseen"
+        raise BadInput(f"model {name!r}: {what}; {MERGE}")
+    if os.path.isfile(folder / "config.json"):
+        return
+    if (folder.suffix == ".gguf" and folder.is_file()) or any(folder.glob("*.gguf")):
+        raise BadInput(f"model {name!r}: is a GGUF file, which holds rounded weights; {UNPACK}")
+    advice = f"give a folder that save_pretrained wrote, a Hub id, {EMBEDDED}"
+    raise BadInput(f"model {name!r}: no config.json there; {advice}")
+
+
 def fetched(name: str, revision: str = "") -> tuple[Path, str]:
-    """The folder with all files of a model, and the Hub commit that they are of ("" for a folder);
-    what is missing of a Hub id is fetched.
+    """The folder with all files of a model, and their Hub commit ("" for a folder).
+
+    What is missing of a Hub id is fetched.
 
     Raises:
-        BadInput: what `locate` and `check` find; or the Hub refuses it, does not know it, or is out
-            of reach (what is missing then).
+        BadInput: what `locate` and `check` find; or the Hub's library cannot have it.
     """
     folder, at = locate(name, revision)
+    pinned = ""
     if folder is None:
         try:
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=commit(name, at), allow_patterns=list(FILES)
-                )
+            snapshot = huggingface_hub.snapshot_download(
+                name, revision=commit(name, at), allow_patterns=list(FILES)
             )
         except Exception as error:  # of the Hub's library, its transports, the disk
-            raise BadInput(refusal(name, revision, error)) from None
-        check(name, folder)
-        return folder, folder.name
+            raise _not_fetched(name, revision, "its files", error) from None
+        folder = Path(snapshot)
+        pinned = folder.name
     check(name, folder)
-    return folder, ""
+    return folder, pinned
 
 
 def configuration(name: str, revision: str = "", here: bool = False) -> Path:
-    """The folder with a model's config.json; of a Hub id that file is fetched if it is not in the
-    cache, unless only what is `here` counts.
+    """The folder with a model's config.json.
+
+    Of a Hub id that file is fetched if it is not in the cache, unless only what is `here` counts.
     """
     folder, at = locate(name, revision)
     if folder is not None:
         return folder
     try:
-        at = at if here else commit(name, at)
-        return Path(
-            huggingface_hub.hf_hub_download(name, "config.json", revision=at, local_files_only=here)
-        ).parent
+        if not here:
+            at = commit(name, at)
+        path = huggingface_hub.hf_hub_download(
+            name, "config.json", revision=at, local_files_only=here
+        )
     except Exception as error:
-        raise BadInput(refusal(name, revision, error)) from None
+        raise _not_fetched(name, revision, "config.json", error) from None
+    return Path(path).parent
+
+
+def _not_fetched(name: str, revision: str, what: str, error: Exception) -> BadInput:
+    """One line with the library's own reason: gated, unknown, offline, or the disk."""
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:80]
+    where = f"model {name!r}"
+    command = f"hf download {name}"
+    if revision:
+        where += f" at revision {revision!r}"
+        command += f" --revision {revision}"
+    advice = f"`{command}`, after `hf auth login` if it is gated or private, or use {EMBEDDED}"
+    return BadInput(f"{where}: {what} cannot be had from cache or Hub ({reason}); {advice}")
 
 
 @cache
 def commit(name: str, revision: str) -> str:
-    """The commit that a Hub revision is at, asked once a process; offline what the cache has, else
-    the revision as it is.
-    """
+    """The commit of a Hub revision, asked once; offline the cache's, else the revision."""
     try:
         return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
     except Exception:  # loading it says why
@@ -138,22 +146,22 @@ def check(name: str, folder: Path) -> None:
     """BadInput if the folder lacks weights (safetensors only), one of their shards, or the
     tokenizer.
     """
-    found = missing(folder)
-    if not found:
+    lacking = missing(folder)
+    if not lacking:
         return
-    pickled = sorted(
-        path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern)
-    )
-    at = f"model {name!r}"
-    if WEIGHTS[0] in found:
-        held = "no safetensors weights in it"
-        if pickled:
-            held = f"only pickled weights ({pickled[0]}), refused since they can run code"
-        raise BadInput(f"{at}: {held}; convert them where you trust them: {CONVERT}")
-    if "tokenizer.json" in found:
+    pickled = [path.name for ending in ("bin", "pth", "pt") for path in folder.glob(f"*.{ending}")]
+    if WEIGHTS[0] in lacking and pickled:
+        problem = f"only pickled weights ({min(pickled)}), refused since they can run code"
+        advice = f"convert them where you trust them: {CONVERT}"
+    elif WEIGHTS[0] in lacking:
+        problem, advice = "no safetensors weights in it", CONVERT
+    elif "tokenizer.json" in lacking:
+        problem = "no tokenizer in it"
         advice = "add the one it was trained with (tokenizer.save_pretrained)"
-        raise BadInput(f"{at}: no tokenizer in it; {advice}")
-    raise BadInput(f"{at}: {_some(found)} missing; copy or fetch again what is missing")
+    else:
+        problem = f"missing {listed(lacking, most=3)} ({len(lacking)} in all)"
+        advice = "copy or fetch again what is missing"
+    raise BadInput(f"model {name!r}: {problem}; {advice}")
 
 
 def missing(folder: Path) -> list[str]:
@@ -161,14 +169,13 @@ def missing(folder: Path) -> list[str]:
     weights, the tokenizer.
     """
     lacking = [] if (folder / "config.json").is_file() else ["config.json"]
-    index = folder / "model.safetensors.index.json"
+    index = folder / WEIGHTS[1]
     if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise BadInput(
-                f"model folder {folder}: {index.name} is broken; copy or fetch it again"
-            ) from None
+            where = f"model folder {folder}: {index.name}"
+            raise BadInput(f"{where} is broken; copy or fetch it again") from None
         lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not any(folder.glob(WEIGHTS[0])):
         lacking.append(WEIGHTS[0])
@@ -187,20 +194,19 @@ def downloads(name: str, revision: str = "") -> list[tuple[str, int]] | None:
             name, revision=at, allow_patterns=list(FILES), dry_run=True
         )
     except Exception:
-        return [] if (kept := cached(name, at)) and not missing(kept) else None
+        kept = cached(name, at)
+        return [] if kept and not missing(kept) else None
     return [(file.filename, file.file_size or 0) for file in files if file.will_download]
 
 
 def cached(name: str, revision: str) -> Path | None:
     """Where the Hub's cache keeps this model, whole or not."""
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")
-    return Path(found).parent if isinstance(found, str) else None
+    path = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def file_fingerprint(name: str, revision: str = "") -> str:
-    """Of a model's files, without loading it: a hash of the folder's weights, configuration and
-    tokenizer; for a Hub id the commit in the cache.
-    """
+    """A hash of a folder's weights, configuration and tokenizer; for a Hub id its commit."""
     folder, at = locate(name, revision)
     if folder is None:
         return f"{name}@{commit(name, at)}"
@@ -211,37 +217,3 @@ def file_fingerprint(name: str, revision: str = "") -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def refusal(name: str, revision: str, error: Exception) -> str:
-    """One line on why a Hub model cannot be had: gated, unknown, the disk, or out of reach, and
-    then what the cache lacks.
-    """
-    at = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError) or (
-        status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)
-    ):
-        return f"{at}: the Hub refuses it; accept the licence on the model's page and log in with `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError | errors.RepositoryNotFoundError):
-        return f"{at}: the Hub has no such model or revision; check the name, or log in with `hf auth login` if it is private"
-    if (
-        isinstance(error, OSError)
-        and error.errno
-        and not isinstance(error, ConnectionError | TimeoutError | FileNotFoundError)
-    ):
-        return f"{at}: cannot be written into the Hub's cache ({error.strerror}); free some space, or name another folder in HF_HOME"
-    kept = cached(name, revision)
-    lacking = (missing(kept) if kept else []) or ["config.json" if not kept else "a file"]
-    return (
-        f"{at}: not whole on this machine ({_some(lacking)} missing from the cache), and the Hub is out of reach; fetch it once with "
-        f"`hf download {name}{f' --revision {revision}' if revision else ''}`, or use {' or '.join(WORLD_MODELS)}"
-    )
-
-
-def _some(names: list[str]) -> str:
-    return (
-        f"{names[0]} is"
-        if len(names) == 1
-        else f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({len(names)} files) are"
-    )

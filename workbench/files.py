@@ -15,15 +15,9 @@ import safetensors
 
 from workbench.facts import BadInput
 
-NO_ROOM = (
-    errno.ENOSPC,
-    errno.EFBIG,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 ADVICE = "free some space, or choose another folder"
 
 
@@ -45,9 +39,7 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
     try:
         mode = _created(partial, 0o600 if private else 0o666)
         yield partial
-        os.chmod(
-            partial, mode
-        )  # libraries that write to a name of their own and rename it leave 0600
+        os.chmod(partial, mode)  # safetensors leaves 0600
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise unwritable(path, error, advice) from None
@@ -57,24 +49,20 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
 
 
 def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadInput:
-    """What to tell of a path that could not be written."""
+    """The one line on a path that could not be written."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
     return BadInput(f"{path}: cannot be written ({reason}); {advice}")
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an error says that the disk, a quota, a limit or a permission stands in the way of
-    writing.
-    """
+    """Whether the disk, a quota, a limit or a permission stands in the way of writing."""
     if isinstance(error, safetensors.SafetensorError):
         return "os error" in str(error)
     return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def check_new(folder: str | Path) -> Path:
-    """The folder; BadInput if something is there already (an empty folder apart), or nothing can be
-    made there.
-    """
+    """The folder; BadInput if it holds something already, or nothing can be made there."""
     folder = Path(folder)
     if folder.is_symlink():
         raise BadInput(f"{folder}: is a link; name the folder itself")
@@ -94,11 +82,12 @@ def check_new(folder: str | Path) -> Path:
 
 def sums(folder: Path) -> dict[str, dict]:
     """Size in bytes and SHA-256 of every file below a folder, by its path from there."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)}
-        for path in paths
-    }
+    recorded = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            recorded[name] = {"size": path.stat().st_size, "sha256": digest(path)}
+    return recorded
 
 
 def digest(path: Path) -> str:
@@ -128,8 +117,9 @@ def problem(folder: Path, name: str, expected: Mapping, sizes_alone: bool = Fals
 
 
 def open_as_umask(folder: Path) -> None:
-    """Give every file below a folder the permissions of a newly made one: safetensors writes files
-    that only their owner can read.
+    """Give every file below a folder the permissions of a newly made one.
+
+    Safetensors writes files that only their owner can read.
     """
     probe = folder / f".{secrets.token_hex(8)}.partial"
     mode = _created(probe, 0o666)
@@ -140,10 +130,8 @@ def open_as_umask(folder: Path) -> None:
 
 
 def _created(path: Path, mode: int) -> int:
-    """Make an empty file where nothing is, and tell the permissions that it got."""
-    handle = os.open(
-        path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), mode
-    )
+    """Make an empty file where nothing is; returns the permissions that it got."""
+    handle = os.open(path, NEW_FILE, mode)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
     finally:

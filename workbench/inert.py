@@ -20,9 +20,10 @@ def write_csv(table: "pd.DataFrame", path: str | Path, float_format: str | None 
     Only text and the names of columns are touched: a negative number stays a number.
     """
     safe = table.rename(columns=_as_text)
-    for place, dtype in enumerate(table.dtypes):
+    for number, dtype in enumerate(table.dtypes):
         if dtype.kind not in NUMBERS:
-            safe.isetitem(place, table.iloc[:, place].astype(object).map(_as_text))
+            column = table.iloc[:, number].astype(object)
+            safe.isetitem(number, column.map(_as_text))
     text = safe.to_csv(index=False, float_format=float_format, lineterminator="\n")
     if "\r" in text:  # bare it begins a row; Python 3.12 quotes it only where lines end with it
         text = safe.to_csv(index=False, float_format=float_format, lineterminator="\r\n")
@@ -36,4 +37,4 @@ def _as_text(cell):
 
 def printable(text: str) -> str:
     """The text with control characters written out: a terminal shows them and obeys none."""
-    return CONTROL.sub(lambda found: rf"\x{ord(found[0]):02x}", text)
+    return CONTROL.sub(lambda match: rf"\x{ord(match[0]):02x}", text)

@@ -17,26 +17,14 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
 # What stands in a page was partly written by others: facts, tokens, names of files.
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "img-src data:",
-        "font-src data:",
-        "style-src 'unsafe-inline'",
-    )
+POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; font-src data:; "
+    "style-src 'unsafe-inline'"
 )
 META = f'<meta content="{POLICY}" http-equiv="Content-Security-Policy"/>'
-SHOWN = (  # of the forms that an output has, the first that is there
-    "text/html",
-    "text/markdown",
-    "image/svg+xml",
-    "text/latex",
-    "image/png",
-    "image/jpeg",
-    "text/plain",
-)
+PICTURES = ("image/png", "image/jpeg")
+# Of the forms that an output has, the first that is there is shown.
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "text/latex", *PICTURES, "text/plain"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TEMPLATE = f"""
 {{%- extends 'lab/index.html.j2' -%}}
@@ -63,7 +51,7 @@ def notebook_page(path: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
-    config = Config(NbConvertBase=Config(display_data_priority=list(SHOWN)))
+    config = Config(NbConvertBase=Config(display_data_priority=SHOWN))
     exporter = _Exporter(config=config, raw_template=TEMPLATE, embed_images=True)
     about = {"metadata": {"name": path.stem, "path": str(path.parent)}}
     body, _ = exporter.from_notebook_node(notebook, about)
@@ -124,10 +112,7 @@ class _Renderer(IPythonRenderer):
 class _Exporter(nbconvert.HTMLExporter):
     @jinja2.pass_context
     def markdown2html(self, context, source: str) -> str:
-        renderer = _Renderer(
-            escape=False,
-            embed_images=self.embed_images,
-            attachments=context["cell"].get("attachments", {}),
-            path=context["resources"]["metadata"]["path"],
-        )
+        attachments = context["cell"].get("attachments", {})
+        path = context["resources"]["metadata"]["path"]
+        renderer = _Renderer(escape=False, embed_images=True, attachments=attachments, path=path)
         return MarkdownWithMath(renderer=renderer).render(source)

@@ -1,15 +1,18 @@
 """The run folder: written under a temporary name, renamed when whole; read, listed, compared.
+
 Reading needs no torch.
 
-runs/<id>/run.json              status, every parameter, versions, seconds; size and SHA-256 of
-every other file, and its own; written last
-          probes.parquet        a row an edited model, step, and prompt (step -1: before the edit,
-          0: after it, then training steps) lens.parquet          edited_model, step, fact_id,
-          layer, category, probability, rank tokens.parquet        edited_model, step, fact_id,
-          layer, rank (1 to 10), token, probability training.parquet      edited_model, step, epoch,
-          metric, loss, learning_rate merged.parquet        with an adapter: the last probes again,
-          the adapter written into the weights deltas/<edited_model>.safetensors,
-          adapters/<edited_model>/ (a PEFT folder)
+runs/<id>/
+  run.json             status, every parameter, versions, seconds; size and SHA-256 of every other
+                       file, and its own; written last
+  probes.parquet       a row an edited model, step, and prompt (step -1: before the edit, 0: after
+                       it, then training steps)
+  lens.parquet         edited_model, step, fact_id, layer, category, probability, rank
+  tokens.parquet       edited_model, step, fact_id, layer, rank (1 to 10), token, probability
+  training.parquet     edited_model, step, epoch, metric, loss, learning_rate
+  merged.parquet       with an adapter: the last probes again, the adapter written into the weights
+  deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)
+
 A run that varied a field holds run.json alone, which names its `members`, the runs beside it.
 """
 
@@ -21,16 +24,14 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy
 import pandas as pd
 import psutil
-import pyarrow.parquet
 import safetensors
 
 from workbench import files
@@ -39,10 +40,7 @@ from workbench.facts import BadInput
 SCHEMA = 2  # of the folder; raise it when a column changes its meaning
 AGAIN = "make the run again (`workbench run ... --again`; a sweep does it by itself)"
 TABLES = ("probes", "lens", "tokens", "training")
-NOTEBOOK = (
-    "notebook.ipynb",
-    "notebook.html",
-)  # which papermill goes on writing while the notebook runs
+NOTEBOOK = ("notebook.ipynb", "notebook.html")  # papermill writes them while the notebook runs
 SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "edit success": ("edited", "first", False),
     "held-out success": ("paraphrase", "first", False),
@@ -50,10 +48,12 @@ SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "held-out kept": ("paraphrase", "last", True),
     "intrinsic kept": ("intrinsic", "last", False),
 }
-KINDS = {
-    "false": False,
-    "harmless": True,
-}  # before the name of a series of edits: whether they put right what the model got wrong
+# Before the name of a series of edits: whether they put right what the model got wrong.
+KINDS = {"false": False, "harmless": True}
+
+
+def _table(name: str) -> cached_property:
+    return cached_property(lambda run: pd.read_parquet(run.file(f"{name}.parquet")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class Run:
 
     folder: Path
     about: Mapping
+
+    probes = _table("probes")
+    lens = _table("lens")
+    tokens = _table("tokens")
+    training = _table("training")
 
     @property
     def spec(self) -> Mapping:
@@ -92,66 +97,31 @@ class Run:
         return set()
 
     @cached_property
-    def probes(self) -> pd.DataFrame:
-        return pd.read_parquet(self.file("probes.parquet"))
+    def merged(self) -> pd.DataFrame | None:
+        """With an adapter: the last probes again, with the adapter written into the weights."""
+        if "merged.parquet" not in self.files:
+            return None
+        return pd.read_parquet(self.file("merged.parquet"))
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]]:
-        """Of each of SERIES: fact -> the share retained of its prompts and edited models, which are
-        no independent draws.
+        """Of each of SERIES: fact -> the share retained.
 
-        Made without pandas, whose small tables take ten times as long: a report reads thousands of
-            runs.
+        The mean is over the fact's prompts and edited models, which are no independent draws.
         """
         columns = ["edited_model", "step", "group", "fact_id", "took", "retained"]
-        table = pyarrow.parquet.read_table(self.file("probes.parquet"), columns=columns)
-        model, step, took, retained = (
-            table[name].cast("int64").fill_null(0).to_numpy()
-            for name in ("edited_model", "step", "took", "retained")
-        )
-        group, fact = (
-            table[name].combine_chunks().dictionary_encode() for name in ("group", "fact_id")
-        )
-        names, facts = group.dictionary.to_pylist(), fact.dictionary.to_pylist()
-        group, fact = (each.indices.to_numpy() for each in (group, fact))
-        last = numpy.full(model.max() + 1, step.min())
-        numpy.maximum.at(last, model, step)
-        found = {}
-        for name, (wanted, end, only_took) in SERIES.items():
-            part = (step == (0 if end == "first" else last[model])) & (
-                group == (names.index(wanted) if wanted in names else -1)
-            )
-            part &= (took > 0) | (not only_took)
-            counts, sums = (
-                numpy.bincount(fact[part], weights, len(facts))
-                for weights in (None, retained[part])
-            )
-            found[name] = {
-                facts[number]: sums[number] / counts[number]
-                for number in sorted(counts.nonzero()[0], key=facts.__getitem__)
-            }
-        return found
-
-    @cached_property
-    def lens(self) -> pd.DataFrame:
-        return pd.read_parquet(self.file("lens.parquet"))
-
-    @cached_property
-    def tokens(self) -> pd.DataFrame:
-        return pd.read_parquet(self.file("tokens.parquet"))
-
-    @cached_property
-    def training(self) -> pd.DataFrame:
-        return pd.read_parquet(self.file("training.parquet"))
-
-    @cached_property
-    def merged(self) -> pd.DataFrame | None:
-        """Of a run with an adapter: the last probes again, with the adapter written into the
-        weights.
-        """
-        return (
-            pd.read_parquet(self.file("merged.parquet")) if "merged.parquet" in self.files else None
-        )
+        probes = pd.read_parquet(self.file("probes.parquet"), columns=columns)
+        newest = probes.groupby("edited_model").step.transform("max")
+        checkpoints = {"first": probes.step == 0, "last": probes.step == newest}
+        took = _as_bool(probes.took)
+        retained = _as_bool(probes.retained).astype(float)
+        shares = {}
+        for name, (group, checkpoint, only_took) in SERIES.items():
+            rows = checkpoints[checkpoint] & (probes.group == group)
+            if only_took:
+                rows &= took
+            shares[name] = retained[rows].groupby(probes.fact_id[rows]).mean().to_dict()
+        return shares
 
     def table(self, name: str) -> pd.DataFrame:
         """One of TABLES, or that of a measure that the Spec names."""
@@ -165,12 +135,15 @@ class Run:
     @property
     def deltas(self) -> list[Path]:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
-        names = [
-            name
-            for name in self.files
-            if name.startswith("deltas/") and name.endswith(".safetensors")
-        ]
-        return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
+        paths = [Path(name) for name in self.files if Path(name).parent == Path("deltas")]
+        paths = [path for path in paths if path.suffix == ".safetensors"]
+        paths.sort(key=lambda path: int(path.stem))
+        return [self.file(path.as_posix()) for path in paths]
+
+
+def _as_bool(column: pd.Series) -> pd.Series:
+    """A column of true, false and null as bool; null is false."""
+    return column.fillna(False).astype(bool)
 
 
 def read(folder: str | Path) -> Run:
@@ -185,18 +158,13 @@ def read(folder: str | Path) -> Run:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{folder}: no finished run there (run.json is missing)") from None
-    except OSError as error:
-        raise BadInput(f"{folder}/run.json: cannot be read ({error.strerror})") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # no JSON, no UTF-8, or brackets within brackets without end
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, or brackets without end
         raise BadInput(f"{folder}/run.json: damaged ({error}); {AGAIN}") from None
     schema = about.get("schema") if isinstance(about, dict) else None
     if schema != SCHEMA:
-        raise BadInput(
-            f"{folder}: run.json has schema {schema}, this version reads {SCHEMA}; read it with the version that wrote it, or {AGAIN}"
-        )
+        versions = f"has schema {schema}, this version reads {SCHEMA}"
+        advice = f"read it with the version that wrote it, or {AGAIN}"
+        raise BadInput(f"{folder}: run.json {versions}; {advice}")
     if about.get("sha256") != _sum(about):
         raise BadInput(f"{folder}/run.json: damaged (another SHA-256 than its own); {AGAIN}")
     for name, expected in about["files"].items():
@@ -207,7 +175,8 @@ def read(folder: str | Path) -> Run:
 
 
 def _check_file(folder: Path, name: str, expected: Mapping, sizes_alone: bool = False) -> None:
-    if problem := files.problem(folder, name, expected, sizes_alone):
+    problem = files.problem(folder, name, expected, sizes_alone)
+    if problem:
         raise BadInput(f"{folder / name}: damaged, it {problem}; {AGAIN}")
 
 
@@ -215,41 +184,32 @@ def _member(folder: Path, name: str) -> Path:
     """The folder of a member: a plain name beside the run, and no link to somewhere else."""
     path = folder.parent / name
     if name in ("", ".", "..", folder.name) or Path(name).name != name or path.is_symlink():
-        raise BadInput(
-            f"{folder}/run.json: names the member {name!r}, which is no run beside it; {AGAIN}"
-        )
+        problem = f"names the member {name!r}, which is no run beside it"
+        raise BadInput(f"{folder}/run.json: {problem}; {AGAIN}")
     return path
 
 
 def _sum(about: Mapping) -> str:
     """SHA-256 of what run.json says, but for this sum."""
-    return hashlib.sha256(json.dumps({**about, "sha256": ""}, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**about, "sha256": ""}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def series(found: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """Some SERIES of runs: a row a fact, with `number` (of the run in `found`), `series`,
+def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
+    """Some SERIES of runs: a row a fact, with `number` (of the run in `runs`), `series`,
     `fact_id`, `retained` (a share).
 
     "false" or "harmless" before the name of a series of edits takes those edits alone.
     """
-    rows = {"number": [], "series": [], "fact_id": [], "retained": []}
-    for number, run in enumerate(found):
+    rows = []
+    for number, run in enumerate(runs):
         harmless = set(run.about.get("harmless", ()))
         for name in names:
             kind, _, rest = name.partition(" ")
-            shares = run.shares[rest if kind in KINDS else name]
-            shares = {
-                fact: share
-                for fact, share in shares.items()
-                if kind not in KINDS or (fact in harmless) == KINDS[kind]
-            }
-            for column, values in zip(
-                rows,
-                ([number] * len(shares), [name] * len(shares), shares, shares.values()),
-                strict=True,
-            ):
-                rows[column].extend(values)
-    return pd.DataFrame(rows)
+            for fact, share in run.shares[rest if kind in KINDS else name].items():
+                if kind not in KINDS or KINDS[kind] == (fact in harmless):
+                    rows.append((number, name, fact, share))
+    return pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
 
 
 def finished(folder: Path) -> bool:
@@ -272,28 +232,25 @@ def place(out: str | Path = "", notebook: str | Path = "") -> Path:
     The project is the nearest folder upwards, from the notebook or else from where it runs, that
     has a pyproject.toml or a .git; without one the runs lie beside the notebook.
     """
-    if named := os.environ.get("WORKBENCH_OUT") or str(out):
-        return Path(named)
+    chosen = os.environ.get("WORKBENCH_OUT") or str(out)
+    if chosen:
+        return Path(chosen)
     folder = Path(notebook).absolute().parent if str(notebook) else _working_folder()
-    projects = [path for path in (folder, *folder.parents) if _is_project(path)]
-    return (projects[0] if projects else folder) / "runs"
-
-
-def _is_project(folder: Path) -> bool:
-    return (folder / "pyproject.toml").exists() or (folder / ".git").exists()
+    for above in (folder, *folder.parents):
+        if (above / "pyproject.toml").exists() or (above / ".git").exists():
+            return above / "runs"
+    return folder / "runs"
 
 
 def _working_folder() -> Path:
-    """The folder of the notebook that papermill executes, which stays where it was called; else the
-    current one.
-    """
+    """The current folder; under papermill, whose kernel stays in the caller's, the notebook's."""
     with contextlib.suppress(psutil.Error, OSError):
         caller = psutil.Process().parent()
         words = caller.cmdline() if "IPython" in sys.modules and caller else []
         if any(Path(word).stem == "papermill" for word in words[:3]):
-            inputs = [Path(caller.cwd(), word) for word in words if word.endswith(".ipynb")]
-            if inputs and inputs[0].is_file():
-                return inputs[0].resolve().parent
+            notebooks = [Path(caller.cwd(), word) for word in words if word.endswith(".ipynb")]
+            if notebooks and notebooks[0].is_file():
+                return notebooks[0].resolve().parent
     return Path.cwd()
 
 
@@ -304,21 +261,13 @@ def listed(out: str | Path = "") -> list[Run]:
     """
     out = Path(out) if str(out) else place()
     paths = sorted(out.glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
-    whole, problems = read_all(path.parent for path in paths)
-    for line in problems:
-        warnings.warn(f"left out: {line}", stacklevel=2)
-    return whole
-
-
-def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of these folders that can be read, and a line for each that cannot."""
-    whole, problems = [], []
-    for folder in folders:
+    whole = []
+    for path in paths:
         try:
-            whole.append(read(folder))
+            whole.append(read(path.parent))
         except BadInput as error:
-            problems.append(str(error))
-    return whole, problems
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return whole
 
 
 def collect(out: str | Path, **fields) -> list[Run]:
@@ -330,27 +279,26 @@ def collect(out: str | Path, **fields) -> list[Run]:
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
     out = place(out)
-    runs = [run for run in listed(out) if "members" not in run.about]
     runs = [
-        run for run in runs if all(run.spec.get(name) == value for name, value in wanted.items())
+        run
+        for run in listed(out)
+        if "members" not in run.about
+        and all(run.spec.get(name) == value for name, value in wanted.items())
     ]
     if not runs:
         matching = f" with {wanted}" if wanted else ""
-        raise BadInput(
-            f"{out}: holds no finished run{matching}; make some with `workbench run` or `workbench sweep`"
-        )
-    if folder := os.environ.get("WORKBENCH_RUN"):
-        beside = Path(folder).resolve().parent
+        advice = "make some with `workbench run` or `workbench sweep`"
+        raise BadInput(f"{out}: holds no finished run{matching}; {advice}")
+    own_folder = os.environ.get("WORKBENCH_RUN")
+    if own_folder:
+        beside = Path(own_folder).resolve().parent
         members = [run.folder.name for run in runs if run.folder.resolve().parent == beside]
-        write(
-            Path(folder),
-            {"spec": wanted, "members": members, "collected": [str(run.folder) for run in runs]},
-            {},
-        )
+        paths = [str(run.folder) for run in runs]
+        write(Path(own_folder), {"spec": wanted, "members": members, "collected": paths}, {})
     return runs
 
 
-def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
+def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
     """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
 
     Tuning that moves less of the model also learns less, so a table at the end of each run would
@@ -360,54 +308,52 @@ def compare(found: Sequence[Run], by: str) -> pd.DataFrame:
 
     Returns:
         A row an arm: its value, `reached` (share of its models that reached the task's threshold),
-            `best` metric (the loosest of its
-        models'), `level`, `step` (where its models are first at the level; the mean), `edited`
-        (share retained of the edits that took) and `intrinsic` there, the same `_at_<step>` for the
-        common step; with an adapter `merged_gap`, the largest difference in p(true) of any probe
-        once the adapter is merged.
+        `best` metric (the loosest of its models'), `level`, `step` (where its models are first at
+        the level; the mean), `edited` (share retained of the edits that took) and `intrinsic`
+        there, the same `_at_<step>` for the common step; with an adapter `merged_gap`, the largest
+        difference in p(true) of any probe once the adapter is merged.
     """
-    if not found:
+    if not arms:
         raise BadInput("no runs to compare; give at least one")
-    if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in found}) > 1:
-        raise BadInput(
-            "runs of several tasks or models cannot be compared in one table; group them first"
-        )
-    sign = 1 if found[0].about["tuning"]["metric"] == "loss" else -1
-    curves = [
-        run.training.pivot_table(index="step", columns="edited_model", values="metric") * sign
-        for run in found
-    ]  # NaN: it has ended
+    if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in arms}) > 1:
+        raise BadInput("runs of several tasks or models cannot be compared; group them first")
+    sign = 1 if arms[0].about["tuning"]["metric"] == "loss" else -1  # so that less is better
+    curves = [sign * _metric_curves(run) for run in arms]
     level = max(curve.min().max() for curve in curves)
-    common = int(max(set.intersection(*(set(curve.dropna().index) for curve in curves))))
+    steps_of_arms = [set(curve.dropna().index) for curve in curves]
+    common = int(max(set.intersection(*steps_of_arms)))
     rows = []
-    for run, curve in zip(found, curves, strict=True):
+    for run, curve in zip(arms, curves, strict=True):
         steps = (curve <= level).idxmax()
-        row = {
-            by: run.spec[by],
-            "reached": run.about["ended"].count("reached") / len(run.about["ended"]),
-            "best": sign * curve.min().max(),
-        }
-        rows.append(row | {"level": sign * level, "step": steps.mean(), **_retained(run, steps)})
+        ended = run.about["ended"]
+        row = {by: run.spec[by], "reached": ended.count("reached") / len(ended)}
+        row |= {"best": sign * curve.min().max(), "level": sign * level, "step": steps.mean()}
+        row |= _retained(run, steps)
         if run.merged is not None:
-            active = run.probes[
-                run.probes.step == run.probes.groupby("edited_model").step.transform("max")
-            ]
-            rows[-1]["merged_gap"] = abs(
-                run.merged.p_true.to_numpy() - active.p_true.to_numpy()
-            ).max()
-        rows[-1] |= {
-            f"{group}_at_{common}": share
-            for group, share in _retained(run, 0 * steps + common).items()
-        }
+            row["merged_gap"] = _merged_gap(run)
+        at_common = _retained(run, 0 * steps + common)
+        row |= {f"{group}_at_{common}": share for group, share in at_common.items()}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _metric_curves(run: Run) -> pd.DataFrame:
+    """The validation metric, a row a step, a column an edited model; NaN where it has ended."""
+    return run.training.pivot_table(index="step", columns="edited_model", values="metric")
+
+
+def _merged_gap(run: Run) -> float:
+    newest = run.probes.groupby("edited_model").step.transform("max")
+    active = run.probes[run.probes.step == newest]
+    return abs(run.merged.p_true.to_numpy() - active.p_true.to_numpy()).max()
 
 
 def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
     """Shares retained, each edited model at its own step."""
     probes = run.probes[run.probes.step == run.probes.edited_model.map(steps)]
-    took = probes.took.fillna(False).astype(bool)
+    edits_that_took = (probes.group == "edited") & _as_bool(probes.took)
     return {
-        "edited": probes[(probes.group == "edited") & took].retained.mean(),
+        "edited": probes[edits_that_took].retained.mean(),
         "intrinsic": probes[probes.group == "intrinsic"].retained.mean(),
     }
 
@@ -424,12 +370,9 @@ def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> R
 
 
 def seal(folder: Path) -> Run:
-    """Write run.json again, over the executed notebook and its page too: with these, the run of a
-    notebook is whole.
-    """
-    return _seal(
-        folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), but=("run.json",)
-    )
+    """Write run.json again, over the executed notebook and its page too, which make it whole."""
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return _seal(folder, about, but=("run.json",))
 
 
 def _seal(folder: Path, about: Mapping, but: Sequence[str]) -> Run:
@@ -442,10 +385,9 @@ def _seal(folder: Path, about: Mapping, but: Sequence[str]) -> Run:
 
 
 def progress(phase: str, done: int = 0, total: int = 0) -> None:
-    """Tell whoever started this run how far it is: one JSON object in the file that
-    WORKBENCH_PROGRESS names. Without it, nothing.
-    """
-    if path := os.environ.get("WORKBENCH_PROGRESS"):
+    """Write how far this run is into the file that WORKBENCH_PROGRESS names, as one JSON object."""
+    path = os.environ.get("WORKBENCH_PROGRESS")
+    if path:
         text = json.dumps({"phase": phase, "done": done, "total": total})
         with files.written(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -458,10 +400,11 @@ def short_hash(value) -> str:
 
 def clean(out: Path, run_id: str = "*") -> None:
     """Remove what processes of this machine that are no more had begun to write."""
-    for left in out.glob(f".{run_id}.*@{platform.node()}.partial"):
-        pid = left.name.removesuffix(f"@{platform.node()}.partial").rpartition(".")[2]
+    ending = f"@{platform.node()}.partial"
+    for partial in out.glob(f".{run_id}.*{ending}"):
+        pid = partial.name.removesuffix(ending).rpartition(".")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -473,11 +416,10 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
         BadInput: `out` cannot be written, or something other than a folder has the name already;
             the disk is full.
     """
-    out, final = Path(out), Path(out) / run_id
+    out = Path(out)
+    final = out / run_id
     if final.is_file() or final.is_symlink():
-        raise BadInput(
-            f"{final}: is a {'link' if final.is_symlink() else 'file'}; choose another out folder"
-        )
+        raise BadInput(f"{final}: is a file or a link; choose another out folder")
     partial = out / f".{run_id}.{os.getpid()}@{platform.node()}.partial"
     try:
         clean(out, run_id)
@@ -501,5 +443,7 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
 
 def whole_checkpoint(folder: Path) -> str | None:
     """The newest of a Trainer's checkpoints that was written to its end."""
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+    checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    if not checkpoints:
+        return None
+    return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))

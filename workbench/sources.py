@@ -20,20 +20,19 @@ def records(
         BadInput: an unknown ending, or it cannot be read.
     """
     path = Path(source)
-    if path.is_file() and path.suffix not in FILES:
-        raise BadInput(
-            f"{what} {source!r}: the ending {path.suffix!r} is not known; use one of {', '.join(FILES)}"
-        )
+    if path.is_file():
+        if path.suffix not in FILES:
+            known = ", ".join(FILES)
+            raise BadInput(f"{what} {source!r}: ending {path.suffix!r} is not known; use {known}")
+        name = FILES[path.suffix]
+        config = ""
+        fields = {"data_files": str(path), "split": "train"}
+    else:
+        name, _, config_in_id = source.partition(":")
+        config = config or config_in_id
+        fields = {"split": split}
     try:
-        if path.is_file():
-            return datasets.load_dataset(
-                FILES[path.suffix], data_files=str(path), split="train", streaming=streaming
-            )
-        name, _, named = source.partition(":")
-        return datasets.load_dataset(
-            name, config or named or None, split=split, streaming=streaming
-        )
+        return datasets.load_dataset(name, config or None, **fields, streaming=streaming)
     except Exception as error:  # each reader fails in its own way
-        raise BadInput(
-            f"{what} {source!r}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-        ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise BadInput(f"{what} {source!r}: cannot be read ({reason})") from None
