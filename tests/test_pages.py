@@ -2,6 +2,7 @@
 pictures and words.
 """
 
+import html
 import re
 from pathlib import Path
 
@@ -153,3 +154,16 @@ def test_every_formula_of_the_notebooks_can_be_set(path, loads):
     assert not re.search(r"<code>[^<]*\\", page)
     words = re.sub(r"(?s)<(style|math|pre|code)\b.*?</\1>", "", page)
     assert "$" not in words
+
+
+def test_a_picture_has_its_words_and_they_are_no_markup(tmp_path, loads):
+    words = 'edits kept by "rome" & <img src=x onerror=alert(1)>'
+    picture = nbformat.v4.new_output("display_data", {"image/png": "aGVq", "text/plain": words})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[picture])])
+    path = tmp_path / "some.ipynb"
+    nbformat.write(notebook, path)
+    text = pages.notebook_page(path)
+    assert loads(text) == []
+    (image,) = re.findall(r"<img alt='([^']*)'", text)
+    assert html.unescape(image) == words
+    assert "<img src=x" not in text

@@ -448,14 +448,14 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
 def _check_sizes(name: str, config: transformers.PretrainedConfig) -> None:
     """BadInput if building even the outline would take hours or all memory."""
     sizes = {}
-    for field in SIZES:
-        size = getattr(config, field, None)
+    for kind in SIZES:
+        size = getattr(config, kind, None)
         if size is None:
             continue
         if type(size) is not int or size < 1:
-            where = f"model {name!r}: {field} in its config.json"
+            where = f"model {name!r}: {kind} in its config.json"
             raise BadInput(f"{where} is {size!r:.80}; it must be a whole number of at least 1")
-        sizes[field] = size
+        sizes[kind] = size
     width = sizes.get("hidden_size", 1)
     blocks = sizes.get("num_hidden_layers", 1)
     weights = blocks * 4 * width**2 + width * max(sizes.values(), default=1)

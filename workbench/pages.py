@@ -32,6 +32,11 @@ TEMPLATE = f"""
 {{% block html_head_js %}}{{% endblock %}}
 {{% block html_head_js_mathjax %}}{{% endblock %}}
 {{% block html_head_js_mermaidjs %}}{{% endblock %}}
+{{% block data_png %}}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{{{ output.data.get('text/plain', '') | escape_html }}}}"
+src="data:image/png;base64,{{{{ output.data['image/png'] | escape_html }}}}"/></div>
+{{% endblock %}}
 {{% block data_latex %}}{{{{ output.data['text/latex'] | markdown2html }}}}{{% endblock %}}
 """
 DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}

@@ -278,7 +278,7 @@ def collect(out: str | Path, **fields) -> list[Run]:
     members, and the paths of all.
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
-    out = place(out)
+    out = Path(out) if str(out) else place()
     runs = [
         run
         for run in listed(out)
