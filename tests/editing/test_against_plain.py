@@ -1,9 +1,9 @@
-"""The fast editors make the deltas of the plainly written ones (tests/benchmarks/plain.py)."""
+"""The fast editors make the deltas of the plainly written ones (tests/plain.py)."""
 
 import pytest
 import torch
 
-from tests.benchmarks import plain
+from tests import plain
 from workbench import editing, facts, models
 from workbench.editing import alphaedit, ft, malmen, memit, rome, target_vectors
 from workbench.tracking.retention import measure_prompts
