@@ -149,11 +149,6 @@ class NullSpace:
     rule: str
     threshold: float
 
-    @property
-    def dimension(self) -> int:
-        width, rank = self.basis.shape
-        return width - rank if self.complement else rank
-
     def project(self, vectors: Tensor) -> Tensor:
         """P X of vectors X (d_in, n)."""
         along = self.basis @ (self.basis.T @ vectors)

@@ -209,8 +209,8 @@ def test_rome_by_reference_meets_the_value_at_the_bare_key_not_at_the_mean(tiny,
     assert not torch.allclose(change.matrix().double() @ mean[0], shift, atol=1e-3)
 
 
-VARIANTS = [("ft", "paper"), ("rome", "paper"), ("memit", "paper"), ("ft", "reference"), ("rome", "reference"), ("memit", "reference"),
-            ("alphaedit", "reference")]  # fmt: skip
+VARIANTS = [(editor, "paper") for editor in ("ft", "rome", "memit")]
+VARIANTS += [(editor, "reference") for editor in ("ft", "rome", "memit", "alphaedit")]
 
 
 @pytest.mark.parametrize(("editor", "variant"), VARIANTS)

@@ -147,7 +147,7 @@ def test_rome_puts_out_exactly_the_solved_value(tiny, requests):
 
 @pytest.mark.parametrize("editor", ["memit", "alphaedit"])
 def test_the_layers_together_lead_to_the_solved_value(tiny, editor, requests):
-    """With next to no weight on the corpus the last layer makes up for what the earlier ones left."""
+    """With next to no weight on the corpus the last layer makes up for what earlier ones left."""
     free = {
         "layers": (0, 2),
         "weight": 1e-9,

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from workbench.activations import calls, hidden, recorded, replaced, stop_after
 from workbench.closed_form import Factors
+from workbench.editing.rows import Answers
 from workbench.models import Model
 from workbench.positions import Encoded
 
@@ -96,6 +97,10 @@ class Continuation:
         state = self.through(state, self.layer + 1, self.model.n_blocks - 1)
         state = self.model.final_norm(state[row, place - self.begin[row]])
         return self.model.unembedding(state).float().to(self.model.device)
+
+    def answer_logits(self, answers: Answers) -> Tensor:
+        """Logits (m, vocab) where the answers' tokens are read, of the rows as they are."""
+        return self.logits(self.start, answers.row, answers.place)
 
     def select(self, rows: Tensor) -> "Continuation":
         """The same for some of the rows (indices on the CPU)."""

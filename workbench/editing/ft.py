@@ -59,12 +59,14 @@ def edit(
     layer = model.check_layers(hparams.layers)[0]
     rows = build_rows(model, requests)
     rest = Continuation(model, rows.encoded, layer - 1)
-    row, place, token = rows.answers(model.device)
+    answers = rows.answers(model.device)
+    row = answers.row
     count = torch.bincount(row)  # tokens of each statement's target
-    if hparams.convention == "reference":
-        first = torch.full_like(count, rows.labels.shape[1]).scatter_reduce(0, row, place, "amin")
-        place = first[row]
     weight = 1 / count[row] / len(count)
+    if hparams.convention == "reference":
+        first = torch.full_like(count, rows.labels.shape[1])
+        first = first.scatter_reduce(0, row, answers.place, "amin")
+        answers = answers._replace(place=first[row])
     change = torch.zeros_like(model.weight(layer), dtype=torch.float32, requires_grad=True)
     adam = torch.optim.Adam([change], lr=hparams.learning_rate)
     losses = []
@@ -74,8 +76,9 @@ def edit(
 
     with torch.enable_grad(), replaced(model.down_projection(layer), changed):
         for step in range(hparams.steps + 1):
-            logits = rest.logits(rest.start, row, place)
-            loss = (F.cross_entropy(logits, token, reduction="none") * weight).sum()
+            logits = rest.answer_logits(answers)
+            nll = F.cross_entropy(logits, answers.token, reduction="none")
+            loss = (nll * weight).sum()
             losses.append(finite(loss.detach(), model, layer, rows.encoded).item())
             if losses[-1] < hparams.stop_loss or step == hparams.steps:
                 break

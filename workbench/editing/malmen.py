@@ -241,7 +241,7 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
             stack.enter_context(watched(layer))
-        logits = rest.logits(rest.start, answers.row, answers.place)
+        logits = rest.answer_logits(answers)
         loss = F.cross_entropy(logits, answers.token, reduction="sum")  # as if edited one by one
         finite(loss.detach(), model, layers[0], rows.encoded)
         gradients = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
@@ -277,14 +277,14 @@ class _Meta(nn.Module):
         asked += [_ask(one, one.fact.prompt, one.fact.object) for one in others]
         rows = build_rows(model, asked)
         rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
-        row, place, token = rows.answers(model.device)
+        answers = rows.answers(model.device)
         with torch.no_grad():
-            before = rest.logits(rest.start, row, place).log_softmax(1)
+            before = rest.answer_logits(answers).log_softmax(1)
         with changed(model, factors):
-            after = rest.logits(rest.start, row, place).log_softmax(1)
-        is_edit = row < len(edited)
+            after = rest.answer_logits(answers).log_softmax(1)
+        is_edit = answers.row < len(edited)
         other = ~is_edit
-        taught = F.nll_loss(after[is_edit], token[is_edit])
+        taught = F.nll_loss(after[is_edit], answers.token[is_edit])
         drift = F.kl_div(after[other], before[other], log_target=True, reduction="batchmean")
         loss = taught + self.hparams.locality * drift
         finite(loss.detach(), model, self.network.layers[0], rows.encoded)
@@ -336,10 +336,10 @@ class _Meta(nn.Module):
         missed = 0
         for rows in self._edits(_plain(requests)):
             rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
-            row, place, token = rows.answers(model.device)
+            answers = rows.answers(model.device)
             with changed(model, self.network.factors(model, rows)):
-                top = rest.logits(rest.start, row, place).argmax(1)
-            missed += len(row[top != token].unique())
+                top = rest.answer_logits(answers).argmax(1)
+            missed += len(answers.row[top != answers.token].unique())
         taken = len(requests) - missed
         if taken < LEAST_TAKEN * len(requests):
             problem = f"after {self.hparams.meta_steps} meta_steps only {taken} of {len(requests)}"

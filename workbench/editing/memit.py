@@ -77,7 +77,7 @@ def edit(
 
     check(model, requests, hparams, resources)
     solution = solution or targets(model, requests, hparams, resources)
-    changes, _ = spread(model, requests, hparams, resources, update, solution)
+    changes = spread(model, requests, hparams, resources, update, solution)[0]
     about = solution.record()
     return records.delta_of("memit", model, requests, hparams, resources, seed, changes, **about)
 
@@ -105,11 +105,11 @@ def spread(
         device = resources.moments[layer].matrix.device
         with records.solvable(layer):
             factors = update(layer, keys.to(device), residuals.to(device))
-        factors = Factors(*(factor.float().to(model.device) for factor in factors))
+        left, right = (factor.float().to(model.device) for factor in factors)
         name = model.down_projection_name(layer)
-        changes[name] = Change(**factors._asdict())
+        changes[name] = Change(left=left, right=right)
         all_keys[name] = keys
-        walk.advance(layer, factors)
+        walk.advance(layer, Factors(left, right))
     return changes, all_keys
 
 
@@ -136,9 +136,9 @@ class Walk:
         """The mean keys of the layer (d_in, n) and, in the bare prompts, the hidden states after
         the last edited block (d_model, n).
         """
-        d_out, d_in = self.model.weight(layer).shape
-        keys = self._zeros(d_in)
-        hidden = self._zeros(d_out)
+        matrix = self.model.weight(layer)  # (d_out, d_in)
+        keys = self._zeros(matrix.shape[1])
+        hidden = self._zeros(matrix.shape[0])
         for index, rest in self.batches:
             with recorded({"key": self.model.down_projection(layer)}, inputs=True) as record:
                 after = rest.through(rest.start, layer, layer)

@@ -89,16 +89,15 @@ class Rows:
 
 
 class _Text(NamedTuple):
-    """A question about a request's subject, which ends at `subject_end`, and what follows it."""
+    """A question about a request's subject, which ends at `subject_end`; the target, which may be
+    none; and both as one text.
+    """
 
     owner: int
     question: str
     target: str
+    whole: str
     subject_end: int
-
-    @property
-    def whole(self) -> str:
-        return statement(self.question, self.target) if self.target else self.question
 
 
 def _texts(requests: Requests, prefixes: tuple, kl: bool) -> Iterator[_Text]:
@@ -111,7 +110,9 @@ def _texts(requests: Requests, prefixes: tuple, kl: bool) -> Iterator[_Text]:
         for prefix, prompt, target in prompts:
             lead = f"{prefix}. " if prefix else ""
             end = len(lead) + subject_end(prompt, subject)
-            yield _Text(owner, lead + fill(prompt, subject), target, end)
+            question = lead + fill(prompt, subject)
+            whole = statement(question, target) if target else question
+            yield _Text(owner, question, target, whole, end)
 
 
 def build_rows(model: Model, requests: Requests, prefixes: tuple = (), kl: bool = False) -> Rows:
