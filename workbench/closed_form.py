@@ -6,8 +6,10 @@ of the keys.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 SAME_KEY = 1e-6  # of 1 - cosine; in float32 one text's key, run in two batches, differs by 1e-13
 
@@ -16,32 +18,39 @@ class Singular(ValueError):
     """A linear system has no single solution. The message says which and what to do."""
 
 
-def factorised(matrix: torch.Tensor, what: str = "the second moment of the keys") -> torch.Tensor:
-    """Lower Cholesky factor (d, d), float64, of a symmetric positive definite matrix."""
+class Factors(NamedTuple):
+    """A change D = left @ right.T, of left (d_out, n) and right (d_in, n)."""
+
+    left: Tensor
+    right: Tensor
+
+
+def factorised(matrix: Tensor, what: str = "the second moment of the keys") -> Tensor:
+    """Lower Cholesky factor (d, d), float64, of a symmetric positive definite matrix.
+
+    Raises:
+        Singular: the matrix is not finite, or its rank is below d.
+    """
+    _check_finite(matrix, what)
+    cholesky = torch.linalg.cholesky_ex(matrix.double())
+    rounding = cholesky.L.diagonal() ** 2 <= 1e-11 * matrix.diagonal()  # pivots that are no more
+    if cholesky.info or rounding.any():
+        remedy = "collect it from more tokens, at least its width"
+        if unused := int((matrix.diagonal() == 0).sum()):
+            remedy = f"{unused} of its directions are never used, choose another layer"
+        raise Singular(f"{what} is singular (rank below {len(matrix)}); {remedy}")
+    return cholesky.L
+
+
+def _check_finite(matrix: Tensor, what: str) -> None:
     if not torch.isfinite(matrix).all():
-        raise Singular(
-            f"{what} holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)"
-        )
-    factor, failed = torch.linalg.cholesky_ex(matrix.double())
-    if (
-        failed or (factor.diagonal() ** 2 <= 1e-11 * matrix.diagonal()).any()
-    ):  # a pivot this small is nothing but rounding
-        dead = int((matrix.diagonal() == 0).sum())
-        never = (
-            f"{dead} of its directions are never used, choose another layer"
-            if dead
-            else "collect it from more tokens, at least its width"
-        )
-        raise Singular(f"{what} is singular (rank below {len(matrix)}); {never}")
-    return factor
+        problem = "holds NaN or infinite numbers; look for overflow in the activations"
+        raise Singular(f"{what} {problem} (load the model in float32)")
 
 
 def constrained_update(
-    keys: torch.Tensor,
-    residuals: torch.Tensor,
-    factor: torch.Tensor | None,
-    at: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keys: Tensor, residuals: Tensor, factor: Tensor | None, at: Tensor | None = None
+) -> Factors:
     """Smallest change that moves every key by exactly its residual.
 
     D = R (K' C^-1 K)^-1 (C^-1 K)', the minimiser of tr(D C D') with D K = R. With one key it is
@@ -53,48 +62,44 @@ def constrained_update(
         factor: Cholesky factor of C (d_in, d_in), float64; None = the identity.
         at: (d_in, n) where D is to give the residuals exactly, D at = R, if not at K.
     Returns:
-        Factors (left, right) of D = left @ right.T: left (d_out, n), right (d_in, n), float64.
+        left (d_out, n) and right (d_in, n), float64.
     Raises:
         Singular: keys depend on each other (two requests of one subject, say).
     Source: ROME, arXiv 2202.05262, eq. 2; the batched form is EMMET, arXiv 2403.14236. Differs
     from: one key throughout, no division by a different key's product.
     """
-    whitened = keys if factor is None else torch.cholesky_solve(keys, factor)  # C^-1 K, (d_in, n)
-    gram = (keys if at is None else at).T @ whitened  # (n, n)
+    whitened = _whitened(keys, factor)
+    at = keys if at is None else at
+    gram = at.T @ whitened  # (n, n)
+    # Keys are compared by direction; float32 keys that differ by rounding alone are one.
     scale = gram.diagonal().abs().rsqrt()
-    solved, failed = torch.linalg.solve_ex(gram, residuals.T)
-    # Of cosines, so that the lengths do not matter; float32 keys that differ by rounding alone are
-    # one.
-    if failed or not torch.linalg.cond(scale[:, None] * gram * scale) < 1e8:
-        raise Singular(
-            f"the {keys.shape[1]} keys are not independent; edit facts of one subject one after another"
-        )
-    return solved.T, whitened
+    cosines = scale[:, None] * gram * scale
+    solution = torch.linalg.solve_ex(gram, residuals.T)
+    if solution.info or not torch.linalg.cond(cosines) < 1e8:
+        problem = f"the {keys.shape[1]} keys are not independent"
+        raise Singular(f"{problem}; edit facts of one subject one after another")
+    return Factors(solution.result.T, whitened)
 
 
 def parallel_keys(
-    keys: torch.Tensor, apart: float = SAME_KEY, at_once: int = 1024
+    keys: Tensor, apart: float = SAME_KEY, at_once: int = 1024
 ) -> tuple[int, int] | None:
     """The first two keys (columns of K, (d_in, n)) that are one but for their length and rounding;
     None if there are none.
     """
     unit = keys / keys.norm(dim=0).clamp(min=torch.finfo(keys.dtype).tiny)
     for start in range(0, unit.shape[1], at_once):
-        cosines = (unit[:, start : start + at_once].T @ unit).tril(
-            start - 1
-        )  # each with those before it
-        later, earlier = (cosines > 1 - apart).nonzero(as_tuple=True)
-        if len(later):
-            return int(earlier[0]), start + int(later[0])
+        cosines = unit[:, start : start + at_once].T @ unit
+        earlier = cosines.tril(start - 1)  # each key with those before it
+        pairs = (earlier > 1 - apart).nonzero()
+        if len(pairs):
+            return int(pairs[0, 1]), start + int(pairs[0, 0])
     return None
 
 
 def ridge_update(
-    keys: torch.Tensor,
-    residuals: torch.Tensor,
-    factor: torch.Tensor | None,
-    weight: float | torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keys: Tensor, residuals: Tensor, factor: Tensor | None, weight: float | Tensor
+) -> Factors:
     """Smallest change of a linear map that moves the keys by the residuals, as far as it pays.
 
     D = R K' (w C + K K')^-1, the minimiser of w tr(D C D') + |R - D K|^2; by Woodbury D = R (w I +
@@ -106,27 +111,31 @@ def ridge_update(
         factor: Cholesky factor of C, float64; None = the identity, MALMEN's C.
         weight: w > 0, tokens: how many corpus tokens a request must outweigh.
     Returns:
-        Factors (left, right) of D = left @ right.T, of the dtype of the keys; differentiable in
-        keys, residuals and weight.
+        left and right of the dtype of the keys; differentiable in keys, residuals and weight.
     Source: MEMIT, arXiv 2210.07229, eq. 14; MALMEN, arXiv 2311.04661. Differs from: solved in the
     dual, so the cost grows with n, not with d_in.
     """
     if not weight > 0:
         raise ValueError(f"weight {weight}: must be > 0")
-    whitened = keys if factor is None else torch.cholesky_solve(keys, factor)
-    gram = keys.T @ whitened + weight * torch.eye(
-        keys.shape[1], dtype=keys.dtype, device=keys.device
-    )
-    return torch.cholesky_solve(residuals.T.contiguous(), _lower(gram)).T, whitened
+    whitened = _whitened(keys, factor)
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    gram = keys.T @ whitened + weight * identity  # (n, n)
+    solution = torch.cholesky_solve(residuals.T.contiguous(), _lower(gram))
+    return Factors(solution.T, whitened)
 
 
-def _lower(gram: torch.Tensor) -> torch.Tensor:
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        raise Singular(
-            f"the system of {len(gram)} keys is singular to rounding; edit fewer facts at once"
-        )
-    return factor
+def _whitened(keys: Tensor, factor: Tensor | None) -> Tensor:
+    """C^-1 K (d_in, n)."""
+    return keys if factor is None else torch.cholesky_solve(keys, factor)
+
+
+def _lower(gram: Tensor) -> Tensor:
+    """Cholesky factor of the system of n keys, (n, n)."""
+    cholesky = torch.linalg.cholesky_ex(gram)
+    if cholesky.info:
+        problem = f"the system of {len(gram)} keys is singular to rounding"
+        raise Singular(f"{problem}; edit fewer facts at once")
+    return cholesky.L
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,23 +144,18 @@ class NullSpace:
     `complement`.
     """
 
-    basis: torch.Tensor
+    basis: Tensor
     complement: bool
     rule: str
     threshold: float
 
-    @property
-    def dimension(self) -> int:
-        width, rank = self.basis.shape
-        return width - rank if self.complement else rank
-
-    def project(self, vectors: torch.Tensor) -> torch.Tensor:
+    def project(self, vectors: Tensor) -> Tensor:
         """P X of vectors X (d_in, n)."""
         along = self.basis @ (self.basis.T @ vectors)
         return vectors - along if self.complement else along
 
 
-def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
+def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace:
     """The directions that the corpus hardly uses: eigenvectors of C with small eigenvalues.
 
     Args:
@@ -162,39 +166,28 @@ def null_space(moment: torch.Tensor, rule: str, threshold: float) -> NullSpace:
     Raises:
         Singular: nothing is below the threshold, or C is not finite.
     """
-    if not torch.isfinite(moment).all():
-        raise Singular(
-            "the second moment holds NaN or infinite numbers; look for overflow in the activations (load the model in float32)"
-        )
-    values, vectors = torch.linalg.eigh(moment.double())  # ascending
-    values = values.clamp(min=0)
-    below = {
-        "absolute": lambda: int((values < threshold).sum()),
-        "trace": lambda: int((values.cumsum(0) <= threshold * values.sum()).sum()),
-        "rank": lambda: len(values) - int(threshold),
-    }[rule]()
-    if below <= 0:
+    _check_finite(moment, "the second moment")
+    spectrum = torch.linalg.eigh(moment.double())
+    values = spectrum.eigenvalues.clamp(min=0)  # ascending
+    sizes = {
+        "absolute": (values < threshold).sum(),
+        "trace": (values.cumsum(0) <= threshold * values.sum()).sum(),
+        "rank": len(values) - int(threshold),
+    }
+    size = int(sizes[rule])
+    if size <= 0:
         change = "lower" if rule == "rank" else "raise"
-        raise Singular(
-            f"no eigenvalue of the second moment is left by threshold {threshold} ({rule}; the smallest is {values[0]:.2g}); {change} it"
-        )
-    small, large = vectors[:, :below], vectors[:, below:]
-    complement = large.shape[1] < small.shape[1]
-    return NullSpace(
-        basis=(large if complement else small).contiguous(),
-        complement=complement,
-        rule=rule,
-        threshold=threshold,
-    )
+        problem = f"no eigenvalue of the second moment is left by threshold {threshold}"
+        raise Singular(f"{problem} ({rule}; the smallest is {values[0]:.2g}); {change} it")
+    complement = len(values) - size < size
+    half = slice(size, None) if complement else slice(size)
+    basis = spectrum.eigenvectors[:, half].contiguous()
+    return NullSpace(basis=basis, complement=complement, rule=rule, threshold=threshold)
 
 
 def projected_update(
-    keys: torch.Tensor,
-    residuals: torch.Tensor,
-    space: NullSpace,
-    ridge: float,
-    memory: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keys: Tensor, residuals: Tensor, space: NullSpace, ridge: float, memory: Tensor
+) -> Factors:
     """Smallest change within a subspace that moves the keys by the residuals and earlier keys by
     nothing, as far as it pays.
 
@@ -208,11 +201,11 @@ def projected_update(
         ridge: a > 0.
         memory: Kp (d_in, m), keys of earlier edits; m may be 0.
     Returns:
-        Factors (left, right) of D = left @ right.T, float64.
+        left and right, float64.
     Source: AlphaEdit, arXiv 2410.02355, eq. 14. Differs from: solved in the dual.
     """
-    both = space.project(torch.cat([keys, memory], 1))  # A (d_in, n + m)
-    gram = both.T @ both
+    projected = space.project(torch.cat([keys, memory], 1))  # A (d_in, n + m)
+    gram = projected.T @ projected
     gram.diagonal().add_(ridge)
-    first = torch.eye(len(gram), keys.shape[1], dtype=gram.dtype, device=gram.device)
-    return residuals, both @ torch.cholesky_solve(first, _lower(gram))
+    first = torch.eye(len(gram), keys.shape[1], dtype=gram.dtype, device=gram.device)  # E
+    return Factors(residuals, projected @ torch.cholesky_solve(first, _lower(gram)))

@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench import cache, sources
 from workbench.activations import recorded, stop_after
-from workbench.cache import locked
 from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
@@ -51,7 +51,7 @@ class SecondMoment:
     """
 
     layer: int
-    matrix: torch.Tensor
+    matrix: Tensor
     tokens: int
     fingerprint: str
     model: str
@@ -62,16 +62,16 @@ class SecondMoment:
             raise ValueError(f"second moment {tuple(self.matrix.shape)} is not square")
 
     @cached_property
-    def factor(self) -> torch.Tensor:
+    def factor(self) -> Tensor:
         """Cholesky factor of C + f I (d_in, d_in), float64."""
         return self._factorised(FLOOR)
 
     @cached_property
-    def bare_factor(self) -> torch.Tensor:
-        """Cholesky factor of C alone (d_in, d_in), float64; closed_form.Singular if there is none."""
+    def bare_factor(self) -> Tensor:
+        """Cholesky factor of C alone (d_in, d_in), float64; Singular if there is none."""
         return self._factorised(0.0)
 
-    def _factorised(self, floor: float) -> torch.Tensor:
+    def _factorised(self, floor: float) -> Tensor:
         raised = self.matrix.to(torch.float64, copy=True)
         raised.diagonal().add_(floor * raised.diagonal().mean())
         return factorised(raised, f"the second moment of layer {self.layer}")
@@ -89,34 +89,30 @@ def corpus_texts(corpus: str) -> Iterable[str]:
         return text.pretraining(seed=1)
     if corpus.endswith(".txt"):
         try:
-            content = Path(corpus).read_text(encoding="utf-8")
+            paragraphs = Path(corpus).read_text(encoding="utf-8").split("\n\n")
         except (OSError, UnicodeDecodeError):
             raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
-        return (part for part in content.split("\n\n") if part.strip())
+        return filter(str.strip, paragraphs)
     if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
-        raise BadInput(
-            f"corpus {corpus!r}: choose world, wikipedia, a file (.txt, .jsonl, .csv, .parquet) or a Hub dataset id (owner/name)"
-        )
-    found = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
-    first = next(iter(found), {})
-    if "text" not in first:
-        raise BadInput(
-            f"corpus {corpus!r}: has no column 'text' but {list(first)}; rename the one that holds the text"
-        )
-    return _whole(corpus, found)
+        choices = "world, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
+        raise BadInput(f"corpus {corpus!r}: choose {choices} or a Hub dataset id (owner/name)")
+    records = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
+    columns = list(next(iter(records), {}))
+    if "text" not in columns:
+        problem = f"has no column 'text' but {columns}"
+        raise BadInput(f"corpus {corpus!r}: {problem}; rename the one that holds the text")
+    return _column(corpus, records)
 
 
-def _whole(corpus: str, found) -> Iterable[str]:
+def _column(corpus: str, records: Iterable[dict]) -> Iterable[str]:
+    """The texts of the column `text`, without those that say nothing."""
     try:
-        yield from (
-            record["text"]
-            for record in found
-            if isinstance(record["text"], str) and record["text"].strip()
-        )
+        for record in records:
+            if isinstance(record["text"], str) and record["text"].strip():
+                yield record["text"]
     except Exception as error:  # of whatever the stream comes through
-        raise BadInput(
-            f"corpus {corpus!r}: broke off ({type(error).__name__}: {' '.join(str(error).split())[:120]}); try again"
-        ) from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise BadInput(f"corpus {corpus!r}: broke off ({reason}); try again") from None
 
 
 def second_moments(
@@ -133,111 +129,83 @@ def second_moments(
     """
     layers = model.check_layers(layers)
     if corpus == "world" and model.name not in WORLD_MODELS:
-        warnings.warn(
-            f"second moments of {model.name} from the embedded world's text, which is not Wikipedia; name a corpus",
-            stacklevel=3,
-        )
-    tokens = tokens or TOKENS_PER_WIDTH * max(model.weight(layer).shape[1] for layer in layers)
+        message = f"second moments of {model.name} from the embedded world's text, which is not"
+        warnings.warn(f"{message} Wikipedia; name a corpus", stacklevel=3)
+    widths = {layer: model.weight(layer).shape[1] for layer in layers}
+    tokens = tokens or TOKENS_PER_WIDTH * max(widths.values())
     rows = _rows(model, corpus, tokens)
-    digest = hashlib.sha256(
-        f"{model.fingerprint} {model.dtype} {tokens}".encode() + rows.numpy().tobytes()
-    ).hexdigest()[:16]
-    with locked(f"moments {digest}"):
-        kept_matrices = {layer: _kept(model, digest, layer) for layer in layers}
-        missing = [layer for layer, matrix in kept_matrices.items() if matrix is None]
+    about = f"{model.fingerprint} {model.dtype} {tokens}".encode()
+    digest = hashlib.sha256(about + rows.numpy().tobytes()).hexdigest()[:16]
+    names = {layer: f"moments {digest} {layer}" for layer in layers}
+    paths = {layer: cache.folder("moments") / f"{digest}-{layer}.safetensors" for layer in layers}
+    matrices = {}
+    with cache.locked(f"moments {digest}"):
+        for layer, width in widths.items():
+            tensors = cache.kept(paths[layer], names[layer])
+            if tensors and tensors["matrix"].shape == (width, width):
+                matrices[layer] = tensors["matrix"]
+        missing = {layer: width for layer, width in widths.items() if layer not in matrices}
         if missing:
             model.check_unchanged("second moments")
-        for layer, matrix in (_collect(model, missing, rows, tokens) if missing else {}).items():
-            kept_matrices[layer] = matrix.cpu()
-            cache.keep(
-                _path(digest, layer), {"matrix": kept_matrices[layer]}, f"moments {digest} {layer}"
-            )
-    at = _solving_device(model, layers)
-    return {
-        layer: SecondMoment(
-            layer=layer,
-            matrix=matrix.to(at),
-            tokens=tokens,
-            fingerprint=digest,
-            model=model.fingerprint,
-            corpus=corpus,
-        )
-        for layer, matrix in kept_matrices.items()
-    }
+            matrices |= _collect(model, missing, rows, tokens)
+        for layer in missing:
+            cache.keep(paths[layer], {"matrix": matrices[layer]}, names[layer])
+    device = _solving_device(model, list(widths.values()))
+    made = {"tokens": tokens, "fingerprint": digest, "model": model.fingerprint, "corpus": corpus}
+    matrices = {layer: matrices[layer].to(device) for layer in layers}
+    return {layer: SecondMoment(layer=layer, matrix=m, **made) for layer, m in matrices.items()}
 
 
-def _path(digest: str, layer: int) -> Path:
-    return cache.folder("moments") / f"{digest}-{layer}.safetensors"
-
-
-def _kept(model: Model, digest: str, layer: int) -> torch.Tensor | None:
-    """The matrix that was kept for a layer, if there is a sound one."""
-    matrix = (cache.kept(_path(digest, layer), f"moments {digest} {layer}") or {}).get("matrix")
-    width = model.weight(layer).shape[1]
-    return matrix if matrix is not None and matrix.shape == (width, width) else None
-
-
-def _solving_device(model: Model, layers: Sequence[int]) -> torch.device:
+def _solving_device(model: Model, widths: Sequence[int]) -> torch.device:
     """The model's GPU if the matrices, their float64 factors and one more in the making fit there,
     else the CPU, which has float64 too.
     """
-    widths = [model.weight(layer).shape[1] for layer in layers]
     needed = sum(12 * width**2 for width in widths) + 16 * max(widths) ** 2
-    return (
-        model.device
-        if model.device.type == "cuda" and needed < free_bytes(model.device)
-        else torch.device("cpu")
-    )
+    fits = model.device.type == "cuda" and needed < free_bytes(model.device)
+    return model.device if fits else torch.device("cpu")
 
 
-def _rows(model: Model, corpus: str, tokens: int) -> torch.Tensor:
+def _rows(model: Model, corpus: str, tokens: int) -> Tensor:
     """Token ids (rows, ROW), each row the front tokens and running text; together at least so many
     tokens.
     """
-    first = front(model)
+    first = list(front(model))
     length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - len(first)
     count = -(-tokens // length)
-    stream, texts = [], iter(corpus_texts(corpus))
-    while len(stream) < count * length and (paragraphs := list(itertools.islice(texts, 256))):
-        for ids in model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]:
-            stream += ids
-    if len(stream) < count * length:
-        raise BadInput(
-            f"corpus {corpus!r} holds {len(stream)} tokens, {count * length} are needed; give more text or ask for fewer tokens"
-        )
-    rows = torch.tensor(stream[: count * length]).view(count, length)
-    return torch.cat(
-        [torch.tensor([first] * count, dtype=torch.long).view(count, len(first)), rows], dim=1
-    )
+    needed = count * length
+    stream = []
+    texts = iter(corpus_texts(corpus))
+    while len(stream) < needed:
+        paragraphs = list(itertools.islice(texts, 256))
+        if not paragraphs:
+            problem = f"holds {len(stream)} tokens, {needed} are needed"
+            remedy = "give more text or ask for fewer tokens"
+            raise BadInput(f"corpus {corpus!r} {problem}; {remedy}")
+        encoded = model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)
+        stream += itertools.chain.from_iterable(encoded["input_ids"])
+    starts = range(0, needed, length)
+    return torch.tensor([first + stream[start : start + length] for start in starts])
 
 
 @torch.no_grad()
-def _collect(
-    model: Model, layers: Sequence[int], rows: torch.Tensor, tokens: int
-) -> dict[int, torch.Tensor]:
-    widths = {layer: model.weight(layer).shape[1] for layer in layers}
-    sums = {
-        layer: torch.zeros(width, width, device=model.device) for layer, width in widths.items()
-    }
-    left, skip = tokens, len(front(model))
-    with recorded({layer: model.down_projection(layer) for layer in layers}, inputs=True) as keys:
+def _collect(model: Model, widths: dict[int, int], rows: Tensor, tokens: int) -> dict[int, Tensor]:
+    """The matrices by layer, on the CPU."""
+    device = model.device
+    sums = {layer: torch.zeros(width, width, device=device) for layer, width in widths.items()}
+    remaining = tokens
+    skipped = len(front(model))
+    projections = {layer: model.down_projection(layer) for layer in widths}
+    with recorded(projections, inputs=True) as keys:
         for batch in tqdm(rows.split(16), desc="second moments", unit="batch", disable=None):
-            batch = batch.to(model.device)
-            with stop_after(model.blocks[max(layers)]):
+            batch = batch.to(device)
+            with stop_after(model.blocks[max(widths)]):
                 model.network(input_ids=batch, logits_to_keep=1, use_cache=False)
             for layer, total in sums.items():
-                seen = (
-                    keys[layer]
-                    .view(*batch.shape, -1)[:, skip:]
-                    .flatten(0, 1)[:left]
-                    .float()
-                    .to(total.device)
-                )  # (tokens, d_in)
-                total.addmm_(seen.T, seen)
-            left -= min(left, batch[:, skip:].numel())
+                key = keys[layer].view(*batch.shape, -1)[:, skipped:]
+                key = key.flatten(0, 1)[:remaining].float().to(total.device)  # (tokens, d_in)
+                total.addmm_(key.T, key)
+            remaining = max(0, remaining - batch[:, skipped:].numel())
     for layer, total in sums.items():
         if not torch.isfinite(total).all():
             raise BadInput(f"layer {layer}: keys are NaN or infinite; load the model in float32")
-    return {layer: total / tokens for layer, total in sums.items()}
+    return {layer: (total / tokens).cpu() for layer, total in sums.items()}

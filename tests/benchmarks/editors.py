@@ -1,4 +1,4 @@
-"""Time the editors against the plainly written ones (plain.py), side by side in one run.
+"""Time the editors against the plainly written ones (tests/plain.py), side by side in one run.
 
     python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps
     20] [--no-patience]
@@ -30,7 +30,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.benchmarks import plain
+from tests import plain
 from tests.benchmarks.outcomes import known_facts
 from workbench import checkpoints, editing, facts, models, moments
 from workbench.editing import records, target_vectors
@@ -120,7 +120,7 @@ def stated_bytes(model, editor, hparams, requests, resources) -> int:
         if solves
         else [torch.arange(rows.n)]
     ):
-        some, _ = rows.of(part)
+        some = rows.select(part)
         first = some.subject if solves else torch.zeros_like(some.subject)
         later = (some.encoded.lengths - first).max()
         read = (some.labels != -100).sum() + some.is_kl.sum()

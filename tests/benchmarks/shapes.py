@@ -18,7 +18,7 @@ import time
 import torch
 import transformers
 
-from tests.benchmarks import plain
+from tests import plain
 from workbench import deltas, editing, facts, models
 from workbench.moments import second_moments
 from workbench.tracking.retention import measure_prompts

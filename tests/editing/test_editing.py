@@ -8,7 +8,7 @@ import torch
 
 from tests.benchmarks import choose_numbers
 from workbench import closed_form, deltas, editing, facts, models, study
-from workbench.activations import replaced
+from workbench.activations import recorded, replaced
 from workbench.editing import alphaedit, malmen, memit, records, rome, target_vectors
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import NotTaken, Resources
@@ -153,7 +153,7 @@ def test_rome_puts_out_exactly_the_solved_value(tiny, requests):
 
 @pytest.mark.parametrize("editor", ["memit", "alphaedit"])
 def test_the_layers_together_lead_to_the_solved_value(tiny, editor, requests):
-    """With next to no weight on the corpus the last layer makes up for what the earlier ones left."""
+    """With next to no weight on the corpus the last layer makes up for what earlier ones left."""
     free = {
         "layers": (0, 2),
         "weight": 1e-9,
@@ -221,7 +221,7 @@ def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
     assert torch.cat(chunks).sort().values.tolist() == list(range(rows.n))
     assert max(map(len, chunks)) > 1
     for chunk in chunks:
-        some, _ = rows.of(chunk)
+        some = rows.select(chunk)
         size = len(some.owner) * int(
             some.subject.max() + (some.encoded.lengths - some.subject).max()
         )
@@ -242,8 +242,9 @@ def test_a_fact_stops_by_itself_below_the_stop_loss(tiny, requests):
 def test_the_shift_stays_within_the_clamp(tiny, requests):
     solution = solve(tiny, requests, 1, (), clamp=0.25)
     rows = build_rows(tiny, requests)
-    rest = Continuation(tiny, rows.encoded, 1, outputs={"mlp": tiny.mlp(1)})
-    v0 = rest.seen["mlp"][torch.arange(len(requests)), rows.subject].norm(dim=1)
+    with recorded({"mlp": tiny.mlp(1)}) as record:
+        tiny.network(**rows.encoded.arguments())
+    v0 = record["mlp"][torch.arange(len(requests)), rows.subject].norm(dim=1)
     assert (solution.shift.norm(dim=1) <= 0.25 * v0 * (1 + 1e-5)).all()
 
 
@@ -332,7 +333,7 @@ def test_the_same_request_twice_is_told_to_be_left_out(tiny, requests, one_line)
     with pytest.raises(facts.BadInput) as error:
         edited(tiny, "memit", [requests[1], requests[0], requests[0]], prefixes=2)
     assert "facts 2 and 3" in one_line(error)
-    assert "are one request" in one_line(error)
+    assert "leave one of them out" in one_line(error)
 
 
 def test_an_edit_that_a_later_one_undoes_is_said_not_to_have_taken():
@@ -799,9 +800,7 @@ def test_the_training_facts_that_take_are_those_that_say_their_whole_target(
     meta = malmen._Meta(tiny, resources.network, pool, hparams, seed=0)
     asked, taken = meta._drawn("judged", 15), 0
     for start in range(0, 15, 3):
-        batch = [
-            request.model_copy(update={"paraphrases": ()}) for request in asked[start : start + 3]
-        ]
+        batch = malmen._plain(asked[start : start + 3])
         with deltas.applied(tiny, malmen.edit(tiny, batch, hparams, resources)):
             for request in batch:
                 log_probs, tokens = log_probs_of(tiny, request.fact.question, request.target)

@@ -89,9 +89,8 @@ def test_malmen_is_beyond_its_untrained_network(world):
         world, "malmen", edited, 10, hparams.model_copy(update={"meta_steps": 0}), watched
     )[measures]
     for name in measures:
-        print(
-            f"\n{world.name} {name}: trained {interval(trained[name])}, untrained {interval(untrained[name])}"
-        )
+        both = f"trained {interval(trained[name])}, untrained {interval(untrained[name])}"
+        print(f"\n{world.name} {name}: {both}")
     # The mean of all four, as the numbers were chosen: an untrained network that overwrites
     # everything is good at held-out prompts alone.
     assert interval(trained.mean(axis=1) - untrained.mean(axis=1))[0] > 0

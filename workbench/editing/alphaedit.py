@@ -9,7 +9,6 @@ on the scale of the keys), a fraction of the trace, or a rank; the ridge may be 
 too; earlier keys are passed in and out: `resources = remember(resources, delta)`.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Self
 
@@ -17,12 +16,11 @@ import torch
 from pydantic import Field, model_validator
 from tqdm.auto import tqdm
 
-from workbench import closed_form
+from workbench.closed_form import null_space, projected_update
 from workbench.deltas import WeightDelta
-from workbench.editing import memit
-from workbench.editing.records import Resources, delta_of, moment_of
-from workbench.editing.target_vectors import Solution, Solving
-from workbench.facts import BadInput, EditRequest
+from workbench.editing import memit, records
+from workbench.editing.records import Requests, Resources
+from workbench.facts import BadInput
 from workbench.models import Model
 
 DEPTHS = memit.DEPTHS
@@ -32,33 +30,24 @@ REMEDY = (
 )
 
 
-class HParams(Solving):
+class HParams(memit.SeveralLayers):
     """Numbers of AlphaEdit. Published: MEMIT's, threshold 2e-2 and ridge 10."""
 
-    layers: tuple[int, ...] = Field(min_length=1)  # block indices
-    clamp: float = Field(0.75, gt=0)  # |shift| <= clamp |v_0|
-    prefixes: int = Field(5, ge=0)  # sampled texts before the prompt
-    null_space: Literal["absolute", "trace", "rank"] = (
-        "absolute"  # how `threshold` divides C's eigenvalues
-    )
-    threshold: float = Field(
-        2e-2, gt=0
-    )  # an eigenvalue; or the share of the trace given up; or how many eigenvectors are protected
+    # How `threshold` divides C's eigenvalues: it is an eigenvalue; or the share of the trace given
+    # up; or how many eigenvectors are protected.
+    null_space: Literal["absolute", "trace", "rank"] = "absolute"
+    threshold: float = Field(2e-2, gt=0)
     ridge: float = Field(10.0, gt=0)  # a
-    ridge_unit: Literal["absolute", "trace"] = (
-        "absolute"  # "trace": a = ridge tr(C), C's trace being E|k|^2
-    )
+    # "trace": a = ridge tr(C), C's trace being E|k|^2.
+    ridge_unit: Literal["absolute", "trace"] = "absolute"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        number = f"threshold {self.threshold}"
         if self.null_space == "trace" and self.threshold >= 1:
-            raise BadInput(f"threshold {self.threshold}: a share of the trace is below 1")
-        if self.null_space == "rank" and (
-            self.threshold < 1 or self.threshold != int(self.threshold)
-        ):
-            raise BadInput(
-                f"threshold {self.threshold}: a rank is a whole number of eigenvectors, 1 or more"
-            )
+            raise BadInput(f"{number}: a share of the trace is below 1")
+        if self.null_space == "rank" and (self.threshold < 1 or self.threshold % 1):
+            raise BadInput(f"{number}: a rank is a whole number of eigenvectors, 1 or more")
         return self
 
 
@@ -76,41 +65,28 @@ def prepare(
     resources = memit.prepare(model, hparams, corpus, training_requests, seed)
     spaces = {}
     for layer in tqdm(hparams.layers, desc="null spaces", unit="layer", disable=None):
-        try:
-            spaces[layer] = closed_form.null_space(
-                moment_of(model, resources, layer).matrix, hparams.null_space, hparams.threshold
-            )
-        except closed_form.Singular as error:
-            raise BadInput(f"layer {layer}: {error}") from None
+        matrix = records.moment_of(model, resources, layer).matrix
+        with records.solvable(layer):
+            spaces[layer] = null_space(matrix, hparams.null_space, hparams.threshold)
     return replace(resources, null_spaces=spaces)
 
 
-def check(
-    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
-) -> None:
+def check(model: Model, requests: Requests, hparams: HParams, resources: Resources) -> None:
     """BadInput if the resources are not for this model, these layers and this rule."""
     memit.check(model, requests, hparams, resources)
-    for layer in model.check_layers(hparams.layers):
+    rule = (hparams.null_space, hparams.threshold)
+    for layer in hparams.layers:
         space = resources.null_spaces.get(layer)
-        if space is None or (space.rule, space.threshold) != (
-            hparams.null_space,
-            hparams.threshold,
-        ):
-            raise BadInput(
-                f"layer {layer}: the resources hold no null space by {hparams.null_space} {hparams.threshold}; prepare again"
-            )
+        if space is None or (space.rule, space.threshold) != rule:
+            problem = f"the resources hold no null space by {rule[0]} {rule[1]}"
+            raise BadInput(f"layer {layer}: {problem}; prepare again")
 
 
 targets = memit.targets
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
-    solution: Solution | None = None,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed=0, solution=None
 ) -> WeightDelta:
     """A change of rank n in each edited layer; the delta carries its keys. Without a solution it
     solves for it.
@@ -119,35 +95,23 @@ def edit(
     the null space or of its complement).
     """
 
-    check(model, requests, hparams, resources)
-
     def update(layer, keys, residuals):
-        memory = resources.memory.get(model.down_projection_name(layer), keys[:, :0])
-        space = resources.null_spaces[layer]
+        name = model.down_projection_name(layer)
+        memory = resources.memory.get(name, keys[:, :0]).to(keys)
         ridge = hparams.ridge
         if hparams.ridge_unit == "trace":
-            ridge *= moment_of(model, resources, layer).matrix.double().trace().item()
-        keys, residuals, memory = (
-            tensor.to(space.basis.device) for tensor in (keys, residuals, memory)
-        )
-        return closed_form.projected_update(keys, residuals, space, ridge, memory)
+            ridge *= resources.moments[layer].matrix.double().trace().item()
+        return projected_update(keys, residuals, resources.null_spaces[layer], ridge, memory)
 
-    changes, keys, solved = memit.spread(model, requests, hparams, resources, update, solution)
-    earlier = {name: memory.shape[1] for name, memory in resources.memory.items()}
-    return replace(
-        delta_of(
-            "alphaedit",
-            model,
-            requests,
-            hparams,
-            resources,
-            seed,
-            changes,
-            memory=earlier,
-            **solved,
-        ),
-        keys=keys,
+    check(model, requests, hparams, resources)
+    solution = solution or targets(model, requests, hparams, resources)
+    changes, keys = memit.spread(model, requests, hparams, resources, update, solution)
+    about = {name: memory.shape[1] for name, memory in resources.memory.items()}
+    about = {"memory": about} | solution.record()
+    delta = records.delta_of(
+        "alphaedit", model, requests, hparams, resources, seed, changes, **about
     )
+    return replace(delta, keys=keys)
 
 
 def remember(resources: Resources, delta: WeightDelta) -> Resources:
@@ -156,15 +120,12 @@ def remember(resources: Resources, delta: WeightDelta) -> Resources:
     Raises:
         BadInput: a delta without keys, or of other weights than the resources.
     """
-    if not delta.keys or {delta.fingerprint} != {
-        moment.model for moment in resources.moments.values()
-    }:
-        raise BadInput(
-            f"only AlphaEdit's deltas for the weights of these resources have keys to remember; this one is of {delta.model}"
-        )
+    fingerprints = {moment.model for moment in resources.moments.values()}
+    if not delta.keys or {delta.fingerprint} != fingerprints:
+        problem = "only AlphaEdit's deltas for the weights of these resources have keys to remember"
+        raise BadInput(f"{problem}; this one is of {delta.model}")
     memory = dict(resources.memory)
     for name, keys in delta.keys.items():
-        memory[name] = (
-            torch.cat([memory[name].to(keys.device), keys], 1) if name in memory else keys
-        )
+        earlier = memory.get(name, keys[:, :0])
+        memory[name] = torch.cat([earlier.to(keys.device), keys], 1)
     return replace(resources, memory=memory)

@@ -11,7 +11,6 @@ moves the down-projection's bias as well; here the weight alone moves. The gradi
 float32, the model is never touched.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,9 +20,8 @@ from pydantic import Field
 from workbench.activations import replaced
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
-from workbench.editing.records import Numbers, Resources, delta_of, finite
+from workbench.editing.records import Numbers, Requests, Resources, delta_of, finite
 from workbench.editing.rows import build_rows
-from workbench.facts import EditRequest
 from workbench.models import Model
 
 DEPTHS = (0,)  # of GPT-2 XL, as published
@@ -35,16 +33,14 @@ class HParams(Numbers):
     stop at loss .01.
     """
 
-    layers: tuple[int, ...] = Field(
-        min_length=1, max_length=1
-    )  # block index; the one down-projection that moves
+    # Block index; the one down-projection that moves.
+    layers: tuple[int, ...] = Field(min_length=1, max_length=1)
     steps: int = Field(25, ge=1)  # updates at most
     learning_rate: float = Field(5e-5, gt=0)  # Adam's
     box: float = Field(0.0, ge=0)  # L-inf bound of each weight's change; 0 = none
     stop_loss: float = Field(0.01, ge=0)  # nats a token; stop below it
-    convention: Literal["published", "reference"] = (
-        "published"  # "reference": all target tokens read at the last prompt position
-    )
+    # "reference": all target tokens read at the last prompt position.
+    convention: Literal["published", "reference"] = "published"
 
 
 def prepare(
@@ -55,11 +51,7 @@ def prepare(
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed: int = 0
 ) -> WeightDelta:
     """A dense change of one down-projection. Everything below the edited block runs once.
 
@@ -70,29 +62,26 @@ def edit(
     layer = model.check_layers(hparams.layers)[0]
     rows = build_rows(model, requests)
     rest = Continuation(model, rows.encoded, layer - 1)
-    row, at = (rows.labels != -100).nonzero(as_tuple=True)
-    labels = rows.labels[row, at].to(model.device)
+    answers = rows.answers(model.device)
+    row = answers.row
+    count = torch.bincount(row)  # tokens of each statement's target
+    weight = 1 / count[row] / len(count)
     if hparams.convention == "reference":
-        at = torch.full_like(rows.owner, rows.labels.shape[1]).scatter_reduce(0, row, at, "amin")[
-            row
-        ]
-    per_row = torch.bincount(row, minlength=len(rows.owner))
-    weight = (1 / per_row[row] / len(rows.owner)).to(model.device)
-    row, at = row.to(model.device), at.to(model.device)
+        first = torch.full_like(count, rows.labels.shape[1])
+        first = first.scatter_reduce(0, row, answers.place, "amin")
+        answers = answers._replace(place=first[row])
     change = torch.zeros_like(model.weight(layer), dtype=torch.float32, requires_grad=True)
     adam = torch.optim.Adam([change], lr=hparams.learning_rate)
     losses = []
-    with (
-        torch.enable_grad(),
-        replaced(
-            model.down_projection(layer),
-            lambda out, key: out + (key.float() @ change.T).to(out.dtype),
-        ),
-    ):
+
+    def changed(out, key):
+        return out + (key.float() @ change.T).to(out.dtype)
+
+    with torch.enable_grad(), replaced(model.down_projection(layer), changed):
         for step in range(hparams.steps + 1):
-            loss = (
-                F.cross_entropy(rest.logits(rest.start, row, at), labels, reduction="none") * weight
-            ).sum()
+            logits = rest.answer_logits(answers)
+            nll = F.cross_entropy(logits, answers.token, reduction="none")
+            loss = (nll * weight).sum()
             losses.append(finite(loss.detach(), model, layer, rows.encoded).item())
             if losses[-1] < hparams.stop_loss or step == hparams.steps:
                 break
@@ -100,7 +89,6 @@ def edit(
             loss.backward(inputs=[change])
             adam.step()
             if hparams.box:
-                with torch.no_grad():
-                    change.clamp_(-hparams.box, hparams.box)
+                change.data.clamp_(-hparams.box, hparams.box)
     changes = {model.down_projection_name(layer): Change(dense=change.detach())}
     return delta_of("ft", model, requests, hparams, resources, seed, changes, losses=losses)

@@ -12,19 +12,18 @@ own where the paper widens a radius; the lookup is made at every position, so th
 whatever batch a text is read; a radius in units of |k_i| (radius_unit="absolute" as published).
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
-from workbench.activations import replaced
-from workbench.editing.continuation import Continuation
-from workbench.editing.records import Numbers, Resources, described, finite
-from workbench.editing.rows import Rows, build_rows
+from workbench.activations import recorded, replaced
+from workbench.editing.continuation import Continuation, at
+from workbench.editing.records import Numbers, Requests, Resources, described, finite
+from workbench.editing.rows import UNREAD, Rows, build_rows
 from workbench.edits import Codebook
-from workbench.facts import EditRequest
 from workbench.models import Model
 
 DEPTHS = (35 / 48,)  # of GPT-2 XL, as published
@@ -42,85 +41,72 @@ class HParams(Numbers):
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed: int = 0
 ) -> Codebook:
-    """A key for each statement and a value for each request. Blocks below the layer run once."""
+    """A key for each statement and a value for each request. Blocks below the layer run once.
+
+    Peak memory beside the model: for all statements at once, a token and block from the layer on,
+    64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
+    """
     layer = model.check_layers(hparams.layers)[0]
     rows = build_rows(model, requests)
-    last = last_of_prompt(rows).to(model.device)
-    projection = model.down_projection(layer)
-    rest = Continuation(
-        model, rows.encoded, layer - 1, outputs={"value": projection}, inputs={"key": projection}
-    )
-    row = torch.arange(len(last), device=model.device)
-    keys = finite(rest.seen["key"][row, last], model, layer, rows.encoded).float()
-    start = finite(rest.seen["value"][row, last], model, layer, rows.encoded).float()
-    values, p_solved = solved_values(model, rows, rest, last, start[rows.bare], hparams)
-    codebook = Codebook.of(
+    last = (rows.labels != UNREAD).int().argmax(1)  # (r,), of the prompt
+    projection = {"projection": model.down_projection(layer)}
+    rest = Continuation(model, rows.encoded, layer - 1)
+    with torch.no_grad(), recorded(projection, inputs=True) as keys, recorded(projection) as values:
+        rest.through(rest.start, layer, layer)
+    keys = finite(at(keys["projection"], last), model, layer, rows.encoded).float()
+    values = finite(at(values["projection"], last), model, layer, rows.encoded).float()
+    solved, p_solved = solve(model, rows, rest, last, values[rows.bare], hparams)
+    book = Codebook.of(
         model,
         layer=layer,
         keys=keys,
-        values=values[rows.owner],
+        values=solved[rows.owner],
         radii=radii(keys, rows.owner, hparams),
     )
-    return described(
-        "grace", model, codebook, requests, hparams, resources, seed, p_solved.tolist()
-    )
+    p_solved = p_solved.tolist()
+    return described("grace", model, book, requests, hparams, resources, seed, p_solved=p_solved)
 
 
-def last_of_prompt(rows: Rows) -> torch.Tensor:
-    """Position of the last token before the target in every row, (r,)."""
-    return (rows.labels != -100).int().argmax(1)
-
-
-def solved_values(
-    model: Model,
-    rows: Rows,
-    rest: Continuation,
-    last: torch.Tensor,
-    start: torch.Tensor,
-    hparams: HParams,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values (n, d_model), float32, from `start` (n, d_model), and the p(target) that each
-    reaches (n,): of all tokens, the geometric mean over its statements.
+def solve(
+    model: Model, rows: Rows, rest: Continuation, last: Tensor, start: Tensor, hparams: HParams
+) -> tuple[Tensor, Tensor]:
+    """The values (n, d_model), float32, from `start`, and the p(target) that each reaches (n,): of
+    all tokens, the geometric mean over its statements.
     """
     values = start.clone().requires_grad_()
-    owner = rows.owner.to(model.device)
-    row = torch.arange(len(last), device=model.device)
-    text, position = (rows.labels != -100).nonzero(as_tuple=True)
-    labels = rows.labels[text, position].to(model.device)
-    text, position = text.to(model.device), position.to(model.device)
+    answers = rows.answers(model.device)
+    row = torch.arange(len(last))
+    tokens = torch.bincount(answers.row)[:, None]  # of each statement's target
+    weights = rows.context_weights().to(start)[:, None]
 
-    def put(output: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        output = output.view(*rest.start.shape[:2], -1).clone()
-        output[row, last] = values[owner].to(output.dtype)
+    def put(output: Tensor, key: Tensor) -> Tensor:
+        output = output.view(len(last), -1, output.shape[-1]).clone()
+        output[row, last] = values[rows.owner].to(output.dtype)
         return output
 
     adam = torch.optim.Adam([values], lr=hparams.learning_rate)
     with torch.enable_grad(), replaced(model.down_projection(hparams.layers[0]), put):
         for step in range(hparams.steps + 1):
-            logits = rest.logits(rest.start, text, position)
-            token_loss = F.cross_entropy(logits, labels, reduction="none")
-            losses = torch.zeros(len(last), device=model.device).index_add(0, text, token_loss)
-            finite(losses.detach(), model, hparams.layers[0], rows.encoded)
+            logits = rest.answer_logits(answers)
+            nll = F.cross_entropy(logits, answers.token, reduction="none")[:, None]
+            statements = torch.zeros_like(weights).index_add(0, answers.row, nll)
+            finite(statements.detach(), model, hparams.layers[0], rows.encoded)
             if step == hparams.steps:
                 break
-            per_token = losses / torch.bincount(text, minlength=len(last))
-            per_request = rows.mean(per_token[:, None], rows.context_weights())
             adam.zero_grad()
-            per_request.sum().backward(inputs=[values])
+            rows.total(statements / tokens * weights).sum().backward(inputs=[values])
             adam.step()
-    reached = rows.mean(losses.detach()[:, None], rows.context_weights())[:, 0]
+    reached = rows.total(statements.detach() * weights)[:, 0]
     return values.detach(), (-reached).exp()
 
 
-def radii(keys: torch.Tensor, owner: torch.Tensor, hparams: HParams) -> torch.Tensor:
+def radii(keys: Tensor, owner: Tensor, hparams: HParams) -> Tensor:
     """How far each key (r, d_in) answers, (r,): never half way to a key of another request."""
-    length = keys.norm(dim=1) if hparams.radius_unit == "norm" else torch.ones_like(keys[:, 0])
-    others = owner[:, None] != owner
-    distance = Codebook.distances(keys, keys).masked_fill(~others.to(keys.device), float("inf"))
-    return (hparams.radius * length).minimum(distance.min(1).values / 2)
+    size = hparams.radius * torch.ones_like(keys[:, 0])
+    if hparams.radius_unit == "norm":
+        size = hparams.radius * keys.norm(dim=1)
+    same = (owner[:, None] == owner).to(keys.device)
+    distance = Codebook.distances(keys, keys).masked_fill(same, float("inf"))
+    return size.minimum(distance.min(1).values / 2)

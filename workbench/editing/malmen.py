@@ -30,7 +30,7 @@ import json
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,14 +38,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from workbench import cache, closed_form, deltas, facts, runs
 from workbench.activations import replaced
-from workbench.cache import locked
+from workbench.closed_form import Factors
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
-from workbench.editing.records import Numbers, Resources, delta_of, finite
+from workbench.editing.records import Numbers, Requests, Resources, delta_of, finite, solvable
 from workbench.editing.rows import Rows, build_rows
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
@@ -53,10 +53,7 @@ from workbench.models import Model
 LEARNS = "first trains a hyper-network for these blocks, once a model, which takes minutes"
 DEPTHS = tuple(layer / 48 for layer in range(42, 48))  # of GPT-2 XL, as published
 REMEDY = "raise meta_steps (now {meta_steps})"
-TRAINED_BY = [
-    Path(__file__).parent / name
-    for name in ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")
-]
+TRAINED_BY = ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 LEAST_DEVIATION = 0.03  # of a unit, as a share of the layer's (root mean square) deviation
 MOST_DEVIATIONS = 10.0  # that a unit of a key or gradient may lie from its mean; beyond is cut
@@ -82,32 +79,32 @@ class HParams(Numbers):
 class HyperNetwork(nn.Module):
     """Keys and gradients in, wished-for changes of the values out.
 
-    One residual trunk for all layers, with scales of their own.
+    One residual trunk for all layers, with scales of their own. `model`: fingerprint of the weights
+    that it was trained for; `digest`: of all that it was trained with.
     """
+
+    model = ""
+    digest = ""
 
     def __init__(self, layers: Sequence[int], d_in: int, d_out: int, hparams: HParams):
         super().__init__()
-        self.layers, self.d_in, self.hparams = tuple(layers), d_in, hparams
-        self.model = self.digest = (
-            # fingerprint of the weights that it was trained for, and of all that it was trained
-            # with
-            ""
-        )
-        n, width = len(layers), d_in + d_out
+        self.layers = tuple(layers)
+        self.d_in = d_in
+        self.hparams = hparams
+        n = len(layers)
+        width = d_in + d_out
+        rank = hparams.rank
+        blocks = range(hparams.n_blocks)
         self.register_buffer("mean", torch.zeros(n, width))
         self.register_buffer("deviation", torch.ones(n, width))
-        self.down = nn.ParameterList(
-            torch.randn(width, hparams.rank) for _ in range(hparams.n_blocks)
-        )
-        self.up = nn.ParameterList(
-            torch.zeros(hparams.rank, width) for _ in range(hparams.n_blocks)
-        )
-        self.scale = nn.ParameterList(torch.ones(n, hparams.rank) for _ in range(hparams.n_blocks))
-        self.shift = nn.ParameterList(torch.zeros(n, hparams.rank) for _ in range(hparams.n_blocks))
+        self.down = nn.ParameterList(torch.randn(width, rank) for _ in blocks)
+        self.up = nn.ParameterList(torch.zeros(rank, width) for _ in blocks)
+        self.scale = nn.ParameterList(torch.ones(n, rank) for _ in blocks)
+        self.shift = nn.ParameterList(torch.zeros(n, rank) for _ in blocks)
         self.rate = nn.Parameter(torch.full((n,), hparams.learning_rate))
         self.weight = nn.Parameter(torch.zeros(n))  # lambda
 
-    def forward(self, number: int, keys: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    def forward(self, number: int, keys: Tensor, gradients: Tensor) -> Tensor:
         """Changes of values (m, d_out), from keys (m, d_in) and gradients (m, d_out) of the layer
         with this number in `layers`.
         """
@@ -115,29 +112,29 @@ class HyperNetwork(nn.Module):
         x = x.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         for down, up, scale, shift in zip(self.down, self.up, self.scale, self.shift, strict=True):
             x = x + F.relu(x @ down * scale[number] + shift[number]) @ up
-        pseudo_keys, pseudo_gradients = x.split([self.d_in, gradients.shape[1]], 1)
-        return -self.rate[number] * (keys * pseudo_keys).sum(1, keepdim=True) * pseudo_gradients
+        likeness = (keys * x[:, : self.d_in]).sum(1, keepdim=True)  # k . k~
+        return -self.rate[number] * likeness * x[:, self.d_in :]
 
-    def fitted(
-        self, number: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(left, right) of the layer's D = left @ right.T, which changes the keys' values (m,
-        d_out) by these as far as it pays.
-        """
-        try:
-            return closed_form.ridge_update(
-                keys.T, values.T, None, self.weight[number].to(keys).exp()
-            )
-        except closed_form.Singular as error:
-            raise BadInput(f"layer {self.layers[number]}: {error}") from None
+    def fitted(self, number: int, keys: Tensor, values: Tensor) -> Factors:
+        """The layer's D, which changes the keys' values (m, d_out) by these as far as it pays."""
+        weight = self.weight[number].to(keys).exp()
+        with solvable(self.layers[number]):
+            return closed_form.ridge_update(keys.T, values.T, None, weight)
+
+    def factors(self, model: Model, rows: Rows, precise: bool = False) -> dict[int, Factors]:
+        """By layer, the D that edits these rows' answers; `precise`: fitted in float64."""
+        keys, gradients = keys_and_gradients(model, rows, self.layers)
+        factors = {}
+        for number, layer in enumerate(self.layers):
+            values = self(number, keys[layer], gradients[layer])
+            if precise:
+                values = finite(values, model, layer, rows.encoded)
+            factors[layer] = self.fitted(number, keys[layer].to(values), values)
+        return factors
 
 
 def prepare(
-    model: Model,
-    hparams: HParams,
-    corpus: str = "world",
-    training_requests: Sequence[EditRequest] | None = None,
-    seed: int = 0,
+    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
 ) -> Resources:
     """The trained hyper-network, from the cache or by training; a stopped training goes on where
     its last checkpoint was.
@@ -147,35 +144,20 @@ def prepare(
             wordings are their paraphrases, else their relation's templates.
     """
     model.check_one_device("malmen")
-    if training_requests is None:
-        training_requests = [
-            request for request in facts.read("world") if request.fact.split == "hypernet"
-        ]
     requests = training_requests
+    if requests is None:
+        world = facts.read("world")
+        requests = [request for request in world if request.fact.split == "hypernet"]
     facts.check_objects(requests)
-    if len(requests) < 2 * hparams.facts_at_once:
-        raise BadInput(
-            f"malmen: {len(requests)} facts to train on, at least {2 * hparams.facts_at_once} are needed; give more or lower facts_at_once"
-        )
+    needed = 2 * hparams.facts_at_once
+    if len(requests) < needed:
+        problem = f"{len(requests)} facts to train on, at least {needed} are needed"
+        raise BadInput(f"malmen: {problem}; give more or lower facts_at_once")
     layers = model.check_layers(hparams.layers)
     d_out, d_in = model.weight(layers[0]).shape
-    about = [
-        model.fingerprint,
-        str(model.dtype),
-        hparams.model_dump(mode="json"),
-        seed,
-        [request.model_dump(mode="json") for request in requests],
-    ]
-    about += [
-        model.tokenizer([request.fact.prompt for request in requests])["input_ids"],
-        [list(_wordings(request)) for request in requests],
-    ]
-    about += [
-        each.read_text(encoding="utf-8") for each in TRAINED_BY
-    ]  # another way to train gives another network
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    digest = _digest(model, hparams, requests, seed)
     path = cache.folder("malmen") / f"{digest}.safetensors"
-    with deltas.random_state_kept(), locked(f"malmen {digest}"):
+    with deltas.random_state_kept(), cache.locked(f"malmen {digest}"):
         torch.manual_seed(seed)
         network = HyperNetwork(layers, d_in, d_out, hparams)
         weights = cache.kept(path, f"malmen {digest}")
@@ -185,54 +167,56 @@ def prepare(
             with deltas.preserved(model.network, ()):
                 model.network.requires_grad_(False)  # no gradient reaches the model's own weights
                 _Meta(model, network, requests, hparams, seed).learn(path.with_suffix(""))
-            weights = {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in network.state_dict().items()
-            }
+            weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
             cache.keep(path, weights, f"malmen {digest}")
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     network.load_state_dict(weights)
-    network.model, network.digest = model.fingerprint, digest
+    network.model = model.fingerprint
+    network.digest = digest
     return Resources(network=network.to(model.device).requires_grad_(False))
 
 
+def _digest(model: Model, hparams: HParams, requests: Requests, seed: int) -> str:
+    """Of all that a network is trained with, the code too: another training gives another one."""
+    about = [
+        model.fingerprint,
+        str(model.dtype),
+        hparams.model_dump(mode="json"),
+        seed,
+        [request.model_dump(mode="json") for request in requests],
+        model.tokenizer([request.fact.prompt for request in requests])["input_ids"],
+        [_wordings(request) for request in requests],
+        [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in TRAINED_BY],
+    ]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed: int = 0
 ) -> WeightDelta:
     """A change of every edited layer, its rank the number of the answers' tokens in all statements.
 
     Peak memory beside the model: the hyper-network; for all statements at once, a token and block
     from the first edited one on, 64 d_model + 24 d_in bytes, and 16 vocab a token of the target.
     """
-    network, layers = resources.network, model.check_layers(hparams.layers)
+    model.check_layers(hparams.layers)
+    network = resources.network
     if network is None or network.model != model.fingerprint:
-        trained = "none" if network is None else f"one for the weights {network.model}"
-        raise BadInput(
-            f"malmen needs a hyper-network for {model.name}; the resources hold {trained}; prepare again"
-        )
+        trained = f"for the weights {network.model}" if network else "for none"
+        problem = f"malmen needs a hyper-network for {model.name}; the resources hold one {trained}"
+        raise BadInput(f"{problem}; prepare again")
     for name, value in network.hparams:
         if getattr(hparams, name) != value:
-            raise BadInput(
-                f"malmen: {name}={getattr(hparams, name)}, but the hyper-network was trained with {name}={value}; prepare again, or give it the same"
-            )
-    rows, changes = build_rows(model, requests), {}
-    keys, gradients = keys_and_gradients(model, rows, layers)
-    for number, layer in enumerate(layers):
-        with torch.no_grad():
-            values = finite(
-                network(number, keys[layer], gradients[layer]), model, layer, rows.encoded
-            )
-            left, right = network.fitted(number, keys[layer].to(values), values)
-        changes[model.down_projection_name(layer)] = Change(
-            left=left.float(), right=right.float().contiguous()
-        )
-    return delta_of(
-        "malmen", model, requests, hparams, resources, seed, changes, hyper_network=network.digest
-    )
+            problem = f"malmen: {name}={getattr(hparams, name)}, but the hyper-network was trained"
+            raise BadInput(f"{problem} with {name}={value}; prepare again, or give it the same")
+    with torch.no_grad():
+        factors = network.factors(model, build_rows(model, requests), precise=True)
+    changes = {}
+    for layer, (left, right) in factors.items():
+        right = right.float().contiguous()
+        changes[model.down_projection_name(layer)] = Change(left=left.float(), right=right)
+    about = {"hyper_network": network.digest}
+    return delta_of("malmen", model, requests, hparams, resources, seed, changes, **about)
 
 
 def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple[dict, dict]:
@@ -240,10 +224,11 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
     d_out), at the answers' m tokens.
     """
     rest = Continuation(model, rows.encoded, layers[0] - 1)
-    row, at, labels = _answers(model, rows)
-    keys, outputs = {}, {}
+    answers = rows.answers(model.device)
+    keys = {}
+    outputs = {}
 
-    def watch(layer):
+    def watched(layer):
         def change(out, key):
             keys[layer] = key
             outputs[layer] = out.detach().clone().requires_grad_() if layer == layers[0] else out
@@ -251,190 +236,155 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
 
         return replaced(model.down_projection(layer), change)
 
+    def read(tensor):
+        tensor = tensor.detach().view(*rest.start.shape[:2], -1)
+        return tensor[answers.row, answers.place].float()
+
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(watch(layer))
-        loss = F.cross_entropy(
-            rest.logits(rest.start, row, at), labels, reduction="sum"
-        )  # each token as if it were edited alone
+            stack.enter_context(watched(layer))
+        logits = rest.answer_logits(answers)
+        loss = F.cross_entropy(logits, answers.token, reduction="sum")  # as if edited one by one
         finite(loss.detach(), model, layers[0], rows.encoded)
-        found = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
-    shape = rest.start.shape[:2]
-    read = {
-        layer: gradient.view(*shape, -1)[row, at].float()
-        for layer, gradient in zip(layers, found, strict=True)
-    }
-    return {layer: keys[layer].detach().view(*shape, -1)[row, at].float() for layer in layers}, read
-
-
-def _answers(model: Model, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row and place where each token of the answers is read, and the token."""
-    labels = rows.labels.to(model.device)
-    row, at = (labels != -100).nonzero(as_tuple=True)
-    return row, at, labels[row, at]
+        gradients = torch.autograd.grad(loss, [outputs[layer] for layer in layers])
+    by_layer = zip(layers, gradients, strict=True)
+    return {layer: read(keys[layer]) for layer in layers}, {layer: read(g) for layer, g in by_layer}
 
 
 class _Meta(nn.Module):
     """The loss of the hyper-network on a batch of facts, for transformers.Trainer."""
 
-    def __init__(
-        self,
-        model: Model,
-        network: HyperNetwork,
-        requests: Sequence[EditRequest],
-        hparams: HParams,
-        seed: int,
-    ):
+    def __init__(self, model: Model, network: HyperNetwork, requests, hparams: HParams, seed: int):
         super().__init__()
-        self.network, self.hparams, self.seed = network, hparams, seed
-        self.of = [model]  # in a list, so that the model's weights are not the hyper-network's
+        self.models = [model]  # in a list, so that the model's weights are not the hyper-network's
+        self.network = network
         self.requests = requests
-        self.wordings = [_wordings(request) for request in requests]
-        self.sharing = defaultdict(list)
+        self.hparams = hparams
+        self.seed = seed
+        self.alike = defaultdict(list)  # by relation and object
         for request in requests:
-            self.sharing[request.fact.relation, request.fact.object].append(request)
+            self.alike[request.fact.relation, request.fact.object].append(request)
 
-    def forward(self, batch: torch.Tensor) -> dict:
-        model, numbers = self.of[0], batch.tolist()
+    def forward(self, batch: Tensor) -> dict:
+        """The loss of editing the first half of the facts with these numbers, sparing the rest."""
+        model = self.models[0]
+        numbers = batch.flatten().tolist()
         rng = random.Random(f"malmen {self.seed} {numbers}")
-        requests = [
-            self.requests[number].model_copy(update={"paraphrases": ()}) for number in numbers
-        ]  # those are to judge here
-        edited, others = (
-            requests[: self.hparams.facts_at_once],
-            requests[self.hparams.facts_at_once :],
-        )
-        factors = self._factors(build_rows(model, edited))
-        reworded = [
-            _ask(request, rng.choice(self.wordings[number]), request.target)
-            for number, request in zip(numbers, edited, strict=False)
-        ]
-        near = [
-            rng.choice(found) for request in edited if (found := self._neighbours(request, edited))
-        ]
-        asked = [
-            _ask(request, request.fact.prompt, request.fact.object) for request in others + near
-        ]
-        rows = build_rows(model, reworded + asked)
+        requests = [self.requests[number] for number in numbers]
+        edited = requests[: self.hparams.facts_at_once]
+        others = requests[self.hparams.facts_at_once :]
+        factors = self.network.factors(model, build_rows(model, _plain(edited)))
+        asked = [_ask(one, rng.choice(_wordings(one)), one.target) for one in edited]
+        others += [rng.choice(near) for near in self._neighbours(edited)]
+        asked += [_ask(one, one.fact.prompt, one.fact.object) for one in others]
+        rows = build_rows(model, asked)
         rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
-        row, at, labels = _answers(model, rows)
+        answers = rows.answers(model.device)
         with torch.no_grad():
-            before = rest.logits(rest.start, row, at).log_softmax(1)
+            before = rest.answer_logits(answers).log_softmax(1)
         with changed(model, factors):
-            after = rest.logits(rest.start, row, at).log_softmax(1)
-        mine = row < len(edited)
-        taught = F.nll_loss(after[mine], labels[mine])
-        spared = F.kl_div(after[~mine], before[~mine], log_target=True, reduction="batchmean")
-        loss = taught + self.hparams.locality * spared
+            after = rest.answer_logits(answers).log_softmax(1)
+        is_edit = answers.row < len(edited)
+        other = ~is_edit
+        taught = F.nll_loss(after[is_edit], answers.token[is_edit])
+        drift = F.kl_div(after[other], before[other], log_target=True, reduction="batchmean")
+        loss = taught + self.hparams.locality * drift
         finite(loss.detach(), model, self.network.layers[0], rows.encoded)
         return {"loss": loss}
 
-    def _factors(self, rows: Rows) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        network, factors = self.network, {}
-        keys, gradients = keys_and_gradients(self.of[0], rows, network.layers)
-        for number, layer in enumerate(network.layers):
-            values = network(number, keys[layer], gradients[layer])
-            factors[layer] = network.fitted(number, keys[layer], values)
-        return factors
-
-    def _neighbours(self, request: EditRequest, edited: Sequence[EditRequest]) -> list[EditRequest]:
-        """Training facts of the same relation and object, not edited; a request's own neighbourhood
-        judges, and may hold facts under study.
+    def _neighbours(self, edited: Requests) -> Iterator[list[EditRequest]]:
+        """Of each fact that has some, the training facts of its relation and object that are not
+        edited; its own neighbourhood judges, and may hold facts under study.
         """
-        subjects = {each.fact.subject for each in edited}
-        return [
-            other
-            for other in self.sharing[request.fact.relation, request.fact.object]
-            if other.fact.subject not in subjects
-        ]
+        subjects = {request.fact.subject for request in edited}
+        for request in edited:
+            alike = self.alike[request.fact.relation, request.fact.object]
+            near = [other for other in alike if other.fact.subject not in subjects]
+            if near:
+                yield near
 
     def learn(self, work: Path) -> None:
         """Measure the normaliser, then train, from the newest whole checkpoint in `work` if there
         is one.
         """
-        rng = random.Random(f"malmen {self.seed}")
-        size = 2 * self.hparams.facts_at_once
-        batches = [
-            {"batch": rng.sample(range(len(self.requests)), size)}
-            for _ in range(max(self.hparams.meta_steps, 1))
-        ]
         self._normalise()
-        if self.hparams.meta_steps:
-            arguments = transformers.TrainingArguments(
-                output_dir=str(work),
-                max_steps=self.hparams.meta_steps,
-                per_device_train_batch_size=1,
-                learning_rate=self.hparams.meta_learning_rate,
-                lr_scheduler_type="constant",
-                max_grad_norm=self.hparams.clip,
-                weight_decay=0.0,
-                save_steps=SAVE_EVERY,
-                save_total_limit=1,
-                logging_strategy="no",
-                report_to="none",
-                dataloader_pin_memory=False,
-                remove_unused_columns=False,
-                use_cpu=self.of[0].device.type == "cpu",
-                seed=self.seed,
-            )
-            collate = lambda rows: {"batch": torch.tensor(rows[0]["batch"])}  # noqa: E731
-            arguments._n_gpu = 1  # the model stays where it is
-            trainer = transformers.Trainer(
-                model=self, args=arguments, train_dataset=batches, data_collator=collate
-            )
-            trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
-            self._check_edits()
+        hparams = self.hparams
+        if not hparams.meta_steps:
+            return
+        rng = random.Random(f"malmen {self.seed}")
+        numbers = range(len(self.requests))
+        size = 2 * hparams.facts_at_once
+        batches = [{"batch": rng.sample(numbers, size)} for _ in range(hparams.meta_steps)]
+        rate = {"learning_rate": hparams.meta_learning_rate, "lr_scheduler_type": "constant"}
+        steps = {"max_steps": hparams.meta_steps, "per_device_train_batch_size": 1}
+        saved = {"output_dir": str(work), "save_steps": SAVE_EVERY, "save_total_limit": 1}
+        quiet = {"logging_strategy": "no", "report_to": "none", "dataloader_pin_memory": False}
+        place = {"use_cpu": self.models[0].device.type == "cpu", "remove_unused_columns": False}
+        arguments = transformers.TrainingArguments(
+            max_grad_norm=hparams.clip, seed=self.seed, **rate, **steps, **saved, **quiet, **place
+        )
+        arguments._n_gpu = 1  # the model stays where it is
+        trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches)
+        trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))
+        self._check_edits()
 
     @torch.no_grad()
     def _check_edits(self, batches: int = 5) -> None:
         """BadInput unless enough of a few batches of training facts say each token of their target
         once edited.
         """
-        model, size, taken = self.of[0], self.hparams.facts_at_once, 0
-        asked = self._drawn("judged", batches * size)
-        for start in range(0, len(asked), size):
-            edited = [
-                _ask(request, request.fact.prompt, request.target)
-                for request in asked[start : start + size]
-            ]
-            rows = build_rows(model, edited)
+        model = self.models[0]
+        requests = self._drawn("judged", batches * self.hparams.facts_at_once)
+        missed = 0
+        for rows in self._edits(_plain(requests)):
             rest = Continuation(model, rows.encoded, self.network.layers[0] - 1)
-            row, at, labels = _answers(model, rows)
-            with changed(model, self._factors(rows)):
-                says = rest.logits(rest.start, row, at).argmax(1)
-            taken += len(edited) - len(row[says != labels].unique())
-        if taken < LEAST_TAKEN * len(asked):
+            answers = rows.answers(model.device)
+            with changed(model, self.network.factors(model, rows)):
+                top = rest.answer_logits(answers).argmax(1)
+            missed += len(answers.row[top != answers.token].unique())
+        taken = len(requests) - missed
+        if taken < LEAST_TAKEN * len(requests):
+            problem = f"after {self.hparams.meta_steps} meta_steps only {taken} of {len(requests)}"
+            remedy = "raise meta_steps, or change learning_rate or meta_learning_rate"
+            untrained = "(0 meta_steps: an untrained network)"
             raise BadInput(
-                f"malmen: after {self.hparams.meta_steps} meta_steps only {taken} of {len(asked)} edits of its training facts take; "
-                "raise meta_steps, or change learning_rate or meta_learning_rate (0 meta_steps: an untrained network)"
+                f"malmen: {problem} edits of its training facts take; {remedy} {untrained}"
             )
 
-    def _drawn(self, what: str, count: int) -> list[EditRequest]:
+    def _drawn(self, purpose: str, count: int) -> list[EditRequest]:
         """So many training facts, by the seed; all if there are no more."""
-        rng = random.Random(f"malmen {what} {self.seed}")
+        rng = random.Random(f"malmen {purpose} {self.seed}")
         return rng.sample(self.requests, min(count, len(self.requests)))
+
+    def _edits(self, requests: Requests) -> Iterator[Rows]:
+        """The rows of one edit after another, of as many facts as are edited at once."""
+        size = self.hparams.facts_at_once
+        for start in range(0, len(requests), size):
+            yield build_rows(self.models[0], requests[start : start + size])
 
     @torch.no_grad()
     def _normalise(self, count: int = 200) -> None:
         """Mean and deviation of keys and gradients over facts drawn by the seed, each edited by
         itself as far as its scale goes.
         """
-        model, layers, size = self.of[0], self.network.layers, self.hparams.facts_at_once
-        found: dict[int, list] = {layer: [] for layer in layers}
-        requests = self._drawn("measured", count)
-        for start in range(0, len(requests), size):
-            keys, gradients = keys_and_gradients(
-                model, build_rows(model, requests[start : start + size]), layers
-            )
-            for layer in layers:
-                found[layer].append(torch.cat([keys[layer], gradients[layer]], 1))
-        for number, layer in enumerate(layers):
-            seen = torch.cat(found[layer])
-            deviation = seen.std(0)
-            for part in deviation.tensor_split([self.network.d_in]):  # of keys, of gradients; views
+        network = self.network
+        measured = defaultdict(list)
+        for rows in self._edits(self._drawn("measured", count)):
+            keys, gradients = keys_and_gradients(self.models[0], rows, network.layers)
+            for layer in network.layers:
+                measured[layer].append(torch.cat([keys[layer], gradients[layer]], 1))
+        for number, layer in enumerate(network.layers):
+            values = torch.cat(measured[layer])
+            deviation = values.std(0)
+            for part in deviation.tensor_split([network.d_in]):  # of keys, of gradients; views
                 part.clamp_(min=LEAST_DEVIATION * part.square().mean().sqrt())
-            self.network.mean[number] = seen.mean(0)
-            self.network.deviation[number] = deviation
+            network.mean[number] = values.mean(0)
+            network.deviation[number] = deviation
+
+
+def _plain(requests: Requests) -> list[EditRequest]:
+    """Without their paraphrases, which are to judge."""
+    return [request.model_copy(update={"paraphrases": ()}) for request in requests]
 
 
 def _ask(request: EditRequest, prompt: str, answer: str) -> EditRequest:
@@ -443,8 +393,9 @@ def _ask(request: EditRequest, prompt: str, answer: str) -> EditRequest:
     return request.model_copy(update={"fact": fact, "target": answer, "paraphrases": ()})
 
 
-def _wordings(request: EditRequest) -> Sequence[str]:
+def _wordings(request: EditRequest) -> list[str]:
+    """Of the question, other than the prompt if there are any."""
     templates = facts.relations().get(request.fact.relation, {}).get("templates", ())
-    return [
-        prompt for prompt in request.paraphrases or templates if prompt != request.fact.prompt
-    ] or [request.fact.prompt]
+    prompts = request.paraphrases or templates
+    others = [prompt for prompt in prompts if prompt != request.fact.prompt]
+    return others or [request.fact.prompt]

@@ -16,41 +16,37 @@ from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from workbench import closed_form
 from workbench.activations import recorded
+from workbench.closed_form import Factors, ridge_update
 from workbench.deltas import Change, WeightDelta
-from workbench.editing.continuation import Continuation, changed
-from workbench.editing.records import (
-    Resources,
-    check_distinct,
-    delta_of,
-    finite,
-    moment_factor,
-    moment_of,
-)
-from workbench.editing.rows import Rows, build_rows, sample_prefixes
+from workbench.editing import records, target_vectors
+from workbench.editing.continuation import Continuation, at, changed
+from workbench.editing.records import Requests, Resources
+from workbench.editing.rows import Rows, build_rows
 from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
-from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
-from workbench.moments import second_moments
-from workbench.positions import Encoded
 
 DEPTHS = tuple(layer / 48 for layer in range(13, 18))  # of GPT-2 XL, as published
 REMEDY = "lower weight (now {weight:g})"
-Update = Callable[
-    [int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
-]  # layer, K (d_in, n), R (d_out, n) -> left, right
+
+Update = Callable[[int, Tensor, Tensor], Factors]  # layer, K (d_in, n), R (d_out, n)
 
 
-class HParams(Solving):
-    """Numbers of MEMIT. Published for GPT-2 XL: layers 13-17, lr .5, 20 steps, decay .5, clamp .75,
-    weight 20000.
-    """
+class SeveralLayers(Solving):
+    """Numbers of a change that is spread over several layers."""
 
     layers: tuple[int, ...] = Field(min_length=1)  # block indices
     clamp: float = Field(0.75, gt=0)  # |shift| <= clamp |v_0|
     prefixes: int = Field(5, ge=0)  # sampled texts before the prompt
+
+
+class HParams(SeveralLayers):
+    """Numbers of MEMIT. Published for GPT-2 XL: layers 13-17, lr .5, 20 steps, decay .5, clamp .75,
+    weight 20000.
+    """
+
     weight: float = Field(15_000, gt=0)  # w: corpus tokens that a request must outweigh
 
 
@@ -63,36 +59,22 @@ def scaled(model: Model) -> dict:
     return {"weight": model.weight(0).shape[1]}
 
 
-def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
-) -> Resources:
-    """Second moments of the keys of all edited layers, and the sampled prefixes."""
-    found = second_moments(model, hparams.layers, corpus, hparams.moment_tokens)
-    return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
+prepare = target_vectors.prepare
 
 
-def check(
-    model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources
-) -> None:
+def check(model: Model, requests: Requests, hparams: Solving, resources: Resources) -> None:
     """BadInput if the resources are not for this model and these layers."""
     for layer in model.check_layers(hparams.layers):
-        moment_of(model, resources, layer)
+        records.moment_of(model, resources, layer)
 
 
-def targets(
-    model: Model, requests: Sequence[EditRequest], hparams: Solving, resources: Resources
-) -> Solution:
+def targets(model: Model, requests: Requests, hparams: Solving, resources: Resources) -> Solution:
     """The target vectors, which `edit` takes."""
     return solve(model, requests, max(hparams.layers), "block", resources.prefixes, hparams)
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
-    solution: Solution | None = None,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed=0, solution=None
 ) -> WeightDelta:
     """A change of rank n in each edited layer. Without a solution it solves for it.
 
@@ -102,102 +84,98 @@ def edit(
     """
 
     def update(layer, keys, residuals):
-        factor = moment_factor(model, resources, layer, hparams.convention)
-        return closed_form.ridge_update(
-            keys.to(factor.device), residuals.to(factor.device), factor, hparams.weight
-        )
+        factor = records.moment_factor(model, resources, layer, hparams.convention)
+        return ridge_update(keys, residuals, factor, hparams.weight)
 
-    changes, _, solved = spread(model, requests, hparams, resources, update, solution)
-    return delta_of("memit", model, requests, hparams, resources, seed, changes, **solved)
+    check(model, requests, hparams, resources)
+    solution = solution or targets(model, requests, hparams, resources)
+    changes = spread(model, requests, hparams, resources, update, solution)[0]
+    about = solution.record()
+    return records.delta_of("memit", model, requests, hparams, resources, seed, changes, **about)
 
 
 @torch.no_grad()
 def spread(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: Solving,
-    resources: Resources,
-    update: Update,
-    solution: Solution | None = None,
-):
-    """Solve the target vectors unless they are given, then change layer after layer by `update`.
+    model: Model, requests: Requests, hparams, resources: Resources, update: Update, solution
+) -> tuple[dict[str, Change], dict[str, Tensor]]:
+    """Change layer after layer by `update`, each on top of those before it.
 
     Returns:
-        Changes and keys (d_in, n), both by module name, and what the solver says of each request.
+        Changes and keys (d_in, n), both by module name.
     """
-    check(model, requests, hparams, resources)
     layers = model.check_layers(hparams.layers)
-    solution = solution or targets(model, requests, hparams, resources)
-    rows = build_rows(model, requests, resources.prefixes)
-    up, weights = rows.up_to_subject(), rows.context_weights(bare_share=0.5)
-    parts = [
-        _Part(model, rows, weights, up.rows(index), torch.tensor(index), layers)
-        for index in up.batches(tokens_at_once(model))
-    ]
-    changes, used, goal = {}, {}, None
-    d_out, d_in = model.weight(layers[0]).shape
-    wide = {"dtype": torch.float64, "device": "cpu" if model.device.type == "mps" else model.device}
-    for number, layer in enumerate(layers):
-        keys, now = torch.zeros(rows.n, d_in, **wide), torch.zeros(rows.n, d_out, **wide)
-        for part in parts:
-            part.add(layer, keys, now)
-        check_distinct(model, requests, keys.T, layer)
-        goal = now + solution.shift.to(now) if goal is None else goal
-        residuals = ((goal - now) / (len(layers) - number)).T  # (d_out, n)
+    walk = Walk(model, build_rows(model, requests, resources.prefixes), layers)
+    changes = {}
+    all_keys = {}
+    goal = None
+    for done, layer in enumerate(layers):
+        keys, hidden = walk.read(layer)  # (d_in, n), (d_model, n) after the last edited block
+        records.check_distinct(model, requests, keys, layer)
+        if goal is None:
+            goal = hidden + solution.shift.T.to(hidden)  # z, fixed before anything changes
+        residuals = (goal - hidden) / (len(layers) - done)  # R_l = (z - h_now) / (layers left)
+        device = resources.moments[layer].matrix.device
+        with records.solvable(layer):
+            factors = update(layer, keys.to(device), residuals.to(device))
+        left, right = (factor.float().to(model.device) for factor in factors)
         name = model.down_projection_name(layer)
-        try:
-            left, right = (
-                factor.float().to(model.device) for factor in update(layer, keys.T, residuals)
-            )
-        except closed_form.Singular as error:
-            raise BadInput(f"layer {layer}: {error}") from None
-        changes[name], used[name] = Change(left=left, right=right), keys.T
-        if layer != layers[-1]:
-            with changed(model, {layer: (left, right)}):
-                for part in parts:
-                    part.advance(layer, layers[number + 1] - 1)
-    return changes, used, {"p_solved": solution.p_target.tolist(), "steps": solution.steps.tolist()}
+        changes[name] = Change(left=left, right=right)
+        all_keys[name] = keys
+        walk.advance(layer, Factors(left, right))
+    return changes, all_keys
 
 
-class _Part:
-    """Some of the rows, up to the subject, on their way through the edited blocks; `rest.start` is
-    the state before the next edited one.
+class Walk:
+    """The prompts of n requests, up to the subject, on their way through the edited blocks.
+
+    They go in batches: the numbers of some rows, and a continuation of the network whose `start` is
+    the hidden state before the next edited block.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        rows: Rows,
-        weights: torch.Tensor,
-        encoded: Encoded,
-        index: torch.Tensor,
-        layers: Sequence[int],
-    ):
-        self.model, self.encoded, self.weights = model, encoded, weights[index]
-        self.owner, self.subject, self.last = rows.owner[index], rows.subject[index], layers[-1]
-        self.bare = torch.isin(index, rows.bare).nonzero()[:, 0]
-        self.rest = Continuation(model, encoded, layers[0] - 1, last=layers[-1])
-        self.of_bare = self.rest.of(self.bare.to(model.device))
+    def __init__(self, model: Model, rows: Rows, layers: Sequence[int]):
+        self.model = model
+        self.rows = rows
+        self.layers = layers
+        self.weights = rows.context_weights(bare_share=0.5)
+        self.texts = rows.up_to_subject()
+        self.batches = []
+        for index in self.texts.batches(tokens_at_once(model)):
+            texts = self.texts.rows(index)
+            rest = Continuation(model, texts, layers[0] - 1, last=layers[-1])
+            self.batches.append((torch.tensor(index), rest))
 
-    def add(self, layer: int, keys: torch.Tensor, now: torch.Tensor) -> None:
-        """Its share of the mean keys of the layer (n, d_in), and of the hidden states after the
-        last block in the bare prompts (n, d_out).
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The mean keys of the layer (d_in, n) and, in the bare prompts, the hidden states after
+        the last edited block (d_model, n).
         """
-        with recorded({"key": self.model.down_projection(layer)}, inputs=True) as seen:
-            after = self.rest.through(self.rest.start, layer, layer)
-        key = (
-            seen["key"]
-            .view(*after.shape[:2], -1)
-            .to(self.model.device)[torch.arange(len(self.owner)), self.subject]
-        )
-        key = finite(key, self.model, layer, self.encoded)
-        keys.index_add_(0, self.owner.to(key.device), key * self.weights.to(key)[:, None])
-        if len(self.bare):
-            end = self.of_bare.through(after[self.bare], layer + 1, self.last)[
-                torch.arange(len(self.bare)), self.subject[self.bare]
-            ]
-            now[self.owner[self.bare]] = finite(end, self.model, layer, self.encoded)
+        matrix = self.model.weight(layer)  # (d_out, d_in)
+        keys = self._zeros(matrix.shape[1])
+        hidden = self._zeros(matrix.shape[0])
+        for index, rest in self.batches:
+            with recorded({"key": self.model.down_projection(layer)}, inputs=True) as record:
+                after = rest.through(rest.start, layer, layer)
+            key = self._at_subject(record["key"], index, layer)
+            weight = self.weights[index].to(key)[:, None]
+            keys.index_add_(0, self.rows.owner[index].to(key.device), key * weight)
+            bare = torch.isin(index, self.rows.bare).nonzero()[:, 0]
+            if len(bare):
+                end = rest.select(bare).through(after[bare], layer + 1, self.layers[-1])
+                hidden[self.rows.owner[index[bare]]] = self._at_subject(end, index[bare], layer)
+        return keys.T, hidden.T
 
-    def advance(self, layer: int, last: int) -> None:
+    def _zeros(self, width: int) -> Tensor:
+        return records.wide(torch.zeros(self.rows.n, width, device=self.model.device))
+
+    def _at_subject(self, output: Tensor, index: Tensor, layer: int) -> Tensor:
+        """What a module gave at the last token of the subject in these rows, (b, d)."""
+        values = at(output, self.rows.subject[index]).to(self.model.device)
+        return records.finite(values, self.model, layer, self.texts)
+
+    def advance(self, layer: int, factors: Factors) -> None:
         """Through the block, now changed, to the state before the next edited one."""
-        self.rest.start = self.rest.through(self.rest.start, layer, last)
+        following = [number for number in self.layers if number > layer]
+        if not following:
+            return
+        with changed(self.model, {layer: factors}):
+            for _, rest in self.batches:
+                rest.start = rest.through(rest.start, layer, following[0] - 1)

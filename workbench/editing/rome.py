@@ -14,28 +14,22 @@ token; prefixes are sampled by seed in two batches (half of 5 tokens, half of 10
 likeliest tokens, stripped and kept in the record, where the first code draws 10 of each.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from workbench import closed_form
+from workbench.activations import recorded, stop_after
+from workbench.closed_form import constrained_update
 from workbench.deltas import Change, WeightDelta
-from workbench.editing.continuation import Continuation
-from workbench.editing.records import (
-    Resources,
-    check_distinct,
-    delta_of,
-    finite,
-    moment_factor,
-    moment_of,
-)
+from workbench.editing import records, target_vectors
+from workbench.editing.continuation import at
+from workbench.editing.records import Requests, Resources
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import BadInput
 from workbench.models import Model
-from workbench.moments import second_moments
 
 DEPTHS = (17 / 48,)  # of GPT-2 XL, as published
 REMEDY = "change bare_share (now {bare_share}) or prefixes (now {prefixes})"
@@ -47,54 +41,40 @@ class HParams(Solving):
     """
 
     layers: tuple[int, ...] = Field(min_length=1, max_length=1)  # block index
-    bare_share: float | None = Field(
-        None, ge=0, le=1
-    )  # of the bare prompt in k; None = as any other row
-    moments: Literal["corpus", "identity"] = (
-        "corpus"  # "identity": C = I, EasyEdit's default, which is no ROME
-    )
-    at_once: int = Field(
-        100, ge=1
-    )  # facts of one constrained change at most; each takes one dimension of the keys for good
+    # The bare prompt's share in k; None = that of any other row.
+    bare_share: float | None = Field(None, ge=0, le=1)
+    # "identity": C = I, EasyEdit's default, which is no ROME.
+    moments: Literal["corpus", "identity"] = "corpus"
+    # Facts of one constrained change at most; each takes one dimension of the keys for good.
+    at_once: int = Field(100, ge=1)
 
 
 def prepare(
     model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
 ) -> Resources:
-    """Second moments of the edited layer's keys, if they are asked for, and the sampled prefixes."""
-    found = {}
-    if hparams.moments == "corpus":
-        found = second_moments(model, hparams.layers, corpus, hparams.moment_tokens)
-    return Resources(moments=found, prefixes=sample_prefixes(model, hparams.prefixes, seed))
+    """Second moments of the layer's keys, if they are asked for, and the sampled prefixes."""
+    if hparams.moments == "identity":
+        return Resources(prefixes=sample_prefixes(model, hparams.prefixes, seed))
+    return target_vectors.prepare(model, hparams, corpus, training_requests, seed)
 
 
-def check(
-    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
-) -> None:
+def check(model: Model, requests: Requests, hparams: HParams, resources: Resources) -> None:
     """BadInput if the facts are too many, or the resources are not for them."""
     if len(requests) > hparams.at_once:
-        raise BadInput(
-            f"rome: {len(requests)} facts at once, at most {hparams.at_once} fit exactly; edit them in turn, or raise at_once"
-        )
-    layer = model.check_layers(hparams.layers)[0]
+        problem = f"{len(requests)} facts at once, at most {hparams.at_once} fit exactly"
+        raise BadInput(f"rome: {problem}; edit them in turn, or raise at_once")
+    model.check_layers(hparams.layers)
     if hparams.moments == "corpus":
-        moment_of(model, resources, layer)
+        records.moment_of(model, resources, hparams.layers[0])
 
 
-def targets(
-    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
-) -> Solution:
+def targets(model: Model, requests: Requests, hparams: HParams, resources: Resources) -> Solution:
     """The target vectors, which `edit` takes."""
     return solve(model, requests, hparams.layers[0], "mlp", resources.prefixes, hparams)
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
-    solution: Solution | None = None,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed=0, solution=None
 ) -> WeightDelta:
     """A rank-one change for one request; for n, the smallest change that fits all n exactly, rank
     n. Without a solution it solves for it.
@@ -103,66 +83,55 @@ def edit(
     factor, and while factorising).
     """
     check(model, requests, hparams, resources)
-    layer = model.check_layers(hparams.layers)[0]
+    layer = hparams.layers[0]
     factor = None
     if hparams.moments == "corpus":
-        factor = moment_factor(model, resources, layer, hparams.convention)
+        factor = records.moment_factor(model, resources, layer, hparams.convention)
     solution = solution or targets(model, requests, hparams, resources)
     keys, outputs, bare_keys, bare_outputs = keys_and_outputs(
         model, requests, layer, resources.prefixes, hparams.bare_share
     )
-    check_distinct(model, requests, keys.T, layer)
+    records.check_distinct(model, requests, keys.T, layer)
+    shift = solution.shift.to(keys)
     if hparams.convention == "reference":
-        residuals, at = solution.shift.to(keys), bare_keys
+        met_at = bare_keys
+        residuals = shift
     else:
-        residuals, at = bare_outputs + solution.shift.to(keys) - outputs, keys  # v* - W k (- bias)
-    wide = keys.device if factor is None else factor.device
-    keys, residuals, at = (tensor.T.to(wide) for tensor in (keys, residuals, at))
-    try:
-        left, right = closed_form.constrained_update(keys, residuals, factor, at)
-    except closed_form.Singular as error:
-        raise BadInput(f"layer {layer}: {error}") from None
+        met_at = keys
+        residuals = bare_outputs + shift - outputs  # v* - W k (- bias)
+    device = keys.device if factor is None else factor.device
+    columns = [tensor.T.to(device) for tensor in (keys, residuals, met_at)]
+    with records.solvable(layer):
+        left, right = constrained_update(columns[0], columns[1], factor, columns[2])
     changes = {model.down_projection_name(layer): Change(left=left.float(), right=right.float())}
-    return delta_of(
-        "rome",
-        model,
-        requests,
-        hparams,
-        resources,
-        seed,
-        changes,
-        p_solved=solution.p_target.tolist(),
-        steps=solution.steps.tolist(),
-    )
+    about = solution.record()
+    return records.delta_of("rome", model, requests, hparams, resources, seed, changes, **about)
 
 
 @torch.no_grad()
 def keys_and_outputs(
-    model: Model,
-    requests: Sequence[EditRequest],
-    layer: int,
-    prefixes: Sequence[str],
-    bare_share: float | None = None,
-):
+    model: Model, requests: Requests, layer: int, prefixes: tuple, bare_share: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean key k (n, d_in), mean output W k + b (n, d_out), and both in the bare prompt, float64,
     at the subject's last token.
     """
     rows = build_rows(model, requests, prefixes)
-    up, projection, found = rows.up_to_subject(), model.down_projection(layer), {}
-    for index in up.batches(tokens_at_once(model)):
-        part, place = up.rows(index), (torch.arange(len(index)), rows.subject[index])
-        seen = Continuation(
-            model, part, layer, last=layer, outputs={"out": projection}, inputs={"key": projection}
-        ).seen
-        for name in seen:
-            values = finite(seen[name][place], model, layer, part)
-            found.setdefault(name, torch.zeros(len(rows.owner), values.shape[1]).to(values))[
-                index
-            ] = values
-    weights = rows.context_weights(bare_share)
-    return (
-        rows.mean(found["key"], weights),
-        rows.mean(found["out"], weights),
-        found["key"][rows.bare],
-        found["out"][rows.bare],
-    )
+    texts = rows.up_to_subject()
+    d_out, d_in = model.weight(layer).shape
+    keys = records.wide(torch.zeros(len(rows.owner), d_in, device=model.device))
+    outputs = records.wide(torch.zeros(len(rows.owner), d_out, device=model.device))
+    projection = {"projection": model.down_projection(layer)}
+    for index in texts.batches(tokens_at_once(model)):
+        batch = texts.rows(index).to(model.device)
+        with (
+            recorded(projection, inputs=True) as batch_keys,
+            recorded(projection) as batch_outputs,
+            stop_after(model.blocks[layer]),
+        ):
+            model.network(**batch.arguments(), logits_to_keep=1, use_cache=False)
+        for values, record in ((keys, batch_keys), (outputs, batch_outputs)):
+            value = at(record["projection"], rows.subject[index]).to(model.device)
+            values[index] = records.finite(value, model, layer, batch)
+    weights = rows.context_weights(bare_share).to(keys.device)[:, None]
+    means = [rows.total(values * weights) for values in (keys, outputs)]
+    return *means, keys[rows.bare], outputs[rows.bare]

@@ -22,23 +22,25 @@ needs); 16 vocab a token that is read. Source: ROME, arXiv 2202.05262, eq. 4; ME
 `steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.activations import recorded
 from workbench.editing.continuation import Continuation
-from workbench.editing.records import Numbers, finite
-from workbench.editing.rows import Rows, build_rows
-from workbench.facts import EditRequest
+from workbench.editing.records import Numbers, Requests, Resources, finite
+from workbench.editing.rows import Rows, build_rows, sample_prefixes
 from workbench.models import Model
+from workbench.moments import second_moments
 
-# tokens that keep the machine busy; a batch that has them is closed rather than padded for longer
-# rows
+# Tokens that keep the machine busy; a chunk that has them is closed rather than padded for longer
+# rows.
 WORTHWHILE = 1024
 
 
@@ -53,14 +55,17 @@ class Solving(Numbers):
     clamp: float = Field(4.0, gt=0)  # |shift| <= clamp |v_0|
     kl_weight: float = Field(0.0625, ge=0)  # of the KL at "{subject} is a"
     stop_loss: float = Field(0.05, ge=0)  # nats; a fact stops below it
-    patience: int = Field(
-        0, ge=0
-    )  # a fact stops when its target was on top in every row at so many evaluations; 0 = never
+    # A fact stops when its target was on top in every row at so many evaluations; 0 = never.
+    patience: int = Field(0, ge=0)
     prefixes: int = Field(20, ge=0)  # sampled texts before the prompt
     moment_tokens: int = Field(0, ge=0)  # tokens for the second moments; 0 = 10 a key dimension
-    convention: Literal["published", "reference"] = (
-        "published"  # "reference": as the papers' code counts steps (and see rome)
-    )
+    # "reference": as the papers' code counts steps (and see rome).
+    convention: Literal["published", "reference"] = "published"
+
+    @property
+    def evaluations(self) -> int:
+        """Of the loss, at most: one more than updates."""
+        return self.steps + (self.convention == "published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +76,36 @@ class Solution:
     tokens after the bare prompt; `steps` (n,) taken.
     """
 
-    shift: torch.Tensor
-    loss: torch.Tensor
-    p_target: torch.Tensor
-    steps: torch.Tensor
+    shift: Tensor
+    loss: Tensor
+    p_target: Tensor
+    steps: Tensor
 
     def split(self, sizes: Sequence[int]) -> "list[Solution]":
         """Of so many requests each, in their order."""
-        parts = zip(*(tensor.split(sizes) for tensor in vars(self).values()), strict=True)
-        return [Solution(**dict(zip(vars(self), part, strict=True))) for part in parts]
+        columns = [tensor.split(sizes) for tensor in vars(self).values()]
+        return [_solution(part) for part in zip(*columns, strict=True)]
+
+    def record(self) -> dict:
+        """What a delta's record says of it."""
+        return {"p_solved": self.p_target.tolist(), "steps": self.steps.tolist()}
+
+
+def _solution(tensors: Iterable[Tensor]) -> Solution:
+    names = ("shift", "loss", "p_target", "steps")
+    return Solution(**dict(zip(names, tensors, strict=True)))
+
+
+def prepare(
+    model: Model, hparams: Solving, corpus: str = "world", training_requests=None, seed: int = 0
+) -> Resources:
+    """Second moments of the keys of all edited layers, and the sampled prefixes."""
+    moments = second_moments(model, hparams.layers, corpus, hparams.moment_tokens)
+    return Resources(moments=moments, prefixes=sample_prefixes(model, hparams.prefixes, seed))
 
 
 def solve(
-    model: Model,
-    requests: Sequence[EditRequest],
-    layer: int,
-    site: str,
-    prefixes: Sequence[str],
-    hparams: Solving,
+    model: Model, requests: Requests, layer: int, site: str, prefixes: tuple, hparams: Solving
 ) -> Solution:
     """Solve v* for all requests.
 
@@ -101,25 +118,16 @@ def solve(
     """
     model.check_layers([layer])
     rows = build_rows(model, requests, prefixes, kl=hparams.kl_weight > 0)
-    parts, chunks, each = [], _chunks(rows, tokens_at_once(model)), _evaluations(hparams)
-    with tqdm(
-        total=each * len(chunks), desc="target vectors", unit="step", leave=False, disable=None
-    ) as bar:
-        for number, part in enumerate(chunks, 1):
-            parts.append((_solve(model, rows.of(part)[0], layer, site, hparams, bar.update), part))
-            bar.update(each * number - bar.n)  # those that were spared
-    order = torch.cat([part for _, part in parts]).argsort().to(model.device)
-    return Solution(
-        **{
-            name: torch.cat([getattr(part, name) for part, _ in parts])[order]
-            for name in ("shift", "loss", "p_target", "steps")
-        }
-    )
-
-
-def _evaluations(hparams: Solving) -> int:
-    """Of the loss, at most: one more than updates."""
-    return hparams.steps + (hparams.convention == "published")
+    chunks = _chunks(rows, tokens_at_once(model))
+    total = hparams.evaluations * len(chunks)
+    solutions = []
+    with tqdm(total=total, desc="target vectors", unit="step", leave=False, disable=None) as bar:
+        for chunk in chunks:
+            solutions.append(_solve(model, rows.select(chunk), layer, site, hparams, bar.update))
+            bar.update(hparams.evaluations * len(solutions) - bar.n)  # those that were spared
+    order = torch.cat(chunks).argsort().to(model.device)
+    columns = zip(*(vars(solution).values() for solution in solutions), strict=True)
+    return _solution(torch.cat(column)[order] for column in columns)
 
 
 def tokens_at_once(model: Model) -> int:
@@ -129,148 +137,154 @@ def tokens_at_once(model: Model) -> int:
     return 4_096 if model.device.type == "cpu" else 16_384
 
 
-def _chunks(rows: Rows, most: int) -> list[torch.Tensor]:
+def _chunks(rows: Rows, most: int) -> list[Tensor]:
     """Requests of like length together: little padding, and with it rows of at most so many tokens
     in all, or one request.
     """
-    later = rows.encoded.lengths - rows.subject  # tokens that are run at every step
-    most_of = torch.zeros(rows.n, dtype=torch.long).scatter_reduce
-    longest, before = (
-        most_of(0, rows.owner, each, "amax").tolist() for each in (later, rows.subject)
-    )
-    count = torch.bincount(rows.owner).tolist()
-    chunks: list[list[int]] = []
-    size = height = ahead = 0  # of the last chunk: tokens, rows, tokens of a row that are run once
-    for request in sorted(range(rows.n), key=longest.__getitem__):
-        height, ahead = height + count[request], max(ahead, before[request])
-        grown = height * (ahead + longest[request])
-        if (
-            not chunks
-            or grown > most
-            or (size > WORTHWHILE and longest[request] > 1.25 * longest[chunks[-1][0]])
-        ):
-            chunks.append([])
-            height, ahead = count[request], before[request]
-            grown = height * (ahead + longest[request])
-        chunks[-1].append(request)
-        size = grown
-    return [torch.tensor(sorted(chunk)) for chunk in chunks]
+    later = _longest(rows, rows.encoded.lengths - rows.subject)  # tokens that run at every step
+    earlier = _longest(rows, rows.subject)
+    count = torch.bincount(rows.owner)
+    waiting = later.argsort(stable=True)
+    chunks = []
+    while len(waiting):
+        length = later[waiting]
+        height = count[waiting].cumsum(0)
+        size = height * (earlier[waiting].cummax(0).values + length)  # of a chunk up to here
+        unlike = (size[:-1] > WORTHWHILE) & (length[1:] > 1.25 * length[0])
+        closed = (unlike | (size[1:] > most)).nonzero()
+        end = 1 + int(closed[0]) if len(closed) else len(waiting)
+        chunks.append(waiting[:end].sort().values)
+        waiting = waiting[end:]
+    return chunks
 
 
-class _Objective:
-    """The loss of each of n requests as a function of their shifts, and what is read on the way."""
+def _longest(rows: Rows, lengths: Tensor) -> Tensor:
+    """Of the rows of each request, (n,)."""
+    return torch.zeros(rows.n, dtype=torch.long).scatter_reduce(0, rows.owner, lengths, "amax")
 
-    def __init__(self, model: Model, rows: Rows, rest: Continuation):
-        device = model.device
-        self.rest, self.n, self.owner = rest, rows.n, rows.owner.to(device)
-        self.row, self.at = (rows.labels != -100).to(device).nonzero(as_tuple=True)
-        self.labels = rows.labels.to(device)[self.row, self.at]
-        self.bare = rows.bare.to(device)
-        self.kl_row = rows.is_kl.to(device).nonzero()[:, 0]
-        self.kl_at = rows.subject.to(device)[self.kl_row]
-        texts = torch.bincount(
-            self.owner[self.row.unique()], minlength=self.n
-        )  # rows with a target
-        self.tokens = torch.bincount(
-            self.row, minlength=len(self.owner)
-        )  # the target's tokens in each row
-        self.weight = 1 / (self.tokens[self.row] * texts[self.owner[self.row]])
 
-    def __call__(
-        self, shift: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """From shifts (n, d_model): NLL (n,), log-probabilities (n, vocab) for the KL, p(target)
-        (n,), target on top in every row (n,).
+@dataclass
+class _Batch:
+    """The requests of a chunk whose rows still run, and the loss of each.
+
+    Attributes:
+        requests: (k,) their numbers in the chunk.
+        v0: (k,) |v_0|.
+        before: log-probabilities (k, vocab) where the KL is read, of the unshifted model; None
+            until the first evaluation.
+    """
+
+    rows: Rows
+    rest: Continuation
+    requests: Tensor
+    v0: Tensor
+    before: Tensor | None = None
+
+    def __post_init__(self):
+        device = self.v0.device
+        self.owner = self.rows.owner.to(device)
+        self.answers = self.rows.answers(device)
+        self.answer_owner = self.owner[self.answers.row]
+        self.kl_row = self.rows.is_kl.to(device).nonzero()[:, 0]
+        tokens = torch.bincount(self.answers.row, minlength=len(self.owner))  # of each row's target
+        statements = torch.bincount(self.owner[tokens > 0])  # of each request
+        self.weight = 1 / (tokens[self.answers.row] * statements[self.answer_owner])
+
+    def evaluate(self, shift: Tensor, hparams: Solving) -> tuple[Tensor, Tensor, Tensor]:
+        """From the shifts (k, d_model): the loss (k,), p(target) (k,), and whether the target is on
+        top in every row (k,).
         """
-        start = self.rest.start
-        state = torch.cat(
-            [start[:, :1] + shift[self.owner][:, None].to(start.dtype), start[:, 1:]], 1
-        )
-        logits = self.rest.logits(
-            state, torch.cat([self.row, self.kl_row]), torch.cat([self.at, self.kl_at])
-        )
-        log_probs = logits.log_softmax(1)
-        targets = log_probs[: len(self.labels)]
-        nll = F.nll_loss(targets, self.labels, reduction="none")
-        of = self.owner[self.row]
-        loss = torch.zeros(self.n, device=nll.device).index_add(0, of, nll * self.weight)
+        log_probs = self._log_probs(shift)
+        after = log_probs[len(self.weight) :]
+        log_probs = log_probs[: len(self.weight)]
+        if self.before is None:
+            self.before = after.detach()
+        token = self.answers.token
+        token_nll = F.nll_loss(log_probs, token, reduction="none")
+        drift = F.kl_div(self.before, after, log_target=True, reduction="none").sum(1)
+
+        nll = self._total(self.answer_owner, token_nll * self.weight)
+        decay = hparams.weight_decay * shift.norm(dim=1) / self.v0**2
+        kl = hparams.kl_weight * self._total(self.owner[self.kl_row], drift)
+
         with torch.no_grad():
-            per_row = torch.zeros(len(self.owner), device=nll.device).index_add(0, self.row, nll)
-            p = (-per_row[self.bare]).exp()
-            missed = torch.zeros(self.n, device=nll.device).index_add(
-                0, of, (targets.argmax(1) != self.labels).float()
-            )
-        return loss, log_probs[len(self.labels) :], p, missed == 0
+            row_nll = token_nll.new_zeros(len(self.owner)).index_add(0, self.answers.row, token_nll)
+            p_target = (-row_nll[self.rows.bare.to(row_nll.device)]).exp()
+            missed = self._total(self.answer_owner, (log_probs.argmax(1) != token).float())
+        return nll + decay + kl, p_target, missed == 0
+
+    def _log_probs(self, shift: Tensor) -> Tensor:
+        """Where each of the answers' tokens is read, then where the KL is."""
+        start = self.rest.start
+        subject = start[:, :1] + shift[self.owner][:, None].to(start.dtype)
+        state = torch.cat([subject, start[:, 1:]], 1)
+        row = torch.cat([self.answers.row, self.kl_row])
+        subjects = self.rows.subject.to(row.device)
+        place = torch.cat([self.answers.place, subjects[self.kl_row]])
+        return self.rest.logits(state, row, place).log_softmax(1)
+
+    def _total(self, owner: Tensor, values: Tensor) -> Tensor:
+        """The sum of the values of each request, (k,)."""
+        return values.new_zeros(len(self.requests)).index_add(0, owner, values)
+
+    def without(self, finished: Tensor) -> "_Batch":
+        """The batch without the finished requests (k,), if they are enough to be worth it."""
+        if finished.sum() * 8 < len(finished):
+            return self
+        moving = ~finished
+        numbers = moving.nonzero()[:, 0].cpu()
+        rest = self.rest.select(self.rows.indices(numbers))
+        before = self.before[moving[self.owner[self.kl_row]]]
+        requests = self.requests[moving]
+        return _Batch(self.rows.select(numbers), rest, requests, self.v0[moving], before)
 
 
 def _solve(
-    model: Model, rows: Rows, layer: int, site: str, hparams: Solving, told: Callable[[], object]
+    model: Model, rows: Rows, layer: int, site: str, hparams: Solving, step_done: Callable
 ) -> Solution:
-    n, device = rows.n, model.device
-    rest = Continuation(
-        model, rows.encoded, layer, begin=rows.subject, outputs={"mlp": model.mlp(layer)}
-    )
-    v0 = (
-        (rest.seen["mlp"] if site == "mlp" else rest.start)[rows.bare.to(device), 0]
-        .float()
-        .norm(dim=1)
-    )  # (n,)
-    shift = torch.zeros(n, rest.start.shape[-1], device=device, requires_grad=True)
+    device = model.device
+    with recorded({"mlp": model.mlp(layer)}) as record:
+        rest = Continuation(model, rows.encoded, layer, begin=rows.subject)
+    output = rest.start if site == "block" else record["mlp"].view(rest.start.shape).to(device)
+    v0 = output[rows.bare.to(device), 0].float().norm(dim=1)  # (n,)
+    batch = _Batch(rows, rest, torch.arange(rows.n, device=device), v0)
+    shift = torch.zeros(rows.n, rest.start.shape[-1], device=device, requires_grad=True)
     adam = torch.optim.Adam([shift], lr=hparams.learning_rate)
-    objective = _Objective(model, rows, rest)
-    live = torch.arange(n, device=device)  # the requests whose rows are still computed
-    active = torch.ones(n, dtype=torch.bool, device=device)
-    final = {
-        name: torch.zeros(n, device=device) for name in ("loss", "p_target", "steps", "settled")
-    }
-    last = _evaluations(hparams) - 1
-    with torch.enable_grad():
-        for step in range(last + 1):
-            told()
-            nll, kl_now, p, on_top = objective(shift[live])
-            if step == 0:
-                before = kl_now.detach()  # (n, vocab) log-probabilities of the KL rows, unshifted
-            loss = nll + hparams.weight_decay * shift[live].norm(dim=1) / v0[live] ** 2
-            if hparams.kl_weight:
-                loss = loss + hparams.kl_weight * F.kl_div(
-                    before[live], kl_now, log_target=True, reduction="none"
-                ).sum(1)
-            finite(loss.detach(), model, layer, rows.encoded)
-            going = active[live]
-            final["loss"][live] = torch.where(going, loss.detach(), final["loss"][live])
-            final["p_target"][live] = torch.where(going, p, final["p_target"][live])
-            final["settled"][live] += on_top
-            active[live] &= loss.detach() >= hparams.stop_loss
-            if hparams.patience:
-                active &= final["settled"] < hparams.patience
-            if step == last or not active.any():
-                break
-            adam.zero_grad()
-            loss.sum().backward(inputs=[shift])
-            _update(shift, adam, active, hparams.clamp * v0)
-            final["steps"] += active
-            stopped = (~active[live]).sum()
-            if stopped * 8 >= len(live):  # leave the finished ones out of the batch
-                part, index = rows.of(active[live].nonzero()[:, 0].cpu())
-                rows, rest, live = part, rest.of(index.to(device)), live[active[live]]
-                objective = _Objective(model, rows, rest)
-    finite(shift.detach(), model, layer, rows.encoded)
-    return Solution(
-        shift=shift.detach(),
-        loss=final["loss"],
-        p_target=final["p_target"],
-        steps=final["steps"].long(),
-    )
+    steps = torch.zeros_like(v0, dtype=torch.long)
+    solution = _solution([shift.detach(), torch.zeros_like(v0), torch.zeros_like(v0), steps])
+    moving = torch.ones_like(steps, dtype=torch.bool)
+    on_top_for = torch.zeros_like(steps)  # evaluations
+    for evaluation in range(1, hparams.evaluations + 1):
+        step_done()
+        requests = batch.requests
+        with torch.enable_grad():
+            loss, p_target, on_top = batch.evaluate(shift[requests], hparams)
+        read = finite(loss.detach(), model, layer, batch.rows.encoded).to(loss)
+        latest = moving[requests]
+        solution.loss[requests[latest]] = read[latest]
+        solution.p_target[requests[latest]] = p_target[latest]
+        on_top_for[requests] += on_top
+        moving[requests] &= read >= hparams.stop_loss
+        if hparams.patience:
+            moving &= on_top_for < hparams.patience
+        if evaluation == hparams.evaluations or not moving.any():
+            break
+        adam.zero_grad()
+        loss.sum().backward(inputs=[shift])
+        _update(shift, adam, moving, hparams.clamp * v0)
+        steps += moving
+        batch = batch.without(~moving[requests])
+    finite(solution.shift, model, layer, rows.encoded)
+    return solution
 
 
 @torch.no_grad()
-def _update(
-    shift: torch.Tensor, adam: torch.optim.Adam, active: torch.Tensor, bound: torch.Tensor
-) -> None:
-    """One step of Adam within |shift| <= bound (n,); requests that are not active stay where they
-    are.
+def _update(shift: Tensor, adam: torch.optim.Adam, moving: Tensor, bound: Tensor) -> None:
+    """One step of Adam within |shift| <= bound (n,); requests that do not move any more stay where
+    they are.
     """
-    kept = shift[~active].clone()
+    stopped = shift[~moving].clone()
     adam.step()
-    shift.mul_((bound / shift.norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None])
-    shift[~active] = kept
+    share = bound / shift.norm(dim=1).clamp(min=1e-12)
+    shift.mul_(share.clamp(max=1)[:, None])
+    shift[~moving] = stopped

@@ -114,7 +114,7 @@ def rome(model, requests, hparams, resources):
 
 
 def emmet(model, requests, hparams, resources):
-    """One change that fits all facts, at the keys where the values are to be met: D (d_out, d_in)."""
+    """One change that fits all facts, where their values are to be met: D (d_out, d_in)."""
     (layer,) = hparams.layers
     inverse = torch.linalg.inv(_moment(resources, layer, hparams))
     K, at, R = (
