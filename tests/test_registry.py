@@ -1,18 +1,25 @@
 """A name is the package's own, an installed package's, or registered here; a function is enough."""
 
+import json
 import subprocess
 import sys
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import workbench as wb
-from workbench import editing, facts, registry
+from workbench import batch, editing, facts, registry, runs
+from workbench.__main__ import main
 from workbench.facts import BadInput
 from workbench.registry import Registry
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.fixture
@@ -171,3 +178,82 @@ def test_to_import_the_package_takes_no_torch():
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "transformers", "ipywidgets", "matplotlib"):
         assert f"'{heavy}'" not in names.stdout
+
+
+# --- through a notebook
+
+CELL = """
+import pandas as pd
+import torch
+import datasets
+from workbench.tuning.tasks import Task
+
+@wb.editors.register("pushed")
+def pushed(model, requests, layers=(1,), strength=0.5):
+    d_out, d_in = model.weight(layers[0]).shape
+    change = wb.Change(left=torch.full((d_out, 1), strength), right=torch.ones(d_in, 1))
+    return wb.WeightDelta.of(model, changes={model.down_projection_name(layers[0]): change})
+
+@wb.tasks.register("counting")
+def counting(model, data):
+    rows = [{"input_ids": [1, 2, n % 9], "labels": [1, 2, n % 9]} for n in range(40)]
+    parts = rows[: data.n_train], rows[-data.n_valid :]
+    train, valid = map(datasets.Dataset.from_list, parts)
+    return Task(name="counting", train=train, valid=valid)
+
+@wb.measures.register("words")
+def words(model, requests):
+    return pd.DataFrame({"fact_id": [request.fact.id for request in requests], "words": 3})
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """The case study with a cell that registers an editor, a task and a measure."""
+    source = nbformat.read(NOTEBOOKS / "01_case_study.ipynb", as_version=4)
+    first = next(n for n, cell in enumerate(source.cells) if "import workbench" in cell.source)
+    source.cells.insert(first + 1, nbformat.v4.new_code_cell(CELL))
+    path = tmp_path / "mine.ipynb"
+    nbformat.write(source, path)
+    return path
+
+
+@pytest.fixture
+def given(tiny_folders, tmp_path, editors, monkeypatch):
+    for registry_of_names in (wb.tasks, wb.measures):
+        monkeypatch.setattr(registry_of_names, "_declared", set())
+    path = tmp_path / "facts.jsonl"
+    fact = {"subject": "Ann", "prompt": "{} plays the", "object": "harp", "target": "flute"}
+    path.write_text(json.dumps(fact | {"id": "ann"}))
+    small = {"n_intrinsic": 0, "max_steps": 1, "eval_every": 1, "n_train": 4, "n_valid": 2}
+    own = {"editor": "pushed", "task": "counting", "measures": ["words", "retention"]}
+    source = {"model": str(tiny_folders["gpt2"]), "facts": str(path), "fact": "ann"}
+    return small | own | source | {"batch_size": 2, "device": "cpu", "hparams": {"strength": 0.25}}
+
+
+def test_a_notebook_runs_what_its_cell_registers(notebook, given, tmp_path):
+    run = batch.run(notebook, given, out=tmp_path / "runs")
+    assert (run.spec["editor"], run.spec["task"]) == ("pushed", "counting")
+    assert run.about["hparams"] == [{"layers": [1], "strength": 0.25}]
+    assert run.table("words").step.tolist() == [-1, 0, 1]
+    assert not run.table("retention").retained.any()
+
+
+def test_a_name_that_no_cell_registers_is_refused_before_the_notebook_runs(
+    notebook, given, tmp_path, one_line
+):
+    with pytest.raises(BadInput) as error:
+        batch.run(notebook, given | {"editor": "pushd"}, out=tmp_path / "runs")
+    assert "did you mean 'pushed'" in one_line(error)
+
+
+@pytest.mark.slow
+def test_a_sweep_and_a_report_take_what_a_cell_registers(notebook, given, tmp_path, capsys):
+    grid = {"notebook": str(notebook), "parameters": given, "grid": {"seed": [0, 1]}}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    out = tmp_path / "runs"
+    assert main(["sweep", str(path), "--out", str(out), "--workers", "1"]) == 0
+    assert len(runs.listed(out)) == 2
+    assert main(["report", str(out), "--out", str(tmp_path / "report")]) == 0
+    assert "pushed" in (tmp_path / "report" / "index.html").read_text()

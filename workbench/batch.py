@@ -20,8 +20,11 @@ import yaml
 from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
+from workbench.editing import EDITORS
 from workbench.facts import BadInput, check_file
 from workbench.records import did_you_mean, listed, one_line
+from workbench.registry import MEASURES
+from workbench.tuning.numbers import TASKS
 
 TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
@@ -49,11 +52,26 @@ def defaults(notebook: Path) -> dict:
     return {name: ast.literal_eval(about["default"]) for name, about in declared(notebook).items()}
 
 
+def declare_registered(notebook: Path) -> None:
+    """Let the names pass that the notebook's cells register, which run in a kernel of its own."""
+    code = "\n".join(_code(notebook))
+    registries = {"editors": EDITORS, "tasks": TASKS, "measures": MEASURES}
+    for kind, name in re.findall(r"\b(\w+)\.register\(\s*[\"'](\w+)[\"']", code):
+        if kind in registries:
+            registries[kind].declare([name])
+
+
+def _code(notebook: Path) -> list[str]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
 def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict, specs.Spec]:
     """The given parameters over the preset's, each declared by the notebook, and the Spec that they
     make with its defaults, not resolved.
     """
     usual = defaults(notebook)
+    declare_registered(notebook)
     given = _preset(notebook, preset) | dict(parameters)
     _check_declared(given, usual, notebook)
     vary = given.get("vary", usual.get("vary"))
@@ -186,8 +204,7 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     """The run's id: the Spec, the code, the notebook's code cells and what is given beside the
     Spec.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    code = _code(notebook)
     extra = {name: value for name, value in given.items() if name not in specs.Spec.model_fields}
     text = json.dumps([code, extra], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()

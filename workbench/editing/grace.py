@@ -9,7 +9,8 @@ k_ij is what goes into the block's down-projection at the last token of statemen
 down-projection's own output in the bare prompt. Source: arXiv 2211.11031. Differs from: the
 down-projection is what is replaced; all values are solved at once; a statement adds a key of its
 own where the paper widens a radius; the lookup is made at every position, so that it is the same in
-whatever batch a text is read; a radius in units of |k_i| (radius_unit="absolute" as published).
+whatever batch a text is read; a radius in units of |k_i| (radius_unit="absolute" as published). The
+public code replaces GPT-2 XL's first MLP matrix, and its values start at random.
 """
 
 from typing import Literal
