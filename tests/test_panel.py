@@ -263,7 +263,8 @@ def test_in_a_saved_page_its_words_stand_in_its_place(loads):
     [
         (
             {},
-            "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. Still: none.",
+            "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. "
+            "Still: none.",
         ),
         (
             {"editor": "memit", "plan": "not-edited"},
@@ -391,14 +392,17 @@ def wait_until(true, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-TELL = 'pathlib.Path(os.environ["WORKBENCH_PROGRESS"]).write_text(json.dumps({"phase": "tuning <b>", "done": 3, "total": 9}))\n'
+TELL = """state = {"phase": "tuning <b>", "done": 3, "total": 9}
+pathlib.Path(os.environ["WORKBENCH_PROGRESS"]).write_text(json.dumps(state))
+"""
 
 
 def test_run_starts_the_notebook_shows_how_far_it_is_and_then_what_it_made(stand_in, tmp_path):
     made = synthetic_run(tmp_path / "made", n_edited=5, n_intrinsic=2, steps=(-1, 0, 20), layers=4)
     go = tmp_path / "go"
     code = f"""{TELL}
-print("Executing: 10%\\rExecuting: 20% <b>[IPKernelApp] WARNING", end="", file=sys.stderr, flush=True)
+sys.stderr.write("Executing: 10%\\rExecuting: 20% <b>[IPKernelApp] WARNING")
+sys.stderr.flush()
 pathlib.Path({str(tmp_path / "arguments")!r}).write_text(json.dumps(sys.argv[1:]))
 while not os.path.exists({str(go)!r}): time.sleep(0.02)
 print("a table"); print({str(made.folder)!r})"""
@@ -465,7 +469,8 @@ def test_a_run_that_fails_says_why_in_one_line(code, said, stand_in, one_line):
 def test_stop_ends_the_run_and_all_below_it_and_leaves_nothing(stubborn, stand_in, tmp_path):
     ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)" if stubborn else ""
     code = f"""{ignore}
-partial = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]) / f".id.{{os.getpid()}}@{{os.uname().nodename}}.partial"
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+partial = out / f".id.{{os.getpid()}}@{{os.uname().nodename}}.partial"
 partial.mkdir(parents=True); (partial / "half").touch()
 below = subprocess.Popen(["sleep", "600"], start_new_session=True)
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(below.pid))
@@ -493,7 +498,8 @@ while True: time.sleep(0.1)"""
 def test_a_kernel_that_ends_takes_its_run_along(tmp_path):
     script = tmp_path / "python"
     script.write_text(
-        f"#!{sys.executable}\nimport os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+        f"#!{sys.executable}\nimport os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(600)\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     code = f"""import sys, time, pathlib

@@ -1,4 +1,4 @@
-"""Figures say what the recorded tables say, in words too, and can be saved with the data they drew."""
+"""Figures say what the recorded tables say, in words too, and are saved with the data they drew."""
 
 import itertools
 from xml.etree import ElementTree

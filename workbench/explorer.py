@@ -15,7 +15,7 @@ from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from workbench.plots import CATEGORIES, step_names
+from workbench.plots import CATEGORIES, STEP_NAMES, step_names
 from workbench.runs import Run
 
 OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "never held")
@@ -61,7 +61,8 @@ class _View(VBox):
         index = [*KEY, "category", "layer"]
         self.lens = run.lens.pivot(index=index, columns="step", values="probability").sort_index()
         tokens = run.tokens[run.tokens.layer == run.tokens.layer.max()]
-        self.tokens = tokens.sort_values("rank").set_index([*KEY, "step"]).sort_index(kind="stable")
+        tokens = tokens.sort_values("rank").set_index([*KEY, "step"])
+        self.tokens = tokens.sort_index(kind="stable")
         fitting = {"max_width": "100%", "align_self": "flex-start"}
         self.image = Image(format="png", layout=fitting)
         self.text, self.likeliest = HTML(), HTML()
@@ -79,7 +80,8 @@ class _View(VBox):
         """The same fact in this run: in the same edited model, or else in the first that has it."""
         if key in self.facts.index:
             return key
-        return min((other for other in self.facts.index if other[1] == key[1]), default=None)
+        copies = [other for other in self.facts.index if other[1] == key[1]]
+        return min(copies, default=None)
 
     def show(self, key: tuple, step: int) -> None:
         """Redraw at the checkpoint, or at the last one before it that this run has."""
@@ -89,7 +91,8 @@ class _View(VBox):
             self.likeliest.value = ""
             self.text.value = f"{escape(self.name)} does not hold this fact"
             return
-        step = max((known for known in self.steps(key) if known <= step), default=-1)
+        earlier = [known for known in self.steps(key) if known <= step]
+        step = max(earlier, default=-1)
         with _DRAWING:
             self.image.value = self._png(key, step)
         self.text.value = f"<p>{escape(self._summary(key, step))}</p>"
@@ -116,19 +119,22 @@ class _View(VBox):
 
     def _new_figure(self, steps: Sequence[int], blocks: Sequence[int]) -> tuple[Figure, dict]:
         """A figure without numbers; of each category the image, and the frame of a checkpoint."""
-        figure = Figure(figsize=(min(2.4 + 0.8 * len(steps), 9), 3.6), dpi=90)
+        width = min(2.4 + 0.8 * len(steps), 9)
+        figure = Figure(figsize=(width, 3.6), dpi=90)
         FigureCanvasAgg(figure)
         all_axes = figure.subplots(1, len(SHOWN), sharey=True)
         figure.subplots_adjust(left=0.11, right=0.86, bottom=0.2, top=0.88, wspace=0.06)
         empty = numpy.zeros((len(blocks), len(steps)))
         scale = {"cmap": "cividis", "vmin": 0, "vmax": 1}
-        names = step_names(steps)
-        places = range(0, len(names), -(-len(names) // 10))  # ten labels at most
+        every = -(-len(steps) // 10)  # ten labels at most
+        places = range(len(steps))[::every]
+        names = step_names(steps)[::every]
         panels = {}
         for axes, category in zip(all_axes, SHOWN, strict=True):
             image = axes.imshow(empty, origin="lower", aspect="auto", **scale)
-            panels[category] = image, axes.axvspan(0, 1, fill=False, ec=MARK, lw=2, clip_on=False)
-            axes.set_xticks(places, [names[place] for place in places], rotation=45, ha="right")
+            frame = axes.axvspan(0, 1, fill=False, ec=MARK, lw=2, clip_on=False)
+            panels[category] = (image, frame)
+            axes.set_xticks(places, names, rotation=45, ha="right")
             axes.set_title(f"p({category} token)", fontsize=10)
         marks = [f"E {block}" if block in self.edited else block for block in blocks]
         all_axes[0].set_yticks(range(len(marks)), marks, fontsize=8)
@@ -140,22 +146,24 @@ class _View(VBox):
 
     def _summary(self, key: tuple, step: int) -> str:
         fact = self.facts.loc[key]
-        probabilities = {name: self.curve(name, key)[step] for name in SHOWN}
-        ends = [f"p({name}) {curve.iloc[-1]:.3f}" for name, curve in probabilities.items()]
-        above = numpy.flatnonzero(probabilities["edited"] > 0.5)
-        first = f"first after block {above[0]}" if len(above) else "after no block"
-        checkpoint = f"Checkpoint {step_names([step])[0]}: {', '.join(ends)} after the last block"
-        end = f"{self.name}, {fact.group} fact, {fact.outcome} at the end"
-        return f"{end}. {checkpoint}; the edited token passes 0.5 {first}."
+        edited = self.curve("edited", key)[step]
+        true = self.curve("true", key)[step]
+        ends = f"p(edited) {edited.iloc[-1]:.3f}, p(true) {true.iloc[-1]:.3f}"
+        above = numpy.flatnonzero(edited > 0.5)
+        passes = f"first after block {above[0]}" if len(above) else "after no block"
+        words = f"{self.name}, {fact.group} fact, {fact.outcome} at the end. "
+        words += f"Checkpoint {STEP_NAMES.get(step, step)}: {ends} after the last block; "
+        return f"{words}the edited token passes 0.5 {passes}."
 
     def _table(self, key: tuple, step: int) -> str:
-        caption = escape(f"{self.facts.loc[key].prompt} ... ({step_names([step])[0]})")
+        prompt = escape(self.facts.loc[key].prompt)
+        caption = f"{prompt} ... ({STEP_NAMES.get(step, step)})"
         rows = f"<caption style='text-align:left'>{caption}</caption>"
         rows += "<tr><th>rank</th><th>token</th><th>probability</th></tr>"
         for row in self.tokens.loc[[(*key, step)]].itertuples():
+            rank = escape(str(row.rank))
             token = f"<code style='white-space:pre'>{escape(row.token)}</code>"
-            cells = [escape(str(row.rank)), token, f"{row.probability:.3f}"]
-            rows += f"<tr><td>{'</td><td>'.join(cells)}</td></tr>"
+            rows += f"<tr><td>{rank}</td><td>{token}</td><td>{row.probability:.3f}</td></tr>"
         return f"<table style='line-height:1.3;min-width:24em;text-align:left'>{rows}</table>"
 
 
@@ -217,5 +225,6 @@ def _options(table: pd.DataFrame) -> list[tuple[str, tuple]]:
     options = []
     for key, row in table.iterrows():
         which = f"{row.group}, model {key[0]}" if several else row.group
-        options.append((f"[{row.outcome}] {row.prompt} -> {row.target} ({which})", key))
+        label = f"[{row.outcome}] {row.prompt} -> {row.target} ({which})"
+        options.append((label, key))
     return options

@@ -6,7 +6,6 @@ and a thread that reads how far the run is only sets traits.
 """
 
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from workbench import editing, facts, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest, Fact
+from workbench.plots import PLAN
 from workbench.spec import Spec
 from workbench.tuning import numbers
 
@@ -127,22 +127,22 @@ class Panel(VBox):
     # --- Widgets
 
     def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox | Text]:
-        kind, start, end = _plan_parts(spec.plan)
+        depth = _depth(spec)
+        kind, start, end = _plan_parts(spec.plan, depth)
         values = dict(spec) | {"plan": kind}
         widgets = {}
         for name, (label, offered) in OFFERED.items():
             options = [(str(value) if value else EMPTY[name], value) for value in offered]
             widgets[name] = _dropdown(label, values[name], options)
         for name, label in TYPED.items():
-            hint = "with {} for the subject" if name == "prompt" else ""
-            widgets[name] = _text(Text, label, values[name], "33em", placeholder=hint)
-        widgets["fact"] = _text(
-            *(Combobox, "Fact", self._label_of(spec.fact), "min(66em, 98%)"),
-            options=() if self._batch else list(self._ids)[:MOST_FACTS],
-            placeholder="type words of it, or its id; empty is a sample",
-        )
-        depth = _depth(spec)
-        ends = _window(spec.layers) | {"from": start, "to": depth // 2 - 1 if end is None else end}
+            widgets[name] = _text(Text, label, values[name], "33em")
+        widgets["prompt"].placeholder = "with {} for the subject"
+        labels = {fact: label for label, fact in self._ids.items()}
+        shown = labels.get(spec.fact, spec.fact)
+        widgets["fact"] = _text(Combobox, "Fact", shown, "min(66em, 98%)")
+        widgets["fact"].placeholder = "type words of it, or its id; empty is a sample"
+        widgets["fact"].options = [] if self._batch else list(self._ids)[:MOST_FACTS]
+        ends = _window(spec.layers) | {"from": start, "to": end}
         for name, value in ends.items():
             widgets[name] = _dropdown(ENDS[name][0], value, _blocks(name, depth))
         return widgets
@@ -164,10 +164,6 @@ class Panel(VBox):
         keyboard = HTML(KEYBOARD, layout={"display": "none"})
         below = [self.strip, self.message, buttons, self.tail, self.result, keyboard]
         return [self.headline, *rows, *below]
-
-    def _label_of(self, fact_id: str) -> str:
-        labels = {fact: label for label, fact in self._ids.items()}
-        return labels.get(fact_id, fact_id)
 
     # --- From the widgets to the Spec
 
@@ -231,11 +227,7 @@ class Panel(VBox):
 
     def _refresh(self) -> None:
         """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
-        plan = PLANS.get(self.choices["plan"].value, "")
-        for name, widget in self.choices.items():
-            field = ENDS[name][1] if name in ENDS else name
-            unused = field == "plan" != name and f"{{{name}}}" not in plan
-            widget.disabled = unused or field == self._vary
+        self._disable()
         try:
             moved = self._moved()
             given = self._start.model_dump(exclude_unset=True)
@@ -249,6 +241,16 @@ class Panel(VBox):
             self._problem = _words(error)
         self._say(self._problem)
         self._enable()
+
+    def _disable(self) -> None:
+        """What the notebook varies cannot be moved, nor a block that the plan does not have."""
+        for name, widget in self.choices.items():
+            _, field = ENDS.get(name, ("", name))
+            widget.disabled = field == self._vary
+        plan = PLANS.get(self.choices["plan"].value, "")
+        for name in ("from", "to"):
+            if f"{{{name}}}" not in plan:
+                self.choices[name].disabled = True
 
     def _headline(self, spec: Spec) -> str:
         """What will be done, in words; BadInput if the fact is none."""
@@ -477,12 +479,14 @@ def _depth(spec: Spec) -> int:
     return outline.n_blocks if outline else UNKNOWN_DEPTH
 
 
-def _plan_parts(plan: str) -> tuple[str, int, int | None]:
-    match = re.fullmatch(r"(after|window|outside):(\d+)(?:-(\d+))?", plan)
+def _plan_parts(plan: str, depth: int) -> tuple[str, int, int]:
+    """The plan's kind and its first and last block; for one without, those to begin with."""
+    middle = depth // 2 - 1
+    match = PLAN.fullmatch(plan)
     if match is None:
-        return plan, 0, None
+        return plan, 0, middle
     kind, start, end = match.groups()
-    return kind, int(start), int(end) if end else None
+    return kind, int(start), int(end or middle)
 
 
 def _window(layers: Sequence[int]) -> dict:
@@ -516,9 +520,9 @@ def _offer(dropdown: Dropdown, value, options: Sequence[tuple[str, object]]) -> 
     dropdown.value = value
 
 
-def _text(kind: type, label: str, value: str, width: str, **options):
+def _text(kind: type, label: str, value: str, width: str) -> Combobox | Text:
     looks = {"style": STYLE, "layout": {"width": width}}
-    return kind(value=value, description=label, continuous_update=False, **looks, **options)
+    return kind(value=value, description=label, continuous_update=False, **looks)
 
 
 def _row(widgets: Sequence) -> HBox:

@@ -42,6 +42,7 @@ BROUGHT = (
 MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
+Arms = Sequence[Run]  # runs that are compared or pooled
 PLAN = re.compile(r"(after|window|outside):(\d+)(?:-(\d+))?")
 RESAMPLED = 2_000_000  # values held at once by the bootstrap
 
@@ -106,7 +107,7 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
 def retention_table(run: Run) -> pd.DataFrame:
     """Share retained by group and step, over all facts and over those whose edit took, with n."""
     by = ["group", "step"]
-    probes = _to_the_end(run.probes[run.probes.step >= 0], ["edited_model"])
+    probes = _to_the_end(_since_edit(run), ["edited_model"])
     every = probes.groupby(by).retained.agg(n="size", retained="mean")
     took = probes[_took(probes)].groupby(by).retained
     return every.join(took.agg(n_took="size", retained_of_took="mean")).reset_index()
@@ -196,21 +197,25 @@ def lens_heatmap(
     several = f"{group} facts, mean (n = {n}); edited block between orange lines"
     figure.suptitle(f"{group}: {fact_id}" if fact_id else several, fontsize=10)
     last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
-    p, end = last[categories[0]], data.step.max()
-    summary = f"p({categories[0]} token) after the last block: {p[0]:.2f} after the edit, "
+    name = categories[0]
+    p = last[name]
+    end = data.step.max()
+    summary = f"p({name} token) after the last block: {p[0]:.2f} after the edit, "
     summary += f"{p[end]:.2f} after {end} steps (n = {n})"
     return Drawing(figure=figure, data=data, summary=summary)
 
 
 def _draw_lens(data: pd.DataFrame, categories: Sequence[str], edited: Sequence[int]) -> Figure:
     """A heatmap a category, block 0 at the bottom."""
-    steps, n_layers = sorted(data.step.unique()), data.layer.max() + 1
+    steps = sorted(data.step.unique())
+    n_layers = data.layer.max() + 1
     width = 1.6 + 0.62 * len(steps) * len(categories)
     figure, all_axes = _axes(width, 0.8 + 0.27 * n_layers, len(categories))
     for axes, category in zip(all_axes, categories, strict=True):
         part = data[data.category == category].set_index(["layer", "step"])
-        ranks = part["rank"].unstack().map(lambda rank: f"{rank:g}" if rank <= 100 else "")
-        _heatmap(axes, part.probability.unstack(), ranks, fontsize=7)
+        ranks = part["rank"].unstack()
+        texts = ranks.map("{:g}".format).where(ranks <= 100, "")
+        _heatmap(axes, part.probability.unstack(), texts, fontsize=7)
         for layer in edited:
             axes.hlines([layer, layer + 1], 0, len(steps), color="tab:orange", lw=1.2)
         axes.set(xlabel="fine-tuning step", ylabel="", title=f"{category} token")
@@ -226,7 +231,7 @@ def _draw_lens(data: pd.DataFrame, categories: Sequence[str], edited: Sequence[i
 
 
 def retention_by(
-    found: Sequence[Run],
+    arms: Arms,
     by: str,
     series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"),
     label: str = "",
@@ -237,14 +242,15 @@ def retention_by(
     "kept" of edits is among those that took. Figures 2, 5, 6 and 7 and Table 1 of arXiv 2507.14198
     are of this kind.
     """
-    data = _series(found, series, value=by)
-    order = _order(value_name(run.spec[by]) for run in found)
-    figure, (axes,) = _axes(max(4.2, 1.1 * len(order) + 2.6), 3.6)
+    data = _series(arms, series, value=by)
+    order = _order(value_name(run.spec[by]) for run in arms)
+    width = max(4.2, 1.1 * len(order) + 2.6)
+    figure, (axes,) = _axes(width, 3.6)
     _points(axes, data, order, list(series))
     axes.set(ylim=SHARE, xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
     points = data.groupby(["series", "value"]).retained
     n = _span(points.size())
-    axes.set_title(f"n = {n} a point{_pooled(found, by)}", fontsize=10)
+    axes.set_title(f"n = {n} a point{_pooled(arms, by)}", fontsize=10)
     _legend_beside(axes)
     return Drawing(figure=figure, data=data, summary=_in_words(points.mean(), series, order))
 
@@ -259,7 +265,7 @@ def _points(axes: Axes, data: pd.DataFrame, order: list[str], series: list[str])
     seaborn.pointplot(data, **names, **looks, **sizes, seed=0, ax=axes)
 
 
-def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Drawing:
+def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
     """Edits kept (of those that took) and intrinsic facts kept over fine-tuning, a line a value.
 
     Args:
@@ -268,37 +274,41 @@ def retention_curves(found: Sequence[Run], by: str, against: str = "step") -> Dr
     """
     if against not in ("step", "metric"):
         raise BadInput(f"against={against!r}: choose step or metric")
-    data = _kept(found, by)
-    metric = found[0].about["tuning"]["metric"]
-    order = _order(value_name(run.spec[by]) for run in found)
+    data = _kept(arms, by)
+    metric = arms[0].about["tuning"]["metric"]
+    order = _order(value_name(run.spec[by]) for run in arms)
     figure, all_axes = _two_groups(data, "value", order, by, x=against, y="retained")
     label = "fine-tuning step" if against == "step" else METRICS[metric]
     for axes in all_axes:
         axes.set(ylim=SHARE, xlabel=label, ylabel="share kept")
         if against == "metric":
             axes.set_xinverted(metric == "loss")  # learning goes to the right
-            _mark_level(axes, runs.compare(found, by).level.iloc[0])
+            _mark_level(axes, runs.compare(arms, by).level.iloc[0])
     ends = data[data.step == data.groupby("run").step.transform("max")]
     words = _in_words(ends.groupby(["group", "value"]).retained.mean(), KEPT_GROUPS, order)
     data = data.drop(columns="run")
     return Drawing(figure=figure, data=data, summary=f"kept at the end: {words}")
 
 
-def _kept(found: Sequence[Run], by: str) -> pd.DataFrame:
+def _kept(arms: Arms, by: str) -> pd.DataFrame:
     """A row a run, step and fact (edits that took, and intrinsic facts) from step 0 on: value of
     `by`, the metric (the mean of all models with this value) and the share retained.
     """
-    _check_any(found)
+    _check_any(arms)
     parts = []
-    for run in found:
+    for run in arms:
         metric = run.training[["edited_model", "step", "metric"]]
-        probes = run.probes[run.probes.step >= 0].merge(metric, on=["edited_model", "step"])
-        parts.append(probes.assign(value=value_name(run.spec[by]), run=run.folder.name))
-    by_value = pd.concat(parts, ignore_index=True).groupby("value", sort=False)
-    table = pd.concat([_to_the_end(part, ["run", "edited_model"]) for _, part in by_value])
-    asked = (table.group == "intrinsic") | ((table.group == "edited") & _took(table))
+        probes = _since_edit(run).merge(metric, on=["edited_model", "step"])
+        probes["value"] = value_name(run.spec[by])
+        probes["run"] = run.folder.name
+        parts.append(probes)
+    by_value = pd.concat(parts).groupby("value", sort=False)
+    model = ["run", "edited_model"]
+    table = pd.concat(_to_the_end(part, model) for _, part in by_value)
+    kept = (table.group == "edited") & _took(table)
+    kept |= table.group == "intrinsic"
     row = ["run", "value", "step", "group", "fact_id"]
-    by_fact = table[asked].groupby(row, as_index=False, sort=False)
+    by_fact = table[kept].groupby(row, as_index=False, sort=False)
     data = by_fact[["metric", "retained"]].mean()
     return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
 
@@ -310,7 +320,7 @@ def _mark_level(axes: Axes, level: float) -> None:
     axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **place)
 
 
-def elasticity(found: Sequence[Run]) -> Drawing:
+def elasticity(arms: Arms) -> Drawing:
     """Bits per fact token against fine-tuning tokens, by the number of wordings that wrote the
     fact.
 
@@ -319,8 +329,8 @@ def elasticity(found: Sequence[Run]) -> Drawing:
     showed, which are known for the embedded world alone. A line ends where the first of its models
     does; a fact counts once, as its mean over models and runs.
     """
-    _check_any(found)
-    table = pd.concat([_bits(run) for run in found]).dropna(subset=["wordings", "bits"])
+    _check_any(arms)
+    table = pd.concat([_bits(run) for run in arms]).dropna(subset=["wordings", "bits"])
     table = table.astype({"wordings": int})
     line, point = ["group", "wordings"], ["group", "wordings", "step", "tokens"]
     n_models = table.groupby([*line, "tokens"]).model.transform("nunique")
@@ -328,9 +338,9 @@ def elasticity(found: Sequence[Run]) -> Drawing:
     data = whole.groupby([*point, "fact_id"], as_index=False).bits.mean()
     order = sorted(data.wordings.unique())
     figure, all_axes = _two_groups(data, "wordings", order, "wordings", x="tokens", y="bits")
+    pooled = _pooled(arms, "paraphrases").replace("; ", "\n")
     for axes in all_axes:
         axes.set(xlabel="fine-tuning tokens", ylabel="bits per fact token (0 = certain)")
-        pooled = _pooled(found, "paraphrases").replace("; ", "\n")
         axes.set_title(axes.get_title() + pooled, fontsize=10)
     ends = data[data.tokens == data.groupby(line).tokens.transform("max")]
     words = _in_words(ends.groupby(line).bits.mean(), KEPT_GROUPS, order)
@@ -341,34 +351,32 @@ def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
     known = [request.fact for request in facts.read(run.spec["facts"])]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
-    probes = run.probes[run.probes.step >= 0]
+    probes = _since_edit(run)
     edited = probes[(probes.group == "edited") & _took(probes)]
     edited = edited.assign(p=edited.p_edited, wordings=run.spec["paraphrases"])
     intrinsic = probes[probes.group == "intrinsic"]
     intrinsic = intrinsic.assign(p=intrinsic.p_true, wordings=intrinsic.fact_id.map(wordings))
     table = pd.concat([edited, intrinsic])
-    return table.assign(
-        bits=-numpy.log2(table.p.clip(lower=1e-12)),
-        tokens=table.step * run.about["tuning"]["tokens_per_step"],
-        model=f"{run.folder} " + table.edited_model.astype(str),
-    )
+    table["bits"] = -numpy.log2(table.p.clip(lower=1e-12))
+    table["tokens"] = table.step * run.about["tuning"]["tokens_per_step"]
+    table["model"] = f"{run.folder} " + table.edited_model.astype(str)
+    return table
 
 
-def retention_grid(
-    found: Sequence[Run], rows: str, columns: str, series: str = "edits kept"
-) -> Drawing:
+def retention_grid(arms: Arms, rows: str, columns: str, series: str = "edits kept") -> Drawing:
     """One of SERIES by two fields of the runs, a cell the mean over facts and seeds with its 95 %
     interval: Table 1 of arXiv 2507.14198.
     """
-    data = _series(found, [series], row=rows, column=columns)
+    data = _series(arms, [series], row=rows, column=columns)
     if data.empty:
         return _nothing(f"these runs have no {SERIES[series][0]} facts")
     cells = data.groupby(["row", "column"], sort=False).retained
     means = cells.mean().unstack(sort=False).rename_axis(index=rows, columns=columns)
     texts = cells.apply(_cell_text).unstack(sort=False)
-    figure, (axes,) = _axes(2.2 + 1.5 * means.shape[1], 1.1 + 0.62 * means.shape[0])
+    n_rows, n_columns = means.shape
+    figure, (axes,) = _axes(2.2 + 1.5 * n_columns, 1.1 + 0.62 * n_rows)
     _heatmap(axes, means, texts, fontsize=8)
-    axes.set_title(series + _pooled(found, rows, columns), fontsize=10)
+    axes.set_title(series + _pooled(arms, rows, columns), fontsize=10)
     figure.colorbar(axes.collections[0], ax=axes, label="share of facts")
     row, column = means.stack().idxmax()
     best = f"{rows} {row} and {columns} {column} ({means.max(axis=None):.2f})"
@@ -385,8 +393,10 @@ def _cell_text(values: pd.Series) -> str:
 
 def interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
     """Bootstrap 95 % interval of the mean of independent values."""
-    rng, sample = numpy.random.default_rng(0), values.to_numpy(dtype="float32")
-    n, means = len(sample), []
+    rng = numpy.random.default_rng(0)
+    sample = values.to_numpy(dtype="float32")
+    n = len(sample)
+    means = []
     at_once = max(1, RESAMPLED // n)
     for start in range(0, draws, at_once):
         size = (min(at_once, draws - start), n)
@@ -409,8 +419,8 @@ def value_name(value) -> str:
     return str(*value) or "preset"
 
 
-def _check_any(found: Sequence[Run]) -> None:
-    if not found:
+def _check_any(arms: Arms) -> None:
+    if not arms:
         raise BadInput("no runs to draw; give at least one")
 
 
@@ -429,6 +439,10 @@ def _of_fact(run: Run, table: pd.DataFrame, fact_id: str) -> pd.DataFrame:
     if rows.empty:
         raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
     return rows
+
+
+def _since_edit(run: Run) -> pd.DataFrame:
+    return run.probes[run.probes.step >= 0]
 
 
 def _took(probes: pd.DataFrame) -> pd.Series:
@@ -450,16 +464,16 @@ def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
     return filled.assign(step=filled["at"])[table.columns]
 
 
-def _series(found: Sequence[Run], names: Sequence[str], **by: str) -> pd.DataFrame:
+def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what
     else the runs differ in it counts once.
     """
-    _check_any(found)
-    specs = [run.spec for run in found]
+    _check_any(arms)
+    specs = [run.spec for run in arms]
     fields = {column: [value_name(spec[name]) for spec in specs] for column, name in by.items()}
     fields["model"] = [value_name(spec.get("model")) for spec in specs]
     fields["seed"] = [spec.get("seed", 0) for spec in specs]
-    data = runs.series(found, names).join(pd.DataFrame(fields), on="number")
+    data = runs.series(arms, names).join(pd.DataFrame(fields), on="number")
     by_fact = data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False)
     return by_fact.retained.mean()
 
@@ -484,12 +498,12 @@ def _kind_and_blocks(plan: str) -> tuple[str, int, int]:
     return kind, int(first), int(last or 0)
 
 
-def _pooled(found: Sequence[Run], *by: str) -> str:
+def _pooled(arms: Arms, *by: str) -> str:
     """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none
     does.
     """
-    specs = [{name: str(value) for name, value in run.spec.items()} for run in found]
-    points = [[value_name(run.spec[name]) for run in found] for name in by]
+    specs = [{name: str(value) for name, value in run.spec.items()} for run in arms]
+    points = [[value_name(run.spec[name]) for run in arms] for name in by]
     table = pd.DataFrame(specs).fillna("None").drop(columns=[*by, *ASIDE], errors="ignore")
     differ = table.groupby(points).nunique().gt(1).any()
     mixed = list(differ.index[differ])
@@ -499,7 +513,8 @@ def _pooled(found: Sequence[Run], *by: str) -> str:
 
 
 def _span(counts: pd.Series) -> str:
-    low, high = counts.min(), counts.max()
+    low = counts.min()
+    high = counts.max()
     return f"{low} to {high}" if low < high else f"{low}"
 
 

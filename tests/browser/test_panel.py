@@ -33,8 +33,10 @@ def page(open_notebook):
     page = open_notebook("01_case_study.ipynb", run=False)
     page.evaluate(
         """async () => {
-            const commands = window.jupyterapp.commands, notebook = window.jupyterapp.shell.currentWidget.content;
-            notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes('panel.Panel('));
+            const commands = window.jupyterapp.commands;
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = notebook.widgets.findIndex(
+                cell => cell.model.sharedModel.getSource().includes('panel.Panel('));
             await commands.execute('notebook:run-all-above');
             await commands.execute('notebook:run-cell');
         }"""
@@ -57,7 +59,8 @@ def test_run_all_shows_panel_and_figures_and_stays_on_this_machine(lab, open_not
     panel.wait_for()
     wait_for(lambda: finished(lab), 150, "no finished run")
     page.wait_for_function(
-        """() => window.jupyterapp.shell.currentWidget.model.sharedModel.cells.flatMap(cell => cell.cell_type === 'code' ? cell.getOutputs() : [])
+        """() => window.jupyterapp.shell.currentWidget.model.sharedModel.cells
+                 .flatMap(cell => cell.cell_type === 'code' ? cell.getOutputs() : [])
                  .filter(output => output.data?.['image/png']).length >= 4"""
     )
     shoot(page, "panel-figures")
@@ -153,9 +156,11 @@ def test_a_fact_of_ones_own_is_shown_as_text(page):
 FOCUSED = "node => node === document.activeElement"
 RING = """node => {  // its width, as far as it is inside: widgets cut off the rest
     const style = getComputedStyle(node);
-    return style.outlineStyle === 'none' ? 0 : Math.min(parseFloat(style.outlineWidth), -parseFloat(style.outlineOffset));
+    const inside = Math.min(parseFloat(style.outlineWidth), -parseFloat(style.outlineOffset));
+    return style.outlineStyle === 'none' ? 0 : inside;
 }"""
-CELLS = "() => window.jupyterapp.shell.currentWidget.content.widgets.map(cell => [cell.model.type, cell.model.sharedModel.getSource()])"
+CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
+    .map(cell => [cell.model.type, cell.model.sharedModel.getSource()])"""
 
 
 def name_of(control) -> str:
