@@ -161,7 +161,7 @@ def table(counts: Counts) -> dict[str, float]:
     """The measures by name."""
     thousand = max(1, counts.statements) / 1000
     deciles = statistics.quantiles(counts.widths, n=10)
-    lengths = counts.functions or [0, 0]
+    lengths = [0, 0, *counts.functions] if len(counts.functions) < 2 else counts.functions
     return {
         "code lines": counts.code_lines,
         "width p90": deciles[-1],

@@ -212,7 +212,7 @@ def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
 
 
 def makes_spec(notebook: Path) -> bool:
-    """Whether a notebook makes an experiment of its own, rather than reading what runs there are."""
+    """Whether a notebook makes an experiment of its own, rather than reading runs."""
     return re.search(r"\bSpec(\.of)?\(", notebook.read_text(encoding="utf-8")) is not None
 
 

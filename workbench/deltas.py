@@ -267,7 +267,8 @@ def load(path: str | Path) -> Edit:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["workbench"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = file.keys()  # which is no dict
+            tensors = {name: file.get_tensor(name) for name in names}
         kind = about.pop("kind", WeightDelta.__name__)
         return Edit.kinds[kind].restored(tensors, about)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

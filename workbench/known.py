@@ -53,8 +53,8 @@ def choose(spec: Spec, model: Model, edited: Requests = ()) -> Chosen:
 
     The choice depends on the seed, the numbers and the split rule, never on editor or plan; but an
     editor that learns from these facts is refused where the others go on to those that it needs. A
-    fact named or typed, or given as `edited`, is edited even if the model does not know it; the data
-    table then says so.
+    fact named or typed, or given as `edited`, is edited even if the model does not know it; the
+    data table then says so.
     """
     runs.progress("choosing facts")
     requests = facts.read(spec.facts)

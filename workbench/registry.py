@@ -70,13 +70,13 @@ class Registry(Mapping):
 
     Args:
         kind: "editor", "task" or "measure".
-        own: name -> "module" or "module:attribute" of the package's own ones.
+        places: name -> "module" or "module:attribute" of the package's own ones.
         finished: (name, thing) -> what is handed out for it; it raises BadInput for what is none.
     """
 
-    def __init__(self, kind: str, own: Mapping[str, str], finished: Callable[[str, Any], Any]):
+    def __init__(self, kind: str, places: Mapping[str, str], finished: Callable[[str, Any], Any]):
         self.kind = kind
-        self._own = dict(own)
+        self._own = dict(places)
         self._finished = finished
         self._ready: dict[str, Any] = {}
         self._declared: set[str] = set()

@@ -18,6 +18,7 @@ A run that varied a field holds run.json alone, which names its `members`, the r
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -126,6 +127,18 @@ class Run:
     def table(self, name: str) -> pd.DataFrame:
         """One of TABLES, or that of a measure that the Spec names."""
         return pd.read_parquet(self.file(f"{name}.parquet"))
+
+    def plot(self, group: str = "edited"):
+        """Where the probability of a group's facts goes, see `plots.category_mass`."""
+        return self._plots.category_mass(self, group)
+
+    def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
+        """The likeliest tokens at each look, see `plots.top_tokens`."""
+        return self._plots.top_tokens(self, fact_id, k)
+
+    @property
+    def _plots(self):
+        return importlib.import_module("workbench.plots")  # reading a run takes no plotting
 
     @property
     def members(self) -> list["Run"]:

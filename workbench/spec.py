@@ -202,10 +202,9 @@ def _check_units(base: "Numbers", changes: Mapping) -> None:
         return
     for name, unit in (("ridge", "ridge_unit"), ("threshold", "null_space")):
         if name in changes and unit not in changes:
-            raise BadInput(
-                f"hparams: {name} {changes[name]} counts by {unit}, which is {getattr(base, unit)!r} "
-                f"where no preset is published; give {unit} too (absolute as published)"
-            )
+            counted = f"{name} {changes[name]} counts by {unit}, which is {getattr(base, unit)!r}"
+            where = "where no preset is published"
+            raise BadInput(f"hparams: {counted} {where}; give {unit} too (absolute as published)")
 
 
 def arms(spec: Spec, vary: str, values: Sequence) -> list:

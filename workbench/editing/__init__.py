@@ -8,6 +8,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -80,14 +81,12 @@ class Editor:
         """The editor that a module or a function is; BadInput if it is none."""
         if inspect.isfunction(thing):
             return cls(name=name, **_of_function(name, thing))
-        said = {
-            one.name: getattr(thing, one.name) for one in fields(cls) if hasattr(thing, one.name)
-        }
-        missing = {"HParams", "edit"} - set(said)
+        names = {one.name for one in fields(cls)} & set(dir(thing))
+        missing = {"HParams", "edit"} - names
         if missing:
             what = f"editor {name}: {thing!r} has no {' and no '.join(sorted(missing))}"
             raise BadInput(f"{what}; give a function of (model, requests, **numbers), or a module")
-        return cls(**said | {"name": name})
+        return cls(**{one: getattr(thing, one) for one in names} | {"name": name})
 
 
 def _of_function(name: str, function: Callable) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def edit_each(
     resources: "Resources",
     seed: int = 0,
 ) -> "list[Edit]":
-    """Each batch of facts edited into a copy of the model of its own: a delta a batch.
+    """Each batch of facts edited into a copy of the model of its own: an edit a batch.
 
     An editor that solves target vectors (`targets`) solves those of all batches at once, which is
     faster than batch by batch.
@@ -146,21 +145,20 @@ def edit_each(
     from workbench.editing import records
 
     module = editor_named(editor)
-    solved: Sequence[dict] = [{}] * len(batches)
+    solved: list[dict] = [{} for _ in batches]
     if module.targets:
         for batch in batches:
             module.check(model, batch, hparams, resources)  # before the long work
-        solution = module.targets(
-            model, [request for batch in batches for request in batch], hparams, resources
-        )
-        solved = [{"solution": part} for part in solution.split([len(batch) for batch in batches])]
-    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
-        deltas = [
-            module.edit(model, batch, hparams, resources, seed, **of)
-            for batch, of in zip(batches, solved, strict=True)
-        ]
-    records.warn_of_missed(deltas)
-    return deltas
+        requests = [request for batch in batches for request in batch]
+        solution = module.targets(model, requests, hparams, resources)
+        parts = solution.split([len(batch) for batch in batches])
+        solved = [{"solution": part} for part in parts]
+    edits = []
+    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # once, of all
+        for batch, given in zip(batches, solved, strict=True):
+            edits.append(module.edit(model, batch, hparams, resources, seed, **given))
+    records.warn_of_missed(edits)
+    return edits
 
 
 def edit_in_turn(
@@ -177,28 +175,22 @@ def edit_in_turn(
     An editor with a memory (AlphaEdit) carries the keys of earlier batches along. The model is left
     bit for bit as it was.
     """
-    from workbench import deltas
     from workbench.editing import records
 
     module = editor_named(editor)
     if not batches:
         raise BadInput("no batch to edit; give at least one")
     total = None
-    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # said once, of all
-        for batch in tqdm(
-            batches, desc=editor, unit="batch", disable=None if len(batches) > 1 else True
-        ):
-            if total is None:
-                delta = total = module.edit(model, batch, hparams, resources, seed)
-            else:
-                with deltas.applied(model, total):
-                    delta = module.edit(model, batch, hparams, resources, seed)
-                total = total + delta
-            resources = module.remember(resources, delta)
+    few = None if len(batches) > 1 else True
+    with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # once, of all
+        for batch in tqdm(batches, desc=editor, unit="batch", disable=few):
+            with nullcontext() if total is None else total.applied(model):
+                edit = module.edit(model, batch, hparams, resources, seed)
+            total = edit if total is None else total + edit
+            resources = module.remember(resources, edit)
     if len(batches) > 1:  # a later edit may undo an earlier one
-        total = records.asked_again(
-            model, total, [request for batch in batches for request in batch]
-        )
+        requests = [request for batch in batches for request in batch]
+        total = records.asked_again(model, total, requests)
     records.warn_of_missed([total])
     return total
 
@@ -206,8 +198,8 @@ def edit_in_turn(
 @cache
 def presets() -> dict:
     """Model, in lower case -> editor -> variant -> numbers."""
-    found = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
-    return {name.lower(): numbers for name, numbers in found.items()}
+    text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
+    return {name.lower(): numbers for name, numbers in yaml.safe_load(text).items()}
 
 
 def preset(
@@ -229,41 +221,48 @@ def preset(
         depth and weights in proportion to the scale of its keys, with a visible note.
     """
     if Path(editor).suffix in (".json", ".yaml", ".yml"):
-        editor, path = foreign.editor_of(editor, _fields(editor)), editor
+        path = editor
+        editor = foreign.editor_of(path, _fields(path))
     module = editor_named(editor)
     if path is not None:
         return module.HParams(**_read(editor, path))
     if variant not in ("", "published", "paper", "reference"):
         raise BadInput(f"variant {variant!r}: choose published, paper or reference")
-    name = (model if isinstance(model, str) else model.name).rstrip("/").rsplit("/", 1)[-1]
-    known = presets().get(name.lower(), {}).get(editor, {})
-    convention = {"convention": "reference"} if variant == "reference" else {}
-    if convention and "convention" not in module.HParams.model_fields:
-        raise BadInput(f"variant 'reference': {editor} has none; choose published")
-    if variant == "paper":
-        if "paper" not in known:
-            raise BadInput(
-                f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}; choose published"
-            )
-        return module.HParams(**known["paper"])
-    if "published" in known:
-        return module.HParams(**(known["published"] | convention))
+    convention = {}
+    if variant == "reference":
+        if "convention" not in module.HParams.model_fields:
+            raise BadInput(f"variant 'reference': {editor} has none; choose published")
+        convention = {"convention": "reference"}
+    name = model if isinstance(model, str) else model.name
+    name = name.rstrip("/").rpartition("/")[2]
+    numbers = presets().get(name.lower(), {}).get(editor, {})
+    if variant == "paper" and "paper" not in numbers:
+        what = f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}"
+        raise BadInput(f"{what}; choose published")
+    wanted = "paper" if variant == "paper" else "published"
+    if wanted in numbers:
+        return module.HParams(**numbers[wanted], **convention)
+    return module.HParams(**_proposed(module, model, name), **convention)
+
+
+def _proposed(editor: Editor, model: "Model | str", name: str) -> dict:
+    """Numbers for a model without a preset: layers by its depth, weights by the scale of its keys,
+    with a visible note.
+    """
+    if not editor.DEPTHS:
+        return {}
     if isinstance(model, str):
-        raise BadInput(
-            f"no preset of {editor} for {name!r}; give a loaded model, or hparams with layers"
-        )
-    layers = tuple(sorted({int(share * model.n_blocks) for share in module.DEPTHS}))
-    scaled = module.scaled(model)
-    if layers:
+        what = f"no preset of {editor.name} for {name!r}"
+        raise BadInput(f"{what}; give a loaded model, or hparams with layers")
+    layers = sorted({int(share * model.n_blocks) for share in editor.DEPTHS})
+    scaled = editor.scaled(model)
+    note = f"no published preset of {editor.name} for {name}: layers {layers} proposed from its"
+    note += f" depth of {model.n_blocks}"
+    if scaled:
         numbers = ", ".join(f"{field} {value}" for field, value in scaled.items())
-        by_scale = f", by the scale of its keys {numbers}" if scaled else ""
-        warnings.warn(
-            f"no published preset of {editor} for {name}: layers {list(layers)} proposed from its "
-            f"depth of {model.n_blocks}{by_scale}",
-            stacklevel=2,
-        )
-        scaled["layers"] = layers
-    return module.HParams(**scaled, **convention)
+        note += f", by the scale of its keys {numbers}"
+    warnings.warn(note, stacklevel=3)
+    return scaled | {"layers": layers}
 
 
 def translation(path: str | Path, editor: str = "") -> pd.DataFrame:
@@ -278,22 +277,19 @@ def _read(editor: str, path: str | Path) -> dict:
     fields = _fields(path)
     if not foreign.is_foreign(fields):
         return fields
-    found, table = foreign.translated(editor, path, fields)
+    numbers, table = foreign.translated(editor, path, fields)
     ignored = inert.printable(", ".join(table.name[table.became == ""]))
-    warnings.warn(
-        f"{path}: hyper-parameters of another project; ignored: {ignored} (editing.translation(path) says why)",
-        stacklevel=3,
-    )
-    return found
+    note = f"{path}: hyper-parameters of another project; ignored: {ignored}"
+    warnings.warn(f"{note} (editing.translation(path) says why)", stacklevel=3)
+    return numbers
 
 
 def _fields(path: str | Path) -> dict:
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(
-            f"preset {path}: cannot be read: {' '.join(str(error).split())[:150]}"
-        ) from None
+        reason = " ".join(str(error).split())[:150]
+        raise BadInput(f"preset {path}: cannot be read: {reason}") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
     return fields

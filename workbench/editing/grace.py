@@ -1,4 +1,4 @@
-"""GRACE: a codebook of keys and values at one block, which answers where the model comes near a key.
+"""GRACE: a codebook of keys and values at one block, which answers near its keys.
 
     h(x) = v_i  if |x - k_i| <= r_i for the nearest key k_i,  else  W x
     v_i = argmin_v  mean_j [ -(1/T) sum_t log p(o_t | x_ij, o_<t; h <- v) ]
