@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from workbench.models import Model
     from workbench.spec import Spec
 
-__version__ = "0.2.0"
+__version__ = "0.2.0.dev0"
 
 # name -> where it is; imported when it is asked for
 _ELSEWHERE = {
