@@ -123,13 +123,21 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
 
 def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
+    from workbench import models
+
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
+    model = experiment.model
+    reason = None
+    try:
+        model = models.outline(model, experiment.revision, here=True)
+    except BadInput as error:
+        reason = error
     try:
         with warnings.catch_warnings(record=True) as notes:
-            hparams = experiment.editor_hparams(experiment.outline() or experiment.model)
+            hparams = experiment.editor_hparams(model)
     except BadInput as error:
-        return f"{title}: not known before its configuration is here ({error})"
+        return f"{title}: not known before its configuration is here ({reason or error})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
 

@@ -249,6 +249,7 @@ def _harmless(
     pool = _pool(spec, requests, purpose="harmless", split="unseen")
     most = min(len(pool), ASKED_A_FACT * (count + 10))
     wrong: Requests = []
+    harmless: Requests = []
     for part in _parts(pool[:most], "facts that it gets wrong"):
         retained = _answers(model, part, past_stop_words=True).retained
         answers = said_words(model, [request.fact.question for request in part])

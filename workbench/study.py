@@ -154,13 +154,25 @@ class Recorder:
         self._adapters = self._adapters or tempfile.TemporaryDirectory()
         adapter.save(Path(self._adapters.name) / str(edited_model))
 
-    def measure(self, names: Sequence[str], probe: Probe, edited_model: int, step: int) -> None:
-        """Ask the registered measures of these names about the edited facts."""
-        edited = [one.request for one in probe.questions if one.group == "edited"]
-        for name in names:
+    def look(
+        self,
+        probe: Probe,
+        step: int,
+        epoch: float = 0.0,
+        edited_model: int = 0,
+        measures: Sequence[str] = (),
+    ) -> None:
+        """Ask everything now, and the registered measures of these names about the edited facts;
+        `step` -1 is before the edit, 0 after it.
+        """
+        start = time.perf_counter()
+        self.looks.append((edited_model, probe.look(step, epoch)))
+        edited = [question.request for question in probe.questions if question.group == "edited"]
+        for name in measures:
             table = MEASURES[name](probe.model, edited)
             table = table.assign(edited_model=edited_model, step=step)
             self.measured.setdefault(name, []).append(table)
+        self.seconds["probe"] = self.seconds.get("probe", 0.0) + time.perf_counter() - start
 
     def table(self, name: str) -> pd.DataFrame:
         """probes, lens, tokens, training, merged, or a measure's table so far, with
@@ -288,10 +300,7 @@ def tune_and_probe(
     recorder.specs.append(spec)
 
     def look(step: int, epoch: float) -> None:
-        start = time.perf_counter()
-        recorder.looks.append((edited_model, probe.look(step, epoch)))
-        recorder.measure(spec.measures, probe, edited_model, step)
-        recorder.seconds["probe"] = recorder.seconds.get("probe", 0.0) + time.perf_counter() - start
+        recorder.look(probe, step, epoch, edited_model, spec.measures)
 
     with (
         recorder.timed("tune and probe"),
@@ -394,9 +403,7 @@ def follow(
     """
     for number, requests in enumerate(tqdm(groups, desc="edited models", disable=None)):
         probe = Probe(model, questions(requests, chosen.intrinsic), chosen.related)
-        with recorder.timed("probe"):
-            recorder.looks.append((number, probe.look(-1)))
-            recorder.measure(spec.measures, probe, number, -1)
+        recorder.look(probe, -1, edited_model=number, measures=spec.measures)
         history = tune_and_probe(spec, model, edits[number], task, probe, recorder, number)
         if history.ended == "stopped":
             raise KeyboardInterrupt

@@ -57,10 +57,13 @@ def _a_builder(name: str, thing: Any) -> TaskBuilder:
     return thing
 
 
-NAMES = ("text", "facts", "sentiment", "instructions")
-TASKS = Registry(
-    "task", {name: f"workbench.tuning.tasks:{name}_task" for name in NAMES}, _a_builder
-)
+PLACES = {
+    "text": "workbench.tuning.tasks:text_task",
+    "facts": "workbench.tuning.tasks:facts_task",
+    "sentiment": "workbench.tuning.tasks:sentiment_task",
+    "instructions": "workbench.tuning.tasks:instruction_task",
+}
+TASKS = Registry("task", PLACES, _a_builder)
 
 
 def check_named(task: str) -> None:
