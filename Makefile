@@ -46,10 +46,12 @@ lint check test test-slow test-browser test-all: export HF_HUB_OFFLINE := 1
 # Two workers of one thread each: on tiny models twice as fast as one of two threads, and two of two threads get in each other's way.
 check test test-slow test-all: export OMP_NUM_THREADS := 1
 
-lint: $(VENV)/.installed ## style, layers, notebooks without outputs
+lint: $(VENV)/.installed ## style, layers, types, the measures of the house, notebooks without outputs
 	@$(BIN)/ruff check -q workbench data tests notebooks
 	@$(BIN)/ruff format -q --check workbench data tests notebooks
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/python -m tests.measure_house --bounds workbench
 	$(if $(NOTEBOOKS),@$(BIN)/nbstripout --verify $(NOTEBOOKS))
 
 check: lint ## lint and the quick tests without the notebooks; stops at the first failure

@@ -88,7 +88,7 @@ def edit(
     from workbench.known import Chosen
     from workbench.spec import Spec
 
-    name = {"model": model.name, "editor": editor, "variant": variant}
+    name: dict[str, Any] = {"model": model.name, "editor": editor, "variant": variant}
     spec = Spec(**name, corpus=corpus, seed=seed, hparams=numbers)
     chosen = Chosen(edited=list(requests), intrinsic=[], known=None, related={})
     hparams, resources = study.prepare(spec, model, chosen)

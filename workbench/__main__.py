@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from workbench import inert
 from workbench.facts import BadInput
@@ -18,7 +18,7 @@ SHOWN = 100  # rows of a long table that are printed
 OUT = "folder of the runs; default runs/ of the notebook's project"
 CORPUS = "text of the second moments: world, wikipedia, a file or a Hub dataset id"
 MARGIN = "by which a known fact's true token must lead the second"
-PAIR = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+PAIR: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -111,7 +111,7 @@ def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
     for pair in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
         if not all(name in present for name in pair):
             continue
-        of_the_preset = [name for name in pair if name not in named]
+        of_the_preset = [name for name in pair if name not in set(named)]
         if len(of_the_preset) != 1:
             names = " and ".join(map(repr, pair))
             raise BadInput(f"parameters {names} exclude each other; give one of them")

@@ -56,7 +56,7 @@ class Edit:
         return list(self.record.get("parts", [self.record]))
 
     @property
-    def outcomes(self) -> list[Mapping]:
+    def outcomes(self) -> list[dict]:
         """Of each request, in order: `fact`, `p_solved`, `p_after` and whether it `took`."""
         return [outcome for part in self.parts for outcome in part.get("outcomes", ())]
 
@@ -97,7 +97,7 @@ class Edit:
         return {name: value for name, value in kept.items() if name not in self.tensors()}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> Self:
+    def restored(cls, tensors: Mapping[str, Any], settings: Mapping[str, Any]) -> Self:
         """The edit that these were saved of."""
         return cls(**tensors, **settings)
 
@@ -185,7 +185,7 @@ class Codebook(Edit):
         half = self.distances(self.keys, other.keys.to(self.keys.device)) / 2
         mine = self.radii.minimum(half.min(1).values)
         theirs = other.radii.to(half.device).minimum(half.min(0).values)
-        joined = {
+        joined: dict[str, Any] = {
             name: torch.cat([tensor, other.tensors()[name].to(tensor.device)])
             for name, tensor in self.tensors().items()
         }

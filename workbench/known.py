@@ -47,7 +47,7 @@ class Chosen:
     harmless: tuple[str, ...] = ()
 
 
-def choose(spec: Spec, model: Model, edited: Requests = ()) -> Chosen:
+def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chosen:
     """Edited and intrinsic facts, both known to the unedited model: the true token on top by
     `spec.margin`.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,12 @@ def second_moments(
         for layer in missing:
             cache.keep(paths[layer], {"matrix": matrices[layer]}, names[layer])
     device = _solving_device(model, list(widths.values()))
-    made = {"tokens": tokens, "fingerprint": digest, "model": model.fingerprint, "corpus": corpus}
+    made: dict[str, Any] = {
+        "tokens": tokens,
+        "fingerprint": digest,
+        "model": model.fingerprint,
+        "corpus": corpus,
+    }
     matrices = {layer: matrices[layer].to(device) for layer in layers}
     return {layer: SecondMoment(layer=layer, matrix=m, **made) for layer, m in matrices.items()}
 
@@ -173,7 +179,7 @@ def _rows(model: Model, corpus: str, tokens: int) -> Tensor:
     length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - len(first)
     count = -(-tokens // length)
     needed = count * length
-    stream = []
+    stream: list[int] = []
     texts = iter(corpus_texts(corpus))
     while len(stream) < needed:
         paragraphs = list(itertools.islice(texts, 256))

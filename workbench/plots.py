@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy
@@ -261,8 +262,8 @@ def _points(axes: Axes, data: pd.DataFrame, order: list[str], series: list[str])
     palette = dict(zip(names, seaborn.color_palette("colorblind"), strict=False))
     looks = {"palette": palette, "markers": list(MARKERS), "linestyles": list(DASHES)}
     sizes = {"dodge": 0.25, "capsize": 0.08, "markersize": 7, "linewidth": 1.4}
-    names = {"x": "value", "y": "retained", "hue": "series", "order": order, "hue_order": series}
-    seaborn.pointplot(data, **names, **looks, **sizes, seed=0, ax=axes)
+    columns = {"x": "value", "y": "retained", "hue": "series", "order": order, "hue_order": series}
+    seaborn.pointplot(data, **columns, **looks, **sizes, seed=0, ax=axes)
 
 
 def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
@@ -316,7 +317,7 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
 def _mark_level(axes: Axes, level: float) -> None:
     """The loosest of the arms' best metrics, where all of them can be compared."""
     axes.axvline(level, color="0.5", lw=1)
-    place = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
+    place: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
     axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **place)
 
 

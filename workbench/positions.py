@@ -162,7 +162,7 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
     if not tokenizer.is_fast:
         what = f"{type(tokenizer).__name__} gives no character offsets"
         raise BadInput(f"{what}; use the model's fast tokenizer")
-    plain = {"input_ids": [], "offset_mapping": []}
+    plain: dict = {"input_ids": [], "offset_mapping": []}
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     if texts:  # a tokenizer fails on none
         plain = tokenizer(list(texts), return_offsets_mapping=True, **options)

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workbench import words
 from workbench.records import BadInput, one_line
@@ -24,7 +24,7 @@ class Number(str):
     """A number as the file writes it; nothing here computes with it."""
 
 
-def records(source: str | Path) -> list[tuple[str, object]]:
+def records(source: str | Path) -> list[tuple[str, Any]]:
     """Where each record of a source stands ("record 3, line 7"), and the record as it was written.
 
     Args:
@@ -36,11 +36,12 @@ def records(source: str | Path) -> list[tuple[str, object]]:
         BadInput: no such source, unreadable, empty, or broken from some place on.
     """
     try:
+        placed: list[tuple[str, Any]] = []
         text = _content(Path(source))
         if text is None:
             placed = [("", record) for record in _hub_records(str(source))]
         else:
-            placed = list(_FORMATS[Path(source).suffix](text))
+            placed += _FORMATS[Path(source).suffix](text)
     except _BadFile as error:
         raise BadInput(f"{shown(source)}: {error}") from None
     if not placed:
@@ -48,7 +49,7 @@ def records(source: str | Path) -> list[tuple[str, object]]:
     return [(f"record {n}{line}", record) for n, (line, record) in enumerate(placed, 1)]
 
 
-def parts(record: object, number: int) -> list[tuple[str, object]]:
+def parts(record: Any, number: int) -> list[tuple[str, Any]]:
     """The single edits of a record, each with its place in it; most records are one edit.
 
     A case of MQuAKE holds a list of rewrites, a record of MzsRE an edit in each language. The name
@@ -106,7 +107,7 @@ def _without_nulls(record: dict) -> dict:
     return {name: value for name, value in record.items() if value is not None}
 
 
-def warn_of_ignored(source: str | Path, edits: Iterable[object]) -> None:
+def warn_of_ignored(source: str | Path, edits: Iterable[Any]) -> None:
     """One warning that names the fields of these edits which no layout of theirs has."""
     ignored = set()
     for edit in edits:
@@ -231,7 +232,11 @@ def _json_value(text: str, start: int) -> tuple[object, int]:
     def constant(name: str) -> None:
         faults.append(f"{name} is no value of JSON; write null, or a text in quotes")
 
-    numbers = {"parse_int": Number, "parse_float": Number, "parse_constant": constant}
+    numbers: dict[str, Any] = {
+        "parse_int": Number,
+        "parse_float": Number,
+        "parse_constant": constant,
+    }
     decoder = json.JSONDecoder(object_pairs_hook=members, **numbers)
     value, end = decoder.raw_decode(text, start)
     return (BadInput(faults[0]) if faults else value), end
@@ -267,7 +272,7 @@ def _csv_record(header: list[str], row: list[str]) -> dict | BadInput:
     if len(row) != len(header):
         advice = "put a cell that holds a comma in quotes, leave no cell out"
         return BadInput(f"has {len(row)} cells, the header has {len(header)}; {advice}")
-    record = {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
+    record: dict = {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
     if "" in record:
         return BadInput(f"a column without a name holds {record['']!r:.80}; name it in the header")
     for name in record.keys() & {"aliases", "paraphrases", "held_out"}:
@@ -656,7 +661,7 @@ def _paired(record: dict, prompts: str, answers: str) -> list[tuple[str, str]]:
 def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
     """The pairs of a text and its answer in an optional field."""
     members = record.get(name, [])
-    pairs = []
+    pairs: list[Any] = []
     if isinstance(members, list):
         pairs = [tuple(_column({name: pair}, name)) for pair in members]
     if not isinstance(members, list) or any(len(pair) != 2 or "" in pair for pair in pairs):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -447,7 +448,7 @@ def of_edit(
         return runs.read(folder)
     recorder = Recorder()
     with recorder.timed("choose facts"):
-        chosen = choose(spec, model, requests)
+        chosen = choose(spec, model, list(requests))
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
     follow(spec, model, chosen, [requests], [edit], task, recorder)
@@ -522,12 +523,13 @@ def _commit() -> str:
         return ""
 
 
-def call(of: Model | Spec, *edit_and_requests, **fields) -> runs.Run:
+def call(of: Any, *edit_and_requests, **fields) -> runs.Run:
     """`wb.study(spec)`, see `run`; `wb.study(model, edit, requests, task=..., plan=...)`, see
     `of_edit`.
     """
-    one_run = run if isinstance(of, Spec) else of_edit
-    return one_run(of, *edit_and_requests, **fields)
+    if isinstance(of, Spec):
+        return run(of, *edit_and_requests, **fields)
+    return of_edit(of, *edit_and_requests, **fields)
 
 
 sys.modules[__name__].__class__ = Room

@@ -96,7 +96,7 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
     from workbench.editing import records
 
     numbers = list(inspect.signature(function).parameters.values())[2:]
-    kinds = {}
+    kinds: dict[str, Any] = {}
     for number in numbers:
         if number.default is number.empty and number.name not in ("layers", "seed"):
             raise BadInput(f"editor {name}: {number.name} has no default; give it one")
@@ -180,7 +180,7 @@ def edit_in_turn(
     module = editor_named(editor)
     if not batches:
         raise BadInput("no batch to edit; give at least one")
-    total = None
+    total: Any = None
     few = None if len(batches) > 1 else True
     with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # once, of all
         for batch in tqdm(batches, desc=editor, unit="batch", disable=few):
@@ -228,14 +228,14 @@ def preset(
         return module.HParams(**_read(editor, path))
     if variant not in ("", "published", "paper", "reference"):
         raise BadInput(f"variant {variant!r}: choose published, paper or reference")
-    convention = {}
+    convention: dict[str, Any] = {}
     if variant == "reference":
         if "convention" not in module.HParams.model_fields:
             raise BadInput(f"variant 'reference': {editor} has none; choose published")
         convention = {"convention": "reference"}
     name = model if isinstance(model, str) else model.name
     name = name.rstrip("/").rpartition("/")[2]
-    numbers = presets().get(name.lower(), {}).get(editor, {})
+    numbers: dict[str, Any] = presets().get(name.lower(), {}).get(editor, {})
     if variant == "paper" and "paper" not in numbers:
         what = f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}"
         raise BadInput(f"{what}; choose published")

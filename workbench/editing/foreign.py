@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -26,7 +27,7 @@ def _layers(modules: list[str]) -> list[int]:
     return sorted({int(re.search(r"\.(\d+)\.", module)[1]) for module in modules})
 
 
-READERS = {  # of values that are not taken as they stand
+READERS: dict[str, Any] = {  # of values that are not taken as they stand
     "inner_params": _layers,
     "edit_modules": _layers,
     "context_template_length_params": lambda pairs: sum(int(count) for _, count in pairs),

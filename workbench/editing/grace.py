@@ -54,11 +54,11 @@ def edit(
     last = (rows.labels != UNREAD).int().argmax(1)  # (r,), of the prompt
     projection = {"projection": model.down_projection(layer)}
     rest = Continuation(model, rows.encoded, layer - 1)
-    with torch.no_grad(), recorded(projection, inputs=True) as keys, recorded(projection) as values:
+    with torch.no_grad(), recorded(projection, inputs=True) as into, recorded(projection) as out:
         rest.through(rest.start, layer, layer)
-    keys = finite(at(keys["projection"], last), model, layer, rows.encoded).float()
-    values = finite(at(values["projection"], last), model, layer, rows.encoded).float()
-    solved, p_solved = solve(model, rows, rest, last, values[rows.bare], hparams)
+    keys = finite(at(into["projection"], last), model, layer, rows.encoded).float()
+    values = finite(at(out["projection"], last), model, layer, rows.encoded).float()
+    solved, reached = solve(model, rows, rest, last, values[rows.bare], hparams)
     book = Codebook.of(
         model,
         layer=layer,
@@ -66,7 +66,7 @@ def edit(
         values=solved[rows.owner],
         radii=radii(keys, rows.owner, hparams),
     )
-    p_solved = p_solved.tolist()
+    p_solved = reached.tolist()
     return described("grace", model, book, requests, hparams, resources, seed, p_solved=p_solved)
 
 

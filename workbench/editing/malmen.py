@@ -33,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -315,11 +316,25 @@ class _Meta(nn.Module):
         numbers = range(len(self.requests))
         size = 2 * hparams.facts_at_once
         batches = [{"batch": rng.sample(numbers, size)} for _ in range(hparams.meta_steps)]
-        rate = {"learning_rate": hparams.meta_learning_rate, "lr_scheduler_type": "constant"}
-        steps = {"max_steps": hparams.meta_steps, "per_device_train_batch_size": 1}
-        saved = {"output_dir": str(work), "save_steps": SAVE_EVERY, "save_total_limit": 1}
-        quiet = {"logging_strategy": "no", "report_to": "none", "dataloader_pin_memory": False}
-        place = {"use_cpu": self.models[0].device.type == "cpu", "remove_unused_columns": False}
+        rate: dict[str, Any] = {
+            "learning_rate": hparams.meta_learning_rate,
+            "lr_scheduler_type": "constant",
+        }
+        steps: dict[str, Any] = {"max_steps": hparams.meta_steps, "per_device_train_batch_size": 1}
+        saved: dict[str, Any] = {
+            "output_dir": str(work),
+            "save_steps": SAVE_EVERY,
+            "save_total_limit": 1,
+        }
+        quiet: dict[str, Any] = {
+            "logging_strategy": "no",
+            "report_to": "none",
+            "dataloader_pin_memory": False,
+        }
+        place: dict[str, Any] = {
+            "use_cpu": self.models[0].device.type == "cpu",
+            "remove_unused_columns": False,
+        }
         arguments = transformers.TrainingArguments(
             max_grad_norm=hparams.clip, seed=self.seed, **rate, **steps, **saved, **quiet, **place
         )

@@ -202,7 +202,7 @@ def asked_again(model: Model, edit: Kind, requests: Requests) -> Kind:
     edit = replace(edit, record=copy.deepcopy(edit.record))
     asked = zip(edit.outcomes, answers.p, answers.retained, strict=True)
     for outcome, p, retained in asked:
-        outcome.update(p_after=p, took=retained)
+        outcome |= {"p_after": p, "took": retained}
     return edit
 
 

@@ -134,8 +134,8 @@ class Probe:
             self._encode()
         heard = []
         shares = {}
-        lens_rows = []
-        token_rows = []
+        lens_rows: list[tuple] = []
+        token_rows: list[tuple] = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))

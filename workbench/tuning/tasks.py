@@ -187,8 +187,8 @@ def sentiment_task(model: Model, data: Data) -> Task:
         column = data.all_columns.get("label", "label")
         what = f"task sentiment: column {column!r} holds {len(labels)} classes"
         raise BadInput(f"{what} ({str(labels)[:60]}); it must hold two")
-    parts = [_review_rows(model, part, labels) for part in parts]
-    return _task("sentiment", parts, relevance.dropped, metric="accuracy", classes=2)
+    rows = [_review_rows(model, part, labels) for part in parts]
+    return _task("sentiment", rows, relevance.dropped, metric="accuracy", classes=2)
 
 
 def _review_rows(model: Model, records: list[tuple], labels: list) -> list[dict]:
@@ -308,8 +308,8 @@ def _not_under_study(pool: list[EditRequest], avoid: Sequence[EditRequest]) -> l
             answers.add((request.fact.relation, answer.lower()))
     fresh = []
     for request in pool:
-        answer = (request.fact.relation, request.fact.object.lower())
-        is_shared = request.fact.relation and answer in answers
+        true = (request.fact.relation, request.fact.object.lower())
+        is_shared = request.fact.relation and true in answers
         if request.fact.subject.lower() not in subjects and not is_shared:
             fresh.append(request)
     return fresh
