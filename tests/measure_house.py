@@ -2,9 +2,10 @@
 
     python -m tests.measure_house [--bounds] [FOLDER ...]
 
-Prints a line a measure for each folder (default: workbench). With `--bounds` it fails where one of `BOUNDS` is not kept. Code lines
-are those with a token that is neither a comment nor a docstring; the nodes of a statement are those of its expressions, the bodies
-of compound statements left out; a function's length is its code lines, decorators and signature included.
+Prints a line a measure for each folder (default: workbench). With `--bounds` it fails where one of
+`BOUNDS` is not kept. Code lines are those with a token that is neither a comment nor a docstring;
+the nodes of a statement are those of its expressions, the bodies of compound statements left out; a
+function's length is its code lines, decorators and signature included.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def new_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
 
 
 def taught(kind: str, statements: Sequence[str] = (), steps: int = 120) -> models.Model:
-    """A model of two blocks that says the statements of its kind, and what more is named, by heart."""
+    """A model of two blocks that says the statements of its kind, and what is named, by heart."""
     tokenizer = new_tokenizer(kind)
     sizes = {
         "num_hidden_layers": 2,

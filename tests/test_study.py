@@ -478,7 +478,8 @@ def test_every_task_is_learnt_to_its_threshold_in_five_evaluations_or_more(world
     with deltas.preserved(world.network):
         history = finetune(world, rows, plans.resolve(world, "all"), numbers.part(Settings))
     print(
-        f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, {rows.metric} {history.log.metric.round(3).tolist()}"
+        f"\n{world.name} {task}: {time.monotonic() - start:.0f} s, "
+        f"{rows.metric} {history.log.metric.round(3).tolist()}"
     )
     assert not rows.reached(history.log.metric.iloc[0], numbers.threshold)
     assert history.ended == "reached"
@@ -603,7 +604,8 @@ def test_a_room_that_determines_no_result_makes_no_other_experiment(tmp_path, mo
 
 def test_whatever_a_study_imports_is_in_its_id():
     """Of the rooms left out, none is imported where a study runs."""
-    code = "import sys; from workbench import study, editing; [editing.EDITORS[name] for name in editing.EDITORS]; print(*sys.modules)"
+    code = "import sys; from workbench import editing, study; "
+    code += "[editing.EDITORS[name] for name in editing.EDITORS]; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = {
         name.removeprefix("workbench.").replace(".", "/")

@@ -427,7 +427,8 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
                 os.kill(one_below(running, BELOW[kind]), signal.SIGKILL)
             else:
                 (apart[1][0] if apart else running).kill()
-            # A sweep outlives its worker, whose run another takes up, and a kernel, whose run failed.
+            # A sweep outlives its worker, whose run another takes up, and a kernel, whose run
+            # failed.
             if number in (17, 18):
                 assert running.wait() == (1 if kind == "kernel" else 0)
             time.sleep(1)

@@ -102,7 +102,8 @@ def main() -> None:
                 widget.index = index if widget.index != index else index + 1
                 seconds.append(time.perf_counter() - start)
             print(
-                f"another {name}: median {statistics.median(seconds) * 1000:.0f} ms, longest {max(seconds) * 1000:.0f} ms"
+                f"another {name}: median {statistics.median(seconds) * 1000:.0f} ms, "
+                f"longest {max(seconds) * 1000:.0f} ms"
             )
 
 

@@ -90,6 +90,7 @@ def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
         f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
     )
     print(
-        f"{name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, intrinsic {table.intrinsic.mean():.3f}, {neighbours}",
+        f"{name} {editor}, {how}, {len(table)} facts: {', '.join(parts)}, "
+        f"intrinsic {table.intrinsic.mean():.3f}, {neighbours}",
         flush=True,
     )

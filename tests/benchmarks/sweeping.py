@@ -52,7 +52,8 @@ def main():
         ]
     beside = (WORKERS * seconds[0] - sum(own)) / len(own)
     print(
-        f"{len(own)} runs, {WORKERS} workers: {seconds[0]:.0f} s, the notebooks themselves {sum(own):.0f} s"
+        f"{len(own)} runs, {WORKERS} workers: {seconds[0]:.0f} s, "
+        f"the notebooks themselves {sum(own):.0f} s"
     )
     print(f"beside them {beside:.1f} worker seconds a run")
     print(f"second start: {seconds[1]:.1f} s")

@@ -30,9 +30,11 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
             took, stays = rng.random() < 0.95, rng.random() < kept
             for step in STEPS:
                 retained = {-1: group == "intrinsic", 0: took}.get(step, took and stays)
-                rows.append({"edited_model": 0, "step": step, "epoch": 0.0, "group": group, "fact_id": f"{seed}-{number}", "relation": "r",
-                             "prompt": f"{group} {number}", "took": took if step >= 0 else None, "retained": bool(retained), "p_true": 0.5,
-                             "p_edited": 0.5})  # fmt: skip
+                about = {"edited_model": 0, "step": step, "epoch": 0.0, "group": group}
+                fact = {"fact_id": f"{seed}-{number}", "relation": "r"}
+                fact |= {"prompt": f"{group} {number}", "took": took if step >= 0 else None}
+                answer = {"retained": bool(retained), "p_true": 0.5, "p_edited": 0.5}
+                rows.append(about | fact | answer)
     spec = {
         "model": "m",
         "task_data": "",
@@ -73,7 +75,8 @@ def main(count: int) -> None:
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
         print(
-            f"report of {count} runs: {time.perf_counter() - start:.1f} s, at most {here:.0f} MB, and {below:.0f} MB in its notebook"
+            f"report of {count} runs: {time.perf_counter() - start:.1f} s, "
+            f"at most {here:.0f} MB, and {below:.0f} MB in its notebook"
         )
 
 

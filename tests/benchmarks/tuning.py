@@ -28,7 +28,11 @@ from workbench.tuning import plans
 from workbench.tuning.finetune import Settings, collate, finetune
 
 STEPS, ROUNDS = 100, 1
-COLD = "import sys; from workbench.study import Spec, run; run(Spec(**eval(sys.argv[1])), out=sys.argv[2])"
+COLD = """
+import sys
+from workbench.study import Spec, run
+run(Spec(**eval(sys.argv[1])), out=sys.argv[2])
+"""
 
 
 def main():

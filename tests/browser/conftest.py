@@ -29,7 +29,8 @@ QUIET = [
 ]
 IDLE = """() => {
     const shown = window.jupyterapp?.shell.currentWidget, session = shown?.sessionContext;
-    return !!(shown?.context?.isReady && session?.isReady && session.session?.kernel?.status === 'idle');
+    const kernel = session?.session?.kernel;
+    return !!(shown?.context?.isReady && session?.isReady && kernel?.status === 'idle');
 }"""
 
 
@@ -73,9 +74,12 @@ def lab(browser, tmp_path_factory):
         url=f"http://127.0.0.1:{port}", token=secrets.token_hex(16), root=home / "notebooks"
     )
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={started.token}", f"--ServerApp.root_dir={started.root}", "--ServerApp.terminals_enabled=False",
-        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={started.token}", f"--ServerApp.root_dir={started.root}",
+        "--ServerApp.terminals_enabled=False",
+        "--LabApp.news_url=", "--LabApp.extension_manager=readonly",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
     with open(home / "server.log", "wb") as log:
