@@ -83,6 +83,10 @@ class Edit:
         finally:
             model.in_force.remove(self)
 
+    def norms(self) -> dict[str, float]:
+        """Frobenius norm of the change of each weight; none where no weight changes."""
+        return {}
+
     def before(self, text: str) -> str:
         """What the edit puts in front of a text that the model is asked."""
         return ""
