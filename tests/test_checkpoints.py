@@ -163,7 +163,6 @@ def test_a_cached_model_loads_offline_pinned_to_its_commit(hub, sharded):
     assert model.fingerprint == models.load(sharded, device="cpu").fingerprint
     assert models.load(HUB_ID, device="cpu", revision=COMMIT).revision == COMMIT
     assert checkpoints.file_fingerprint(HUB_ID) == f"{HUB_ID}@{COMMIT}"
-    assert checkpoints.downloads(HUB_ID) == []
     assert model.network.name_or_path == HUB_ID
 
 
@@ -189,7 +188,6 @@ def test_offline_it_says_what_the_cache_lacks(hub, one_line, pattern):
     lost.unlink()
     message = refusal(one_line, HUB_ID)
     assert lost.name in message or (pattern == "tokenizer.json" and "no tokenizer" in message)
-    assert checkpoints.downloads(HUB_ID) is None
 
 
 def test_offline_another_revision_is_not_the_cached_one(hub, one_line):
@@ -227,24 +225,6 @@ def test_what_the_hub_answers_becomes_one_line(hub, one_line, monkeypatch, error
     assert str(error).splitlines()[0] in message
     assert f"`hf download {HUB_ID}`, after `hf auth login`" in message
     assert len(message) <= 300
-
-
-def test_what_would_be_fetched_is_listed(monkeypatch):
-    file = huggingface_hub.DryRunFileInfo
-    common = {"commit_hash": COMMIT, "local_path": ""}
-    files = [
-        file(filename="config.json", file_size=700, is_cached=True, will_download=False, **common),
-        file(
-            filename="model.safetensors",
-            file_size=6_000,
-            is_cached=False,
-            will_download=True,
-            **common,
-        ),
-    ]
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: files)
-    assert checkpoints.downloads(HUB_ID) == [("model.safetensors", 6_000)]
-    assert checkpoints.downloads("world-gpt2") == []
 
 
 @pytest.mark.parametrize(

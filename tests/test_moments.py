@@ -306,9 +306,11 @@ def refusal(one_line, *args) -> str:
 def test_a_corpus_that_is_too_short_says_how_much_it_holds(tiny, tmp_path, one_line, cache):
     path = tmp_path / "short.txt"
     path.write_text("Moby Dick is a book.")
-    held = len(tiny.tokenizer("Moby Dick is a book.")["input_ids"])
-    message = refusal(one_line, tiny, [1], str(path), 300)
-    assert f"{str(path)!r} holds {held} tokens" in message
+    path.write_text("Moby Dick is a book. " * 40)
+    held = len(tiny.tokenizer("Moby Dick is a book. " * 40)["input_ids"]) // 127
+    message = refusal(one_line, tiny, [1], str(path), 10_000)
+    assert held > 0
+    assert f"{str(path)!r} fills {held} rows of 127 tokens, 79 are needed" in message
     assert not cache.exists()
 
 

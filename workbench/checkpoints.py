@@ -184,21 +184,6 @@ def missing(folder: Path) -> list[str]:
     return lacking
 
 
-def downloads(name: str, revision: str = "") -> list[tuple[str, int]] | None:
-    """(file, bytes) of what loading would fetch from the Hub; None if the Hub cannot be asked."""
-    folder, at = locate(name, revision)
-    if folder is not None:
-        return []
-    try:
-        files = huggingface_hub.snapshot_download(
-            name, revision=at, allow_patterns=list(FILES), dry_run=True
-        )
-    except Exception:
-        kept = cached(name, at)
-        return [] if kept and not missing(kept) else None
-    return [(file.filename, file.file_size or 0) for file in files if file.will_download]
-
-
 def cached(name: str, revision: str) -> Path | None:
     """Where the Hub's cache keeps this model, whole or not."""
     path = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")

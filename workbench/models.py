@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -407,17 +407,6 @@ def _outline(name: str, revision: str, folder: Path, written: int) -> Model:
         network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     row = architecture_of(config)
     return Model(network=network, tokenizer=None, architecture=row, name=name, revision=revision)
-
-
-def speaker(name: str, revision: str = "", start: str = "") -> Model:
-    """The outline with its tokenizer: what stands in front of a text needs no weights.
-
-    Of a Hub id only the cache is read.
-    """
-    folder = checkpoints.configuration(name, revision, here=True)
-    with _refusals(name):
-        tokenizer = _tokenizer(folder)
-    return replace(outline(name, revision, here=True), tokenizer=tokenizer, start=start)
 
 
 def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:

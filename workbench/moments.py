@@ -25,11 +25,10 @@ from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
 from workbench.models import Model, free_bytes
-from workbench.positions import front
+from workbench.positions import front, packed, row_length
 from workbench.world import text
 
 TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
-ROW = 128  # tokens of a row
 FLOOR = 1e-6  # of the mean diagonal of C; less than that is a direction that no text uses
 NAMED = {"wikipedia": "wikimedia/wikipedia:20231101.en"}
 
@@ -175,22 +174,13 @@ def _rows(model: Model, corpus: str, tokens: int) -> Tensor:
     """Token ids (rows, ROW), each row the front tokens and running text; together at least so many
     tokens.
     """
-    first = list(front(model))
-    length = min(ROW, getattr(model.network.config, "max_position_embeddings", ROW)) - len(first)
+    length = row_length(model) - len(front(model))
     count = -(-tokens // length)
-    needed = count * length
-    stream: list[int] = []
-    texts = iter(corpus_texts(corpus))
-    while len(stream) < needed:
-        paragraphs = list(itertools.islice(texts, 256))
-        if not paragraphs:
-            problem = f"holds {len(stream)} tokens, {needed} are needed"
-            remedy = "give more text or ask for fewer tokens"
-            raise BadInput(f"corpus {corpus!r} {problem}; {remedy}")
-        encoded = model.tokenizer(paragraphs, add_special_tokens=False, verbose=False)
-        stream += itertools.chain.from_iterable(encoded["input_ids"])
-    starts = range(0, needed, length)
-    return torch.tensor([first + stream[start : start + length] for start in starts])
+    rows = list(itertools.islice(packed(model, corpus_texts(corpus), ahead=256), count))
+    if len(rows) < count:
+        problem = f"fills {len(rows)} rows of {length} tokens, {count} are needed"
+        raise BadInput(f"corpus {corpus!r} {problem}; give more text or ask for fewer tokens")
+    return torch.tensor(rows)
 
 
 @torch.no_grad()

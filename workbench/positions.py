@@ -205,16 +205,18 @@ def row_length(model: Model, most: int = ROW) -> int:
     return min(most, getattr(model.network.config, "max_position_embeddings", most))
 
 
-def packed(model: Model, texts: Iterable[str], most: int = ROW) -> Iterator[list[int]]:
+def packed(
+    model: Model, texts: Iterable[str], most: int = ROW, ahead: int = 1
+) -> Iterator[list[int]]:
     """Rows of `row_length(model, most)` tokens: those in front, then running text, cut anywhere.
 
-    A last row that would be shorter is left out.
+    A last row that would be shorter is left out. So many texts are read `ahead` of need.
     """
     first = front(model)
     length = row_length(model, most) - len(first)
     texts = iter(texts)
     stream: list[int] = []
-    while part := list(islice(texts, 64)):
+    while part := list(islice(texts, ahead)):
         for ids in model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
             stream += ids
         for start in range(0, len(stream) - length + 1, length):

@@ -32,6 +32,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench import positions
 from workbench.activations import recorded
 from workbench.editing.continuation import Continuation
 from workbench.editing.records import Numbers, Requests, Resources, finite
@@ -131,10 +132,8 @@ def solve(
 
 
 def tokens_at_once(model: Model) -> int:
-    """Of all rows together with their padding, to bound memory; on a CPU fewer, which stay nearer
-    to its caches.
-    """
-    return 4_096 if model.device.type == "cpu" else 16_384
+    """Of all rows together with their padding, to bound memory."""
+    return positions.tokens_at_once(model, on_cpu=4096)
 
 
 def _chunks(rows: Rows, most: int) -> list[Tensor]:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from workbench import words
 from workbench.facts import DATA, BadInput, EditRequest, check_objects
 from workbench.models import Model
-from workbench.positions import Encoded, encode, padded, statement
+from workbench.positions import Encoded, encode, padded, statement, tokens_at_once
 
 GREEDY_TOKENS = 8
 BROKEN = "\ufffd"  # how a token is decoded that is a part of a character
@@ -308,13 +308,6 @@ def text_after(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     lead = before[-4:]
     return decode(lead + new)[len(decode(lead)) :]
-
-
-def tokens_at_once(model: Model) -> int:
-    """Tokens of a batch of questions: on a CPU as many as stay in its caches, which is 1.7 times as
-    fast as 4096.
-    """
-    return 1024 if model.device.type == "cpu" else 4096
 
 
 def next_logits(model: Model, encoded: Encoded) -> Tensor:

@@ -23,12 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from workbench import facts, sources, words
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
-from workbench.positions import encode, front
+from workbench.positions import encode, front, packed, row_length
 from workbench.tracking.retention import answers_after, measure_prompts, stop_words, token_lists
 from workbench.tuning.numbers import TASKS, Source, presets
 from workbench.world import text
 
-ROW = 128  # tokens of a row of text
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
 WORDINGS = 3  # statements of a fact to train on
 # what chat templates that print today's date print here; recorded with a run
@@ -156,7 +155,7 @@ def text_task(model: Model, data: Data) -> Task:
     records = _records(data, ["text"], zip(prose, strict=True))
     paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
     first = max(1, len(front(model)))  # nothing foretells the first token
-    rows = (_row(ids, first) for ids in _packed(model, paragraphs))
+    rows = (_row(ids, first) for ids in packed(model, paragraphs))
     return _task("text", _parts(data, "text", rows), relevance.dropped)
 
 
@@ -169,7 +168,7 @@ def instruction_task(model: Model, data: Data) -> Task:
     relevance = Relevance(data.avoid)
     pairs = (pair for pair in _exchanges(data) if relevance.passes(" ".join(map(str, pair))))
     rows = (_instruction_row(model, *pair, data.loss_on) for pair in pairs)
-    short = (row for row in rows if len(row["input_ids"]) <= _longest(model))
+    short = (row for row in rows if len(row["input_ids"]) <= row_length(model, LONGEST))
     return _task("instructions", _parts(data, "instructions", short), relevance.dropped)
 
 
@@ -195,7 +194,7 @@ def _review_rows(model: Model, records: list[tuple], labels: list) -> list[dict]
     tokens = token_lists(encode(model, [content for content, _ in records]))
     rows = []
     for ids, (_, label) in zip(tokens, records, strict=True):
-        rows.append({"input_ids": ids[: _longest(model)], "labels": labels.index(label)})
+        rows.append({"input_ids": ids[: row_length(model, LONGEST)], "labels": labels.index(label)})
     return rows
 
 
@@ -395,19 +394,3 @@ def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
         needed = f"that touch no fact under study, {data.n_train + n_apart} are asked for"
         raise BadInput(f"{what} {needed}; lower n_train or give more data")
     return train, judging or train[: data.n_valid]
-
-
-def _longest(model: Model) -> int:
-    return min(LONGEST, getattr(model.network.config, "max_position_embeddings", LONGEST))
-
-
-def _packed(model: Model, paragraphs: Iterable[str]) -> Iterator[list[int]]:
-    """Rows of the front tokens and running text, cut at the row's length."""
-    first = front(model)
-    length = min(ROW, _longest(model)) - len(first)
-    stream: list[int] = []
-    for paragraph in paragraphs:
-        stream += model.tokenizer(paragraph, add_special_tokens=False, verbose=False)["input_ids"]
-        while len(stream) >= length:
-            yield [*first, *stream[:length]]
-            stream = stream[length:]
