@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.benchmarks.explorer import synthetic_run
-from workbench import facts, job, runs, study
+from workbench import editing, facts, job, runs, study
 from workbench.facts import BadInput
 from workbench.panel import Panel
 
@@ -544,3 +544,10 @@ def test_an_editor_that_must_learn_first_says_so():
     assert "hyper-network" not in controls.headline.value
     choose(controls, editor="malmen", first=0)
     assert "trains a hyper-network for these blocks" in controls.headline.value
+
+
+def test_names_registered_after_the_panel_was_imported_are_offered(monkeypatch):
+    monkeypatch.setattr(editing.EDITORS, "_ready", dict(editing.EDITORS._ready))
+    editing.EDITORS.register("mine", lambda model, requests: None)
+    controls = Panel(study.Spec())
+    assert "mine" in dict(controls.choices["editor"].options)

@@ -20,9 +20,8 @@ from workbench import editing, facts, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest, Fact
-from workbench.plots import PLAN
 from workbench.spec import Spec
-from workbench.tuning import numbers
+from workbench.tuning import numbers, plans
 
 if TYPE_CHECKING:
     from workbench.job import Job
@@ -38,9 +37,9 @@ PLANS = {  # kind -> how its blocks are written
 }
 OFFERED = {  # field -> (label, values)
     "model": ("Model", WORLD_MODELS),
-    "editor": ("Editor", tuple(editing.EDITORS)),
+    "editor": ("Editor", editing.EDITORS),
     "paraphrases": ("Paraphrases", (1, 2, 3, 5, 10)),
-    "task": ("Task", tuple(numbers.presets()["world"])),
+    "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
     "plan": ("What may move", tuple(PLANS)),
@@ -481,12 +480,13 @@ def _depth(spec: Spec) -> int:
 
 def _plan_parts(plan: str, depth: int) -> tuple[str, int, int]:
     """The plan's kind and its first and last block; for one without, those to begin with."""
+    try:
+        rule = plans.parse(plan)
+    except BadInput:
+        rule = plans.Rule(kind=plan)
     middle = depth // 2 - 1
-    match = PLAN.fullmatch(plan)
-    if match is None:
-        return plan, 0, middle
-    kind, start, end = match.groups()
-    return kind, int(start), int(end or middle)
+    last = middle if rule.last is None else rule.last
+    return rule.kind, rule.first or 0, last
 
 
 def _window(layers: Sequence[int]) -> dict:

@@ -23,6 +23,7 @@ from workbench import facts, files, inert, runs
 from workbench.facts import BadInput
 from workbench.records import did_you_mean
 from workbench.runs import SERIES, Run
+from workbench.tuning import plans
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
@@ -44,7 +45,6 @@ MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
 Arms = Sequence[Run]  # runs that are compared or pooled
-PLAN = re.compile(r"(after|window|outside):(\d+)(?:-(\d+))?")
 RESAMPLED = 2_000_000  # values held at once by the bootstrap
 
 
@@ -486,17 +486,23 @@ def _order(values: Iterable[str]) -> list[str]:
     order = list(dict.fromkeys(values))
     if all(re.fullmatch(r"[\d.]+", value) for value in order):
         return sorted(order, key=float)
-    if any(PLAN.fullmatch(value) for value in order):
-        return sorted(order, key=_kind_and_blocks)
+    rules = {value: _rule(value) for value in order}
+    if any(rule.first is not None for rule in rules.values()):
+        return sorted(order, key=lambda value: _kind_and_blocks(rules[value]))
     return order
 
 
-def _kind_and_blocks(plan: str) -> tuple[str, int, int]:
-    match = PLAN.fullmatch(plan)
-    if match is None:
+def _rule(value: str) -> plans.Rule:
+    try:
+        return plans.parse(value)
+    except BadInput:
+        return plans.Rule(kind="")
+
+
+def _kind_and_blocks(rule: plans.Rule) -> tuple[str, int, int]:
+    if rule.first is None:
         return "", 0, 0
-    kind, first, last = match.groups()
-    return kind, int(first), int(last or 0)
+    return rule.kind, rule.first, rule.last or 0
 
 
 def _pooled(arms: Arms, *by: str) -> str:
