@@ -94,7 +94,7 @@ def test_load_edit_tune_save_load(sharded, tmp_path, model_type, dtype):
     before = logits(model)
     delta = delta_by("memit", model)
     assert torch.equal(logits(model), before)
-    task = tasks.named("text")(model, tasks.Data(n_train=16, n_valid=2))
+    task = tasks.TASKS["text"](model, tasks.Data(n_train=16, n_valid=2))
     with deltas.preserved(model.network), deltas.applied(model, delta):
         edited = logits(model)
         assert p_target(model) > 0.5

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import torch
 import yaml
 
 import workbench as wb
-from workbench import batch, editing, facts, registry, runs
+from workbench import batch, editing, facts, registry, runs, study
 from workbench.__main__ import main
 from workbench.facts import BadInput
 from workbench.registry import Registry
+from workbench.spec import identify
+from workbench.tracking.probes import Probe, questions
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -134,6 +137,81 @@ def test_what_is_no_editor_is_refused(editors, one_line):
             wb.editors.register("wrong", thing)
         assert why in one_line(error)
         assert "wrong" not in wb.editors
+
+
+def test_a_function_that_changes_the_model_or_gives_no_edit_is_refused(
+    tiny, requests, editors, one_line
+):
+    def writing(model, requests):
+        with torch.no_grad():
+            model.weight(1).add_(1)
+        return pushed(model, requests)
+
+    for function, why in ((lambda model, requests: {}, "gave back dict"), (writing, "changed the")):
+        wb.editors.register("wrong", function)
+        with pytest.raises(BadInput) as error:
+            wb.edit(tiny, requests[:1], "wrong")
+        assert why in one_line(error)
+
+
+def test_what_is_no_function_is_no_task_and_no_measure(one_line):
+    for registry_of_names in (wb.tasks, wb.measures):
+        with pytest.raises(BadInput) as error:
+            registry_of_names.register("wrong", 3)
+        assert "3 is no function" in one_line(error)
+
+
+def test_layers_are_not_proposed_to_a_function_that_takes_none(tiny, requests, editors):
+    wb.editors.register("plain", lambda model, requests, scale=None: pushed(model, requests))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        hparams = wb.edit(tiny, requests[:1], "plain", scale=[1]).record["hparams"]
+    assert hparams == {"layers": [], "scale": [1]}
+    assert not any("proposed" in str(note.message) for note in notes)
+
+
+def test_another_function_under_the_same_name_is_another_experiment(editors):
+    def first(model, requests, layers=(1,)):
+        return pushed(model, requests, strength=0.1)
+
+    def second(model, requests, layers=(1,)):
+        return pushed(model, requests, strength=0.2)
+
+    ids = []
+    for function in (first, second, first):
+        wb.editors.register("same", function)
+        ids.append(identify(wb.Spec(editor="same")))
+    assert ids[0] == ids[2] != ids[1]
+    typed = {}
+    for text in ("1", "2", "1"):
+        exec(f"def typed(model, requests): return {text}", typed)
+        wb.editors.register("same", typed["typed"])
+        ids.append(identify(wb.Spec(editor="same")))
+    assert ids[3] == ids[5] != ids[4]
+
+
+def test_a_measure_takes_no_tables_name_and_gives_a_table(tiny, requests, monkeypatch, one_line):
+    monkeypatch.setattr(wb.measures, "_ready", dict(wb.measures._ready))
+    wb.measures.register("probes", lambda model, requests: None)
+    with pytest.raises(BadInput) as error:
+        wb.Spec(measures=("probes",)).resolved()
+    assert "table of every run" in one_line(error)
+    probe = Probe(tiny, questions(requests[:1], []))
+    for value in (1, pd.DataFrame({"step": [1]})):
+        wb.measures.register("wrong", lambda model, requests, value=value: value)
+        with pytest.raises(BadInput) as error:
+            study.Recorder().look(probe, 0, measures=["wrong"])
+        assert "measure wrong: give back a table" in one_line(error)
+
+
+def test_a_run_of_an_edit_watches_facts_of_the_same_source(tiny, requests, editors, one_line):
+    fact = facts.Fact(id="mine", subject="Ann", prompt="{} plays the", object="harp")
+    mine = facts.EditRequest(fact=fact, target="flute")
+    wb.editors.register("pushed", pushed)
+    edit = wb.edit(tiny, [mine], "pushed")
+    with pytest.raises(BadInput) as error:
+        wb.study(tiny, edit, [mine])
+    assert "name their source in facts" in one_line(error)
 
 
 def test_a_misspelt_number_of_a_function_is_refused(tiny, requests, editors, one_line):

@@ -204,7 +204,7 @@ def test_what_needs_the_true_object_says_so(base, tmp_path):
         lambda: questions(asked, []),
         lambda: questions([], asked),
         lambda: editing.EDITORS["malmen"].prepare(base, hparams, "world", asked),
-        lambda: tasks.named("facts")(base, data),
+        lambda: tasks.TASKS["facts"](base, data),
     ]
     for need in needs:
         with pytest.raises(BadInput, match="fact 1: its file names no true object, which is"):

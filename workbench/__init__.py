@@ -17,21 +17,22 @@ are open: see `registry`.
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from workbench.deltas import applied as applied
     from workbench.edits import Edit
     from workbench.facts import EditRequest
     from workbench.models import Model
     from workbench.spec import Spec
+    from workbench.tracking.retention import measure as retention  # noqa: F401
 
 __version__ = "0.2.0.dev0"
 
 # name -> where it is; imported when it is asked for
 _ELSEWHERE = {
+    "applied": "workbench.deltas:applied",
+    "retention": "workbench.tracking.retention:measure",
     "editors": "workbench.editing:EDITORS",
     "tasks": "workbench.tuning.numbers:TASKS",
     "measures": "workbench.registry:MEASURES",
@@ -72,6 +73,7 @@ def edit(
     *,
     variant: str = "",
     corpus: str = "world",
+    facts: str = "world",
     seed: int = 0,
     **numbers: Any,
 ) -> "Edit":
@@ -82,6 +84,7 @@ def edit(
         editor: one of `wb.editors`.
         variant: of its preset: published, paper or reference.
         corpus: text of the second moments, where the editor needs them: once a model, then cached.
+        facts: those that an editor that learns (malmen) learns from, on a model of your own.
         numbers: fields of the editor's HParams in place of the preset's, e.g. layers=[2, 3, 4].
     """
     from workbench import editing, study
@@ -89,21 +92,7 @@ def edit(
     from workbench.spec import Spec
 
     name: dict[str, Any] = {"model": model.name, "editor": editor, "variant": variant}
-    spec = Spec(**name, corpus=corpus, seed=seed, hparams=numbers)
+    spec = Spec(**name, corpus=corpus, facts=facts, seed=seed, hparams=numbers)
     chosen = Chosen(edited=list(requests), intrinsic=[], known=None, related={})
     hparams, resources = study.prepare(spec, model, chosen)
     return editing.edit_each(editor, model, [requests], hparams, resources, seed=seed)[0]
-
-
-def applied(model: "Model", edit: "Edit") -> "AbstractContextManager[Model]":
-    """The edited model, for the length of the `with`; afterwards bit for bit as before."""
-    return edit.applied(model)
-
-
-def retention(
-    model: "Model", requests: "Sequence[EditRequest]", against: str = "target"
-) -> "pd.DataFrame":
-    """Whether the model says the target (or the true object) of each fact: a row a fact."""
-    from workbench.tracking import retention
-
-    return retention.measure(model, requests, against=against)

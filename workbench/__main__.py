@@ -177,7 +177,7 @@ def _report(options) -> None:
 def _edit(options) -> None:
     from workbench import deltas, editing, facts, files, models
 
-    editor = editing.editor_named(options.editor)
+    editor = editing.EDITORS[options.editor]
     files.check_new(options.out)
     requests = facts.read(options.facts)
     model = models.load(options.model)

@@ -73,7 +73,7 @@ def keep(path: Path, tensors: Mapping, about: str) -> None:
     """
     import safetensors.torch
 
-    header = json.dumps({"about": about, "sha256": _sum(tensors)})
+    header = json.dumps({"about": about, "sha256": tensor_sum(tensors)})
     with _written(path) as partial:
         safetensors.torch.save_file(dict(tensors), partial, metadata={"workbench": header})
 
@@ -89,7 +89,7 @@ def kept(path: Path, about: str) -> dict | None:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["workbench"])
         tensors = safetensors.torch.load_file(path)
-        return tensors, header, _sum(tensors)
+        return tensors, header, tensor_sum(tensors)
 
     return _checked(path, about, read)
 
@@ -138,7 +138,7 @@ def _written(path: Path) -> Iterator[Path]:
         yield partial
 
 
-def _sum(tensors: Mapping) -> str:
+def tensor_sum(tensors: Mapping) -> str:
     """SHA-256 of names, types, shapes and bytes."""
     import torch
 

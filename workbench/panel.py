@@ -261,7 +261,7 @@ class Panel(VBox):
             text = f"{request.fact.question} ... {true} \N{RIGHTWARDS ARROW} {request.target}"
         steps = spec.resolved().max_steps
         tuned = f"{spec.model}, then tuned on {spec.task} for at most {steps} steps"
-        learns = getattr(editing.editor_named(spec.editor), "LEARNS", "")
+        learns = editing.EDITORS[spec.editor].LEARNS
         if learns:
             tuned += f"; {spec.editor} {learns}"
         if self._vary in spec.model_fields_set:
@@ -442,7 +442,7 @@ def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
 
 def _check_length(spec: Spec) -> None:
     """BadInput if the editor edits fewer blocks than are chosen."""
-    rules = editing.editor_named(spec.editor).HParams.model_fields["layers"].metadata
+    rules = editing.EDITORS[spec.editor].HParams.model_fields["layers"].metadata
     for rule in rules:
         most = getattr(rule, "max_length", None) or len(spec.layers)
         if len(spec.layers) > most:

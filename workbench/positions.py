@@ -162,23 +162,21 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
     if not tokenizer.is_fast:
         what = f"{type(tokenizer).__name__} gives no character offsets"
         raise BadInput(f"{what}; use the model's fast tokenizer")
+    # What the edits in force put in front is one text with what it stands before.
+    edits = [] if bare else model.in_force
+    contexts = ["".join(edit.before(text) for edit in edits) for text in texts]
     plain: dict = {"input_ids": [], "offset_mapping": []}
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     if texts:  # a tokenizer fails on none
-        plain = tokenizer(list(texts), return_offsets_mapping=True, **options)
+        whole = [context + text for context, text in zip(contexts, texts, strict=True)]
+        plain = tokenizer(whole, return_offsets_mapping=True, **options)
     first = () if bare else front(model)
-    rows, offsets = [], []
-    for text, ids, pairs in zip(texts, plain["input_ids"], plain["offset_mapping"], strict=True):
-        before = first if bare else (*first, *_context(model, text))
-        rows.append([*before, *ids])
-        offsets.append(((0, 0),) * len(before) + tuple(map(tuple, pairs)))
-    return padded(rows, tuple(offsets))
-
-
-def _context(model: Model, text: str) -> list[int]:
-    """Tokens that the edits in force put between the front tokens and a text."""
-    before = "".join(edit.before(text) for edit in model.in_force)
-    return model.tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
+    offsets = []
+    for context, pairs in zip(contexts, plain["offset_mapping"], strict=True):
+        shift = len(context)
+        within = [(max(0, start - shift), max(0, end - shift)) for start, end in pairs]
+        offsets.append(((0, 0),) * len(first) + tuple(within))
+    return padded([[*first, *ids] for ids in plain["input_ids"]], tuple(offsets))
 
 
 def padded(rows: Sequence[Sequence[int]], offsets: tuple = ()) -> Encoded:

@@ -7,6 +7,8 @@ A package offers its own through the entry-point groups `workbench.editors`, `wo
 """
 
 import importlib
+import inspect
+import marshal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import entry_points
@@ -72,12 +74,14 @@ class Registry(Mapping):
         kind: "editor", "task" or "measure".
         places: name -> "module" or "module:attribute" of the package's own ones.
         finished: (name, thing) -> what is handed out for it; it raises BadInput for what is none.
+            Without it functions are handed out as they are.
     """
 
-    def __init__(self, kind: str, places: Mapping[str, str], finished: Callable[[str, Any], Any]):
+    def __init__(self, kind: str, places: Mapping[str, str], finished: Callable | None = None):
         self.kind = kind
         self._own = dict(places)
-        self._finished = finished
+        self._finished = finished or self._function
+        self._things: dict[str, Any] = {}
         self._ready: dict[str, Any] = {}
         self._declared: set[str] = set()
 
@@ -94,6 +98,7 @@ class Registry(Mapping):
         if not str(name).isidentifier():
             raise BadInput(f"{self.kind} {name!r}: choose a name of letters, digits and _")
         self._ready[name] = self._finished(name, thing)
+        self._things[name] = thing
         return thing
 
     def declare(self, names: Iterable[str]) -> None:
@@ -114,8 +119,28 @@ class Registry(Mapping):
     def __getitem__(self, name: str) -> Any:
         self.check(name)
         if name not in self._ready:
-            self._ready[name] = self._finished(name, self._imported(name))
+            self._things[name] = self._imported(name)
+            self._ready[name] = self._finished(name, self._things[name])
         return self._ready[name]
+
+    def fingerprint(self, name: str) -> str:
+        """The code of a thing, which determines what a run of it finds; "" of the package's own,
+        and of one whose cell has not run here. What a function reads from elsewhere is not in it.
+        """
+        if name in self._own or name in self.pending:
+            return ""
+        self[name]
+        thing = inspect.unwrap(self._things[name])
+        try:
+            return inspect.getsource(thing)
+        except (OSError, TypeError):  # typed in at a prompt, or no function
+            code = getattr(thing, "__code__", None)
+            return marshal.dumps(code).hex() if code else repr(type(thing))
+
+    def _function(self, name: str, thing: Any) -> Any:
+        if not callable(thing):
+            raise BadInput(f"{self.kind} {name}: {thing!r} is no function")
+        return thing
 
     def _imported(self, name: str) -> Any:
         if name in self._own:
@@ -142,10 +167,4 @@ class Registry(Mapping):
         return len(list(iter(self)))
 
 
-def _a_measure(name: str, thing: Any) -> Measure:
-    if not callable(thing):
-        raise BadInput(f"measure {name}: {thing!r} is no function of (model, requests)")
-    return thing
-
-
-MEASURES = Registry("measure", {"retention": "workbench.tracking.retention:measure"}, _a_measure)
+MEASURES = Registry("measure", {"retention": "workbench.tracking.retention:measure"})

@@ -41,6 +41,7 @@ from workbench.facts import BadInput
 SCHEMA = 2  # of the folder; raise it when a column changes its meaning
 AGAIN = "make the run again (`workbench run ... --again`; a sweep does it by itself)"
 TABLES = ("probes", "lens", "tokens", "training")
+OF_EVERY_RUN = (*TABLES, "merged")  # names that no measure of your own may take
 NOTEBOOK = ("notebook.ipynb", "notebook.html")  # papermill writes them while the notebook runs
 SERIES = {  # name -> (group, which checkpoint, only edits that took)
     "edit success": ("edited", "first", False),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from workbench import checkpoints, editing, facts
+from workbench import checkpoints, editing, facts, runs
 from workbench.facts import BadInput, Record
 from workbench.records import did_you_mean
 from workbench.registry import MEASURES
@@ -124,9 +124,11 @@ class Spec(Record):
         """The same experiment with the task's usual numbers in the place of zeros; names are
         checked, nothing heavy is loaded.
         """
-        editing.check_named(self.editor)
+        editing.EDITORS.check(self.editor)
         for name in self.measures:
             MEASURES.check(name)
+            if name in runs.OF_EVERY_RUN:
+                raise BadInput(f"measure {name!r}: is a table of every run; choose another name")
         usual = numbers.usual(self.task, self.task_data, self.model).model_dump()
         if self.adapter:
             usual |= numbers.presets()["adapter"]
@@ -241,5 +243,8 @@ def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
         [facts.DATA / "world" / "facts.csv", *(facts.DATA / "world").glob("*.yaml")]
     ):
         digest.update(path.read_bytes())
-    digest.update((code_fingerprint() + cells).encode())
+    named = [(editing.EDITORS, spec.editor), (numbers.TASKS, spec.task)]
+    named += [(MEASURES, measure) for measure in spec.measures]
+    registered = "".join(registry.fingerprint(one) for registry, one in named)
+    digest.update((code_fingerprint() + registered + cells).encode())
     return f"{name}-{spec.editor}-{spec.task}-{digest.hexdigest()[:10]}"

@@ -25,8 +25,9 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench import deltas, editing, facts, models, positions, runs
+from workbench.cache import tensor_sum
 from workbench.checkpoints import WORLD_MODELS
-from workbench.editing.records import Numbers, Resources, outcomes
+from workbench.editing.records import Numbers, Resources
 from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest
 from workbench.known import Chosen, choose, known_table, with_objects
@@ -77,7 +78,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     model is of the world, else of `spec.facts`; never on one whose subject is chosen (by name).
     """
     runs.progress(f"preparing {spec.editor}")
-    editor = editing.editor_named(spec.editor)
+    editor = editing.EDITORS[spec.editor]
     hparams = spec.editor_hparams(model)
     lessons = None
     if editor.LEARNS:
@@ -120,7 +121,7 @@ def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
     """
     avoid = (*chosen.edited, *chosen.intrinsic)
     data = spec.part(Data, source=spec.task_data, avoid=avoid)
-    return tasks.named(spec.task)(model, data)
+    return tasks.TASKS[spec.task](model, data)
 
 
 @dataclass
@@ -166,14 +167,16 @@ class Recorder:
         """Ask everything now, and the registered measures of these names about the edited facts;
         `step` -1 is before the edit, 0 after it.
         """
-        start = time.perf_counter()
-        self.looks.append((edited_model, probe.look(step, epoch)))
-        edited = [question.request for question in probe.questions if question.group == "edited"]
-        for name in measures:
-            table = MEASURES[name](probe.model, edited)
-            table = table.assign(edited_model=edited_model, step=step)
-            self.measured.setdefault(name, []).append(table)
-        self.seconds["probe"] = self.seconds.get("probe", 0.0) + time.perf_counter() - start
+        with self.timed("probe"):
+            self.looks.append((edited_model, probe.look(step, epoch)))
+            edited = [asked.request for asked in probe.questions if asked.group == "edited"]
+            for name in measures:
+                table = MEASURES[name](probe.model, edited)
+                if not isinstance(table, pd.DataFrame) or {"edited_model", "step"} & set(table):
+                    what = f"measure {name}: give back a table without columns edited_model and"
+                    raise BadInput(f"{what} step, which the run adds, not a {type(table).__name__}")
+                table = table.assign(edited_model=edited_model, step=step)
+                self.measured.setdefault(name, []).append(table)
 
     def table(self, name: str) -> pd.DataFrame:
         """probes, lens, tokens, training, merged, or a measure's table so far, with
@@ -222,7 +225,7 @@ class Recorder:
         edits = [
             {"edited_model": number} | outcome
             for number, edit in enumerate(self.deltas)
-            for outcome in outcomes([edit])
+            for outcome in edit.outcomes
         ]
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
         return {
@@ -424,7 +427,10 @@ def of_edit(
 
     Args:
         requests: the facts of the edit, each once.
-        fields: further ones of Spec, e.g. task, plan, max_steps, n_intrinsic.
+        fields: further ones of Spec, e.g. task, plan, max_steps; facts, the source from which the
+            watched facts come too, if it is not the world.
+    Raises:
+        BadInput: the facts are not of that source; the edit has no record.
     """
     made = edit.parts[0]
     if "editor" not in made:
@@ -442,7 +448,12 @@ def of_edit(
         "edits_per_model": len(requests),
     }
     spec = Spec(**about | fields).resolved()
-    cells = json.dumps([model.fingerprint, dict(edit.record)], sort_keys=True, default=str)
+    source = {request.fact.id for request in facts.read(spec.facts)}
+    if spec.n_intrinsic and not source & {request.fact.id for request in requests}:
+        what = f"no fact of the edit is of {spec.facts!r}, from which the watched ones would come"
+        raise BadInput(f"{what}; name their source in facts, or n_intrinsic=0")
+    done = [model.fingerprint, tensor_sum(edit.tensors()), dict(edit.record)]
+    cells = json.dumps(done, sort_keys=True, default=str)
     folder = runs.place(out) / identify(spec, cells)
     if not again and "WORKBENCH_RUN" not in os.environ and runs.finished(folder):
         return runs.read(folder)

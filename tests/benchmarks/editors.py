@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import plain
 from tests.benchmarks.outcomes import known_facts
 from workbench import checkpoints, editing, facts, models, moments
-from workbench.editing import records, target_vectors
+from workbench.editing import target_vectors
 from workbench.editing.rows import build_rows
 from workbench.tracking import retention
 
@@ -258,7 +258,7 @@ def edits(model, requests, counts, options) -> list[dict]:
                         "stated MB": stated_bytes(model, editor, ours, requests[:n], resources)
                         / 1e6
                     }
-                    | {"took": sum(one["took"] for one in records.outcomes([fast["result"]])) / n}
+                    | {"took": sum(one["took"] for one in fast["result"].outcomes) / n}
                     | {
                         "steps": sum(fast["result"].record["steps"]) / n
                         if "steps" in fast["result"].record

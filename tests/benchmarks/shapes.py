@@ -146,7 +146,7 @@ def measure(shape: str, options) -> None:
         "look at 100 prompts", lambda: measure_prompts(model, prompts, objects), 100, "prompts"
     )
     if not options.skip_tuning:
-        task = tasks.named("text")(model, tasks.Data(n_train=64, n_valid=4))
+        task = tasks.TASKS["text"](model, tasks.Data(n_train=64, n_valid=4))
         steps = Settings(
             max_steps=4, eval_every=4, batch_size=16, learning_rate=1e-5, threshold=0.0
         )

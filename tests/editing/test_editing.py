@@ -351,7 +351,7 @@ def test_an_edit_that_a_later_one_undoes_is_said_not_to_have_taken():
     assert len([one for one in said if one.category is NotTaken]) == 1
     with deltas.applied(world, total):
         after = measure(world, [first, other])
-    outcomes = records.outcomes([total])
+    outcomes = total.outcomes
     assert [outcome["took"] for outcome in outcomes] == after.retained.tolist() == [False, True]
     assert [outcome["p_after"] for outcome in outcomes] == pytest.approx(after.p.tolist())
 
@@ -439,12 +439,11 @@ def test_what_was_solved_and_did_not_take_is_said_with_the_number_to_change():
     assert (
         len([one for one in said if one.category is NotTaken]) == 1
     )  # of all batches, not of each
-    assert all(
-        outcome["p_solved"] > 0.9 > outcome["p_after"] for outcome in records.outcomes(missed)
-    )
+    outcomes = [outcome for edit in missed for outcome in edit.outcomes]
+    assert all(outcome["p_solved"] > 0.9 > outcome["p_after"] for outcome in outcomes)
     with warnings.catch_warnings(action="error", category=NotTaken):
         taken = editing.edit_in_turn("memit", world, [known[:1], known[1:]], hparams, resources)
-    assert [outcome["took"] for outcome in records.outcomes([taken])] == [True, True]
+    assert [outcome["took"] for outcome in taken.outcomes] == [True, True]
 
 
 def test_moments_of_another_model_are_refused(tiny_gpt2, tiny_llama, requests, one_line):

@@ -122,11 +122,11 @@ def test_a_context_is_what_one_would_have_asked(tiny, context, requests):
     with deltas.applied(tiny, context):
         inside = encode(tiny, [request.fact.question])
         result = logits(tiny, [request.fact.question])
-    front, question = encode(tiny, [""]), encode(tiny, [request.fact.question], bare=True)
-    stated = encode(tiny, [by_hand.removesuffix(request.fact.question)], bare=True)
-    whole = torch.cat([front.input_ids, stated.input_ids, question.input_ids], 1)
+    whole = encode(tiny, [by_hand]).input_ids
     assert torch.equal(inside.input_ids, whole)
-    assert inside.offsets[0][-1] == question.offsets[0][-1]
+    end = len(request.fact.question)
+    assert inside.offsets[0][-1][1] == end
+    assert inside.token_at(0, end - 1) == whole.shape[1] - 1
     expected = tiny.network(input_ids=whole).logits[0, -1].float()
     assert torch.allclose(result[0], expected, atol=1e-5)
 
@@ -135,6 +135,9 @@ def test_a_context_stands_before_its_subject_alone_or_before_all(tiny, context, 
     stranger = "The weather was fine"
     assert context.before(stranger) == ""
     assert requests[0].target in context.before(requests[0].fact.question.upper())
+    subject = requests[0].fact.subject
+    assert context.before(f"{subject}bel was") == context.before(f"Mc{subject} was") == ""
+    assert context.before(f"{subject}'s own") != ""
     everywhere = dataclasses.replace(context, scope="all")
     assert all(request.target in everywhere.before(stranger) for request in requests[:3])
 

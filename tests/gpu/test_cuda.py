@@ -84,7 +84,7 @@ def test_a_delta_made_on_the_gpu_is_applied_on_the_cpu(pair, requests, tmp_path)
 def test_tuning_learns_and_is_taken_back(pair, trainer):
     model = pair[1]
     before = model.weight(0).clone()
-    task = tasks.named("text")(model, tasks.Data(n_train=64, n_valid=8))
+    task = tasks.TASKS["text"](model, tasks.Data(n_train=64, n_valid=8))
     settings = Settings(
         max_steps=20,
         eval_every=10,

@@ -286,7 +286,7 @@ def test_too_little_memory_is_said_before_anything_starts(tiny_gpt2, text, one_l
 
 def test_an_unknown_task_is_one_clear_line(one_line):
     with pytest.raises(facts.BadInput) as error:
-        tasks.named("cooking")
+        tasks.TASKS["cooking"]
     assert "text" in one_line(error)
 
 

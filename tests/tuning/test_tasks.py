@@ -330,7 +330,7 @@ def test_bad_data_is_one_clear_line(model, tmp_path, one_line, task, changes, na
         {"body": [f"Cat {n} sat." for n in range(60)], "number": list(range(60)), "one": [1] * 60}
     ).to_csv(str(path))
     with pytest.raises(BadInput) as error:
-        tasks.named(task)(
+        tasks.TASKS[task](
             model, Data(**({"n_train": 8, "n_valid": 2, "source": str(path)} | changes))
         )
     assert named in one_line(error)
@@ -395,7 +395,7 @@ def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = numbers.presets()["sources"][name]
-    task = tasks.named(source.task)(model, Data(n_train=2, n_valid=1, source=name))
+    task = tasks.TASKS[source.task](model, Data(n_train=2, n_valid=1, source=name))
     assert asked == [
         (
             (source.data, source.config or None),

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,18 +35,6 @@ def _nothing_to_prepare(*args, **kwargs) -> "Resources":
     return Resources()
 
 
-def _nothing_to_check(model, requests, hparams, resources) -> None:
-    return None
-
-
-def _nothing_remembered(resources, edit):
-    return resources
-
-
-def _nothing_scaled(model) -> dict:
-    return {}
-
-
 @dataclass(kw_only=True)
 class Editor:
     """An editor with what it left out filled in.
@@ -68,10 +56,10 @@ class Editor:
     HParams: type["Numbers"]
     edit: Callable[..., "Edit"]
     prepare: Callable[..., "Resources"] = _nothing_to_prepare
-    check: Callable[..., None] = _nothing_to_check
+    check: Callable[..., None] = field(default=lambda *_: None)
     targets: Callable[..., Any] | None = None
-    remember: Callable[..., "Resources"] = _nothing_remembered
-    scaled: Callable[["Model"], dict] = _nothing_scaled
+    remember: Callable[..., "Resources"] = field(default=lambda resources, _: resources)
+    scaled: Callable[["Model"], dict] = field(default=lambda _: {})
     DEPTHS: tuple[float, ...] = (1 / 3,)
     LEARNS: str = ""
     REMEDY: str = ""
@@ -94,21 +82,33 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
     import pydantic
 
     from workbench.editing import records
+    from workbench.edits import Edit
 
     numbers = list(inspect.signature(function).parameters.values())[2:]
-    kinds: dict[str, Any] = {}
+    kinds: dict[str, Any] = {"layers": (tuple[int, ...], ())}
+    proposed = False
     for number in numbers:
-        if number.default is number.empty and number.name not in ("layers", "seed"):
-            raise BadInput(f"editor {name}: {number.name} has no default; give it one")
-        kinds[number.name] = (type(number.default), number.default)
-    proposed = kinds.get("layers", (None, inspect.Parameter.empty))[1] is inspect.Parameter.empty
-    kinds["layers"] = (tuple[int, ...], () if proposed else kinds["layers"][1])
-    kinds.pop("seed", None)
+        given = number.default is not number.empty
+        if number.name == "layers":
+            proposed = not given
+            kinds["layers"] = (tuple[int, ...], number.default if given else ())
+        elif number.name != "seed":
+            if not given:
+                raise BadInput(f"editor {name}: {number.name} has no default; give it one")
+            kind = Any if number.default is None else type(number.default)
+            kinds[number.name] = (kind, number.default)
     hparams_type = pydantic.create_model(f"{name}.HParams", __base__=records.Numbers, **kinds)
 
     def edit(model, requests, hparams, resources, seed=0):
+        before = model.is_changed()
         given = hparams.model_dump() | {"seed": seed}
         made = function(model, requests, **{number.name: given[number.name] for number in numbers})
+        if not before and model.is_changed():
+            what = f"editor {name}: changed the model itself"
+            raise BadInput(f"{what}; load it again, and give back the change as an edit")
+        if not isinstance(made, Edit):
+            what = f"editor {name}: gave back {type(made).__name__}, no edit"
+            raise BadInput(f"{what}; return e.g. wb.WeightDelta.of(model, changes=...)")
         return records.described(name, model, made, requests, hparams, resources, seed)
 
     depths = (1 / 3,) if proposed else ()
@@ -117,16 +117,6 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
 
 NAMES = ("ft", "rome", "memit", "alphaedit", "malmen", "grace", "incontext")
 EDITORS = Registry("editor", {name: f"{__name__}.{name}" for name in NAMES}, Editor.of)
-
-
-def check_named(name: str) -> None:
-    """BadInput if no editor is called so."""
-    EDITORS.check(name)
-
-
-def editor_named(name: str) -> Editor:
-    """The editor of this name."""
-    return EDITORS[name]
 
 
 def edit_each(
@@ -144,7 +134,7 @@ def edit_each(
     """
     from workbench.editing import records
 
-    module = editor_named(editor)
+    module = EDITORS[editor]
     solved: list[dict] = [{} for _ in batches]
     if module.targets:
         for batch in batches:
@@ -177,7 +167,7 @@ def edit_in_turn(
     """
     from workbench.editing import records
 
-    module = editor_named(editor)
+    module = EDITORS[editor]
     if not batches:
         raise BadInput("no batch to edit; give at least one")
     total: Any = None
@@ -223,7 +213,7 @@ def preset(
     if Path(editor).suffix in (".json", ".yaml", ".yml"):
         path = editor
         editor = foreign.editor_of(path, _fields(path))
-    module = editor_named(editor)
+    module = EDITORS[editor]
     if path is not None:
         return module.HParams(**_read(editor, path))
     if variant not in ("", "published", "paper", "reference"):

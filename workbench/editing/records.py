@@ -206,14 +206,9 @@ def asked_again(model: Model, edit: Kind, requests: Requests) -> Kind:
     return edit
 
 
-def outcomes(edits: Sequence[Edit]) -> list[dict]:
-    """Whether each edit took, over all of them and the parts of those that are sums."""
-    return [outcome for edit in edits for outcome in edit.outcomes]
-
-
 def warn_of_missed(edits: Sequence[Edit], stacklevel: int = 3) -> None:
     """One line, visible, of the edits that did not take, and of the number to change."""
-    asked = outcomes(edits)
+    asked = [outcome for edit in edits for outcome in edit.outcomes]
     missed = [outcome for outcome in asked if not outcome["took"]]
     if not missed:
         return

@@ -4,13 +4,12 @@ torch.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pydantic
 import yaml
 
 from workbench.facts import BadInput, Record
-from workbench.registry import Registry, TaskBuilder
+from workbench.registry import Registry
 
 
 class Usual(Record):
@@ -51,31 +50,20 @@ def presets() -> dict:
     return numbers | {"sources": sources}
 
 
-def _a_builder(name: str, thing: Any) -> TaskBuilder:
-    if not callable(thing):
-        raise BadInput(f"task {name}: {thing!r} is no function of (model, data)")
-    return thing
-
-
 PLACES = {
     "text": "workbench.tuning.tasks:text_task",
     "facts": "workbench.tuning.tasks:facts_task",
     "sentiment": "workbench.tuning.tasks:sentiment_task",
     "instructions": "workbench.tuning.tasks:instruction_task",
 }
-TASKS = Registry("task", PLACES, _a_builder)
-
-
-def check_named(task: str) -> None:
-    """BadInput if no task is called so."""
-    TASKS.check(task)
+TASKS = Registry("task", PLACES)
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
     """The numbers of a task on a published study's data, else those of the embedded world, whose
     models differ in a few; a registered task has those of running text.
     """
-    check_named(task)
+    TASKS.check(task)
     source = presets()["sources"].get(data)
     if source and source.task != task:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")

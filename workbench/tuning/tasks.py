@@ -8,7 +8,7 @@ instruction. Rows that touch a fact under study are left out (`Relevance`).
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,7 +25,8 @@ from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front, packed, row_length
 from workbench.tracking.retention import answers_after, measure_prompts, stop_words, token_lists
-from workbench.tuning.numbers import TASKS, Source, presets
+from workbench.tuning.numbers import TASKS as TASKS
+from workbench.tuning.numbers import Source, presets
 from workbench.world import text
 
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
@@ -89,11 +90,6 @@ class Data(Record):
     def place(self) -> str:
         """Where the source's data lie: the source itself, but for a study's name."""
         return getattr(self.study, "data", self.source)
-
-
-def named(name: str) -> Callable[[Model, Data], Task]:
-    """The function that builds a task."""
-    return TASKS[name]
 
 
 class Relevance:
