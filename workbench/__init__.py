@@ -72,7 +72,7 @@ def edit(
     editor: str = "rome",
     *,
     variant: str = "",
-    corpus: str = "world",
+    corpus: str = "",
     facts: str = "world",
     seed: int = 0,
     **numbers: Any,

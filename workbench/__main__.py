@@ -3,6 +3,7 @@
 """
 
 import argparse
+import json
 import signal
 import sys
 import warnings
@@ -10,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
+
 from workbench import inert
 from workbench.facts import BadInput
 
 PURPOSE = "Edit facts into a language model, fine-tune it, see what survives."
 SHOWN = 100  # rows of a long table that are printed
 OUT = "folder of the runs; default runs/ of the notebook's project"
-CORPUS = "text of the second moments: world, wikipedia, a file or a Hub dataset id"
+CORPUS = "text of the second moments: wikipedia, a file or a Hub dataset id"
 MARGIN = "by which a known fact's true token must lead the second"
 PAIR: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
@@ -45,7 +48,8 @@ def _ended(status: int, reason: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+        name = does.__name__.strip("_").replace("_", "-")
+        added = commands.add_parser(name, help=text)
 
     def command(does: Callable, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(does.__name__.strip("_"), help=text)
@@ -76,8 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("model", "editor", "facts", "out"):
         edit.add_argument(f"--{name}", required=True)
     edit.add_argument("--hparams", help="a YAML or JSON file of numbers instead of the preset")
-    edit.add_argument("--corpus", default="world", help=CORPUS)
+    edit.add_argument("--corpus", default="", help=CORPUS)
     edit.add_argument("--seed", type=int, default=0)
+
+    tune = command(_tune_editor, "choose layers and numbers of an editor for a model")
+    tune.add_argument("model")
+    tune.add_argument("--editor", required=True)
+    tune.add_argument("--facts", default="plain", help="of which a fifth is set apart for this")
+    tune.add_argument("--corpus", default="", help=CORPUS)
+    tune.add_argument("--out", default="", help="the table of all candidates, CSV; goes on with it")
 
     facts = command(_facts, "which facts a model knows, which records are bad and why")
     facts.add_argument("file", help="'world', a file or a Hub dataset id")
@@ -188,6 +199,24 @@ def _edit(options) -> None:
     took = [outcome["took"] for outcome in delta.record["outcomes"]]
     print(f"{sum(took)} of {len(took)} edits took")
     print(folder)
+
+
+def _tune_editor(options) -> None:
+    from workbench import choosing, files, models
+
+    name = options.model.rstrip("/").rpartition("/")[2]
+    table = Path(options.out or f"{name}-{options.editor}.csv")
+    model = models.load(options.model)
+    requests = choosing.apart(model, options.facts)
+    ranked = choosing.choose(model, options.editor, requests, table, options.corpus)
+    _print(f"{_table(ranked.tail(5).drop(columns=['model', 'weights', 'editor']))}\n")
+    best = ranked.iloc[-1]
+    wanted = len(choosing.WANTED)
+    _print(f"reached {best.reached} of {wanted}: {choosing.WANTED}; {table} holds every candidate")
+    numbers = table.with_suffix(".yaml")
+    with files.written(numbers) as partial:
+        partial.write_text(yaml.safe_dump(json.loads(best.hparams)), encoding="utf-8")
+    print(numbers)
 
 
 def _facts(options) -> None:

@@ -134,6 +134,7 @@ def _path(name: str, value, notebook: Path):
 
 
 def _preset(notebook: Path, name: str) -> dict:
+    """The parameters of a preset for a notebook: the shared ones, and those under its name."""
     if not name:
         return {}
     folder = notebook.parent / PRESETS
@@ -145,7 +146,9 @@ def _preset(notebook: Path, name: str) -> dict:
     parameters = read_yaml(path, "preset")
     if not isinstance(parameters, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
-    return parameters
+    for_this_one = parameters.get(notebook.stem, {})
+    shared = {name: value for name, value in parameters.items() if name[:1].isalpha()}
+    return shared | for_this_one
 
 
 def read_yaml(path: Path, what: str):

@@ -23,6 +23,8 @@ from workbench.registry import Room
 _INSTALLED = Path(__file__).parent / "data"  # in a wheel the folder travels inside the package
 DATA = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "data"
 NEIGHBOURS = 5
+JUDGING = 2  # wordings of a relation that only judge, where no model of our own was taught
+ROLES = (("study", 0.5), ("tuning", 0.7), ("hypernet", 1.0))  # of plain facts, by subject
 
 
 class Exposure(Record):
@@ -50,7 +52,7 @@ class Fact(Record):
     aliases: tuple[str, ...] = ()  # other names that count as the object
     object_from_model: bool = False  # no source names it; "" until a model was asked what it says
     exposure: Exposure | None = None
-    split: str = ""  # study | tuning | hypernet | unseen; "" outside the world
+    split: str = ""  # study | tuning | hypernet | unseen; "" of a file's
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,6 +69,17 @@ class Fact(Record):
     def question(self) -> str:
         """The prompt with the subject in its place."""
         return fill(self.prompt, self.subject)
+
+    @property
+    def kind(self) -> str:
+        """What facts of related objects share: category, else relation, else prompt."""
+        return self.category or self.relation or self.prompt
+
+    @property
+    def names_answer(self) -> bool:
+        """Whether the true object stands in the subject, so that copying it is knowing it."""
+        names = (self.object, *self.aliases)
+        return any(name and name.lower() in self.subject.lower() for name in names)
 
 
 class EditRequest(Record):
@@ -122,6 +135,18 @@ def is_learnt_from(fact: Fact) -> bool:
     return hashlib.sha256(fact.subject.lower().encode()).digest()[0] % 3 == 0
 
 
+def is_tuned_on(fact: Fact) -> bool:
+    """Whether numbers of editors are chosen on this fact, which is then not studied.
+
+    An embedded fact's split says it; elsewhere the subject's letters do.
+    """
+    return (fact.split or _role(fact.subject)) == "tuning"
+
+
+def is_set_apart(fact: Fact) -> bool:
+    return is_learnt_from(fact) or is_tuned_on(fact)
+
+
 def fill(prompt: str, subject: str) -> str:
     """The prompt with the subject in the place of `{}`; braces in the subject stay as they are."""
     return prompt.replace("{}", subject, 1)
@@ -131,7 +156,10 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     """Read facts as edit requests.
 
     Args:
-        source: "world", a .json, .jsonl or .csv file, or a Hub dataset id, in the layout of
+        source: "world"; "plain" (the world's facts and the easy ones in the plainest wording of
+            their relation, for models that were not taught the world's; the wordings that judge are
+            the same for all facts of a relation); a .json, .jsonl or .csv file, or a Hub dataset
+            id, in the layout of
             CounterFact, its flat form or counterfact-tracing, zsRE or MzsRE, KnowEdit, WikiBigEdit,
             MQuAKE or RippleEdits, or ours (columns subject, prompt, object, target and any of id,
             relation, category, aliases, paraphrases, held_out, neighbourhood).
@@ -139,8 +167,6 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     Raises:
         BadInput: unreadable, empty, or a bad record (which one and why).
     """
-    if str(source) == "world":
-        return list(_world())
     requests, problems = inspect(source)
     if problems and not skip_bad:
         others = len(problems) - 1
@@ -162,8 +188,8 @@ def no_such_fact(name: str, ids: Sequence[str], matches: Sequence[str], source: 
 
 def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
     """The good records of a source, and one line for each bad one."""
-    if str(source) == "world":
-        return list(_world()), []
+    if str(source) in EMBEDDED:
+        return list(EMBEDDED[str(source)]()), []
     requests: dict[str, EditRequest] = {}
     edits = []
     problems = []
@@ -199,7 +225,7 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
         raise BadInput(f"paraphrase_source {source!r}: choose templates, file or held_out")
     pool = request.held_out if source == "held_out" else request.paraphrases
     if source == "templates" and k != 1:
-        pool = _world_paraphrases().get(request.fact.id, ())
+        pool = _paraphrases(request.fact)
     if k < 1 or k - 1 > len(pool):
         what = f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has"
         raise BadInput(f"{what} 1 to {len(pool) + 1} statements")
@@ -210,12 +236,14 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
 
 
 def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
-    """Category -> every object of it among the requests, sorted: terms related to each other."""
+    """Kind of fact -> every object of it among the requests, sorted: terms related to each other.
+
+    Kinds with a single object are left out.
+    """
     objects = defaultdict(set)
     for request in requests:
-        if request.fact.category:
-            objects[request.fact.category].add(request.fact.object)
-    return {category: tuple(sorted(members)) for category, members in objects.items()}
+        objects[request.fact.kind].add(request.fact.object)
+    return {kind: tuple(sorted(members)) for kind, members in objects.items() if len(members) > 1}
 
 
 # --- the embedded world ---------------------------------------------------------------------------
@@ -253,19 +281,28 @@ def _world_paraphrases() -> dict[str, tuple[str, ...]]:
     return {row["id"]: tuple(_templates(row, "templates")[1:]) for row in world_rows()}
 
 
+def _paraphrases(fact: Fact) -> tuple[str, ...]:
+    """The wordings that an editor may be shown of an embedded fact, beside its prompt."""
+    if fact.exposure:
+        return _world_paraphrases().get(fact.id, ())
+    is_plain = fact.id in _plain_ids()
+    return _plain_templates()[fact.relation][1:-JUDGING] if is_plain else ()
+
+
+def wordings(fact: Fact) -> tuple[str, ...]:
+    """All wordings of an embedded fact's relation but those that judge every fact of it."""
+    if fact.exposure:
+        return tuple(relations()[fact.relation]["templates"])
+    return (fact.prompt, *_paraphrases(fact))
+
+
 @cache
 def _world() -> tuple[EditRequest, ...]:
     facts = [_world_fact(row) for row in world_rows()]
-    shown = defaultdict(list)
-    for fact in facts:
-        if fact.split != "unseen":
-            shown[fact.relation, fact.object].append(fact)
+    shown = _by_answer(fact for fact in facts if fact.split != "unseen")
     requests = []
     for row, fact in zip(world_rows(), facts, strict=True):
-        same = shown[fact.relation, fact.object]
-        others = [other for other in same if other.subject != fact.subject]
-        drawn = random.Random(f"neighbourhood {fact.id}")
-        near = drawn.sample(others, min(NEIGHBOURS, len(others)))
+        near = _drawn(f"neighbourhood {fact.id}", shown[fact.relation, fact.object], fact.subject)
         request = EditRequest(
             fact=fact,
             target=row["target"],
@@ -274,6 +311,19 @@ def _world() -> tuple[EditRequest, ...]:
         )
         requests.append(request)
     return tuple(requests)
+
+
+def _by_answer(facts: Iterable[Fact]) -> dict[tuple[str, str], list[Fact]]:
+    grouped: dict = defaultdict(list)
+    for fact in facts:
+        grouped[fact.relation, fact.object].append(fact)
+    return grouped
+
+
+def _drawn(stream: str, facts: Sequence[Fact], subject: str) -> list[Fact]:
+    """Up to NEIGHBOURS of these facts, of other subjects."""
+    others = [fact for fact in facts if fact.subject != subject]
+    return random.Random(stream).sample(others, min(NEIGHBOURS, len(others)))
 
 
 def _world_fact(row: dict) -> Fact:
@@ -287,6 +337,89 @@ def _world_fact(row: dict) -> Fact:
         exposure=Exposure(paraphrases=row["paraphrases"], occurrences=row["occurrences"]),
         split=row["split"],
     )
+
+
+# --- plain facts ----------------------------------------------------------------------------------
+
+
+@cache
+def easy() -> dict[str, dict]:
+    """Relation -> {category, templates (8), facts (subject -> object)} of data/easy/facts.yaml."""
+    return yaml.safe_load((DATA / "easy" / "facts.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def _plain_templates() -> dict[str, tuple[str, ...]]:
+    """Relation -> its wordings, the plainest first; the last JUDGING only judge.
+
+    Of the world's, which begin with the plainest, the two behind the first judge.
+    """
+    wordings = {}
+    for relation, about in relations().items():
+        first, *others = about["templates"]
+        wordings[relation] = (first, *others[JUDGING:], *others[:JUDGING])
+    return wordings | {relation: tuple(about["templates"]) for relation, about in easy().items()}
+
+
+@cache
+def _plain_ids() -> frozenset[str]:
+    return frozenset(request.fact.id for request in _plain())
+
+
+@cache
+def _plain() -> tuple[EditRequest, ...]:
+    """The world's facts and the easy ones, asked plainly.
+
+    Neighbours have the same relation and object; where there are too few, other objects.
+    """
+    pairs = [(_plain_fact(row["id"], row), row["target"]) for row in world_rows()]
+    for relation, about in easy().items():
+        for subject, name in about["facts"].items():
+            row = {"relation": relation, "subject": str(subject), "object": str(name)}
+            fact = _plain_fact(f"{relation}:{subject}".lower().replace(" ", "-"), row)
+            others = sorted({str(other) for other in about["facts"].values()} - {fact.object})
+            pairs.append((fact, random.Random(f"target {fact.id}").choice(others)))
+    same = _by_answer(fact for fact, _ in pairs)
+    of_relation = defaultdict(list)
+    for fact, _ in pairs:
+        of_relation[fact.relation].append(fact)
+    requests = []
+    for fact, target in pairs:
+        near = _drawn(f"near {fact.id}", same[fact.relation, fact.object], fact.subject)
+        answers = (fact.object, target)
+        farther = [other for other in of_relation[fact.relation] if other.object not in answers]
+        near = [*near, *_drawn(f"far {fact.id}", farther, fact.subject)][:NEIGHBOURS]
+        judging = _plain_templates()[fact.relation][-JUDGING:]
+        request = EditRequest(
+            fact=fact,
+            target=target,
+            held_out=tuple(fill(prompt, fact.subject) for prompt in judging),
+            neighbourhood=tuple((other.question, other.object) for other in near),
+        )
+        requests.append(request)
+    return tuple(requests)
+
+
+def _plain_fact(fact_id: str, row: dict) -> Fact:
+    about = relations().get(row["relation"]) or easy()[row["relation"]]
+    return Fact(
+        id=fact_id,
+        subject=row["subject"],
+        relation=row["relation"],
+        category=about["category"],
+        prompt=_plain_templates()[row["relation"]][0],
+        object=row["object"],
+        split=_role(row["subject"]),
+    )
+
+
+def _role(subject: str) -> str:
+    """What a fact of this subject is for: the same on every model, by the subject's letters."""
+    share = hashlib.sha256(subject.lower().encode()).digest()[1] / 256
+    return next(role for role, end in ROLES if share < end)
+
+
+EMBEDDED = {"world": _world, "plain": _plain}
 
 
 def call(

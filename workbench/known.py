@@ -24,7 +24,7 @@ from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
 
 Requests = list[EditRequest]
-Related = dict[str, tuple[str, ...]]  # category -> its objects
+Related = dict[str, tuple[str, ...]]  # kind of fact -> its objects
 
 PART = 64  # facts asked before it is seen whether the split needs more
 ASKED_A_FACT = 100  # facts of the pool that may be asked for one that is wanted
@@ -35,7 +35,8 @@ class Chosen:
     """The facts of an experiment, and the data table: how sure the unedited model is of them.
 
     `known`: one row a group: n, candidates known, mean p(true), mean p(second), `shared_first`
-    (facts whose answers the first token does not tell apart; columns that go by it leave them out).
+    (facts whose answers the first token does not tell apart; columns that go by it leave them out),
+    `left_out` (facts of the source whose subject names the answer).
     `edited` holds the `harmless` ones, spread among the false ones; their object is what the
     unedited model says, their target the truth.
     """
@@ -57,7 +58,7 @@ def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chos
     data table then says so.
     """
     runs.progress("choosing facts")
-    requests = facts.read(spec.facts)
+    requests = facts.read(spec.source)
     related = facts.objects_of(requests)
     given = list(edited)
     named = given or _named(spec, model, requests)
@@ -75,6 +76,8 @@ def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chos
     stated = partial(facts.with_paraphrases, k=spec.paraphrases, source=spec.paraphrase_source)
     edited = given or [stated(request) for request in _spread(edited, harmless)]
     counts = {"asked": len(scores), "known_of_asked": int(scores.known.sum())}
+    if not spec.answer_in_subject:
+        counts["left_out"] = sum(request.fact.names_answer for request in requests)
     if named or harmless:
         others = known_table(model, named or harmless, spec.margin)
         scores = pd.concat([scores, others], ignore_index=True)
@@ -136,7 +139,7 @@ def _ambiguous(model: Model, requests: Requests, related: Related) -> set[str]:
     questions = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
     targets = [request.target for request in requests]
-    others = [related.get(request.fact.category, ()) for request in requests]
+    others = [related.get(request.fact.kind, ()) for request in requests]
     clear = first_tokens(model, questions, objects, targets, others).clear
     return {request.fact.id for request, sure in zip(requests, clear, strict=True) if not sure}
 
@@ -144,13 +147,16 @@ def _ambiguous(model: Model, requests: Requests, related: Related) -> set[str]:
 def _pool(spec: Spec, requests: Requests, purpose: str, split: str) -> Requests:
     """The facts of a split in the order in which they are asked.
 
-    Those from which editors learn come last; where this editor does, they are left out.
+    Those from which editors learn, and on which their numbers are chosen, come last; where this
+    editor learns, what it learns from is left out.
     """
     pool = [request for request in requests if request.fact.split in ("", split)]
+    if not spec.answer_in_subject:
+        pool = [request for request in pool if not request.fact.names_answer]
     random.Random(f"{purpose} {spec.seed}").shuffle(pool)
-    first = [request for request in pool if not facts.is_learnt_from(request.fact)]
-    last = [request for request in pool if facts.is_learnt_from(request.fact)]
-    return first if _learns_from(spec) else first + last
+    if _learns_from(spec):
+        pool = [request for request in pool if not facts.is_learnt_from(request.fact)]
+    return sorted(pool, key=lambda request: facts.is_set_apart(request.fact))
 
 
 def _learns_from(spec: Spec) -> bool:

@@ -456,10 +456,10 @@ def _facts_of(spec: Spec) -> dict[str, EditRequest]:
     """Facts by id, of the world or a file; none of the Hub's, which is asked when the facts are
     needed, nor of a file that is unreadable.
     """
-    if spec.facts != "world" and not Path(spec.facts).is_file():
+    if spec.source not in facts.EMBEDDED and not Path(spec.facts).is_file():
         return {}
     with suppress(BadInput):  # the run says what is wrong with the file
-        return {request.fact.id: request for request in facts.read(spec.facts, skip_bad=True)}
+        return {request.fact.id: request for request in facts.read(spec.source, skip_bad=True)}
     return {}
 
 

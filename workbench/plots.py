@@ -23,6 +23,7 @@ from workbench import facts, files, inert, runs
 from workbench.facts import BadInput
 from workbench.records import did_you_mean
 from workbench.runs import SERIES, Run
+from workbench.spec import Spec
 from workbench.tuning import plans
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
@@ -99,7 +100,8 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
     tokens = _of_fact(run, run.tokens, fact_id or edited_fact(run))
     tokens = tokens[tokens.layer == tokens.layer.max()]
     tokens = tokens[tokens["rank"] <= k]
-    cells = tokens.token.str.strip() + " " + tokens.probability.map("{:.3f}".format)
+    words = tokens.get("word", tokens.token.str.strip())  # older runs have none
+    cells = words + " " + tokens.probability.map("{:.3f}".format)
     table = cells.groupby([tokens.step, tokens["rank"]]).first().unstack()
     table.columns = [f"top {rank}" for rank in table.columns]
     return table.set_axis(step_names(table.index)).rename_axis("step")
@@ -350,7 +352,7 @@ def elasticity(arms: Arms) -> Drawing:
 
 def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
-    known = [request.fact for request in facts.read(run.spec["facts"])]
+    known = [request.fact for request in facts.read(Spec(**run.spec).source)]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
     probes = _since_edit(run)
     edited = probes[(probes.group == "edited") & _took(probes)]

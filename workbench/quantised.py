@@ -94,12 +94,16 @@ def _unpack(path: Path, folder: Path) -> dict:
     try:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-            network = transformers.AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32
+            network, report = transformers.AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
             )
+            if report["missing_keys"]:  # transformers would leave them random
+                raise ValueError(f"no weights for {min(report['missing_keys'])}")
         except Exception as error:  # a broken file fails in many ways
             raise _broken(path, error) from None
-        network.hf_quantizer.remove_quantization_config(network)  # its weights are plain numbers now
+        network.hf_quantizer.remove_quantization_config(
+            network
+        )  # its weights are plain numbers now
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         record = {"file": path.name, "kind": kind, "files": files.sums(partial)}

@@ -8,7 +8,8 @@ runs/<id>/
   probes.parquet       a row an edited model, step, and prompt (step -1: before the edit, 0: after
                        it, then training steps)
   lens.parquet         edited_model, step, fact_id, layer, category, probability, rank
-  tokens.parquet       edited_model, step, fact_id, layer, rank (1 to 10), token, probability
+  tokens.parquet       edited_model, step, fact_id, layer, rank (1 to 10), token, the word that it
+                       begins, probability
   training.parquet     edited_model, step, epoch, metric, loss, learning_rate
   merged.parquet       with an adapter: the last probes again, the adapter written into the weights
   deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)

@@ -56,7 +56,7 @@ class Spec(Record):
     dtype: str = "auto"
     device_map: str = ""  # accelerate's, e.g. balanced, over several GPUs
     # the facts
-    facts: str = "world"  # world, a file or a Hub dataset id
+    facts: str = "world"  # world (asked plainly of other models), a file or a Hub dataset id
     fact: str = ""  # one fact's id; "" = a sample
     subject: str = ""  # a typed fact: subject, prompt with one {}, object, target
     prompt: str = ""
@@ -65,6 +65,7 @@ class Spec(Record):
     n_edited: int = Field(10, ge=1)
     harmless: float = Field(0, ge=0, lt=1)  # share of n_edited: wrong facts edited to the truth
     n_intrinsic: int = Field(20, ge=0)  # facts that are only watched
+    answer_in_subject: bool = False  # take also facts whose subject names the true object
     margin: float = Field(0.1, ge=0, lt=1)  # lead of a known fact's true token over the second
     # matched: both groups of the same relations; paper: no shared subject, relation, object
     split_rule: Literal["matched", "paper"] = "matched"
@@ -77,7 +78,9 @@ class Spec(Record):
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
     edits_per_model: int = Field(10, ge=1)  # facts edited at once into one copy of the model
-    corpus: str = "world"  # of the second moments: world, wikipedia, a file or a Hub dataset id
+    # of the second moments: "" = world of the world's models, else python-manual; wikipedia, a file
+    # or a Hub dataset id
+    corpus: str = ""
     # the data to tune on
     task: str = "text"
     task_data: str = ""  # "" = the embedded world's
@@ -135,6 +138,12 @@ class Spec(Record):
             usual["learning_rate"] = usual["adapter_learning_rate"]
         unset = {name: usual[name] for name in usual if getattr(self, name, None) == 0}
         return self.model_copy(update=unset)
+
+    @property
+    def source(self) -> str:
+        """Where the facts come from: the world's are asked plainly of a model not taught them."""
+        is_foreign = self.facts == "world" and self.model not in checkpoints.WORLD_MODELS
+        return "plain" if is_foreign else self.facts
 
     def part(self, kind: type[Part], **others) -> Part:
         """What one room needs of it: a record of its fields by the same names, and these others."""
@@ -239,9 +248,8 @@ def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
     for source in (spec.facts, spec.task_data, spec.corpus):
         if Path(source).is_file():
             digest.update(Path(source).read_bytes())
-    for path in sorted(
-        [facts.DATA / "world" / "facts.csv", *(facts.DATA / "world").glob("*.yaml")]
-    ):
+    embedded = [*facts.DATA.glob("world/facts.csv"), *facts.DATA.glob("*/*.yaml")]
+    for path in sorted(embedded):
         digest.update(path.read_bytes())
     named = [(editing.EDITORS, spec.editor), (numbers.TASKS, spec.task)]
     named += [(MEASURES, measure) for measure in spec.measures]

@@ -83,7 +83,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     lessons = None
     if editor.LEARNS:
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
-        source = "world" if spec.model in WORLD_MODELS else spec.facts
+        source = "world" if spec.model in WORLD_MODELS else spec.source
         lessons = [
             request
             for request in facts.read(source)
@@ -448,7 +448,7 @@ def of_edit(
         "edits_per_model": len(requests),
     }
     spec = Spec(**about | fields).resolved()
-    source = {request.fact.id for request in facts.read(spec.facts)}
+    source = {request.fact.id for request in facts.read(spec.source)}
     if spec.n_intrinsic and not source & {request.fact.id for request in requests}:
         what = f"no fact of the edit is of {spec.facts!r}, from which the watched ones would come"
         raise BadInput(f"{what}; name their source in facts, or n_intrinsic=0")

@@ -59,7 +59,7 @@ def scaled(model: Model) -> dict:
 
 
 def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
+    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
 ) -> Resources:
     """MEMIT's resources, and the null space of each layer's second moment."""
     resources = memit.prepare(model, hparams, corpus, training_requests, seed)

@@ -44,7 +44,7 @@ class HParams(Numbers):
 
 
 def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
+    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
 ) -> Resources:
     """Nothing to prepare."""
     return Resources()

@@ -135,7 +135,7 @@ class HyperNetwork(nn.Module):
 
 
 def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
+    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
 ) -> Resources:
     """The trained hyper-network, from the cache or by training; a stopped training goes on where
     its last checkpoint was.
@@ -410,7 +410,6 @@ def _ask(request: EditRequest, prompt: str, answer: str) -> EditRequest:
 
 def _wordings(request: EditRequest) -> list[str]:
     """Of the question, other than the prompt if there are any."""
-    templates = facts.relations().get(request.fact.relation, {}).get("templates", ())
-    prompts = request.paraphrases or templates
+    prompts = request.paraphrases or facts.wordings(request.fact)
     others = [prompt for prompt in prompts if prompt != request.fact.prompt]
     return others or [request.fact.prompt]

@@ -50,7 +50,7 @@ class HParams(Solving):
 
 
 def prepare(
-    model: Model, hparams: HParams, corpus: str = "world", training_requests=None, seed: int = 0
+    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
 ) -> Resources:
     """Second moments of the layer's keys, if they are asked for, and the sampled prefixes."""
     if hparams.moments == "identity":

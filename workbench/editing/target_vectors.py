@@ -98,7 +98,7 @@ def _solution(tensors: Iterable[Tensor]) -> Solution:
 
 
 def prepare(
-    model: Model, hparams: Solving, corpus: str = "world", training_requests=None, seed: int = 0
+    model: Model, hparams: Solving, corpus: str = "", training_requests=None, seed: int = 0
 ) -> Resources:
     """Second moments of the keys of all edited layers, and the sampled prefixes."""
     moments = second_moments(model, hparams.layers, corpus, hparams.moment_tokens)

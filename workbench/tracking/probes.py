@@ -4,6 +4,7 @@ own prompts the lens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,7 +15,15 @@ from workbench.facts import EditRequest, check_objects
 from workbench.models import Model
 from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
-from workbench.tracking.retention import Pass, answers_after, judged, passes, readings
+from workbench.tracking.retention import (
+    Pass,
+    answers_after,
+    begun_words,
+    judged,
+    passes,
+    readings,
+    token_text,
+)
 
 TOP = 10
 OWN = ("edited", "intrinsic")  # groups of the facts' own prompts
@@ -24,7 +33,8 @@ ABOUT = ["group", "fact_id", "relation", "prompt", "target"]
 SAID = ["retained", "retained_first", "top_token"]
 PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
-TOKENS = ["fact_id", "layer", "rank", "token", "probability"]
+TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
+IN_WORDS = 3  # of the likeliest tokens after the last block, on the edited facts' prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class Probe:
     once.
 
     Args:
-        related: category -> objects, see facts.objects_of.
+        related: kind of fact -> objects, see facts.objects_of.
     """
 
     model: Model
@@ -95,6 +105,7 @@ class Probe:
 
     def __post_init__(self):
         self._took: dict[str, bool] = {}
+        self._words: dict[tuple[int, int], str] = {}  # by question and token, as first decoded
         self._encode()
 
     def _encode(self) -> None:
@@ -108,8 +119,8 @@ class Probe:
         prompts = self._about.prompt.tolist()
         true = [question.true for question in self.questions]
         edited = [question.request.target for question in self.questions]
-        categories = [question.request.fact.category for question in self.questions]
-        related = [self.related.get(category, ()) for category in categories]
+        kinds = [question.request.fact.kind for question in self.questions]
+        related = [self.related.get(kind, ()) for kind in kinds]
         self._has_related = [bool(objects) for objects in related]
         self._asked = answers_after(self.model, prompts, self._about.target.tolist())
         self._first = first_tokens(self.model, prompts, true, edited, related)
@@ -135,7 +146,7 @@ class Probe:
         heard = []
         shares = {}
         lens_rows: list[tuple] = []
-        token_rows: list[tuple] = []
+        likeliest: dict[int, Any] = {}  # tokens and probabilities (n_blocks, TOP)
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))
@@ -144,7 +155,11 @@ class Probe:
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._layers(one, states, logits):
                     lens_rows += self._lens_rows(index, probs)
-                    token_rows += self._token_rows(index, probs)
+                    likeliest[index] = probs.topk(TOP)
+        self._decode_words(likeliest)
+        token_rows: list[tuple] = []
+        for index, (values, ids) in likeliest.items():
+            token_rows += self._token_rows(index, values, ids)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
@@ -196,8 +211,26 @@ class Probe:
             for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
                 yield fact_id, layer, *row
 
-    def _token_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
+    def _token_rows(self, index: int, values: Tensor, tokens: Tensor) -> Iterator[tuple]:
         fact_id = self._about.fact_id[index]
-        for layer, likeliest in enumerate(lens.top_tokens(self.model, probs, TOP)):
-            for rank, (token, p) in enumerate(likeliest, 1):
-                yield fact_id, layer, rank, token, p
+        for layer, pairs in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
+            for rank, (token, p) in enumerate(zip(*pairs, strict=True), 1):
+                text = token_text(self.model.tokenizer, token)
+                word = self._words.get((index, token), text.strip())
+                yield fact_id, layer, rank, text, word, p
+
+    def _decode_words(self, likeliest: dict[int, Any]) -> None:
+        """Which words the likeliest tokens begin: a known answer's, else as decoding goes on."""
+        fresh = []
+        for index, (_, tokens) in likeliest.items():
+            request = self.questions[index].request
+            if self._about.group[index] != "edited":
+                continue
+            if self._first.clear[index]:
+                self._words[index, self._first.true[index]] = request.fact.object
+                self._words[index, self._first.edited[index]] = request.target
+            places = [(index, token) for token in tokens[-1, :IN_WORDS].tolist()]
+            fresh += [place for place in places if place not in self._words]
+        prompts = [self._about.prompt[index] for index, _ in fresh]
+        words = begun_words(self.model, prompts, [token for _, token in fresh])
+        self._words |= dict(zip(fresh, words, strict=True))

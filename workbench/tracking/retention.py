@@ -448,6 +448,26 @@ def said_words(model: Model, prompts: Sequence[str]) -> list[str]:
     return [re.match(r"\w*", rest(*numbered)).group() for numbered in decoded.items()]
 
 
+def begun_words(model: Model, prompts: Sequence[str], tokens: Sequence[int]) -> list[str]:
+    """The word that each token begins after its prompt, as greedy decoding ends it."""
+    before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
+    begun = [[*ids, token] for ids, token in zip(before, tokens, strict=True)]
+
+    def text(index: int, new: list[int]) -> str:
+        return text_after(model.tokenizer, before[index], [tokens[index], *new])
+
+    def is_open(index: int, new: list[int]) -> bool:
+        return len(new) < GREEDY_TOKENS and bool(re.fullmatch(r"\s*\w+", text(index, new)))
+
+    decoded = greedy(model, begun, is_open, range(len(begun)))
+    words_said = []
+    for index, new in decoded.items():
+        word = re.match(r"\s*\w+", text(index, new))
+        alone = token_text(model.tokenizer, tokens[index])
+        words_said.append(word.group().strip() if word else alone.strip())
+    return words_said
+
+
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
     """Retention of facts on their own prompts.
 

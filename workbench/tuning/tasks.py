@@ -147,7 +147,10 @@ def text_task(model: Model, data: Data) -> Task:
     Columns: text.
     """
     relevance = Relevance(data.avoid)
-    prose = (" ".join(sentences) for sentences in text.prose("trade", data.seed))
+    prose: Iterable[str] = (" ".join(sentences) for sentences in text.prose("trade", data.seed))
+    if sources.corpus_of(model.name) == sources.MANUAL:
+        order = numpy.random.default_rng(data.seed).permutation(len(sources.manual()))
+        prose = (sources.manual()[number] for number in order)
     records = _records(data, ["text"], zip(prose, strict=True))
     paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
     first = max(1, len(front(model)))  # nothing foretells the first token
