@@ -48,11 +48,10 @@ def _ended(status: int, reason: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
-        name = does.__name__.strip("_").replace("_", "-")
-        added = commands.add_parser(name, help=text)
 
     def command(does: Callable, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(does.__name__.strip("_"), help=text)
+        name = does.__name__.strip("_").replace("_", "-")
+        added = commands.add_parser(name, help=text)
         added.set_defaults(command=does)
         return added
 

@@ -82,8 +82,9 @@ def corpus_texts(corpus: str) -> Iterable[str]:
 
     Args:
         corpus: "world" (what the embedded world's pre-training says, statements and prose; not
-            Wikipedia); "python-manual" (`sources.manual`); "wikipedia"; a UTF-8 .txt file, one text a paragraph; a .jsonl, .csv or
-            .parquet file or a Hub dataset id, of which the column `text` is read.
+            Wikipedia); "python-manual" (`sources.manual`); "wikipedia"; a UTF-8 .txt file, one text
+            a paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column
+            `text` is read.
     """
     if corpus == "world":
         return text.pretraining(seed=1)
