@@ -49,6 +49,8 @@ def _ended(status: int, reason: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
 
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
     def command(does: Callable, text: str) -> argparse.ArgumentParser:
         name = does.__name__.strip("_").replace("_", "-")
         added = commands.add_parser(name, help=text)
