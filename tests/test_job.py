@@ -1,3 +1,4 @@
+import json
 import stat
 import subprocess
 import sys
@@ -53,3 +54,31 @@ job.Job(pathlib.Path("n.ipynb"), {{}}, pathlib.Path({str(tmp_path)!r}))
 while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_run_is_watched_by_its_log_and_progress_and_its_folder_goes_with_it(
+    tmp_path, monkeypatch
+):
+    script = tmp_path / "python"
+    script.write_text(
+        f"""#!{sys.executable}
+import json, os, pathlib, sys
+pathlib.Path(os.environ["WORKBENCH_PROGRESS"]).write_text(json.dumps({{"phase": "tuning"}}))
+print(json.dumps(sys.argv[1:]), flush=True)
+sys.stderr.write("10%\\r20%\\n[IPKernelApp] WARNING\\n")
+sys.exit(3)
+"""
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(job.sys, "executable", str(script))
+    one = job.Job(NOTEBOOK, {"layers": [2, 3]}, tmp_path / "runs")
+    assert one.status() == 3
+    assert not one.running
+    command = ["-m", "workbench", "run", str(NOTEBOOK), "-p", "layers", "[2, 3]"]
+    assert json.loads(one.last("stdout")) == [*command, "--out", str(tmp_path / "runs")]
+    assert one.last("stderr") == "20%"
+    assert one.progress() == {"phase": "tuning"}
+    one.stop()  # changes nothing once it has ended
+    assert not one.stopped
+    one.close()
+    assert not one.folder.exists()

@@ -3,6 +3,7 @@ import torch
 
 from tests.editors import edited, logits
 from workbench import deltas, facts
+from workbench.editing import incontext, records
 from workbench.positions import encode
 
 
@@ -28,3 +29,13 @@ def test_a_context_of_a_broken_model_is_refused(tiny, requests, one_line):
     with pytest.raises(facts.BadInput) as error:
         edited(tiny, "incontext", requests[:2])
     assert "NaN" in one_line(error)
+
+
+def test_every_statement_of_a_fact_stands_in_front_and_no_layer_is_named(tiny, requests, one_line):
+    wider = facts.with_paraphrases(requests[0], 3)
+    edit = incontext.edit(tiny, [wider], incontext.HParams(scope="all"), records.Resources())
+    assert len(edit.statements) == 3
+    assert edit.before("The weather was fine").count(f"{wider.target}.") == 3
+    with pytest.raises(facts.BadInput) as error:
+        edited(tiny, "incontext", requests[:1], layers=(1,))
+    assert "leave layers out" in one_line(error)
