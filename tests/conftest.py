@@ -5,9 +5,11 @@ trained one.
 import dataclasses
 import gc
 import itertools
+import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -15,9 +17,12 @@ import tokenizers
 import torch
 import transformers
 
-from workbench import checkpoints, facts, models
+from workbench import batch, checkpoints, facts, models
+from workbench.editing import grace, incontext, records
 from workbench.world import text
 
+CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
+SHORT = {"layers": [1], "n_intrinsic": 2, "max_steps": 2, "eval_every": 1, "device": "cpu"}
 END = "<|endoftext|>"
 TINY = {
     "num_hidden_layers": 3,
@@ -232,3 +237,62 @@ def world(request):
     if not (folder / "config.json").is_file():
         pytest.skip(f"{folder} holds no model: run `make pretrain`")
     return models.load(request.param, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A model of the small world; leave it as it was."""
+    return models.load("world-gpt2", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def requests():
+    return [request for request in facts.read("world") if request.fact.split == "study"][:300:60]
+
+
+@pytest.fixture
+def codebook(tiny, requests):
+    hparams = grace.HParams(layers=(1,), steps=25)
+    return grace.edit(tiny, requests[:3], hparams, records.Resources())
+
+
+@pytest.fixture
+def context(tiny, requests):
+    return incontext.edit(tiny, requests[:3], incontext.HParams(), records.Resources())
+
+
+@pytest.fixture(scope="session")
+def own_facts(tmp_path_factory):
+    """A facts file for a model that knows nothing: a fact that is named need not be known.
+
+    The names hold markup.
+    """
+    path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
+    lines = [
+        {
+            "id": str(n),
+            "subject": f"Person {n} <img src=x onerror=alert(1)>",
+            "prompt": "{} plays the",
+            "object": "harp",
+            "target": "flute",
+        }
+        for n in range(4)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def parameters(tiny_folders, own_facts):
+    return SHORT | {
+        "model": str(tiny_folders["gpt2"]),
+        "facts": str(own_facts),
+        "fact": "0",
+        "n_intrinsic": 0,
+    }
+
+
+@pytest.fixture(scope="session")
+def case_study(parameters, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return batch.run(CASE_STUDY, parameters, out=out)

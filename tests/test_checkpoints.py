@@ -288,3 +288,49 @@ def test_a_mistyped_world_model_is_told_before_the_hub_is_asked(monkeypatch, one
             assert f"did you mean {right!r}?" in one_line(error)
     for hub_id in ("gpt2", "gpt2-xl", "someone/world-gpt2-large", "EleutherAI/gpt-j-6b"):
         assert checkpoints.locate(hub_id) == (None, "main")
+
+
+def test_a_copy_of_a_folder_has_its_file_fingerprint(tiny_folders, tmp_path):
+    copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
+    (copy / "README.md").write_text("a note")
+    assert checkpoints.file_fingerprint(str(copy)) == checkpoints.file_fingerprint(
+        str(tiny_folders["gpt2"])
+    )
+    assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(
+        str(tiny_folders["llama"])
+    )
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ],
+)
+def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, tmp_path, file):
+    copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text(
+        "{{ messages }}"
+    )  # which decides the rows of instructions
+    before = checkpoints.file_fingerprint(str(copy))
+    content = bytearray((copy / file).read_bytes())
+    content[-1] ^= 1
+    (copy / file).write_bytes(content)
+    assert checkpoints.file_fingerprint(str(copy)) != before
+
+
+def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(
+    tmp_path, monkeypatch, one_line
+):
+    monkeypatch.setattr(checkpoints, "DATA", tmp_path)
+    with pytest.raises(BadInput) as error:
+        checkpoints.file_fingerprint("world-gpt2")
+    assert "'world-gpt2'" in one_line(error)
+
+
+def test_the_file_fingerprint_of_a_hub_id_names_it(one_line):
+    assert checkpoints.file_fingerprint("nobody/no-such-model").startswith("nobody/no-such-model@")

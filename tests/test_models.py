@@ -475,52 +475,6 @@ def test_the_fingerprint_stays_that_of_the_weights_first_asked_for(tiny):
     assert tiny.fingerprint == before
 
 
-def test_a_copy_of_a_folder_has_its_file_fingerprint(tiny_folders, tmp_path):
-    copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
-    (copy / "README.md").write_text("a note")
-    assert checkpoints.file_fingerprint(str(copy)) == checkpoints.file_fingerprint(
-        str(tiny_folders["gpt2"])
-    )
-    assert checkpoints.file_fingerprint(str(copy)) != checkpoints.file_fingerprint(
-        str(tiny_folders["llama"])
-    )
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "model.safetensors",
-        "config.json",
-        "tokenizer.json",
-        "generation_config.json",
-        "chat_template.jinja",
-    ],
-)
-def test_the_file_fingerprint_changes_with_every_file_that_counts(tiny_folders, tmp_path, file):
-    copy = shutil.copytree(tiny_folders["gpt2"], tmp_path / "copy")
-    (copy / "chat_template.jinja").write_text(
-        "{{ messages }}"
-    )  # which decides the rows of instructions
-    before = checkpoints.file_fingerprint(str(copy))
-    content = bytearray((copy / file).read_bytes())
-    content[-1] ^= 1
-    (copy / file).write_bytes(content)
-    assert checkpoints.file_fingerprint(str(copy)) != before
-
-
-def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(
-    tmp_path, monkeypatch, one_line
-):
-    monkeypatch.setattr(checkpoints, "DATA", tmp_path)
-    with pytest.raises(BadInput) as error:
-        checkpoints.file_fingerprint("world-gpt2")
-    assert "'world-gpt2'" in one_line(error)
-
-
-def test_the_file_fingerprint_of_a_hub_id_names_it(one_line):
-    assert checkpoints.file_fingerprint("nobody/no-such-model").startswith("nobody/no-such-model@")
-
-
 def test_world_models_load_in_float32_with_their_tokenizer(world):
     assert (world.n_blocks, world.dtype) == (12, torch.float32)
     assert world.tokenizer.bos_token_id is not None

@@ -1,18 +1,15 @@
 import html
 import json
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from tests.benchmarks.explorer import synthetic_run
 from workbench import editing, facts, job, runs, study
-from workbench.facts import BadInput
 from workbench.panel import Panel
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
@@ -342,31 +339,6 @@ def test_without_a_notebook_run_is_off_and_says_why(monkeypatch):
 # ----------------------------------------------------------------------------------------
 
 
-def test_the_notebook_is_given_what_differs_from_its_defaults():
-    spec = study.Spec(
-        fact=FACT,
-        editor="memit",
-        layers=[2, 3],
-        learning_rate=1e-5,
-        n_intrinsic=20,
-        n_edited=7,
-        subject="O'Neil: #1\n\U0001f600",
-    )
-    given = job.parameters(NOTEBOOK, spec)
-    assert given == {
-        "editor": "memit",
-        "layers": [2, 3],
-        "learning_rate": 1e-5,
-        "subject": spec.subject,
-    }
-    for value in given.values():
-        text = job._yaml(value)
-        assert "\n" not in text
-        assert yaml.safe_load(text) == value
-    with pytest.raises(BadInput, match="declares no parameter n_edited"):
-        job.parameters(NOTEBOOK, spec, ["editor", "n_edited"])
-
-
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """stand_in(code): what the panel starts instead of Python, given the same arguments; -> Panel
@@ -493,22 +465,6 @@ while True: time.sleep(0.1)"""
     assert not psutil.pid_exists(below) or psutil.Process(below).status() == psutil.STATUS_ZOMBIE
     assert not controls.run_button.disabled
     assert controls.stop_button.disabled
-
-
-def test_a_kernel_that_ends_takes_its_run_along(tmp_path):
-    script = tmp_path / "python"
-    script.write_text(
-        f"#!{sys.executable}\nimport os, pathlib, time\n"
-        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(600)\n"
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    code = f"""import sys, time, pathlib
-from workbench import job
-sys.executable = {str(script)!r}
-job.Job(pathlib.Path("n.ipynb"), {{}}, pathlib.Path({str(tmp_path)!r}))
-while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():

@@ -1,7 +1,6 @@
 """A name is the package's own, an installed package's, or registered here; a function is enough."""
 
 import json
-import subprocess
 import sys
 import types
 import warnings
@@ -36,11 +35,6 @@ def editors(monkeypatch):
     monkeypatch.setattr(editing.EDITORS, "_ready", dict(editing.EDITORS._ready))
     monkeypatch.setattr(editing.EDITORS, "_declared", set())
     return editing.EDITORS
-
-
-@pytest.fixture(scope="module")
-def requests():
-    return [request for request in facts.read("world") if request.fact.split == "study"][:300:60]
 
 
 def test_own_names_are_imported_when_they_are_asked_for(things):
@@ -249,13 +243,6 @@ def test_a_measure_becomes_a_table_of_the_run(tiny_folders, monkeypatch, tmp_pat
     assert run.table("retention").retained.dtype == bool
     with pytest.raises(BadInput, match="lengh"):
         wb.study(spec.model_copy(update={"measures": ("lengh",)}), out=tmp_path)
-
-
-def test_to_import_the_package_takes_no_torch():
-    code = "import sys, workbench as wb; list(wb.editors); print(sorted(sys.modules))"
-    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for heavy in ("torch", "transformers", "ipywidgets", "matplotlib"):
-        assert f"'{heavy}'" not in names.stdout
 
 
 # --- through a notebook

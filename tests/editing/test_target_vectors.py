@@ -8,18 +8,13 @@ import pydantic
 import pytest
 import torch
 
-from workbench import facts
+from workbench.activations import recorded
 from workbench.editing import target_vectors
-from workbench.editing.rows import Rows
+from workbench.editing.rows import Rows, build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput
 from workbench.positions import Encoded, encode, statement
 from workbench.tracking.retention import measure_prompts
-
-
-@pytest.fixture(scope="module")
-def requests():
-    return [request for request in facts.read("world") if request.fact.split == "study"][:300:60]
 
 
 def solve(model, requests, prefixes=(), layer=1, **numbers):
@@ -232,3 +227,52 @@ def test_a_chunk_is_closed_where_it_is_full_or_large_enough_and_nowhere_else(mon
                 unlike += size([*chunk, following[0]]) <= most
     assert full > 50
     assert unlike > 50
+
+
+def test_many_facts_at_once_get_the_vectors_they_would_get_alone(tiny, requests):
+    prefixes = sample_prefixes(tiny, 3, seed=1)
+    together = solve(tiny, requests, prefixes, steps=6)
+    for number, request in enumerate(requests):
+        alone = solve(tiny, [request], prefixes, steps=6)
+        assert torch.allclose(together.shift[number], alone.shift[0], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(together.shift[0], together.shift[1], atol=1e-2)
+
+
+def test_chunks_do_not_change_the_solution(tiny, requests, monkeypatch):
+    whole = solve(tiny, requests, steps=6)
+    monkeypatch.setattr(target_vectors, "tokens_at_once", lambda model: 1)
+    assert torch.allclose(solve(tiny, requests, steps=6).shift, whole.shift, rtol=1e-3, atol=1e-4)
+
+
+def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
+    long = requests[0].model_copy(
+        update={"fact": requests[0].fact.model_copy(update={"prompt": "and so on " * 20 + "{} is"})}
+    )
+    rows = build_rows(tiny, [*requests, long], sample_prefixes(tiny, 3, seed=1), kl=True)
+    chunks = target_vectors._chunks(rows, 500)
+    assert torch.cat(chunks).sort().values.tolist() == list(range(rows.n))
+    assert max(map(len, chunks)) > 1
+    for chunk in chunks:
+        some = rows.select(chunk)
+        size = len(some.owner) * int(
+            some.subject.max() + (some.encoded.lengths - some.subject).max()
+        )
+        assert size <= 500 or len(chunk) == 1
+
+
+def test_a_fact_stops_by_itself_below_the_stop_loss(tiny, requests):
+    first = solve(tiny, requests, steps=1, convention="reference").loss  # one evaluation, no update
+    bound = first.sort().values[1:3].mean().item()  # two facts are below it from the start
+    solution = solve(tiny, requests, steps=3, stop_loss=bound)
+    assert (solution.steps[first < bound] == 0).all()
+    assert (solution.shift[first < bound] == 0).all()
+    assert (solution.steps[first >= bound] > 0).all()
+
+
+def test_the_shift_stays_within_the_clamp(tiny, requests):
+    solution = solve(tiny, requests, steps=6, clamp=0.25)
+    rows = build_rows(tiny, requests)
+    with recorded({"mlp": tiny.mlp(1)}) as record:
+        tiny.network(**rows.encoded.arguments())
+    v0 = record["mlp"][torch.arange(len(requests)), rows.subject].norm(dim=1)
+    assert (solution.shift.norm(dim=1) <= 0.25 * v0 * (1 + 1e-5)).all()

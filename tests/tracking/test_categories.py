@@ -11,7 +11,7 @@ import torch
 from tests.taught import taught
 from workbench import facts
 from workbench.positions import front
-from workbench.tracking.categories import CATEGORIES, first_tokens
+from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
 from workbench.tracking.probes import Probe, questions
 
 model_of = cache(taught)
@@ -103,3 +103,16 @@ def test_a_token_over_the_end_of_a_prompt_leaves_its_fact_unclear():
     look = Probe(model, questions([facts.EditRequest(fact=fact, target="东京")], [])).look(0)
     assert look.probes.clear.tolist() == [False]
     assert look.probes.p_true.isna().all()
+
+
+def test_each_token_counts_once_for_the_first_category_that_fits(tiny):
+    vocabulary = len(tiny.tokenizer)
+    category = token_categories(
+        tiny, vocabulary, true=300, edited=301, related=frozenset({302, 303})
+    )
+    probs = torch.rand(4, vocabulary).softmax(1)
+    assert torch.allclose(mass(probs, category).sum(1), torch.ones(4), atol=1e-6)
+    assert mass(probs, category)[:, 0].tolist() == pytest.approx(probs[:, 300].tolist())
+    both = token_categories(tiny, vocabulary, true=300, edited=300)
+    assert both[300] == CATEGORIES.index("true")
+    assert (both != CATEGORIES.index("edited")).all()

@@ -365,20 +365,6 @@ def test_no_fact_left_to_teach_is_one_clear_line(model, tmp_path, one_line):
     assert "holds no fact" in one_line(error)
 
 
-def test_every_task_has_its_usual_numbers():
-    assert set(numbers.presets()["world"]) == set(tasks.TASKS)
-
-
-def test_the_studies_sources_name_a_task_and_refuse_another(one_line):
-    found = numbers.presets()["sources"]
-    assert {"common-crawl", "counterfact", "imdb", "tulu-3", "commonsense-170k"} <= set(found)
-    assert {source.task for source in found.values()} == set(tasks.TASKS)
-    assert numbers.usual("text", "common-crawl").threshold == 3.1
-    with pytest.raises(BadInput) as error:
-        numbers.usual("facts", "imdb")
-    assert "sentiment" in one_line(error)
-
-
 @pytest.mark.parametrize("name", ["imdb", "tulu-3", "common-crawl"])
 def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
     asked = []

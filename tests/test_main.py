@@ -1,0 +1,224 @@
+import json
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.layouts import as_json, own, wikibigedit
+from workbench import batch, facts, known, models, runs, study
+from workbench.__main__ import main
+from workbench.spec import Spec
+from workbench.tuning import numbers
+
+CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
+
+
+def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
+    arguments = ["run", str(CASE_STUDY), "--out", str(case_study.folder.parent)]
+    for name, value in parameters.items():
+        arguments += ["-p", name, json.dumps(value)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(case_study.folder)
+    assert any("top 1" in line for line in lines)
+
+
+def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
+    assert main(["run", str(CASE_STUDY), "-p", "edittor", "rome", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "edittor" in error
+
+
+def test_edit_writes_an_ordinary_folder(tiny_folders, own_facts, tmp_path, capsys):
+    hparams = tmp_path / "hparams.yaml"
+    hparams.write_text("layers: [1]\nsteps: 2\n")
+    arguments = [
+        "edit",
+        "--model",
+        str(tiny_folders["llama"]),
+        "--editor",
+        "ft",
+        "--facts",
+        str(own_facts),
+        "--hparams",
+        str(hparams),
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "edited")]) == 0
+    *_, took, folder = capsys.readouterr().out.splitlines()
+    assert folder == str(tmp_path / "edited")
+    outcomes = json.loads((tmp_path / "edited" / "edit.json").read_text())["outcomes"]
+    n_took = sum(outcome["took"] for outcome in outcomes)
+    assert took == f"{n_took} of {len(facts.read(str(own_facts)))} edits took"
+    base, edited = (
+        models.load(tiny_folders["llama"], device="cpu"),
+        models.load(tmp_path / "edited", device="cpu"),
+    )
+    name = base.down_projection_name(1) + ".weight"
+    changed = [
+        key
+        for key, tensor in base.network.state_dict().items()
+        if not tensor.equal(edited.network.state_dict()[key])
+    ]
+    assert changed == [name]
+    assert main([*arguments, "--out", str(tmp_path / "edited")]) == 2
+
+
+def test_facts_lists_what_is_known_and_what_is_bad(tiny_folders, own_facts, tmp_path, capsys):
+    path = tmp_path / "facts.jsonl"
+    bad = {"id": "\x1b[2J", "subject": " ", "prompt": "{} is", "object": "a", "target": "b"}
+    odd = {"id": "=1+1", "subject": "x", "prompt": "{} is", "object": "a", "target": "b"}
+    path.write_text("\n".join([own_facts.read_text(), json.dumps(bad), json.dumps(odd)]))
+    assert (
+        main(
+            [
+                "facts",
+                str(path),
+                "--model",
+                str(tiny_folders["gpt2"]),
+                "--out",
+                str(tmp_path / "known.csv"),
+            ]
+        )
+        == 0
+    )
+    captured = capsys.readouterr()
+    assert "record 5" in captured.err
+    assert "\x1b" not in captured.err
+    assert "of 5 facts known" in captured.out
+    assert "plays the   harp" in captured.out
+    lines = (tmp_path / "known.csv").read_text().splitlines()
+    assert len(lines) == 6
+    assert lines[0] == "fact_id,prompt,object,says,known,p,p_second,object_from_model"
+    assert "'=1+1" in lines[-1].split(",")
+
+
+def test_the_margin_decides_which_facts_are_known(tmp_path, capsys, one_line):
+    arguments = ["facts", "world", "--model", "world-gpt2", "--out", str(tmp_path / "known.csv")]
+    counts = []
+    for margin in ("0", "0.9"):
+        assert main([*arguments, "--margin", margin]) == 0
+        counts.append(pd.read_csv(tmp_path / "known.csv").known.sum())
+        assert "... and 3406 more in" in capsys.readouterr().out
+    assert counts[0] > counts[1]
+    assert main([*arguments, "--margin", "2"]) == 2
+    assert "below 1" in one_line(capsys.readouterr().err.strip())
+
+
+def scores(model, requests, margin) -> pd.DataFrame:
+    objects = [request.fact.object for request in requests]
+    return pd.DataFrame({"fact_id": range(len(requests)), "object": objects, "known": 1, "p": 0.5})
+
+
+def test_facts_shows_what_the_model_says_for_true(tiny_folders, tmp_path, monkeypatch):
+    path = as_json(tmp_path, wikibigedit(), own("Pelu"))
+    said = pd.DataFrame({"retained": [False]})
+    monkeypatch.setattr(known, "measure_prompts", lambda *asked: said)
+    monkeypatch.setattr(known, "said_words", lambda *asked: ["Oro"])
+    monkeypatch.setattr(study, "known_table", scores)
+    out = tmp_path / "known.csv"
+    assert main(["facts", str(path), "--model", str(tiny_folders["gpt2"]), "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table.object.tolist() == ["Oro", "Vint"]
+    assert table.object_from_model.tolist() == [True, False]
+
+
+def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(batch, "run", stopped)
+    assert main(["run", str(CASE_STUDY), "--out", str(tmp_path)]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN  # a second one changes nothing
+
+
+RETENTION = CASE_STUDY.with_name("02_retention.ipynb")
+
+
+@pytest.fixture
+def dry_run(monkeypatch, capsys):
+    """dry_run(*arguments, notebook=...) -> exit status and what was printed; nothing is loaded."""
+    for owner, name in ((models, "load"), (batch, "_execute")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a dry run runs nothing"))
+
+    def told(*arguments: str, notebook: Path = RETENTION) -> tuple[int, str]:
+        status = main(["run", str(notebook), "--dry-run", *arguments])
+        printed = capsys.readouterr()
+        return status, printed.err if status else printed.out
+
+    return told
+
+
+def test_a_dry_run_tells_every_setting_as_it_would_be_resolved(dry_run):
+    given = {"task": "text", "seed": 3, "max_steps": 0}
+    pairs = [part for name, value in given.items() for part in ("-p", name, str(value))]
+    status, told = dry_run(*pairs)
+    assert status == 0
+    spec = Spec(**batch.checked(RETENTION, given)[1].model_dump()).resolved()
+    assert spec.max_steps > 0
+    for name in set(Spec.model_fields) - {"editor"}:
+        assert f"\n  {name} = {getattr(spec, name)!r}\n" in told
+    assert "\n  editor = 'ft' | 'memit' | 'alphaedit'\n" in told
+    for editor in ("ft", "memit", "alphaedit"):
+        assert told.count(f"hyper-parameters of {editor} on world-gpt2\n") == 1
+
+
+def test_a_dry_run_names_the_folder_that_the_run_will_have(dry_run, tmp_path):
+    given, spec = batch.checked(RETENTION, {"seed": 3})
+    folder = tmp_path / batch.identify(RETENTION, given, spec)
+    arguments = ("-p", "seed", "3", "--out", str(tmp_path))
+    assert f"run       {folder}\n" in dry_run(*arguments)[1]
+    folder.mkdir()
+    runs.write(folder, {"spec": spec.model_dump(mode="json")}, {})
+    assert f"{folder} (finished" in dry_run(*arguments)[1]
+
+
+@pytest.mark.parametrize("preset", ["gpt2-xl", "llama-3-8b"])
+def test_a_studys_preset_resolves_without_the_hub(dry_run, preset):
+    status, told = dry_run("--preset", preset)
+    assert status == 0
+    for part in ("batch_size = 256", "threshold = 3.1", "n_edited = 50"):
+        assert part in told
+    assert "hyper-parameters of memit" in told
+    assert "layers = (3, 4, 5, 6, 7, 8)" in told
+
+
+def test_what_hangs_on_the_value_that_varies_is_told_too(dry_run):
+    """An adapter has its own rank and learning rate, here as in the run."""
+    told = dry_run(notebook=CASE_STUDY.with_name("07_adapters.ipynb"))[1]
+    usual = numbers.usual("facts", "", "world-gpt2")
+    assert f"learning_rate = {usual.learning_rate} | {usual.adapter_learning_rate}\n" in told
+    assert "adapter_rank = 0 | 32\n" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("no_such_thing", "1", "'no_such_thing'"),
+        ("layers", "[77]", "layer 77"),
+        ("values", "5", "values 5"),
+        ("values", "[]", "values []"),
+        ("values", "[no such]", "no such"),
+    ],
+)
+def test_bad_parameters_of_a_dry_run_are_one_line(dry_run, one_line, name, value, said):
+    status, told = dry_run("-p", name, value)
+    assert status == 2
+    assert said in one_line(told)
+
+
+def test_an_editor_without_a_preset_for_a_model_out_of_reach_is_said(dry_run):
+    told = dry_run("-p", "model", "nobody/nothing")[1]
+    assert (
+        "hyper-parameters of memit on nobody/nothing: not known before its configuration is here"
+        in told
+    )
+
+
+def test_a_notebook_that_only_reads_runs_says_so(dry_run):
+    told = dry_run(notebook=CASE_STUDY.with_name("10_collect.ipynb"))[1]
+    assert "reads what runs there are" in told
+    assert "hyper-parameters" not in told
