@@ -1,6 +1,7 @@
 """Numbers of an editor, chosen on facts that no study takes."""
 
 import json
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -66,9 +67,7 @@ def test_a_stopped_choice_goes_on(model, apart, few, tmp_path, monkeypatch):
     pd.read_csv(path).iloc[:1].to_csv(path, index=False)
     tried = []
     outcome = choosing.outcome
-    monkeypatch.setattr(
-        choosing, "outcome", lambda *given: tried.append(given) or outcome(*given)
-    )
+    monkeypatch.setattr(choosing, "outcome", lambda *given: tried.append(given) or outcome(*given))
     again = choosing.choose(model, "memit", apart, path)
     assert len(tried) == 2  # the batches of the second candidate
     pd.testing.assert_frame_equal(again, whole)
@@ -89,5 +88,5 @@ def test_candidates_are_numbers_of_their_editor_and_share_targets_side_by_side(m
         for numbers in every:
             assert model.check_layers(numbers.layers)
         tops = [(max(numbers.layers), getattr(numbers, "clamp", 0)) for numbers in every]
-        changes = sum(first != second for first, second in zip(tops, tops[1:], strict=False))
+        changes = sum(first != second for first, second in pairwise(tops))
         assert editor == "ft" or changes == len(set(tops)) - 1

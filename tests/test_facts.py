@@ -21,6 +21,7 @@ from tests.layouts import (
     written,
     zsre,
 )
+from workbench import facts
 from workbench.facts import (
     NEIGHBOURS,
     BadInput,
@@ -847,3 +848,67 @@ def test_rephrasings_of_a_dataset_enter_an_edit_only_when_asked_and_then_judge_n
     with pytest.raises(BadInput) as error:
         with_paraphrases(request, 5, "held_out")
     assert "1 to 4 statements" in one_line(error)
+
+
+# --- plain facts
+
+
+def plain() -> dict:
+    return {request.fact.id: request for request in facts.read("plain")}
+
+
+def test_plain_facts_are_the_worlds_in_their_plainest_wording_and_the_easy_ones():
+    requests = plain()
+    world = {request.fact.id: request for request in facts.read("world")}
+    assert requests.keys() > world.keys()
+    france = requests["capital:france"]
+    assert (france.fact.question, france.fact.object) == ("The capital of France is", "Paris")
+    assert france.target == world["capital:france"].target
+    assert france.fact.exposure is None  # no model but the world's was taught so and so often
+    assert requests["opposite:hot"].fact.question == "The opposite of hot is"
+
+
+def test_wordings_of_a_plain_fact_are_asked_shown_or_judging_never_two_of_them():
+    for request in plain().values():
+        shown = facts.with_paraphrases(request, 6).paraphrases
+        filled = {facts.fill(prompt, request.fact.subject) for prompt in shown}
+        assert len(filled) == 5
+        assert len(set(request.held_out)) == 2
+        assert not filled & {*request.held_out, request.fact.question}
+        assert request.fact.prompt in facts.wordings(request.fact)
+        judging = set(request.held_out)
+        of_kind = {facts.fill(one, request.fact.subject) for one in facts.wordings(request.fact)}
+        assert not of_kind & judging  # an editor that learns sees none of them of any fact
+
+
+def test_roles_of_plain_facts_share_no_subject_and_neighbours_are_other_answers():
+    roles: dict = {}
+    for request in plain().values():
+        roles.setdefault(request.fact.subject.lower(), set()).add(request.fact.split)
+        for prompt, answer in request.neighbourhood:
+            assert answer != request.target
+            assert prompt != request.fact.question
+    assert all(len(of_subject) == 1 for of_subject in roles.values())
+    counts = {role: sum(role in found for found in roles.values()) for role in ("study", "tuning")}
+    assert 0.4 < counts["study"] / len(roles) < 0.6
+    assert 0.15 < counts["tuning"] / len(roles) < 0.25
+
+
+def test_objects_are_related_by_relation_where_there_is_no_category_else_by_prompt(tmp_path):
+    rows = [
+        {"subject": "Ann", "relation": "born", "prompt": "{} is from", "object": "Rome"},
+        {"subject": "Bob", "relation": "born", "prompt": "{} comes from", "object": "Oslo"},
+        {"subject": "Cid", "prompt": "{} likes", "object": "tea"},
+        {"subject": "Dan", "prompt": "{} likes", "object": "rice"},
+        {"subject": "Eva", "prompt": "{} sells", "object": "maps"},
+    ]
+    stored = tmp_path / "own.json"
+    stored.write_text(json.dumps([row | {"target": "it"} for row in rows]))
+    requests = facts.read(stored)
+    assert facts.objects_of(requests) == {"born": ("Oslo", "Rome"), "{} likes": ("rice", "tea")}
+
+
+def test_a_subject_that_holds_the_answer_says_so():
+    fact = facts.Fact(id="1", subject="Toyota Camry", prompt="{} is made by", object="Toyota")
+    assert fact.names_answer
+    assert not fact.model_copy(update={"object": "Honda"}).names_answer

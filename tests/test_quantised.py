@@ -151,7 +151,8 @@ def test_a_file_of_a_repository_is_asked_of_the_hub(monkeypatch, tmp_path):
     model = models.load("owner/name:tiny.gguf")
     assert set(asked) == {("owner/name", "tiny.gguf", None)}
     assert model.revision.startswith("Q8_0")
+
+
+def test_a_file_that_neither_cache_nor_hub_has_is_refused_in_one_line():
     with pytest.raises(BadInput, match="cannot be had"):
-        monkeypatch.undo()
-        monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
         models.load("owner/name:missing.gguf")

@@ -27,6 +27,7 @@ WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_k
 EDITED, WATCHED = 20, 30  # facts; half as many will do
 BATCH = 10  # edited at once, by editors of many facts
 LAST = (0.2, 0.3, 0.4)  # the last edited block, as a share of the depth
+CLAMPS = (0.75, 1.5)
 SOLVER = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5}  # as published
 
 
@@ -35,19 +36,19 @@ def candidates(editor: str, model: Model) -> list[dict]:
     depth = model.n_blocks
     width = model.weight(0).shape[1]
     last = sorted({max(1, round(share * depth)) for share in LAST})
-    solved = [SOLVER | {"clamp": clamp} for clamp in (0.75, 1.5)]
+    solved = [SOLVER | {"clamp": clamp} for clamp in CLAMPS]
     grids: dict[str, Iterator[dict]] = {
         "ft": (
             {"layers": (layer,), "learning_rate": rate, "steps": 25}
             for layer, rate in product((0, *last), (1e-4, 2e-4, 5e-4))
         ),
         "rome": (
-            numbers | {"layers": (layer,), "bare_share": share}
+            numbers | {"layers": (layer,), "prefixes": 5, "bare_share": share}
             for layer, numbers, share in product(last, solved, (None, 0.5))
         ),
         "memit": (
             numbers | {"layers": _window(layer, size), "weight": round(share * width)}
-            for layer, numbers, size, share in product(last, solved, (1, 3), (0.1, 0.3, 1))
+            for layer, numbers, size, share in product(last, solved, (1, 3), (0.3, 1, 3))
         ),
         "alphaedit": (
             numbers

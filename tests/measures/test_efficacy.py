@@ -3,7 +3,7 @@
 import pytest
 
 from workbench import facts, models
-from workbench.edits import Context
+from workbench.deltas import WeightDelta
 from workbench.measures.efficacy import outcome
 
 
@@ -12,8 +12,10 @@ def model():
     return models.load("world-gpt2", device="cpu")
 
 
-class Nothing(Context):
+@pytest.fixture(scope="module")
+def nothing(model):
     """An edit that changes nothing."""
+    return WeightDelta.of(model, changes={})
 
 
 def test_without_a_change_what_was_right_stays_right(model, nothing):
