@@ -238,12 +238,15 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
 def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
     """Kind of fact -> every object of it among the requests, sorted: terms related to each other.
 
-    Kinds with a single object are left out.
+    A relation or a prompt by which there is but one object makes nothing related.
     """
     objects = defaultdict(set)
+    named = set()
     for request in requests:
         objects[request.fact.kind].add(request.fact.object)
-    return {kind: tuple(sorted(members)) for kind, members in objects.items() if len(members) > 1}
+        named.add(request.fact.category)
+    kinds = [kind for kind, members in objects.items() if kind in named or len(members) > 1]
+    return {kind: tuple(sorted(objects[kind])) for kind in kinds}
 
 
 # --- the embedded world ---------------------------------------------------------------------------
