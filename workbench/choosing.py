@@ -19,7 +19,7 @@ from workbench.editing.records import Numbers, Resources
 from workbench.editing.target_vectors import Solving
 from workbench.facts import BadInput, EditRequest
 from workbench.known import known_table
-from workbench.measures.efficacy import outcome
+from workbench.measures.efficacy import asked, outcome
 from workbench.models import Model
 
 # measure -> what a candidate has to reach; `reached` counts them
@@ -101,15 +101,14 @@ def choose(
     about = {"model": model.name, "weights": model.fingerprint, "editor": editor, "n": len(edited)}
     done = pd.read_csv(path) if path.exists() else pd.DataFrame()
     solver = _Solver(model, editor, edited, corpus)
+    tables = [asked(model, batch, watched) for batch in solver.batches]
     for numbers in tqdm(candidates(editor, model), desc=f"numbers of {editor}", unit="candidate"):
         hparams = editing.EDITORS[editor].HParams(**numbers)
         row = about | {"hparams": json.dumps(numbers)}
         if not done.empty and (done[list(row)] == list(row.values())).all(axis=1).any():
             continue
-        parts = [
-            outcome(model, edit, batch, watched)
-            for batch, edit in zip(solver.batches, solver.edits(hparams), strict=True)
-        ]
+        edits = solver.edits(hparams)
+        parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
         means = pd.concat(parts)[list(WANTED)].mean()
         row |= means.round(4).to_dict() | {"score": round(means.mean(), 4)}
         row["reached"] = sum(means[name] >= wanted for name, wanted in WANTED.items())

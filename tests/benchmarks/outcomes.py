@@ -9,8 +9,8 @@ import numpy
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench import deltas, editing, facts, study
-from workbench.tracking.retention import measure_prompts
+from workbench import editing, facts, study
+from workbench.measures import efficacy
 
 
 def known_facts(model, split: str, seed: int = 1) -> list:
@@ -25,36 +25,8 @@ def known_facts(model, split: str, seed: int = 1) -> list:
 
 
 def outcome(model, delta, edited: Sequence, watched: Sequence) -> pd.DataFrame:
-    """One row an edited fact: target on the edit prompt (`efficacy`), on the withheld templates
-    (`held_out`), neighbours before and after the edit, and the share of the watched facts that are
-    still answered (`intrinsic`, the same in every row).
-    """
-    subjects = {request.fact.subject for request in edited}
-    watched = [request for request in watched if request.fact.subject not in subjects]
-    asked = []  # (kind, number of the fact, prompt, answer)
-    for number, request in enumerate(edited):
-        asked.append(("efficacy", number, request.fact.question, request.target))
-        asked += [("held_out", number, prompt, request.target) for prompt in request.held_out]
-        asked += [
-            ("neighbourhood", number, prompt, answer) for prompt, answer in request.neighbourhood
-        ]
-    asked += [("intrinsic", -1, request.fact.question, request.fact.object) for request in watched]
-    table = pd.DataFrame(asked, columns=["kind", "number", "prompt", "answer"])
-    beside = table.index[table.kind == "neighbourhood"]
-    if len(beside):
-        table.loc[beside, "before"] = measure_prompts(
-            model, list(table.prompt[beside]), list(table.answer[beside])
-        ).retained.to_numpy()
-    with deltas.applied(model, delta):
-        table["kept"] = measure_prompts(model, list(table.prompt), list(table.answer)).retained
-    rows = table[table.number >= 0].pivot_table(
-        index="number", columns="kind", values="kept", aggfunc="mean"
-    )
-    rows["neighbourhood_before"] = (
-        table.loc[beside].groupby("number").before.mean() if len(beside) else float("nan")
-    )
-    rows["intrinsic"] = table[table.kind == "intrinsic"].kept.mean()
-    return rows.astype(float)
+    """One row an edited fact, see `measures.efficacy.outcome`."""
+    return efficacy.outcome(model, delta, efficacy.asked(model, edited, watched))
 
 
 def in_batches(

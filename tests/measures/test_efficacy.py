@@ -4,7 +4,7 @@ import pytest
 
 from workbench import facts, models
 from workbench.deltas import WeightDelta
-from workbench.measures.efficacy import outcome
+from workbench.measures.efficacy import asked, outcome
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def nothing(model):
 def test_without_a_change_what_was_right_stays_right(model, nothing):
     requests = [request for request in facts.read("world") if request.fact.split == "study"][:6]
     watched = [request for request in facts.read("world") if request.fact.split == "tuning"][:9]
-    rows = outcome(model, nothing, requests, watched)
+    rows = outcome(model, nothing, asked(model, requests, watched))
     assert len(rows) == 6
     assert (rows.efficacy == 0).all()  # the model says the true objects
     assert (rows.neighbourhood == rows.neighbourhood_before)[rows.neighbourhood.notna()].all()
@@ -33,5 +33,5 @@ def test_without_a_change_what_was_right_stays_right(model, nothing):
 
 def test_watched_facts_of_an_edited_subject_do_not_count(model, nothing):
     requests = [request for request in facts.read("world") if request.fact.split == "study"][:3]
-    rows = outcome(model, nothing, requests, requests)
+    rows = outcome(model, nothing, asked(model, requests, requests))
     assert rows.intrinsic.isna().all()

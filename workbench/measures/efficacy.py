@@ -9,16 +9,41 @@ from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.tracking.retention import measure_prompts
 
-MEASURES = ["efficacy", "held_out", "intrinsic", "neighbourhood"]
 
-
-def outcome(
-    model: Model, edit: Edit, edited: Sequence[EditRequest], watched: Sequence[EditRequest]
+def asked(
+    model: Model, edited: Sequence[EditRequest], watched: Sequence[EditRequest]
 ) -> pd.DataFrame:
-    """One row an edited fact: shares of its prompts by which the answer is said.
+    """What is asked about an edit, and what the unedited model answers.
 
     Args:
         watched: facts that the edit is to leave alone; those of edited subjects are left out.
+    Returns:
+        DataFrame[kind, number, prompt, answer, before]: `number` of the edited fact, -1 of a
+        watched one; `before`: of neighbours whether their answer, of held-out wordings whether the
+        true object is said; null of the other kinds.
+    """
+    subjects = {request.fact.subject for request in edited}
+    rows = []
+    for number, request in enumerate(edited):
+        rows.append(("efficacy", number, request.fact.question, request.target, None))
+        for prompt in request.held_out:
+            rows.append(("held_out", number, prompt, request.target, request.fact.object))
+        for prompt, answer in request.neighbourhood:
+            rows.append(("neighbourhood", number, prompt, answer, answer))
+    for request in watched:
+        if request.fact.subject not in subjects:
+            rows.append(("intrinsic", -1, request.fact.question, request.fact.object, None))
+    table = pd.DataFrame(rows, columns=["kind", "number", "prompt", "answer", "before"])
+    first = table[table.before.notna()]
+    table["before"] = _right(model, first.prompt, first.before)
+    return table
+
+
+def outcome(model: Model, edit: Edit, table: pd.DataFrame) -> pd.DataFrame:
+    """One row an edited fact: shares of its prompts by which the answer is said.
+
+    Args:
+        table: of `asked`, of the unedited model.
     Returns:
         DataFrame[efficacy, held_out, neighbourhood, neighbourhood_before, neighbourhood_kept,
         held_out_understood, intrinsic]: the target after the edit prompt and after the wordings
@@ -26,42 +51,28 @@ def outcome(
         before; the target after those wordings by which the unedited model gave the true object;
         the true objects of the watched facts, the same in every row. A share of nothing is null.
     """
-    subjects = {request.fact.subject for request in edited}
-    asked = []
-    for number, request in enumerate(edited):
-        asked.append(("efficacy", number, request.fact.question, request.target))
-        asked += [("held_out", number, prompt, request.target) for prompt in request.held_out]
-        asked += [("neighbourhood", number, *pair) for pair in request.neighbourhood]
-    for request in watched:
-        if request.fact.subject not in subjects:
-            asked.append(("intrinsic", -1, request.fact.question, request.fact.object))
-    table = pd.DataFrame(asked, columns=["kind", "number", "prompt", "answer"])
-    before = table[table.kind.isin(["held_out", "neighbourhood"])].copy()
-    is_held_out = before.kind == "held_out"
-    objects = before.number.map(dict(enumerate(request.fact.object for request in edited)))
-    before["answer"] = before.answer.mask(is_held_out, objects)  # what it said of the fact
-    table.loc[before.index, "before"] = _right(model, before)
     with edit.applied(model):
-        table["after"] = _right(model, table)
+        after = table.assign(after=_right(model, table.prompt, table.answer))
 
-    def shares(kind: str, column: str, right_before: bool = False) -> pd.Series:
-        part = table[table.kind == kind]
+    def shares(kind: str, column: str = "after", right_before: bool = False) -> pd.Series:
+        part = after[after.kind == kind]
         if right_before:
             part = part[part.before == 1]
         return part.groupby("number")[column].mean()
 
     columns = {
-        "efficacy": shares("efficacy", "after"),
-        "held_out": shares("held_out", "after"),
-        "neighbourhood": shares("neighbourhood", "after"),
+        "efficacy": shares("efficacy"),
+        "held_out": shares("held_out"),
+        "neighbourhood": shares("neighbourhood"),
         "neighbourhood_before": shares("neighbourhood", "before"),
-        "neighbourhood_kept": shares("neighbourhood", "after", right_before=True),
-        "held_out_understood": shares("held_out", "after", right_before=True),
+        "neighbourhood_kept": shares("neighbourhood", right_before=True),
+        "held_out_understood": shares("held_out", right_before=True),
     }
-    rows = pd.DataFrame(columns, index=range(len(edited)), dtype=float)
-    return rows.assign(intrinsic=table[table.kind == "intrinsic"].after.mean())
+    rows = pd.DataFrame(columns, index=range(table.number.max() + 1), dtype=float)
+    return rows.assign(intrinsic=after[after.kind == "intrinsic"].after.mean())
 
 
-def _right(model: Model, asked: pd.DataFrame) -> pd.Series:
-    answers = measure_prompts(model, list(asked.prompt), list(asked.answer))
-    return answers.retained.astype(float).set_axis(asked.index)
+def _right(model: Model, prompts: pd.Series, answers: pd.Series) -> pd.Series:
+    """Whether each answer is said, 1 or 0, with the index of the prompts."""
+    retained = measure_prompts(model, list(prompts), list(answers)).retained
+    return retained.astype(float).set_axis(prompts.index)
