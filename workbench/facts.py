@@ -15,10 +15,9 @@ import pydantic
 import yaml
 
 from workbench import readers
-from workbench.readers import FILES as FILES
-from workbench.readers import check_file as check_file
-from workbench.records import BadInput, Record, did_you_mean, listed, one_line
+from workbench.records import BadInput, Record, did_you_mean, listed, one_line, shown
 from workbench.registry import Room
+from workbench.sources import check_file as check_file
 
 _INSTALLED = Path(__file__).parent / "data"  # in a wheel the folder travels inside the package
 DATA = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "data"
@@ -147,7 +146,7 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
         more = f" (and {others} more: `workbench facts` lists them)" if others else ""
         raise BadInput(f"{problems[0]}{more}")
     if not requests:
-        raise BadInput(f"{readers.shown(source)}: holds no usable fact; give at least one record")
+        raise BadInput(f"{shown(source)}: holds no usable fact; give at least one record")
     return requests
 
 
@@ -176,7 +175,7 @@ def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
                     raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
                 requests[request.fact.id] = request
             except BadInput as error:
-                problems.append(one_line(f"{readers.shown(source)}, {where}{place}: {error}"))
+                problems.append(one_line(f"{shown(source)}, {where}{place}: {error}"))
     readers.warn_of_ignored(source, edits)
     return list(requests.values()), problems
 
@@ -256,13 +255,13 @@ def _world_paraphrases() -> dict[str, tuple[str, ...]]:
 @cache
 def _world() -> tuple[EditRequest, ...]:
     facts = [_world_fact(row) for row in world_rows()]
-    shown = defaultdict(list)
+    pretrained = defaultdict(list)
     for fact in facts:
         if fact.split != "unseen":
-            shown[fact.relation, fact.object].append(fact)
+            pretrained[fact.relation, fact.object].append(fact)
     requests = []
     for row, fact in zip(world_rows(), facts, strict=True):
-        same = shown[fact.relation, fact.object]
+        same = pretrained[fact.relation, fact.object]
         others = [other for other in same if other.subject != fact.subject]
         drawn = random.Random(f"neighbourhood {fact.id}")
         near = drawn.sample(others, min(NEIGHBOURS, len(others)))
@@ -305,7 +304,7 @@ def call(
         if all(getattr(request.fact, name) == value for name, value in wanted.items())
     ]
     if not requests:
-        raise BadInput(f"{readers.shown(source)}: holds no fact with {wanted}; ask for another")
+        raise BadInput(f"{shown(source)}: holds no fact with {wanted}; ask for another")
     return requests
 
 

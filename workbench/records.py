@@ -4,6 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 
 import pydantic
 
@@ -46,6 +47,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     rest = " ..." if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def shown(source: str | Path) -> str:
+    """The name of a source in a message, where its end tells more than its beginning."""
+    name = str(source)
+    return name if len(name) <= 100 else f"...{name[-97:]}"
 
 
 def _escaped(char: str) -> str:
