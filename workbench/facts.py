@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pydantic
 import yaml
@@ -150,13 +150,27 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     return requests
 
 
-def no_such_fact(name: str, ids: Sequence[str], matches: Sequence[str], source: str) -> BadInput:
-    """The refusal of a name that is no id; those that it matches, or is like, are named."""
+def named(requests: Sequence[EditRequest], name: str, source: str) -> EditRequest:
+    """The request whose fact has this id; BadInput if none has, which names those like it."""
+    by_id = {request.fact.id: request for request in requests}
+    if name in by_id:
+        return by_id[name]
     what = f"fact {name!r}: not one fact of {source}"
+    matches = [known for known in by_id if name.lower() in known.lower()]
     if matches:
-        return BadInput(f"{what} but {len(matches)} match; name one, e.g. {listed(matches)}")
-    near = did_you_mean(name, ids) or ";"
-    return BadInput(f"{what}{near} an id is e.g. {ids[0]!r}")
+        raise BadInput(f"{what} but {len(matches)} match; name one, e.g. {listed(matches)}")
+    near = did_you_mean(name, by_id) or ";"
+    raise BadInput(f"{what}{near} an id is e.g. {next(iter(by_id))!r}")
+
+
+def typed(**texts: Any) -> EditRequest:
+    """A fact of one's own, of subject, prompt, object and target; BadInput if one is empty."""
+    for name, text in texts.items():
+        if not text.strip():
+            needed = "subject, prompt (with one {}), object and target"
+            raise BadInput(f"{name} is empty: a typed fact needs {needed}")
+    target = texts.pop("target")
+    return EditRequest(fact=Fact(id="typed", **texts), target=target)
 
 
 def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
