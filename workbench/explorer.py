@@ -11,7 +11,7 @@ from html import escape
 
 import numpy
 import pandas as pd
-from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox
+from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -176,21 +176,17 @@ class Explorer(VBox):
     """
 
     def __init__(self, run: Run, other: Run | None = None):
-        self._settling = False  # while the checkpoints are exchanged
         self.views = [_View(one) for one in (run, other) if one]
         table = self.views[0].facts
         edited = table.index[table.group == "edited"]
         first = edited[0] if len(edited) else table.index[0]
         wide = {"options": _options(table), "layout": {"width": "min(60em, 98%)"}}
         self.fact = Dropdown(value=first, description="Explored fact", style=STYLE, **wide)
-        self.step = Dropdown(description="Checkpoint", style=STYLE)
-        self.slider = IntSlider(description="Slide to it", readout=False, style=STYLE)
+        self.step = SelectionSlider(options=[("", "")], description="Checkpoint", style=STYLE)
         self.fact.observe(lambda _: self._set_steps(), "value")
         self.step.observe(lambda _: self._draw(), "value")
-        self.slider.observe(lambda change: setattr(self.step, "index", change["new"]), "value")
-        head = HBox([self.step, self.slider], layout=WRAP)
         views = HBox(self.views, layout=WRAP)
-        super().__init__([self.fact, head, views], _dom_classes=("workbench-explorer",))
+        super().__init__([self.fact, self.step, views], _dom_classes=("workbench-explorer",))
         self._set_steps()
 
     def _repr_mimebundle_(self, **kwargs):
@@ -203,18 +199,14 @@ class Explorer(VBox):
         that.
         """
         steps = self.views[0].steps(self.fact.value)
-        before = self.step.value
-        self._settling = True  # new options choose the first of them, and a shorter slider moves
-        self.step.options = list(zip(step_names(steps), steps, strict=True))
-        self.slider.max = len(steps) - 1
-        self.step.value = before if before in steps else steps[-1]
-        self._settling = False
+        options = tuple(zip(step_names(steps), steps, strict=True))
+        if options != self.step.options:  # new ones choose the first of them
+            before = self.step.value
+            self.step.options = options
+            self.step.value = before if before in steps else steps[-1]
         self._draw()
 
     def _draw(self) -> None:
-        if self._settling:
-            return
-        self.slider.value = self.step.index
         for view in self.views:
             view.show(self.fact.value, self.step.value)
 

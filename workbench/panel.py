@@ -409,7 +409,10 @@ def _blocks(text: str) -> tuple[int, ...]:
 
 def _dropdown(label: str, value, offered: Iterable, empty: str | None = None) -> Dropdown:
     """A list of values, `value` among them even if it is not one that is offered."""
-    options = [(str(one) if one else empty, one) for one in dict.fromkeys([*offered, value])]
+    values = [*offered]
+    if value not in values:
+        values.insert(0, value)
+    options = [(str(one) if one else empty, one) for one in values]
     looks = {"style": STYLE, "layout": {"width": "20em"}}
     return Dropdown(value=value, options=options, description=label, **looks)
 
