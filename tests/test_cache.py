@@ -10,7 +10,6 @@ import sys
 import warnings
 
 import filelock
-import pandas as pd
 import pytest
 import torch
 
@@ -58,18 +57,13 @@ TENSORS = {
 }
 
 
-def keep(kind: str):
-    """Keep something of a kind; what was kept, as a value that `==` compares, and what reads it
-    again.
+def keep():
+    """Keep something; its file, what reads it again, and what was kept as a value that `==`
+    compares.
     """
-    if kind == "tensors":
-        path = cache.folder("kept") / "one.safetensors"
-        cache.keep(path, TENSORS, "these")
-        return path, lambda about="these": as_lists(cache.kept(path, about)), as_lists(TENSORS)
-    table = pd.DataFrame({"fact_id": ["a", "b"], "known": [True, False], "p": [0.25, 1e-300]})
-    path = cache.folder("kept") / "one.parquet"
-    cache.keep_table(path, table, "these")
-    return path, lambda about="these": as_rows(cache.kept_table(path, about)), as_rows(table)
+    path = cache.folder("kept") / "one.safetensors"
+    cache.keep(path, TENSORS, "these")
+    return path, lambda about="these": as_lists(cache.kept(path, about)), as_lists(TENSORS)
 
 
 def as_lists(tensors):
@@ -78,13 +72,8 @@ def as_lists(tensors):
     }
 
 
-def as_rows(table):
-    return None if table is None else table.to_dict("list")
-
-
-@pytest.mark.parametrize("kind", ["tensors", "table"])
-def test_what_was_kept_comes_back_and_is_refused_for_anything_else(kind):
-    path, kept, expected = keep(kind)
+def test_what_was_kept_comes_back_and_is_refused_for_anything_else():
+    path, kept, expected = keep()
     assert kept() == expected
     with pytest.warns(UserWarning, match=f"{path.name}.*something else"):
         assert kept("those") is None
@@ -92,12 +81,11 @@ def test_what_was_kept_comes_back_and_is_refused_for_anything_else(kind):
     assert kept() is None  # nothing there: no line
 
 
-@pytest.mark.parametrize("kind", ["tensors", "table"])
-def test_no_damage_of_what_was_kept_goes_unseen(kind):
+def test_no_damage_of_what_was_kept_goes_unseen():
     """A byte changed at every place, the file cut at every place: the same again, or nothing and a
     line.
     """
-    path, kept, expected = keep(kind)
+    path, kept, expected = keep()
     whole, refused = path.read_bytes(), 0
     damages = [
         whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
@@ -115,7 +103,7 @@ def test_no_damage_of_what_was_kept_goes_unseen(kind):
 
 
 def test_the_cache_is_its_owners_alone(cache_folder):
-    path, *_ = keep("tensors")
+    path, *_ = keep()
     for made in (cache_folder, path.parent):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -132,7 +120,7 @@ def test_a_planted_link_is_neither_followed_nor_written_through(cache_folder, tm
     diary.write_text("dear diary")
     for name in (".one.safetensors.partial", "one.safetensors"):
         (cache.folder("kept") / name).symlink_to(diary)
-    path, kept, expected = keep("tensors")
+    path, kept, expected = keep()
     assert diary.read_text() == "dear diary"
     assert not path.is_symlink()
     assert kept() == expected
@@ -145,5 +133,5 @@ def test_a_planted_link_is_neither_followed_nor_written_through(cache_folder, tm
 def test_what_a_killed_process_had_begun_is_removed(cache_folder):
     begun = cache.folder("kept") / ".one.safetensors.0123456789abcdef.partial"
     begun.write_text("half")
-    keep("tensors")
+    keep()
     assert not begun.exists()
