@@ -17,7 +17,6 @@ from workbench.facts import BadInput
 
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 ADVICE = "free some space, or choose another folder"
 
 
@@ -131,8 +130,5 @@ def open_as_umask(folder: Path) -> None:
 
 def _created(path: Path, mode: int) -> int:
     """Make an empty file where nothing is; returns the permissions that it got."""
-    handle = os.open(path, NEW_FILE, mode)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
+    path.touch(mode, exist_ok=False)
+    return stat.S_IMODE(path.lstat().st_mode)

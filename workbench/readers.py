@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench import sources, words
-from workbench.records import BadInput, one_line, shown
+from workbench.records import BadInput, listed, one_line, shown
 
 
 class Number(str):
@@ -108,9 +108,8 @@ def warn_of_ignored(source: str | Path, edits: Iterable[Any]) -> None:
         if layout:
             ignored.update(_without_nulls(edit).keys() - layout.known)
     if ignored:
-        names = ", ".join(f"{name!r:.30}" for name in sorted(ignored)[:5])
-        rest = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        line = f"{shown(source)}: fields that no one reads, ignored: {names}{rest}"
+        names = listed(f"{name!r:.30}" for name in sorted(ignored))
+        line = f"{shown(source)}: fields that no one reads, ignored: {names}"
         warnings.warn(one_line(line), stacklevel=3)
 
 
