@@ -105,7 +105,6 @@ def test_a_value_outside_a_list_is_offered():
         ({"plan": "window:3-8"}, {"plan": "window:3-8"}),
         ({"plan": "edited-matrices"}, {"plan": "edited-matrices"}),
         ({"fact": "field:moliere"}, {"fact": "field:moliere"}),
-        ({"fact": "of moliere rests"}, {"fact": "field:moliere"}),
         ({"fact": ""}, {"fact": ""}),
     ],
 )

@@ -235,9 +235,15 @@ def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def tables(name: str) -> dict:
+    """What data/world/<name>.yaml holds."""
+    with (DATA / "world" / f"{name}.yaml").open(encoding="utf-8") as file:
+        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def relations() -> dict[str, dict]:
     """Relation -> {category, templates (12), never_shown (2)} of the embedded world."""
-    return yaml.safe_load((DATA / "world" / "relations.yaml").read_text(encoding="utf-8"))
+    return tables("relations")
 
 
 @cache
@@ -312,11 +318,7 @@ def call(
     """
     wanted = {"split": split, "relation": relation, "category": category}
     wanted = {name: value for name, value in wanted.items() if value}
-    requests = [
-        request
-        for request in read(source)
-        if all(getattr(request.fact, name) == value for name, value in wanted.items())
-    ]
+    requests = [one for one in read(source) if wanted.items() <= dict(one.fact).items()]
     if not requests:
         raise BadInput(f"{shown(source)}: holds no fact with {wanted}; ask for another")
     return requests

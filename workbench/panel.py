@@ -153,7 +153,8 @@ class Panel(VBox):
     def _fields(self) -> dict:
         """The fields of a Spec as the widgets stand."""
         fields = {name: widget.value for name, widget in self.choices.items()}
-        fields["fact"] = self._fact_id(fields["fact"].strip())
+        fact = fields["fact"].strip()
+        fields["fact"] = self._ids.get(fact, fact)
         fields["layers"] = _blocks(fields["layers"])
         return fields
 
@@ -161,15 +162,6 @@ class Panel(VBox):
         """The fields that a person has changed."""
         fields = self._fields().items()
         return {name: value for name, value in fields if value != self._initial[name]}
-
-    def _fact_id(self, text: str) -> str:
-        """Of a label, or of words that stand in one label alone; else the text, which may be an
-        id.
-        """
-        if text in self._ids:
-            return self._ids[text]
-        matches = [fact for label, fact in self._ids.items() if text.lower() in label.lower()]
-        return matches[0] if len(matches) == 1 and text not in self._requests else text
 
     def _changed(self, name: str) -> None:
         """Take the widgets into the Spec; of a fact and one typed, whichever came last is meant."""

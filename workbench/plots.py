@@ -92,9 +92,10 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
     Table 2 of arXiv 2507.14198.
     """
     edited = run.probes[run.probes.group == "edited"]
-    tokens = _of_fact(run, run.tokens, fact_id or edited.fact_id.iloc[0])
-    tokens = tokens[tokens.layer == tokens.layer.max()]
-    tokens = tokens[tokens["rank"] <= k]
+    tokens = run.tokens[run.tokens.fact_id == (fact_id or edited.fact_id.iloc[0])]
+    if tokens.empty:
+        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
+    tokens = tokens[(tokens.layer == tokens.layer.max()) & (tokens["rank"] <= k)]
     cells = tokens.token.str.strip() + " " + tokens.probability.map("{:.3f}".format)
     table = cells.groupby([tokens.step, tokens["rank"]]).first().unstack()
     table.columns = [f"top {rank}" for rank in table.columns]
@@ -113,7 +114,7 @@ def retention_table(run: Run) -> pd.DataFrame:
 # --- One run
 
 
-def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing:
+def category_mass(run: Run, group: str = "edited") -> Drawing:
     """Where the next-token probability goes over fine-tuning, on the facts' prompts: Figure 4 of
     arXiv 2507.14198.
     """
@@ -121,8 +122,6 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
     probes = run.probes[run.probes.group == group]
     if probes.empty:
         return _nothing(f"this run has no {group} facts")
-    if fact_id:
-        probes = _of_fact(run, probes, fact_id)
     data = _category_mass(probes)
     if data.empty:
         return _nothing(f"{group} facts: {UNCLEAR}")
@@ -163,10 +162,7 @@ def _draw_category_mass(data: pd.DataFrame) -> tuple[Figure, Axes]:
 
 
 def lens_heatmap(
-    run: Run,
-    group: str = "edited",
-    fact_id: str = "",
-    categories: tuple[str, ...] = ("edited", "true"),
+    run: Run, group: str = "edited", categories: tuple[str, ...] = ("edited", "true")
 ) -> Drawing:
     """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
     block; edited blocks stand between orange lines.
@@ -177,22 +173,17 @@ def lens_heatmap(
     _check_named("group", [group], GROUPS)
     _check_named("category", categories, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
-    lens = run.lens[run.lens.category.isin(categories)]
-    if fact_id:
-        lens = _of_fact(run, lens, fact_id)
-    elif len(members):
-        lens = lens[lens.fact_id.isin(members)]
-    else:
+    if not len(members):
         return _nothing(f"this run has no {group} facts")
-    clear = lens[lens.probability.notna()]
-    if clear.empty:
+    lens = run.lens[run.lens.category.isin(categories) & run.lens.fact_id.isin(members)]
+    n = lens[lens.probability.notna()].fact_id.nunique()
+    if not n:
         return _nothing(f"{group} facts: {UNCLEAR}")
-    n = clear.fact_id.nunique()
     cells = _to_the_end(lens, ["edited_model"]).groupby(["category", "layer", "step"])
     data = cells.agg(probability=("probability", "mean"), rank=("rank", "median")).reset_index()
     figure = _draw_lens(data, categories, run.about.get("layers", ()))
-    several = f"{group} facts, mean (n = {n}); edited block between orange lines"
-    figure.suptitle(f"{group}: {fact_id}" if fact_id else several, fontsize=10)
+    title = f"{group} facts, mean (n = {n}); edited block between orange lines"
+    figure.suptitle(title, fontsize=10)
     last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
     name = categories[0]
     p = last[name]
@@ -426,13 +417,6 @@ def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             near = did_you_mean(name, known) or ":"
             raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
-
-
-def _of_fact(run: Run, table: pd.DataFrame, fact_id: str) -> pd.DataFrame:
-    rows = table[table.fact_id == fact_id]
-    if rows.empty:
-        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
-    return rows
 
 
 def _since_edit(run: Run) -> pd.DataFrame:
