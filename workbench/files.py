@@ -67,15 +67,9 @@ def check_new(folder: str | Path) -> Path:
         raise BadInput(f"{folder}: is a link; name the folder itself")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
-    above = folder.absolute().parent
-    while not above.exists():
-        above = above.parent
-    try:
-        probe = above / f".{secrets.token_hex(8)}.partial"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise unwritable(folder, error, "choose another folder") from None
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BadInput(f"{folder}: cannot be made in {above}; choose another folder")
     return folder
 
 
