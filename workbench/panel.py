@@ -36,21 +36,20 @@ OFFERED = {  # field -> (label, values)
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
 }
 EMPTY = {"max_steps": "the task's", "adapter": "none"}  # what an empty value is called
-TYPED = {
-    "subject": "Own subject",
-    "prompt": "Own prompt",
-    "object": "True object",
-    "target": "New object",
-}
+TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
 TEXTS = {  # field -> (label, what an empty one shows, width)
-    "fact": ("Fact", "type words of it, or its id; empty is a sample", "min(66em, 98%)"),
+    "fact": ("Fact", "type words of it and choose, or its id; empty is a sample", "min(66em, 98%)"),
+    "subject": ("Own subject", "", "33em"),
+    "prompt": ("Own prompt", "with {} for the subject", "33em"),
+    "object": ("True object", "", "33em"),
+    "target": ("New object", "", "33em"),
     "layers": ("Edited blocks", "such as 2-4 or 3, 5; empty is the preset's", "33em"),
     "plan": ("What may move", plans.FORMS, "33em"),
 }
 ROWS = (
     ("model", "editor", "layers"),
     ("fact",),
-    tuple(TYPED),
+    TYPED,
     ("paraphrases", "task", "adapter", "max_steps"),
     ("plan",),
 )
@@ -116,14 +115,13 @@ class Panel(VBox):
         widgets: dict[str, Dropdown | Combobox] = {}
         for name, (label, offered) in OFFERED.items():
             widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
-        for name, label in TYPED.items():
-            widgets[name] = _text(label, getattr(spec, name), "33em")
-        widgets["prompt"].placeholder = "with {} for the subject"
         labels = {fact: label for label, fact in self._ids.items()}
-        shown = {"fact": labels.get(spec.fact, spec.fact)}
-        shown |= {"layers": spans(spec.layers) if spec.layers else "", "plan": spec.plan}
+        shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
+        shown["layers"] = spans(spec.layers) if spec.layers else ""
         for name, (label, empty, width) in TEXTS.items():
-            widgets[name] = _text(label, shown[name], width, placeholder=empty)
+            looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
+            about = {"description": label, "placeholder": empty}
+            widgets[name] = Combobox(value=shown[name], **about, **looks)
         widgets["fact"].options = [] if self._batch else list(self._ids)[:MOST_FACTS]
         widgets["plan"].options = list(plans.KINDS)
         if self._vary in widgets:
@@ -407,12 +405,6 @@ def _dropdown(label: str, value, offered: Iterable, empty: str | None = None) ->
     options = [(str(one) if one else empty, one) for one in values]
     looks = {"style": STYLE, "layout": {"width": "20em"}}
     return Dropdown(value=value, options=options, description=label, **looks)
-
-
-def _text(label: str, value: str, width: str, **more) -> Combobox:
-    """A text with suggestions."""
-    looks = {"style": STYLE, "layout": {"width": width}}
-    return Combobox(value=value, description=label, continuous_update=False, **looks, **more)
 
 
 def _row(widgets: Sequence) -> HBox:
