@@ -10,6 +10,7 @@ import sys
 import warnings
 
 import filelock
+import pandas as pd
 import pytest
 import torch
 
@@ -57,13 +58,18 @@ TENSORS = {
 }
 
 
-def keep():
-    """Keep something; its file, what reads it again, and what was kept as a value that `==`
-    compares.
+def keep(kind: str):
+    """Keep something of a kind; what was kept, as a value that `==` compares, and what reads it
+    again.
     """
-    path = cache.folder("kept") / "one.safetensors"
-    cache.keep(path, TENSORS, "these")
-    return path, lambda about="these": as_lists(cache.kept(path, about)), as_lists(TENSORS)
+    if kind == "tensors":
+        path = cache.folder("kept") / "one.safetensors"
+        cache.keep(path, TENSORS, "these")
+        return path, lambda about="these": as_lists(cache.kept(path, about)), as_lists(TENSORS)
+    table = pd.DataFrame({"fact_id": ["a", "b"], "known": [True, False], "p": [0.25, 1e-300]})
+    path = cache.folder("kept") / "one.parquet"
+    cache.keep_table(path, table, "these")
+    return path, lambda about="these": as_rows(cache.kept_table(path, about)), as_rows(table)
 
 
 def as_lists(tensors):
@@ -72,8 +78,13 @@ def as_lists(tensors):
     }
 
 
-def test_what_was_kept_comes_back_and_is_refused_for_anything_else():
-    path, kept, expected = keep()
+def as_rows(table):
+    return None if table is None else table.to_dict("list")
+
+
+@pytest.mark.parametrize("kind", ["tensors", "table"])
+def test_what_was_kept_comes_back_and_is_refused_for_anything_else(kind):
+    path, kept, expected = keep(kind)
     assert kept() == expected
     with pytest.warns(UserWarning, match=f"{path.name}.*something else"):
         assert kept("those") is None
@@ -81,11 +92,12 @@ def test_what_was_kept_comes_back_and_is_refused_for_anything_else():
     assert kept() is None  # nothing there: no line
 
 
-def test_no_damage_of_what_was_kept_goes_unseen():
+@pytest.mark.parametrize("kind", ["tensors", "table"])
+def test_no_damage_of_what_was_kept_goes_unseen(kind):
     """A byte changed at every place, the file cut at every place: the same again, or nothing and a
     line.
     """
-    path, kept, expected = keep()
+    path, kept, expected = keep(kind)
     whole, refused = path.read_bytes(), 0
     damages = [
         whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
@@ -103,7 +115,7 @@ def test_no_damage_of_what_was_kept_goes_unseen():
 
 
 def test_the_cache_is_its_owners_alone(cache_folder):
-    path, *_ = keep()
+    path, *_ = keep("tensors")
     for made in (cache_folder, path.parent):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -120,7 +132,7 @@ def test_a_planted_link_is_neither_followed_nor_written_through(cache_folder, tm
     diary.write_text("dear diary")
     for name in (".one.safetensors.partial", "one.safetensors"):
         (cache.folder("kept") / name).symlink_to(diary)
-    path, kept, expected = keep()
+    path, kept, expected = keep("tensors")
     assert diary.read_text() == "dear diary"
     assert not path.is_symlink()
     assert kept() == expected
@@ -133,5 +145,5 @@ def test_a_planted_link_is_neither_followed_nor_written_through(cache_folder, tm
 def test_what_a_killed_process_had_begun_is_removed(cache_folder):
     begun = cache.folder("kept") / ".one.safetensors.0123456789abcdef.partial"
     begun.write_text("half")
-    keep()
+    keep("tensors")
     assert not begun.exists()

@@ -537,6 +537,36 @@ def test_a_run_killed_in_the_middle_leaves_nothing(small, base, tmp_path, monkey
     )
 
 
+def test_what_a_model_knows_is_asked_once_and_again_once_its_weights_are_others(
+    base, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    asked = []
+
+    def counted(model, questions, objects, **kwargs):
+        asked.append(questions)
+        return measure_prompts(model, questions, objects, **kwargs)
+
+    monkeypatch.setattr(known, "measure_prompts", counted)
+    requests = facts.read("world")[:7]
+    first, second = (study.known_table(base, requests) for _ in range(2))
+    assert first.equals(second)
+    assert len(asked) == 1
+    more = [*reversed(requests), *facts.read("world")[7:9]]
+    assert study.known_table(base, more).fact_id.tolist() == [each.fact.id for each in more]
+    assert asked.pop() == [each.fact.question for each in more[7:]]  # no other list asks again
+    with deltas.preserved(base.network), torch.no_grad():
+        base.weight(0).mul_(-1)
+        other = study.known_table(base, requests)
+        assert not other.p.equals(first.p)
+    assert study.known_table(base, requests).equals(first)
+    assert len(asked) == 2
+    for path in (tmp_path / "known").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert study.known_table(base, requests).equals(first)
+    assert len(asked) == 3
+
+
 def test_resolving_fills_the_tasks_numbers_and_keeps_what_is_given():
     spec = Spec(max_steps=7).resolved()
     assert spec.max_steps == 7

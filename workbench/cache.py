@@ -6,11 +6,12 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
+import pandas as pd
 
 from workbench import files
 from workbench.facts import BadInput
@@ -67,7 +68,8 @@ def locked(what: str) -> Iterator[None]:
 def keep(path: Path, tensors: Mapping, about: str) -> None:
     """Keep named tensors in a safetensors file, with what they are for and a sum of their bytes.
 
-    To be used under a lock: what a killed process had begun to write is removed first.
+    To be used under a lock, as `keep_table` is: what a killed process had begun to write is removed
+    first.
     """
     import safetensors.torch
 
@@ -83,19 +85,48 @@ def kept(path: Path, about: str) -> dict | None:
     """
     import safetensors.torch
 
-    try:
+    def read():
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["workbench"])
         tensors = safetensors.torch.load_file(path)
-        if header != {"about": about, "sha256": tensor_sum(tensors)}:
+        return tensors, header, tensor_sum(tensors)
+
+    return _checked(path, about, read)
+
+
+def keep_table(path: Path, table: pd.DataFrame, about: str) -> None:
+    """Keep a table in a parquet file, with what it is for and a sum of its rows."""
+    table = table.reset_index(drop=True)
+    table.attrs = {"about": about, "sha256": _table_sum(table)}
+    with _written(path) as partial:
+        table.to_parquet(partial)
+
+
+def kept_table(path: Path, about: str) -> pd.DataFrame | None:
+    """The table that was kept for this, as `kept`."""
+
+    def read():
+        table = pd.read_parquet(path)
+        header = table.attrs
+        table.attrs = {}
+        return table, header, _table_sum(table)
+
+    return _checked(path, about, read)
+
+
+def _checked(path: Path, about: str, read: Callable):
+    """What `read` finds: the content, its header, and the sum that the content has now."""
+    try:
+        content, header, sum_now = read()
+        if header != {"about": about, "sha256": sum_now}:
             raise ValueError("it is for something else, or its sum is another one")
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=2)
+        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=3)
         return None
-    return tensors
+    return content
 
 
 @contextmanager
@@ -117,3 +148,10 @@ def tensor_sum(tensors: Mapping) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _table_sum(table: pd.DataFrame) -> str:
+    """SHA-256 of the names of the columns, their types, and every row."""
+    columns = json.dumps([[name, str(dtype)] for name, dtype in table.dtypes.items()])
+    rows = pd.util.hash_pandas_object(table).to_numpy().tobytes()
+    return hashlib.sha256(columns.encode() + rows).hexdigest()

@@ -1,5 +1,7 @@
 """Which facts a model knows, and which of them are edited and which only watched."""
 
+import hashlib
+import json
 import random
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,13 +11,15 @@ from functools import partial
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench import facts, runs
+from workbench import cache, facts, runs
+from workbench.cache import locked
 from workbench.checkpoints import WORLD_MODELS
 from workbench.editing import EDITORS
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
+from workbench.positions import front
 from workbench.records import one_line
-from workbench.spec import Spec
+from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
 from workbench.tracking.retention import measure_prompts, said_words, stop_words
 
@@ -235,9 +239,8 @@ def _harmless(
     wrong: Requests = []
     harmless: Requests = []
     for part in _parts(pool[:most], "facts that it gets wrong"):
-        questions = [request.fact.question for request in part]
-        retained = measure_prompts(model, questions, [r.fact.object for r in part]).retained
-        answers = said_words(model, questions)
+        retained = _answers(model, part, past_stop_words=True).retained
+        answers = said_words(model, [request.fact.question for request in part])
         for request, right, answer in zip(part, retained, answers, strict=True):
             if not right and _is_name(answer) and answer not in objects:
                 changes = {"target": request.fact.object, "neighbourhood": ()}
@@ -303,21 +306,17 @@ def known_table(model: Model, requests: Requests, margin: float = 0.1) -> pd.Dat
         each of its tokens leads by `margin`; `p_second` is of the second likeliest first token.
     """
     size = max(PART, len(requests) // 20)  # larger parts need less padding
-    answers = []
-    for part in _parts(requests, "asking facts", size):
-        questions = [request.fact.question for request in part]
-        objects = [request.fact.object for request in part]
-        answers.append(measure_prompts(model, questions, objects, past_stop_words=False))
-    table = pd.concat(answers or [measure_prompts(model, [], [])], ignore_index=True)
+    parts = [_answers(model, part) for part in _parts(requests, "asking facts", size)]
+    answers = pd.concat(parts, ignore_index=True) if parts else measure_prompts(model, [], [])
     return pd.DataFrame(
         {
             "fact_id": [request.fact.id for request in requests],
             "prompt": [request.fact.question for request in requests],
             "object": [request.fact.object for request in requests],
-            "says": table.top_token,
-            "known": table.top_is_expected & (table.margin >= margin),
-            "p": table.p,
-            "p_second": table.p_second,
+            "says": answers.top_token,
+            "known": answers.top_is_expected & (answers.margin >= margin),
+            "p": answers.p,
+            "p_second": answers.p_second,
         }
     )
 
@@ -330,3 +329,40 @@ def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests
             part = requests[start : start + size]
             yield part
             bar.update(len(part))
+
+
+def _answers(model: Model, requests: Requests, past_stop_words: bool = False) -> pd.DataFrame:
+    """What the model says, a row a request; these very weights are asked a prompt once."""
+    questions = [request.fact.question for request in requests]
+    objects = [request.fact.object for request in requests]
+    ask = partial(measure_prompts, model, past_stop_words=past_stop_words)
+    if model.is_changed():
+        return ask(questions, objects)
+    machine = [model.fingerprint, str(model.dtype), model.device.type]
+    digest = _digest([*machine, front(model), code_fingerprint(), past_stop_words])
+    name = f"known {digest}"
+    path = cache.folder("known") / f"{digest}.parquet"
+    keys = _keys(model, questions, objects)
+    with locked(name):
+        table = cache.kept_table(path, name)
+        stored = set() if table is None else set(table.key)
+        missing = {key: row for row, key in enumerate(keys) if key not in stored}
+        if missing:
+            rows = missing.values()
+            new = ask([questions[row] for row in rows], [objects[row] for row in rows])
+            new.insert(0, "key", list(missing))
+            table = pd.concat([table, new], ignore_index=True)
+            cache.keep_table(path, table, name)
+    return table.set_index("key").loc[keys].reset_index(drop=True)
+
+
+def _keys(model: Model, questions: Sequence[str], objects: Sequence[str]) -> list[str]:
+    """What tells one question from another: its words and their tokens."""
+    tokens = model.tokenizer([*questions, *objects])["input_ids"]
+    of_questions, of_objects = tokens[: len(questions)], tokens[len(questions) :]
+    parts = zip(questions, objects, of_questions, of_objects, strict=True)
+    return [_digest(part) for part in parts]
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
