@@ -1,15 +1,28 @@
 """Records from wherever `datasets` reads them: a file, or a Hub dataset by its id."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
+from workbench.records import BadInput, shown
 
-from workbench.facts import FILES, BadInput
+if TYPE_CHECKING:
+    import datasets
+
+# ending -> what `datasets` calls it
+FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def check_file(source: str, what: str) -> None:
+    """BadInput if a source is named as a file is, and nothing is there."""
+    named_as_file = Path(source).suffix in FILES or source.startswith((".", "/", "~"))
+    if named_as_file and not Path(source).exists():
+        advice = "give a path that counts from here, or a Hub dataset id (owner/name)"
+        raise BadInput(f"{what} {shown(source)!r}: no such file; {advice}")
 
 
 def records(
     source: str, what: str, config: str = "", split: str = "train", streaming: bool = False
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> "datasets.Dataset | datasets.IterableDataset":
     """The records of a source.
 
     Args:
@@ -19,6 +32,8 @@ def records(
     Raises:
         BadInput: an unknown ending, or it cannot be read.
     """
+    import datasets
+
     path = Path(source)
     if path.is_file():
         if path.suffix not in FILES:
