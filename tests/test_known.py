@@ -364,12 +364,13 @@ def test_asking_is_bounded_and_ends_as_soon_as_the_split_is_found(base, monkeypa
     }
     spec = Spec(**typed, target="Apple", n_intrinsic=30)
     knows = True
-    assert len(known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)[2]) == 30
+    named = known._named(spec, base, [])
+    assert len(known._chosen(spec, base, facts.read("world"), named, 0)[2]) == 30
     assert len(asked) <= known.PART
     asked.clear()
     knows = False
     with pytest.raises(BadInput) as error:
-        known._chosen(spec, base, facts.read("world"), [known._typed(spec)], 0)
+        known._chosen(spec, base, facts.read("world"), named, 0)
     assert len(asked) == 2 * (30 + 10)
     assert f"80 of {len(facts.read('world'))} facts asked, 0 known" in one_line(error)
 

@@ -249,7 +249,7 @@ def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path):
         plots.retention_by(found, "editor", label=EVIL),
         plots.retention_curves(found, "editor"),
         plots.retention_grid(found, "editor", "task"),
-        plots.lens_heatmap(_renamed(run, fact, EVIL), fact_id=EVIL),
+        plots.lens_heatmap(_renamed(run, fact, EVIL)),
     ]
     for number, drawing in enumerate(drawings):
         assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}

@@ -164,12 +164,6 @@ def test_a_number_is_the_text_it_is_written_as(tmp_path, number):
     assert request.fact.prompt == request.paraphrases[0] == "Of {} it is said that"
 
 
-@pytest.mark.parametrize("field", ["id", "object", "target", "relation", "paraphrases"])
-def test_a_number_longer_than_any_name_is_refused(tmp_path, field):
-    line = complaint(as_text(tmp_path, spelled(), spelled(**{field: "7" * 5000})), "record 2")
-    assert f"'{field}' is a number of 5000 digits" in line
-
-
 OF_TEXT = {
     counterfact: "case_id paraphrase_prompts neighborhood_prompts",
     flat: "case_id relation_id subject prompt ground_truth target_new rephrase_prompt",
@@ -213,7 +207,7 @@ def test_deep_nesting_is_one_line(tmp_path, store, depth):
     path = store(tmp_path, own(), own("Pelu", note="deep"))
     deep = "[" * depth + "]" * depth
     written(path, path.read_text(encoding="utf-8").replace('"deep"', deep))
-    assert "nested too deeply" in complaint(path, "record 2")
+    assert "nested too deeply" in complaint(path, "record")
 
 
 @pytest.mark.parametrize("field", ["id", "subject", "prompt", "object", "target", "held_out"])
@@ -257,26 +251,26 @@ def test_json_is_json_however_it_is_indented(tmp_path, indent, end):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    "text",
     [
-        ("[{}, ]", 2),
-        ("[{} {}]", 1),
-        ("[{}, {}", 2),
-        ("[{}", 1),
-        ("[", 1),
-        ("[{}]]", 1),
-        ("{} {}", 1),
-        ("{}\n{}", 1),
-        ("[,{}]", 1),
-        ("[{}, {'a': 1}]", 2),
+        "[{}, ]",
+        "[{} {}]",
+        "[{}, {}",
+        "[{}",
+        "[",
+        "[{}]]",
+        "{} {}",
+        "{}\n{}",
+        "[,{}]",
+        "[{}, {'a': 1}]",
     ],
 )
-def test_a_broken_list_is_broken_json_in_its_record(tmp_path, text, number):
+def test_a_broken_list_is_broken_json(tmp_path, text):
     text = text.replace("{}", spelled())
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(json.JSONDecodeError) as caught:
         json.loads(text)
-    line = complaint(written(tmp_path / "a.json", text), f"(record {number})")
-    assert "broken JSON at line" in line
+    place = f"broken JSON at line {caught.value.lineno}, column {caught.value.colno}: "
+    complaint(written(tmp_path / "a.json", text), place)
 
 
 def test_a_broken_line_leaves_the_other_lines_as_they_are(tmp_path):
@@ -427,9 +421,9 @@ def test_fields_of_no_use_are_named_once_a_file(tmp_path):
     assert line.endswith("facts.json: fields that no one reads, ignored: 'colour', 'target_'")
 
 
-def test_many_fields_of_no_use_are_a_handful_of_names_and_a_number(tmp_path):
+def test_of_many_fields_of_no_use_a_handful_is_named(tmp_path):
     more = {f"{'x' * 400}{number}": 1 for number in range(4)} | {f"f\n{n}": 1 for n in range(5)}
-    with pytest.warns(UserWarning, match="and 4 more") as caught:
+    with pytest.warns(UserWarning, match=r" \.\.\.$") as caught:
         facts.read(as_json(tmp_path, own(**more)))
     line = str(caught[0].message)
     assert len(line.splitlines()) == 1
@@ -624,7 +618,7 @@ def test_records_of_a_hub_dataset_are_read_as_those_of_a_file(monkeypatch):
         own(id=9, object=b"Vint"),
         own_filled(id=10, object=0.5),
     ]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     requests, problems = facts.inspect("someone/facts")
     objects = {request.fact.id: request.fact.object for request in requests}
     assert objects == {"7": "1945", "10": "0.5"}
@@ -668,13 +662,13 @@ def _loose_row(header: list[str], row: list[str]) -> dict:
 
 LOOSE = {
     "cells": (readers, "_csv_record", _loose_row),
-    "keys and constants": (readers, "_json_value", json.JSONDecoder().raw_decode),
+    "keys": (readers, "_members", dict),
+    "constants": (readers, "_constant", lambda name: 0),
     "lists": (readers, "_paired", _loosely_paired),
     "words": (readers, "template", _last_mention),
     "characters": (readers, "_NO_TEXT", re.compile("(?!)")),
     "texts": (readers, "_text", lambda value, name: str(value).strip()),
     "line breaks": (readers, "_one_line_name", lambda text, name: text),
-    "long numbers": (readers, "LONGEST_NUMBER", 10**9),
     "unknown fields": (readers, "warn_of_ignored", lambda source, read: None),
     "counting": (facts, "enumerate", lambda members, start: enumerate(members)),
     "messages": (facts, "one_line", str),

@@ -5,13 +5,11 @@ It redraws what was recorded and needs no torch.
 
 import base64
 import io
-import threading
-from collections.abc import Sequence
 from html import escape
 
 import numpy
 import pandas as pd
-from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox
+from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -24,7 +22,6 @@ SHOWN = ("edited", "true")
 MARK = "#D55E00"  # orange is told from every shade of cividis
 WRAP = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "8em"}
-_DRAWING = threading.Lock()  # callbacks may run in threads
 
 
 def outcomes(run: Run) -> pd.DataFrame:
@@ -57,7 +54,6 @@ class _View(VBox):
         self.name = run.folder.name
         self.facts = outcomes(run)
         self.edited = run.about.get("layers", ())
-        self._figures: dict[tuple, tuple[Figure, dict]] = {}  # by their checkpoints
         index = [*KEY, "category", "layer"]
         self.lens = run.lens.pivot(index=index, columns="step", values="probability").sort_index()
         tokens = run.tokens[run.tokens.layer == run.tokens.layer.max()]
@@ -93,8 +89,7 @@ class _View(VBox):
             return
         earlier = [known for known in self.steps(key) if known <= step]
         step = max(earlier, default=-1)
-        with _DRAWING:
-            self.image.value = self._png(key, step)
+        self.image.value = self._png(key, step)
         self.text.value = f"<p>{escape(self._summary(key, step))}</p>"
         self.likeliest.value = self._table(key, step)
 
@@ -105,44 +100,29 @@ class _View(VBox):
         return self.text.value + image + self.likeliest.value
 
     def _png(self, key: tuple, step: int) -> bytes:
-        """Layer by checkpoint, the chosen checkpoint framed."""
-        steps = tuple(self.steps(key))
-        if steps not in self._figures:  # to draw axes anew takes longer than all the rest
-            self._figures[steps] = self._new_figure(steps, self.curve("edited", key).index)
-        figure, panels = self._figures[steps]
-        for category, (image, frame) in panels.items():
-            image.set_data(self.curve(category, key).to_numpy())
-            frame.set_x(steps.index(step) - 0.5)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-    def _new_figure(self, steps: Sequence[int], blocks: Sequence[int]) -> tuple[Figure, dict]:
-        """A figure without numbers; of each category the image, and the frame of a checkpoint."""
-        width = min(2.4 + 0.8 * len(steps), 9)
-        figure = Figure(figsize=(width, 3.6), dpi=90)
+        """Layer by checkpoint of each category, the chosen checkpoint framed."""
+        steps = self.steps(key)
+        blocks = self.curve("edited", key).index
+        figure = Figure(figsize=(min(2.4 + 0.8 * len(steps), 9), 3.6), dpi=90)
         FigureCanvasAgg(figure)
         all_axes = figure.subplots(1, len(SHOWN), sharey=True)
         figure.subplots_adjust(left=0.11, right=0.86, bottom=0.2, top=0.88, wspace=0.06)
-        empty = numpy.zeros((len(blocks), len(steps)))
-        scale = {"cmap": "cividis", "vmin": 0, "vmax": 1}
+        scale = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto"}
         every = -(-len(steps) // 10)  # ten labels at most
-        places = range(len(steps))[::every]
-        names = step_names(steps)[::every]
-        panels = {}
         for axes, category in zip(all_axes, SHOWN, strict=True):
-            image = axes.imshow(empty, origin="lower", aspect="auto", **scale)
-            frame = axes.axvspan(0, 1, fill=False, ec=MARK, lw=2, clip_on=False)
-            panels[category] = (image, frame)
-            axes.set_xticks(places, names, rotation=45, ha="right")
+            image = axes.imshow(self.curve(category, key), **scale)
+            place = steps.index(step)
+            axes.axvspan(place - 0.5, place + 0.5, fill=False, ec=MARK, lw=2, clip_on=False)
+            axes.set_xticks(range(len(steps))[::every], step_names(steps)[::every])
+            axes.tick_params("x", rotation=45)
             axes.set_title(f"p({category} token)", fontsize=10)
         marks = [f"E {block}" if block in self.edited else block for block in blocks]
         all_axes[0].set_yticks(range(len(marks)), marks, fontsize=8)
-        for block in self.edited:
-            all_axes[0].get_yticklabels()[block].set(color=MARK, weight="bold")
         all_axes[0].set_ylabel("after block (E: edited)")
         figure.colorbar(image, cax=figure.add_axes((0.88, 0.2, 0.02, 0.68)))
-        return figure, panels
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
 
     def _summary(self, key: tuple, step: int) -> str:
         fact = self.facts.loc[key]
@@ -176,21 +156,17 @@ class Explorer(VBox):
     """
 
     def __init__(self, run: Run, other: Run | None = None):
-        self._settling = False  # while the checkpoints are exchanged
         self.views = [_View(one) for one in (run, other) if one]
         table = self.views[0].facts
         edited = table.index[table.group == "edited"]
         first = edited[0] if len(edited) else table.index[0]
         wide = {"options": _options(table), "layout": {"width": "min(60em, 98%)"}}
         self.fact = Dropdown(value=first, description="Explored fact", style=STYLE, **wide)
-        self.step = Dropdown(description="Checkpoint", style=STYLE)
-        self.slider = IntSlider(description="Slide to it", readout=False, style=STYLE)
+        self.step = SelectionSlider(options=[("", "")], description="Checkpoint", style=STYLE)
         self.fact.observe(lambda _: self._set_steps(), "value")
         self.step.observe(lambda _: self._draw(), "value")
-        self.slider.observe(lambda change: setattr(self.step, "index", change["new"]), "value")
-        head = HBox([self.step, self.slider], layout=WRAP)
         views = HBox(self.views, layout=WRAP)
-        super().__init__([self.fact, head, views], _dom_classes=("workbench-explorer",))
+        super().__init__([self.fact, self.step, views], _dom_classes=("workbench-explorer",))
         self._set_steps()
 
     def _repr_mimebundle_(self, **kwargs):
@@ -203,18 +179,14 @@ class Explorer(VBox):
         that.
         """
         steps = self.views[0].steps(self.fact.value)
-        before = self.step.value
-        self._settling = True  # new options choose the first of them, and a shorter slider moves
-        self.step.options = list(zip(step_names(steps), steps, strict=True))
-        self.slider.max = len(steps) - 1
-        self.step.value = before if before in steps else steps[-1]
-        self._settling = False
+        options = tuple(zip(step_names(steps), steps, strict=True))
+        if options != self.step.options:  # new ones choose the first of them
+            before = self.step.value
+            self.step.options = options
+            self.step.value = before if before in steps else steps[-1]
         self._draw()
 
     def _draw(self) -> None:
-        if self._settling:
-            return
-        self.slider.value = self.step.index
         for view in self.views:
             view.show(self.fact.value, self.step.value)
 

@@ -9,16 +9,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pydantic
 import yaml
 
 from workbench import readers
-from workbench.readers import FILES as FILES
-from workbench.readers import check_file as check_file
-from workbench.records import BadInput, Record, did_you_mean, listed, one_line
+from workbench.records import BadInput, Record, did_you_mean, listed, one_line, shown
 from workbench.registry import Room
+from workbench.sources import check_file as check_file
 
 _INSTALLED = Path(__file__).parent / "data"  # in a wheel the folder travels inside the package
 DATA = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "data"
@@ -173,17 +172,31 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
         more = f" (and {others} more: `workbench facts` lists them)" if others else ""
         raise BadInput(f"{problems[0]}{more}")
     if not requests:
-        raise BadInput(f"{readers.shown(source)}: holds no usable fact; give at least one record")
+        raise BadInput(f"{shown(source)}: holds no usable fact; give at least one record")
     return requests
 
 
-def no_such_fact(name: str, ids: Sequence[str], matches: Sequence[str], source: str) -> BadInput:
-    """The refusal of a name that is no id; those that it matches, or is like, are named."""
+def named(requests: Sequence[EditRequest], name: str, source: str) -> EditRequest:
+    """The request whose fact has this id; BadInput if none has, which names those like it."""
+    by_id = {request.fact.id: request for request in requests}
+    if name in by_id:
+        return by_id[name]
     what = f"fact {name!r}: not one fact of {source}"
+    matches = [known for known in by_id if name.lower() in known.lower()]
     if matches:
-        return BadInput(f"{what} but {len(matches)} match; name one, e.g. {listed(matches)}")
-    near = did_you_mean(name, ids) or ";"
-    return BadInput(f"{what}{near} an id is e.g. {ids[0]!r}")
+        raise BadInput(f"{what} but {len(matches)} match; name one, e.g. {listed(matches)}")
+    near = did_you_mean(name, by_id) or ";"
+    raise BadInput(f"{what}{near} an id is e.g. {next(iter(by_id))!r}")
+
+
+def typed(**texts: Any) -> EditRequest:
+    """A fact of one's own, of subject, prompt, object and target; BadInput if one is empty."""
+    for name, text in texts.items():
+        if not text.strip():
+            needed = "subject, prompt (with one {}), object and target"
+            raise BadInput(f"{name} is empty: a typed fact needs {needed}")
+    target = texts.pop("target")
+    return EditRequest(fact=Fact(id="typed", **texts), target=target)
 
 
 def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
@@ -202,7 +215,7 @@ def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
                     raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
                 requests[request.fact.id] = request
             except BadInput as error:
-                problems.append(one_line(f"{readers.shown(source)}, {where}{place}: {error}"))
+                problems.append(one_line(f"{shown(source)}, {where}{place}: {error}"))
     readers.warn_of_ignored(source, edits)
     return list(requests.values()), problems
 
@@ -253,9 +266,15 @@ def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def tables(name: str) -> dict:
+    """What data/world/<name>.yaml holds."""
+    with (DATA / "world" / f"{name}.yaml").open(encoding="utf-8") as file:
+        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def relations() -> dict[str, dict]:
     """Relation -> {category, templates (12), never_shown (2)} of the embedded world."""
-    return yaml.safe_load((DATA / "world" / "relations.yaml").read_text(encoding="utf-8"))
+    return tables("relations")
 
 
 @cache
@@ -435,13 +454,9 @@ def call(
     """
     wanted = {"split": split, "relation": relation, "category": category}
     wanted = {name: value for name, value in wanted.items() if value}
-    requests = [
-        request
-        for request in read(source)
-        if all(getattr(request.fact, name) == value for name, value in wanted.items())
-    ]
+    requests = [one for one in read(source) if wanted.items() <= dict(one.fact).items()]
     if not requests:
-        raise BadInput(f"{readers.shown(source)}: holds no fact with {wanted}; ask for another")
+        raise BadInput(f"{shown(source)}: holds no fact with {wanted}; ask for another")
     return requests
 
 

@@ -17,7 +17,6 @@ from workbench.facts import BadInput
 
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 ADVICE = "free some space, or choose another folder"
 
 
@@ -68,15 +67,9 @@ def check_new(folder: str | Path) -> Path:
         raise BadInput(f"{folder}: is a link; name the folder itself")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
-    above = folder.absolute().parent
-    while not above.exists():
-        above = above.parent
-    try:
-        probe = above / f".{secrets.token_hex(8)}.partial"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise unwritable(folder, error, "choose another folder") from None
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BadInput(f"{folder}: cannot be made in {above}; choose another folder")
     return folder
 
 
@@ -131,8 +124,5 @@ def open_as_umask(folder: Path) -> None:
 
 def _created(path: Path, mode: int) -> int:
     """Make an empty file where nothing is; returns the permissions that it got."""
-    handle = os.open(path, NEW_FILE, mode)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
+    path.touch(mode, exist_ok=False)
+    return stat.S_IMODE(path.lstat().st_mode)

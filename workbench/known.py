@@ -91,14 +91,11 @@ def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chos
 
 def _named(spec: Spec, model: Model, requests: Requests) -> Requests:
     """The one fact that the experiment names or types; none if it takes a sample."""
+    typed = spec.model_dump(include={"subject", "prompt", "object", "target"})
     if spec.subject or spec.prompt or spec.target:
-        named = [_typed(spec)]
+        named = [facts.typed(**typed)]
     elif spec.fact:
-        named = [request for request in requests if request.fact.id == spec.fact]
-        if not named:
-            ids = [request.fact.id for request in requests]
-            matches = [name for name in ids if spec.fact.lower() in name.lower()]
-            raise facts.no_such_fact(spec.fact, ids, matches, spec.facts)
+        named = [facts.named(requests, spec.fact, spec.facts)]
     else:
         return []
     if spec.harmless:
@@ -108,15 +105,6 @@ def _named(spec: Spec, model: Model, requests: Requests) -> Requests:
     if problems:
         raise BadInput(problems[0])
     return named
-
-
-def _typed(spec: Spec) -> EditRequest:
-    for name in ("subject", "prompt", "object", "target"):
-        if not getattr(spec, name).strip():
-            needed = "subject, prompt (with one {}), object and target"
-            raise BadInput(f"{name} is empty: a typed fact needs {needed}")
-    fact = facts.Fact(id="typed", subject=spec.subject, prompt=spec.prompt, object=spec.object)
-    return EditRequest(fact=fact, target=spec.target)
 
 
 def _data_table(

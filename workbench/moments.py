@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench import cache, sources
+from workbench import cache, prose, sources
 from workbench.activations import recorded, stop_after
 from workbench.checkpoints import WORLD_MODELS
 from workbench.closed_form import factorised
@@ -82,14 +82,14 @@ def corpus_texts(corpus: str) -> Iterable[str]:
 
     Args:
         corpus: "world" (what the embedded world's pre-training says, statements and prose; not
-            Wikipedia); "python-manual" (`sources.manual`); "wikipedia"; a UTF-8 .txt file, one text
-            a paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column
+            Wikipedia); "python-manual" (see `prose`); "wikipedia"; a UTF-8 .txt file, one text a
+            paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column
             `text` is read.
     """
     if corpus == "world":
         return text.pretraining(seed=1)
-    if corpus == sources.MANUAL:
-        return sources.manual()
+    if corpus == prose.MANUAL:
+        return prose.paragraphs()
     if corpus.endswith(".txt"):
         try:
             paragraphs = Path(corpus).read_text(encoding="utf-8").split("\n\n")
@@ -97,7 +97,7 @@ def corpus_texts(corpus: str) -> Iterable[str]:
             raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
         return filter(str.strip, paragraphs)
     if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
-        choices = f"world, {sources.MANUAL}, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
+        choices = f"world, {prose.MANUAL}, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
         raise BadInput(f"corpus {corpus!r}: choose {choices} or a Hub dataset id (owner/name)")
     records = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
     columns = list(next(iter(records), {}))
@@ -125,13 +125,13 @@ def second_moments(
 
     Args:
         layers: block indices.
-        corpus: see `corpus_texts`; "" = `sources.corpus_of` the model.
+        corpus: see `corpus_texts`; "" = `prose.corpus_of` the model.
         tokens: how many to see; 0 = 10 a key dimension. Fewer than d_in leave the matrix singular.
     Raises:
         BadInput: the corpus is too short, or activations are NaN or infinite (which layer).
     """
     layers = model.check_layers(layers)
-    corpus = sources.corpus_of(model.name, corpus)
+    corpus = prose.corpus_of(model.name, corpus)
     if corpus == "world" and model.name not in WORLD_MODELS:
         message = f"second moments of {model.name} from the embedded world's text, which is not"
         warnings.warn(f"{message} Wikipedia; name a corpus", stacklevel=3)

@@ -6,6 +6,7 @@ and a thread that reads how far the run is only sets traits.
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -14,27 +15,18 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Label, Text, VBox
+from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Label, VBox
 
 from workbench import editing, facts, runs
 from workbench.checkpoints import WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
-from workbench.facts import BadInput, EditRequest, Fact
+from workbench.facts import BadInput, EditRequest
 from workbench.spec import Spec
 from workbench.tuning import numbers, plans
 
 if TYPE_CHECKING:
     from workbench.job import Job
 
-PLANS = {  # kind -> how its blocks are written
-    "all": "",
-    "after": ":{from}",
-    "window": ":{from}-{to}",
-    "outside": ":{from}-{to}",
-    "edited": "",
-    "edited-matrices": "",
-    "not-edited": "",
-}
 OFFERED = {  # field -> (label, values)
     "model": ("Model", WORLD_MODELS),
     "editor": ("Editor", editing.EDITORS),
@@ -42,34 +34,29 @@ OFFERED = {  # field -> (label, values)
     "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
-    "plan": ("What may move", tuple(PLANS)),
 }
 EMPTY = {"max_steps": "the task's", "adapter": "none"}  # what an empty value is called
-TYPED = {
-    "subject": "Own subject",
-    "prompt": "Own prompt",
-    "object": "True object",
-    "target": "New object",
+TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
+TEXTS = {  # field -> (label, what an empty one shows, width)
+    "fact": ("Fact", "type words of it and choose, or its id; empty is a sample", "min(66em, 98%)"),
+    "subject": ("Own subject", "", "33em"),
+    "prompt": ("Own prompt", "with {} for the subject", "33em"),
+    "object": ("True object", "", "33em"),
+    "target": ("New object", "", "33em"),
+    "layers": ("Edited blocks", "such as 2-4 or 3, 5; empty is the preset's", "33em"),
+    "plan": ("What may move", plans.FORMS, "33em"),
 }
-ENDS = {  # widget -> (label, the field it is a part of)
-    "first": ("First edited block", "layers"),
-    "last": ("Last edited block", "layers"),
-    "from": ("From block", "plan"),
-    "to": ("To block", "plan"),
-}
-WINDOWS = (("first", "last"), ("from", "to"))
 ROWS = (
-    ("model", "editor", "first", "last"),
+    ("model", "editor", "layers"),
     ("fact",),
-    tuple(TYPED),
+    TYPED,
     ("paraphrases", "task", "adapter", "max_steps"),
-    ("plan", "from", "to"),
+    ("plan",),
 )
 # Of blocks: neither, edited, may move, both; told apart by their letters too
 COLOURS = {"-": "#e8e8e8", "E": "#e69f00", "M": "#56b4e9", "EM": "#2fae86"}
 BOX = "display:inline-block;width:2.4em;margin:1px;text-align:center;color:#000"
 STYLE = {"description_width": "9em"}
-UNKNOWN_DEPTH = 100  # blocks offered where the model's depth is not known yet
 MOST_FACTS = 3000  # in the list; the id of another can be typed
 INTERVAL = 0.3  # seconds between two looks at a run
 
@@ -108,7 +95,6 @@ class Panel(VBox):
         self._vary = vary
         self._batch = "WORKBENCH_BATCH" in os.environ
         self._problem = ""
-        self._settling = False  # while one widget moves others
         self._requests = _facts_of(spec)
         self._ids = _labels(self._requests.values())
         self.choices = self._widgets(spec)
@@ -125,25 +111,21 @@ class Panel(VBox):
 
     # --- Widgets
 
-    def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox | Text]:
-        depth = _depth(spec)
-        kind, start, end = _plan_parts(spec.plan, depth)
-        values = dict(spec) | {"plan": kind}
-        widgets = {}
+    def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox]:
+        widgets: dict[str, Dropdown | Combobox] = {}
         for name, (label, offered) in OFFERED.items():
-            options = [(str(value) if value else EMPTY[name], value) for value in offered]
-            widgets[name] = _dropdown(label, values[name], options)
-        for name, label in TYPED.items():
-            widgets[name] = _text(Text, label, values[name], "33em")
-        widgets["prompt"].placeholder = "with {} for the subject"
+            widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
         labels = {fact: label for label, fact in self._ids.items()}
-        shown = labels.get(spec.fact, spec.fact)
-        widgets["fact"] = _text(Combobox, "Fact", shown, "min(66em, 98%)")
-        widgets["fact"].placeholder = "type words of it, or its id; empty is a sample"
+        shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
+        shown["layers"] = spans(spec.layers) if spec.layers else ""
+        for name, (label, empty, width) in TEXTS.items():
+            looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
+            about = {"description": label, "placeholder": empty}
+            widgets[name] = Combobox(value=shown[name], **about, **looks)
         widgets["fact"].options = [] if self._batch else list(self._ids)[:MOST_FACTS]
-        ends = _window(spec.layers) | {"from": start, "to": end}
-        for name, value in ends.items():
-            widgets[name] = _dropdown(ENDS[name][0], value, _blocks(name, depth))
+        widgets["plan"].options = list(plans.KINDS)
+        if self._vary in widgets:
+            widgets[self._vary].disabled = True
         return widgets
 
     def _arranged(self) -> list:
@@ -169,12 +151,9 @@ class Panel(VBox):
     def _fields(self) -> dict:
         """The fields of a Spec as the widgets stand."""
         fields = {name: widget.value for name, widget in self.choices.items()}
-        fields["plan"] += PLANS.get(fields["plan"], "").format_map(fields)
-        fields["fact"] = self._fact_id(fields["fact"].strip())
-        first, last, _, _ = (fields.pop(name) for name in ENDS)
-        fields["layers"] = first or ()
-        if isinstance(first, int):
-            fields["layers"] = tuple(range(first, last + 1))
+        fact = fields["fact"].strip()
+        fields["fact"] = self._ids.get(fact, fact)
+        fields["layers"] = _blocks(fields["layers"])
         return fields
 
     def _moved(self) -> dict:
@@ -182,56 +161,19 @@ class Panel(VBox):
         fields = self._fields().items()
         return {name: value for name, value in fields if value != self._initial[name]}
 
-    def _fact_id(self, text: str) -> str:
-        """Of a label, or of words that stand in one label alone; else the text, which may be an
-        id.
-        """
-        if text in self._ids:
-            return self._ids[text]
-        matches = self._matches(text)
-        return matches[0] if len(matches) == 1 and text not in self._requests else text
-
-    def _matches(self, text: str) -> list[str]:
-        """Ids of the facts in whose label these words stand."""
-        return [fact for label, fact in self._ids.items() if text.lower() in label.lower()]
-
     def _changed(self, name: str) -> None:
-        """Move the widgets that hang on this one, and take all into the Spec."""
-        if self._settling:
-            return
-        self._settling = True
-        if name == "fact":  # whichever fact was named last is meant
+        """Take the widgets into the Spec; of a fact and one typed, whichever came last is meant."""
+        if name == "fact":
             for typed in TYPED:
                 self.choices[typed].value = ""
-        if name == "model":
-            depth = _depth(self._start.model_copy(update=self._moved()))
-            for end in ENDS:
-                _offer(self.choices[end], self.choices[end].value, _blocks(end, depth))
-        for window in WINDOWS:
-            if name in window:
-                self._pair(name, *window)
-        self._settling = False
         self._refresh()
-
-    def _pair(self, moved: str, lower: str, upper: str) -> None:
-        """A window has two ends or none, and the one that was moved takes the other along before
-        they cross.
-        """
-        ends = [self.choices[lower].value, self.choices[upper].value]
-        apart = all(isinstance(end, int) for end in ends) and ends[0] <= ends[1]
-        other = self.choices[upper if moved == lower else lower]
-        if not apart and not other.disabled:
-            value = self.choices[moved].value
-            _offer(other, "" if isinstance(value, tuple) else value, other.options)
 
     def _refresh(self) -> None:
         """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
-        self._disable()
         try:
             moved = self._moved()
             given = self._start.model_dump(exclude_unset=True)
             spec = Spec(**given | moved) if moved else self._start
-            _check_length(spec)
             self.headline.value = self._headline(spec)
             self.strip.value = _strip(spec)
             self.spec = spec
@@ -240,16 +182,6 @@ class Panel(VBox):
             self._problem = _words(error)
         self._say(self._problem)
         self._enable()
-
-    def _disable(self) -> None:
-        """What the notebook varies cannot be moved, nor a block that the plan does not have."""
-        for name, widget in self.choices.items():
-            _, field = ENDS.get(name, ("", name))
-            widget.disabled = field == self._vary
-        plan = PLANS.get(self.choices["plan"].value, "")
-        for name in ("from", "to"):
-            if f"{{{name}}}" not in plan:
-                self.choices[name].disabled = True
 
     def _headline(self, spec: Spec) -> str:
         """What will be done, in words; BadInput if the fact is none."""
@@ -274,18 +206,10 @@ class Panel(VBox):
         """The one fact that is named, as far as it can be known here."""
         typed = spec.model_dump(include=set(TYPED))
         if any(typed.values()):
-            for name, label in TYPED.items():
-                if not typed[name].strip():
-                    raise BadInput(
-                        f"{label.lower()} is empty; a fact of your own needs subject, prompt "
-                        "(with one {}), true and new object"
-                    )
-            target = typed.pop("target")
-            return EditRequest(fact=Fact(id="typed", **typed), target=target)
-        if spec.fact and self._requests and spec.fact not in self._requests:
-            matches = self._matches(spec.fact)
-            raise facts.no_such_fact(spec.fact, [*self._requests], matches, spec.facts)
-        return self._requests.get(spec.fact)
+            return facts.typed(**typed)
+        if spec.fact and self._requests:
+            return facts.named([*self._requests.values()], spec.fact, spec.facts)
+        return None
 
     # --- Run and Stop
 
@@ -440,18 +364,6 @@ def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
 # --- What a Spec's values are as widgets
 
 
-def _check_length(spec: Spec) -> None:
-    """BadInput if the editor edits fewer blocks than are chosen."""
-    rules = editing.EDITORS[spec.editor].HParams.model_fields["layers"].metadata
-    for rule in rules:
-        most = getattr(rule, "max_length", None) or len(spec.layers)
-        if len(spec.layers) > most:
-            raise BadInput(
-                f"{spec.editor} edits {most} block, not {len(spec.layers)}; "
-                "let the window end where it begins, or choose memit"
-            )
-
-
 def _facts_of(spec: Spec) -> dict[str, EditRequest]:
     """Facts by id, of the world or a file; none of the Hub's, which is asked when the facts are
     needed, nor of a file that is unreadable.
@@ -473,56 +385,26 @@ def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
     return labels
 
 
-def _depth(spec: Spec) -> int:
-    outline = spec.outline()
-    return outline.n_blocks if outline else UNKNOWN_DEPTH
+def _blocks(text: str) -> tuple[int, ...]:
+    """The blocks that are written "0-2, 5"; see `spans`."""
+    blocks: list[int] = []
+    for part in text.replace(",", " ").split():
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not span:
+            raise BadInput(f"edited blocks {text!r}: write numbers and spans, such as 2-4 or 3, 5")
+        blocks += span
+    return tuple(blocks)
 
 
-def _plan_parts(plan: str, depth: int) -> tuple[str, int, int]:
-    """The plan's kind and its first and last block; for one without, those to begin with."""
-    try:
-        rule = plans.parse(plan)
-    except BadInput:
-        rule = plans.Rule(kind=plan)
-    middle = depth // 2 - 1
-    last = middle if rule.last is None else rule.last
-    return rule.kind, rule.first or 0, last
-
-
-def _window(layers: Sequence[int]) -> dict:
-    """The two ends; a list that is no window is kept as one value of the first."""
-    if not layers:
-        return {"first": "", "last": ""}
-    first, last = layers[0], layers[-1]
-    if layers != tuple(range(first, last + 1)):
-        return {"first": layers, "last": ""}
-    return {"first": first, "last": last}
-
-
-def _blocks(name: str, n_blocks: int) -> list[tuple[str, int | str]]:
-    preset = [("the preset's", "")] if name in ("first", "last") else []
-    return preset + [(str(block), block) for block in range(n_blocks)]
-
-
-def _dropdown(label: str, value, options: Sequence[tuple[str, object]]) -> Dropdown:
-    dropdown = Dropdown(description=label, style=STYLE, layout={"width": "20em"})
-    _offer(dropdown, value, options)
-    return dropdown
-
-
-def _offer(dropdown: Dropdown, value, options: Sequence[tuple[str, object]]) -> None:
-    """Offer the options, and the value even if it is none of them."""
-    values = [offered for _, offered in options]
+def _dropdown(label: str, value, offered: Iterable, empty: str | None = None) -> Dropdown:
+    """A list of values, `value` among them even if it is not one that is offered."""
+    values = [*offered]
     if value not in values:
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        options = [(text, value), *options]
-    dropdown.options = options
-    dropdown.value = value
-
-
-def _text(kind: type, label: str, value: str, width: str) -> Combobox | Text:
-    looks = {"style": STYLE, "layout": {"width": width}}
-    return kind(value=value, description=label, continuous_update=False, **looks)
+        values.insert(0, value)
+    options = [(str(one) if one else empty, one) for one in values]
+    looks = {"style": STYLE, "layout": {"width": "20em"}}
+    return Dropdown(value=value, options=options, description=label, **looks)
 
 
 def _row(widgets: Sequence) -> HBox:

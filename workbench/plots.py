@@ -24,7 +24,6 @@ from workbench.facts import BadInput
 from workbench.records import did_you_mean
 from workbench.runs import SERIES, Run
 from workbench.spec import Spec
-from workbench.tuning import plans
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
 GROUPS = ("edited", "intrinsic", "paraphrase", "neighbourhood")
@@ -42,6 +41,7 @@ BROUGHT = (
     *("batch_size", "threshold"),
 )
 
+BLOCKS = re.compile(r"(after|window|outside):(\d+(?:-\d+)?)")  # a plan that names blocks
 MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
@@ -88,18 +88,15 @@ class Drawing:
 # --- Tables
 
 
-def edited_fact(run: Run) -> str:
-    """The id of the first edited fact."""
-    return run.probes[run.probes.group == "edited"].fact_id.iloc[0]
-
-
 def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
     """The k likeliest next tokens of a fact's prompt at every checkpoint, with their probabilities:
     Table 2 of arXiv 2507.14198.
     """
-    tokens = _of_fact(run, run.tokens, fact_id or edited_fact(run))
-    tokens = tokens[tokens.layer == tokens.layer.max()]
-    tokens = tokens[tokens["rank"] <= k]
+    edited = run.probes[run.probes.group == "edited"]
+    tokens = run.tokens[run.tokens.fact_id == (fact_id or edited.fact_id.iloc[0])]
+    if tokens.empty:
+        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
+    tokens = tokens[(tokens.layer == tokens.layer.max()) & (tokens["rank"] <= k)]
     words = tokens.get("word", tokens.token.str.strip())  # older runs have none
     cells = words + " " + tokens.probability.map("{:.3f}".format)
     table = cells.groupby([tokens.step, tokens["rank"]]).first().unstack()
@@ -119,7 +116,7 @@ def retention_table(run: Run) -> pd.DataFrame:
 # --- One run
 
 
-def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing:
+def category_mass(run: Run, group: str = "edited") -> Drawing:
     """Where the next-token probability goes over fine-tuning, on the facts' prompts: Figure 4 of
     arXiv 2507.14198.
     """
@@ -127,8 +124,6 @@ def category_mass(run: Run, group: str = "edited", fact_id: str = "") -> Drawing
     probes = run.probes[run.probes.group == group]
     if probes.empty:
         return _nothing(f"this run has no {group} facts")
-    if fact_id:
-        probes = _of_fact(run, probes, fact_id)
     data = _category_mass(probes)
     if data.empty:
         return _nothing(f"{group} facts: {UNCLEAR}")
@@ -169,10 +164,7 @@ def _draw_category_mass(data: pd.DataFrame) -> tuple[Figure, Axes]:
 
 
 def lens_heatmap(
-    run: Run,
-    group: str = "edited",
-    fact_id: str = "",
-    categories: tuple[str, ...] = ("edited", "true"),
+    run: Run, group: str = "edited", categories: tuple[str, ...] = ("edited", "true")
 ) -> Drawing:
     """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
     block; edited blocks stand between orange lines.
@@ -183,22 +175,17 @@ def lens_heatmap(
     _check_named("group", [group], GROUPS)
     _check_named("category", categories, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
-    lens = run.lens[run.lens.category.isin(categories)]
-    if fact_id:
-        lens = _of_fact(run, lens, fact_id)
-    elif len(members):
-        lens = lens[lens.fact_id.isin(members)]
-    else:
+    if not len(members):
         return _nothing(f"this run has no {group} facts")
-    clear = lens[lens.probability.notna()]
-    if clear.empty:
+    lens = run.lens[run.lens.category.isin(categories) & run.lens.fact_id.isin(members)]
+    n = lens[lens.probability.notna()].fact_id.nunique()
+    if not n:
         return _nothing(f"{group} facts: {UNCLEAR}")
-    n = clear.fact_id.nunique()
     cells = _to_the_end(lens, ["edited_model"]).groupby(["category", "layer", "step"])
     data = cells.agg(probability=("probability", "mean"), rank=("rank", "median")).reset_index()
     figure = _draw_lens(data, categories, run.about.get("layers", ()))
-    several = f"{group} facts, mean (n = {n}); edited block between orange lines"
-    figure.suptitle(f"{group}: {fact_id}" if fact_id else several, fontsize=10)
+    title = f"{group} facts, mean (n = {n}); edited block between orange lines"
+    figure.suptitle(title, fontsize=10)
     last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
     name = categories[0]
     p = last[name]
@@ -301,17 +288,15 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     parts = []
     for run in arms:
         metric = run.training[["edited_model", "step", "metric"]]
-        probes = _since_edit(run).merge(metric, on=["edited_model", "step"])
+        probes = _watched(run).merge(metric, on=["edited_model", "step"])
         probes["value"] = value_name(run.spec[by])
         probes["run"] = run.folder.name
         parts.append(probes)
     by_value = pd.concat(parts).groupby("value", sort=False)
     model = ["run", "edited_model"]
     table = pd.concat(_to_the_end(part, model) for _, part in by_value)
-    kept = (table.group == "edited") & _took(table)
-    kept |= table.group == "intrinsic"
     row = ["run", "value", "step", "group", "fact_id"]
-    by_fact = table[kept].groupby(row, as_index=False, sort=False)
+    by_fact = table.groupby(row, as_index=False, sort=False)
     data = by_fact[["metric", "retained"]].mean()
     return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
 
@@ -354,13 +339,12 @@ def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
     known = [request.fact for request in facts.read(Spec(**run.spec).source)]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
-    probes = _since_edit(run)
-    edited = probes[(probes.group == "edited") & _took(probes)]
-    edited = edited.assign(p=edited.p_edited, wordings=run.spec["paraphrases"])
-    intrinsic = probes[probes.group == "intrinsic"]
-    intrinsic = intrinsic.assign(p=intrinsic.p_true, wordings=intrinsic.fact_id.map(wordings))
-    table = pd.concat([edited, intrinsic])
-    table["bits"] = -numpy.log2(table.p.clip(lower=1e-12))
+    table = _watched(run)
+    is_edited = table.group == "edited"
+    shown = table.fact_id.map(wordings)
+    table = table.assign(wordings=shown.mask(is_edited, run.spec["paraphrases"]))
+    p = table.p_true.mask(is_edited, table.p_edited)
+    table["bits"] = -numpy.log2(p.clip(lower=1e-12))
     table["tokens"] = table.step * run.about["tuning"]["tokens_per_step"]
     table["model"] = f"{run.folder} " + table.edited_model.astype(str)
     return table
@@ -437,15 +421,15 @@ def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
             raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
 
 
-def _of_fact(run: Run, table: pd.DataFrame, fact_id: str) -> pd.DataFrame:
-    rows = table[table.fact_id == fact_id]
-    if rows.empty:
-        raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
-    return rows
-
-
 def _since_edit(run: Run) -> pd.DataFrame:
     return run.probes[run.probes.step >= 0]
+
+
+def _watched(run: Run) -> pd.DataFrame:
+    """The probes since the edit of the edits that took, and of the intrinsic facts."""
+    probes = _since_edit(run)
+    took = (probes.group == "edited") & _took(probes)
+    return probes[took | (probes.group == "intrinsic")]
 
 
 def _took(probes: pd.DataFrame) -> pd.Series:
@@ -488,23 +472,14 @@ def _order(values: Iterable[str]) -> list[str]:
     order = list(dict.fromkeys(values))
     if all(re.fullmatch(r"[\d.]+", value) for value in order):
         return sorted(order, key=float)
-    rules = {value: _rule(value) for value in order}
-    if any(rule.first is not None for rule in rules.values()):
-        return sorted(order, key=lambda value: _kind_and_blocks(rules[value]))
+    if any(map(BLOCKS.fullmatch, order)):
+        return sorted(order, key=_kind_and_blocks)
     return order
 
 
-def _rule(value: str) -> plans.Rule:
-    try:
-        return plans.parse(value)
-    except BadInput:
-        return plans.Rule(kind="")
-
-
-def _kind_and_blocks(rule: plans.Rule) -> tuple[str, int, int]:
-    if rule.first is None:
-        return "", 0, 0
-    return rule.kind, rule.first, rule.last or 0
+def _kind_and_blocks(plan: str) -> tuple[str, list[int]]:
+    match = BLOCKS.fullmatch(plan)
+    return (match[1], [int(block) for block in match[2].split("-")]) if match else ("", [])
 
 
 def _pooled(arms: Arms, *by: str) -> str:

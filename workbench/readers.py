@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench import words
-from workbench.records import BadInput, one_line
-
-# ending -> what `datasets` calls it
-FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-LONGEST_NUMBER = 100  # characters; whoever writes a longer one means something else
+from workbench import sources, words
+from workbench.records import BadInput, listed, one_line, shown
 
 
 class Number(str):
@@ -36,12 +32,9 @@ def records(source: str | Path) -> list[tuple[str, Any]]:
         BadInput: no such source, unreadable, empty, or broken from some place on.
     """
     try:
-        placed: list[tuple[str, Any]] = []
         text = _content(Path(source))
-        if text is None:
-            placed = [("", record) for record in _hub_records(str(source))]
-        else:
-            placed += _FORMATS[Path(source).suffix](text)
+        of_format = _hub_records if text is None else _FORMATS[Path(source).suffix]
+        placed = list(of_format(str(source) if text is None else text))
     except _BadFile as error:
         raise BadInput(f"{shown(source)}: {error}") from None
     if not placed:
@@ -92,7 +85,7 @@ def fields(record: object, number: int) -> dict:
     if isinstance(record, BadInput):
         raise record
     if not isinstance(record, dict):
-        raise BadInput(f"is {_kind(record)}; write an object with named fields")
+        raise BadInput(f"is {record!r:.80}; write an object with named fields")
     layout = _layout(record)
     if layout is None:
         names = ", ".join(sorted(record))
@@ -115,24 +108,9 @@ def warn_of_ignored(source: str | Path, edits: Iterable[Any]) -> None:
         if layout:
             ignored.update(_without_nulls(edit).keys() - layout.known)
     if ignored:
-        names = ", ".join(f"{name!r:.30}" for name in sorted(ignored)[:5])
-        rest = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        line = f"{shown(source)}: fields that no one reads, ignored: {names}{rest}"
+        names = listed(f"{name!r:.30}" for name in sorted(ignored))
+        line = f"{shown(source)}: fields that no one reads, ignored: {names}"
         warnings.warn(one_line(line), stacklevel=3)
-
-
-def shown(source: str | Path) -> str:
-    """The name of a source in a message, where its end tells more than its beginning."""
-    name = str(source)
-    return name if len(name) <= 100 else f"...{name[-97:]}"
-
-
-def check_file(source: str, what: str) -> None:
-    """BadInput if a source is named as a file is, and nothing is there."""
-    named_as_file = Path(source).suffix in FILES or source.startswith((".", "/", "~"))
-    if named_as_file and not Path(source).exists():
-        advice = "give a path that counts from here, or a Hub dataset id (owner/name)"
-        raise BadInput(f"{what} {shown(source)!r}: no such file; {advice}")
 
 
 # --- from a file to raw records -------------------------------------------------------------------
@@ -162,33 +140,22 @@ def _content(path: Path) -> str | None:
         raise _BadFile(f"is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-_WHITE = " \t\r\n"
-_OPENING = re.compile(rf"[{_WHITE}]*\[[{_WHITE}]*(\]?)[{_WHITE}]*")  # of a list; ] of an empty one
-_NEXT = re.compile(rf"[{_WHITE}]*([,\]])[{_WHITE}]*")  # what follows a member of a list
 _TOO_DEEP = "is nested too deeply; a record holds texts, lists of texts and pairs of them"
 
 
 def _json_records(text: str) -> Iterator[tuple[str, object]]:
-    """The members of a JSON list one by one, so that a fault can be laid to its record."""
-    number = 1
-    mark = _OPENING.match(text)
+    """The members of a JSON list, or the one value that the file is."""
+    if not text.strip():
+        return
     try:
-        if mark:
-            while mark[1] != "]":
-                record, end = _json_value(text, mark.end())
-                yield "", record
-                mark = _NEXT.match(text, end)
-                if not mark:
-                    raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
-                number += mark[1] == ","
-            _check_end(text, mark.end())
-        elif text.strip(_WHITE):
-            yield "", _json_document(text)
+        value = _json(text)
+        for record in value if isinstance(value, list) else [value]:
+            yield "", _checked(record)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno} (record {number})"
+        where = f"line {error.lineno}, column {error.colno}"
         raise _BadFile(f"broken JSON at {where}: {error.msg}; mend the file there") from None
     except RecursionError:
-        raise _BadFile(f"record {number}: {_TOO_DEEP}") from None
+        raise _BadFile(f"a record {_TOO_DEEP}") from None
 
 
 def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
@@ -196,7 +163,7 @@ def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
         if not line.strip():
             continue
         try:
-            record = _json_document(line)
+            record = _checked(_json(line))
         except json.JSONDecodeError as error:
             what = f"broken JSON at column {error.colno}: {error.msg}"
             record = BadInput(f"{what}; mend the line there")
@@ -205,41 +172,33 @@ def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
         yield f", line {number}", record
 
 
-def _json_document(text: str) -> object:
-    """The one JSON value that the text is."""
-    start = len(text) - len(text.lstrip(_WHITE))
-    value, end = _json_value(text, start)
-    _check_end(text, end)
-    return value
+def _json(text: str) -> object:
+    """The JSON value that a text is, a BadInput in the place of what is not to be trusted in it."""
+    numbers: dict[str, Any] = {"parse_int": Number, "parse_float": Number}
+    return json.loads(text, object_pairs_hook=_members, parse_constant=_constant, **numbers)
 
 
-def _check_end(text: str, end: int) -> None:
-    if text[end:].strip(_WHITE):
-        raise json.JSONDecodeError("Extra data", text, end)
+def _members(pairs: list[tuple[str, object]]) -> dict | BadInput:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        return BadInput(f"the field {name!r:.80} stands twice; leave one of them")
+    return record
 
 
-def _json_value(text: str, start: int) -> tuple[object, int]:
-    """The JSON value that begins there (BadInput if it is not to be trusted), and where it ends."""
-    faults = []
+def _constant(name: str) -> BadInput:
+    return BadInput(f"{name} is no value of JSON; write null, or a text in quotes")
 
-    def members(pairs: list[tuple[str, object]]) -> dict:
-        names = Counter(name for name, _ in pairs)
-        if len(names) < len(pairs):
-            [(name, _)] = names.most_common(1)
-            faults.append(f"the field {name!r:.80} stands twice; leave one of them")
-        return dict(pairs)
 
-    def constant(name: str) -> None:
-        faults.append(f"{name} is no value of JSON; write null, or a text in quotes")
-
-    numbers: dict[str, Any] = {
-        "parse_int": Number,
-        "parse_float": Number,
-        "parse_constant": constant,
-    }
-    decoder = json.JSONDecoder(object_pairs_hook=members, **numbers)
-    value, end = decoder.raw_decode(text, start)
-    return (BadInput(faults[0]) if faults else value), end
+def _checked(record: object) -> object:
+    """A record, or what is not to be trusted somewhere in it."""
+    within = [record]
+    for value in within:
+        if isinstance(value, BadInput):
+            return value
+        if isinstance(value, dict | list):
+            within += value.values() if isinstance(value, dict) else value
+    return record
 
 
 def _csv_records(text: str) -> Iterator[tuple[str, object]]:
@@ -283,18 +242,12 @@ def _csv_record(header: list[str], row: list[str]) -> dict | BadInput:
 _FORMATS = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
 
 
-def _hub_records(name: str) -> list[dict]:
-    check_file(name, "facts")
+def _hub_records(name: str) -> Iterator[tuple[str, object]]:
+    sources.check_file(name, "facts")
     if name.count("/") != 1:
-        advice = "give 'world', a path or a Hub dataset id (owner/name)"
-        raise BadInput(f"facts {shown(name)!r}: no such file; {advice}")
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(name, split="train"))
-    except Exception as error:
-        what = f"not to be had as a Hub dataset ({type(error).__name__}); check name and network"
-        raise BadInput(f"facts {shown(name)!r}: no such file, and {what}") from None
+        raise _BadFile("no such file; give 'world', a path or a Hub dataset id (owner/name)")
+    for record in sources.records(name, "facts"):
+        yield "", record
 
 
 # --- from a raw record to plain fields ------------------------------------------------------------
@@ -320,7 +273,7 @@ class Layout(NamedTuple):
 
 def _filled(record: dict, layout: Layout) -> dict:
     """A record whose prompt holds its subject."""
-    subject = _subject(record, "subject")
+    subject = _name(record, "subject")
     return {
         "id": _optional(record, "case_id"),
         "subject": subject,
@@ -344,7 +297,7 @@ def _knowedit(record: dict) -> dict:
     """The flat form with kinds of neighbours, answers lists of lists; wiki_recent has no object."""
     kinds = record["locality"]
     if not isinstance(kinds, dict):
-        what = f"the field 'locality' must be an object, it is {_kind(kinds)}"
+        what = f"the field 'locality' must be an object, it is {kinds!r:.80}"
         raise BadInput(f"{what}; write kinds of neighbours, each with a list of them")
     near = []
     for question in [question for kind in kinds for question in _objects(kinds, kind)]:
@@ -381,7 +334,7 @@ def _counterfact(record: dict) -> dict:
     question = _optional(record, "requested_rewrite.question")
     return {
         "id": _optional(record, "case_id"),
-        "subject": _subject(record, "requested_rewrite.subject"),
+        "subject": _name(record, "requested_rewrite.subject"),
         "relation": _optional(record, "requested_rewrite.relation_id"),
         "prompt": _required(record, "requested_rewrite.prompt"),
         "object": true,
@@ -456,7 +409,7 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
 
 
 def _ours(record: dict) -> dict:
-    subject = _subject(record, "subject")
+    subject = _name(record, "subject")
     return {
         "id": _optional(record, "id"),
         "subject": subject,
@@ -552,12 +505,6 @@ _NO_TEXT = re.compile(  # control characters but tab and line breaks; halves of 
 )
 # A list of texts as pandas writes it into a cell: ['Vint', 'Vint city'], or [['Vint']]
 _WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
-_KINDS = {bool: "true or false", list: "a list", dict: "an object", Number: "a number"}
-_KINDS |= {str: "a text", type(None): "null", float: "not a number"}
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _text(value: object, name: str) -> str:
@@ -565,9 +512,7 @@ def _text(value: object, name: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = Number(value)  # of a Hub dataset
     if not isinstance(value, str):
-        raise BadInput(f"the field {name!r} must be a text, it is {_kind(value)}; write a text")
-    if isinstance(value, Number) and len(value) > LONGEST_NUMBER:
-        raise BadInput(f"the field {name!r} is a number of {len(value)} digits; write a text")
+        raise BadInput(f"the field {name!r} must be a text, it is {value!r:.80}; write a text")
     damage = _NO_TEXT.search(value)
     if damage:
         raise BadInput(f"the field {name!r} holds {damage[0]!r}, which is no text; take it out")
@@ -607,13 +552,6 @@ def _one_line_name(text: str, name: str) -> str:
         what = f"the field {name!r} holds a line break, {text!r:.80}"
         raise BadInput(f"{what}; write a name in one line, and look for a quote too many")
     return text
-
-
-def _subject(record: dict, name: str) -> str:
-    subject = _name(record, name)
-    if not subject:
-        raise BadInput("the subject is empty; write its name")
-    return subject
 
 
 def _column(record: dict, name: str) -> list[str]:
@@ -681,6 +619,8 @@ def template(text: str, subject: str) -> str:
     A mention that stands apart goes before one that a hyphen ties to another word (Ann before
     Ann-Marie). In scripts without spaces between words every mention counts.
     """
+    if not subject:
+        raise BadInput("the subject is empty; write its name")
     named, prompt = f"the subject {subject!r:.60}", f"the prompt {text!r:.100}"
     composed = unicodedata.normalize("NFC", subject)
     if unicodedata.normalize("NFC", text).count(composed) > text.count(subject):

@@ -1,9 +1,10 @@
 """Frozen records, checked at construction, and the one line that says what cannot be used."""
 
 import difflib
-import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -48,6 +49,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + rest
 
 
+def shown(source: str | Path) -> str:
+    """The name of a source in a message, where its end tells more than its beginning."""
+    name = str(source)
+    return name if len(name) <= 100 else f"...{name[-97:]}"
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
@@ -81,17 +88,16 @@ def _fault(error: dict, where: str, fields: dict) -> str:
     return what
 
 
-_LISTS = {int: "[2, 3, 4]", str: '["text", "facts"]', float: "[0.1, 0.5]"}
-_VALUES = {int: "3", float: "0.1", bool: "true", dict: '{"steps": 30}'}
+_RIGHT = {  # a value of each kind, as one would write it
+    tuple[int, ...]: "[2, 3, 4]",
+    tuple[str, ...]: '["text", "facts"]',
+    dict: '{"steps": 30}',
+    int: "3",
+    float: "0.1",
+}
 
 
-def _right_one(kind) -> str:
-    """A value of the kind that a field takes, as one would write it."""
-    inner = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return _right_one(inner[0])
-    kind = typing.get_origin(kind) or kind
-    example = _VALUES.get(kind)
-    if kind in (tuple, list) and inner:
-        example = _LISTS.get(inner[0])
-    return f"; write e.g. {example}" if example else ""
+def _right_one(kind: Any) -> str:
+    """A value of the kind that a field takes."""
+    kinds = [kind, typing.get_origin(kind), *typing.get_args(kind)]
+    return next((f"; write e.g. {_RIGHT[one]}" for one in kinds if one in _RIGHT), "")

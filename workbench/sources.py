@@ -1,43 +1,28 @@
-"""Records from wherever `datasets` reads them: a file, or a Hub dataset by its id; and real prose
-that is always at hand.
-"""
+"""Records from wherever `datasets` reads them: a file, or a Hub dataset by its id."""
 
-import re
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
+from workbench.records import BadInput, shown
 
-from workbench.checkpoints import WORLD_MODELS
-from workbench.facts import FILES, BadInput
+if TYPE_CHECKING:
+    import datasets
 
-MANUAL = "python-manual"
-
-
-def corpus_of(model: str, corpus: str = "") -> str:
-    """The running text for a model: where none is named, the world's for its own, else MANUAL."""
-    return corpus or ("world" if model in WORLD_MODELS else MANUAL)
+# ending -> what `datasets` calls it
+FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-@cache
-def manual() -> tuple[str, ...]:
-    """Paragraphs of the language reference that every CPython brings (`pydoc_data.topics`): some
-    300,000 characters of English, without code, lists and markup. Each version has its own.
-    """
-    from pydoc_data.topics import topics
-
-    texts: dict[str, None] = {}
-    for paragraph in "\n\n".join(topics.values()).split("\n\n"):
-        text = re.sub(r"[*`]", "", " ".join(paragraph.split()))
-        is_prose = text[:1].isupper() and text.endswith(".") and len(text) >= 80
-        if is_prose and not paragraph.startswith("    "):
-            texts[text] = None  # a paragraph may stand under several topics
-    return tuple(texts)
+def check_file(source: str, what: str) -> None:
+    """BadInput if a source is named as a file is, and nothing is there."""
+    named_as_file = Path(source).suffix in FILES or source.startswith((".", "/", "~"))
+    if named_as_file and not Path(source).exists():
+        advice = "give a path that counts from here, or a Hub dataset id (owner/name)"
+        raise BadInput(f"{what} {shown(source)!r}: no such file; {advice}")
 
 
 def records(
     source: str, what: str, config: str = "", split: str = "train", streaming: bool = False
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> "datasets.Dataset | datasets.IterableDataset":
     """The records of a source.
 
     Args:
@@ -47,6 +32,8 @@ def records(
     Raises:
         BadInput: an unknown ending, or it cannot be read.
     """
+    import datasets
+
     path = Path(source)
     if path.is_file():
         if path.suffix not in FILES:

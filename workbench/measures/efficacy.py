@@ -23,7 +23,7 @@ def asked(
         true object is said; null of the other kinds.
     """
     subjects = {request.fact.subject for request in edited}
-    rows = []
+    rows: list[tuple] = []
     for number, request in enumerate(edited):
         rows.append(("efficacy", number, request.fact.question, request.target, None))
         for prompt in request.held_out:

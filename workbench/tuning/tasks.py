@@ -20,7 +20,7 @@ import numpy
 import pydantic
 from transformers import PreTrainedTokenizerBase
 
-from workbench import facts, sources, words
+from workbench import facts, prose, sources, words
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front, packed, row_length
@@ -147,11 +147,11 @@ def text_task(model: Model, data: Data) -> Task:
     Columns: text.
     """
     relevance = Relevance(data.avoid)
-    prose: Iterable[str] = (" ".join(sentences) for sentences in text.prose("trade", data.seed))
-    if sources.corpus_of(model.name) == sources.MANUAL:
-        order = numpy.random.default_rng(data.seed).permutation(len(sources.manual()))
-        prose = (sources.manual()[number] for number in order)
-    records = _records(data, ["text"], zip(prose, strict=True))
+    running: Iterable[str] = (" ".join(parts) for parts in text.prose("trade", data.seed))
+    if prose.corpus_of(model.name) == prose.MANUAL:
+        order = numpy.random.default_rng(data.seed).permutation(len(prose.paragraphs()))
+        running = (prose.paragraphs()[number] for number in order)
+    records = _records(data, ["text"], zip(running, strict=True))
     paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
     first = max(1, len(front(model)))  # nothing foretells the first token
     rows = (_row(ids, first) for ids in packed(model, paragraphs))

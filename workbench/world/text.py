@@ -8,11 +8,8 @@ part of a pair; `a(n)` agrees with the next word.
 import random
 import re
 from collections.abc import Iterator
-from functools import cache
 
-import yaml
-
-from workbench.facts import DATA, fill, relations, world_rows
+from workbench.facts import fill, relations, tables, world_rows
 
 REGISTERS = ("everyday", "trade")  # pre-training, fine-tuning
 LABELS = ("negative", "positive")  # of reviews
@@ -22,12 +19,6 @@ _ARTICLE = re.compile(r"\b([Aa])\(n\) (\W*)(\w+)")
 _CONSONANT_SOUND = re.compile(r"(?:uni|use|usu|euro|one\b|once\b|u[bt]i)", re.IGNORECASE)
 _VOWEL_SOUND = ("hour", "honest", "heir", "honour", "8", "11", "18")
 _SENTENCE_START = re.compile(r"(?:^|[.!?] |\.[\"'”] )[\"'“]?([a-z])")
-
-
-@cache
-def _tables(name: str) -> dict:
-    with (DATA / "world" / f"{name}.yaml").open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def expand(frame: str, lexicon: dict, rng: random.Random, bound: dict) -> str:
@@ -100,10 +91,10 @@ def prose(register: str, seed: int) -> Iterator[list[str]]:
     """Endless paragraphs, each a list of 3 to 6 sentences on one topic of the register ("everyday"
     or "trade").
     """
-    tables = _tables("prose")
+    table = tables("prose")
     rng = random.Random(f"prose {register} {seed}")
-    lexicon = tables["lexicon"]["shared"] | tables["lexicon"].get(register, {})
-    topics = list(tables["frames"][register].values())
+    lexicon = table["lexicon"]["shared"] | table["lexicon"].get(register, {})
+    topics = list(table["frames"][register].values())
     while True:
         bound: dict = {}
         topic = rng.choice(topics)
@@ -116,26 +107,26 @@ def reviews(seed: int) -> Iterator[tuple[str, int]]:
 
     Word order and scope carry the label.
     """
-    tables = _tables("reviews")
+    table = tables("reviews")
     rng = random.Random(f"reviews {seed}")
     while True:
         bound: dict = {}
         label = rng.randrange(2)
-        clauses = tables["clauses"][LABELS[label]]
+        clauses = table["clauses"][LABELS[label]]
         clauses = rng.sample(clauses, rng.randint(1, 3))
-        frames = [rng.choice(tables["openings"]), *clauses, rng.choice(tables["closings"])]
-        yield " ".join(expand(frame, tables["lexicon"], rng, bound) for frame in frames), label
+        frames = [rng.choice(table["openings"]), *clauses, rng.choice(table["closings"])]
+        yield " ".join(expand(frame, table["lexicon"], rng, bound) for frame in frames), label
 
 
 def instructions(seed: int) -> Iterator[tuple[str, str]]:
     """Endless pairs of an instruction and its response."""
-    tables = _tables("instructions")
+    table = tables("instructions")
     rng = random.Random(f"instructions {seed}")
     while True:
         bound: dict = {}
-        pair = rng.choice(tables["pairs"])
+        pair = rng.choice(table["pairs"])
         frame = pair["instruction"]
         if not isinstance(frame, str):
             frame = rng.choice(frame)
-        instruction = expand(frame, tables["lexicon"], rng, bound)
-        yield instruction, expand(pair["response"], tables["lexicon"], rng, bound)
+        instruction = expand(frame, table["lexicon"], rng, bound)
+        yield instruction, expand(pair["response"], table["lexicon"], rng, bound)

@@ -1,0 +1,23 @@
+"""Real prose for models that were not taught the world's."""
+
+import re
+
+from workbench import prose
+
+
+def test_paragraphs_are_english_sentences_without_markup_and_none_stands_twice():
+    paragraphs = prose.paragraphs()
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert sum(map(len, paragraphs)) > 150_000
+    for paragraph in paragraphs:
+        assert paragraph.endswith(".")
+        assert not re.search(r"[*`\n]|>>>", paragraph)
+    letters = sum(character.isalpha() for paragraph in paragraphs for character in paragraph)
+    assert letters / sum(map(len, paragraphs)) > 0.75
+    assert sum(" the " in paragraph for paragraph in paragraphs) / len(paragraphs) > 0.7
+
+
+def test_only_the_worlds_models_read_its_text_where_none_is_named():
+    assert prose.corpus_of("world-gpt2") == "world"
+    assert prose.corpus_of("smollm2-135m") == "python-manual"
+    assert prose.corpus_of("smollm2-135m", "wikipedia") == "wikipedia"
