@@ -26,7 +26,6 @@ from workbench.records import did_you_mean, listed, one_line
 from workbench.registry import MEASURES
 from workbench.tuning.numbers import TASKS
 
-TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
 FACT = ("fact", "subject", "prompt", "object", "target")  # a fact is named, or typed in the others
 PRESETS = "presets"  # folder beside the notebooks
@@ -264,8 +263,6 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
                 parameters=given,
                 cwd=str(notebook.parent.resolve()),
                 kernel_name="python3",  # of this environment, whatever the notebook was saved with
-                execution_timeout=TIMEOUT,
-                log_output=False,
                 extra_arguments=[QUIET_KERNEL],
                 progress_bar="WORKBENCH_SWEEP" not in os.environ,
             )
@@ -283,7 +280,7 @@ def _failure(error: Exception, notebook: Path, executed: Path, final: Path) -> E
     of its run.
     """
     where = notebook.name
-    name, reason = type(error).__name__, str(error)  # the kernel was killed, or took too long
+    name, reason = type(error).__name__, str(error)  # the kernel was killed
     if isinstance(error, papermill.PapermillExecutionError):
         where += f", cell {error.exec_count}"
         name, reason = error.ename, error.evalue

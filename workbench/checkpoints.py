@@ -38,7 +38,12 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
             none.
     """
     if name in WORLD_MODELS:
-        return _world_folder(name, revision), ""
+        if revision not in ("", "early"):
+            advice = "choose '' (finished) or 'early'"
+            raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
+        folder = DATA / "world" / "models" / name / revision
+        _check_kind(name, folder)
+        return folder, ""
     folder = Path(os.path.expanduser(name))
     if name.startswith((".", "/", "~")) or (name and os.path.exists(folder)):
         if revision:
@@ -54,15 +59,6 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
     return None, revision or "main"
-
-
-def _world_folder(name: str, revision: str) -> Path:
-    if revision not in ("", "early"):
-        advice = "choose '' (finished) or 'early'"
-        raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
-    folder = DATA / "world" / "models" / name / revision
-    _check_kind(name, folder)
-    return folder
 
 
 def _check_kind(name: str, folder: Path) -> None:

@@ -298,16 +298,9 @@ def _adapted(
 ) -> AbstractContextManager[adapters.Adapter | None]:
     if not spec.adapter:
         return nullcontext()
-    return adapters.attached(
-        model,
-        plan,
-        spec.adapter,
-        rank=spec.adapter_rank,
-        alpha=spec.adapter_alpha,
-        dropout=spec.adapter_dropout,
-        named=spec.adapter_targets,
-        seed=spec.seed,
-    )
+    numbers = {name: getattr(spec, f"adapter_{name}") for name in ("rank", "alpha", "dropout")}
+    named = spec.adapter_targets
+    return adapters.attached(model, plan, spec.adapter, **numbers, named=named, seed=spec.seed)
 
 
 def run(
