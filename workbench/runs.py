@@ -120,8 +120,11 @@ class Run:
 
     def plot(self, group: str = "edited"):
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
-        plots = importlib.import_module("workbench.plots")  # reading a run takes no plotting
-        return plots.category_mass(self, group)
+        return _plots().category_mass(self, group)
+
+    def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
+        """The likeliest tokens at each look, see `plots.top_tokens`."""
+        return _plots().top_tokens(self, fact_id, k)
 
     @property
     def members(self) -> list["Run"]:
@@ -133,6 +136,10 @@ class Run:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
         names = [name for name in self.files if name.startswith("deltas/")]
         return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
+
+
+def _plots():
+    return importlib.import_module("workbench.plots")  # reading a run takes no plotting
 
 
 def _as_bool(column: pd.Series) -> pd.Series:
