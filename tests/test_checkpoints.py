@@ -104,7 +104,7 @@ def test_pickled_weights_are_refused_with_the_way_to_convert(
     )
     torch.save({}, folder / pickled)
     message = refusal(one_line, folder)
-    for part in (pickled, "refused", "use_safetensors=False", "save_pretrained"):
+    for part in ("safetensors", "refused", "use_safetensors=False", "save_pretrained"):
         assert part in message
 
 
@@ -112,7 +112,9 @@ def test_a_missing_tokenizer_is_named(tiny_folders, tmp_path, one_line):
     folder = shutil.copytree(
         tiny_folders["gpt2"], tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*")
     )
-    assert "no tokenizer in it; add the one it was trained with" in refusal(one_line, folder)
+    message = refusal(one_line, folder)
+    message = refusal(one_line, folder)
+    assert "missing tokenizer.json (1 in all); add the one it was trained with" in message
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside a model"])
@@ -187,12 +189,11 @@ def test_offline_it_says_what_the_cache_lacks(hub, one_line, pattern):
     (lost,) = hub.glob(pattern)
     lost.unlink()
     message = refusal(one_line, HUB_ID)
-    assert lost.name in message or (pattern == "tokenizer.json" and "no tokenizer" in message)
+    assert lost.name in message
 
 
 def test_offline_another_revision_is_not_the_cached_one(hub, one_line):
     message = refusal(one_line, HUB_ID, revision="v2")
-    assert "revision 'v2'" in message
     assert f"`hf download {HUB_ID} --revision v2`" in message
 
 

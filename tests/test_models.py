@@ -325,9 +325,6 @@ def test_a_model_that_is_not_there_is_one_line(one_line, name, named):
 
 def test_a_folder_without_config_is_one_line(tmp_path, one_line):
     assert f"{str(tmp_path)!r}: no config.json there" in quick_refusal(one_line, tmp_path)
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    for path in (tmp_path, tmp_path / "model-q4.gguf"):
-        assert "is a GGUF file" in quick_refusal(one_line, path)
 
 
 @pytest.mark.parametrize("name", checkpoints.WORLD_MODELS)

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 
@@ -403,9 +402,9 @@ def test_collected_runs_are_those_of_experiments_with_the_fields_asked_for(
 
 
 def test_the_tests_runs_lie_apart(tmp_path, monkeypatch):
-    assert runs.place("runs").name == "runs"
     monkeypatch.setenv("WORKBENCH_OUT", str(tmp_path))
-    assert runs.place("runs") == tmp_path
+    assert runs.place() == runs.place(notebook="a.ipynb") == tmp_path
+    assert runs.place("runs") == Path("runs")
 
 
 def test_runs_lie_in_the_project_of_their_notebook(tmp_path, monkeypatch):
@@ -424,28 +423,6 @@ def test_runs_lie_in_the_project_of_their_notebook(tmp_path, monkeypatch):
         assert runs.place() == tmp_path / "mine" / "runs"
         (tmp_path / "mine" / mark).unlink()
     assert runs.place("elsewhere", notebook) == Path("elsewhere")
-
-
-def test_under_papermill_the_notebook_counts_not_where_it_was_called(tmp_path):
-    """A kernel that papermill starts stays in the caller's folder."""
-    project = tmp_path / "project"
-    (project / "notebooks").mkdir(parents=True)
-    (project / "pyproject.toml").touch()
-    cells = [nbformat.v4.new_code_cell("from workbench import runs\nprint(runs.place())")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "notebooks" / "a.ipynb")
-    (tmp_path / "away").mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "../project/notebooks/a.ipynb",
-        "out.ipynb",
-        "-k",
-        "python3",
-    ]
-    subprocess.run(command, cwd=tmp_path / "away", check=True, capture_output=True)
-    (cell,) = nbformat.read(tmp_path / "away" / "out.ipynb", as_version=4).cells
-    assert cell.outputs[0].text.strip() == str(project / "runs")
 
 
 def test_progress_is_told_to_whoever_asks(tmp_path, monkeypatch):

@@ -354,7 +354,7 @@ def written(steps, base, out, spec=None, delta=None, chosen=None, tuned_under=No
     spec, chosen, delta = spec or steps[0], chosen or steps[1], delta or steps[2]
     recorder = study.Recorder()
     probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)
-    recorder.looks.append((0, probe.look(-1)))
+    recorder.look(probe, -1)
     study.tune_and_probe(
         tuned_under or spec, base, delta, study.make_task(spec, base, chosen), probe, recorder
     )

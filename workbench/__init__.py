@@ -87,7 +87,7 @@ def edit(
         facts: those that an editor that learns (malmen) learns from, on a model of your own.
         numbers: fields of the editor's HParams in place of the preset's, e.g. layers=[2, 3, 4].
     """
-    from workbench import editing, study
+    from workbench import study
     from workbench.known import Chosen
     from workbench.spec import Spec
 
@@ -95,4 +95,4 @@ def edit(
     spec = Spec(**name, corpus=corpus, facts=facts, seed=seed, hparams=numbers)
     chosen = Chosen(edited=list(requests), intrinsic=[], known=None, related={})
     hparams, resources = study.prepare(spec, model, chosen)
-    return editing.edit_each(editor, model, [requests], hparams, resources, seed=seed)[0]
+    return study.make_edit(spec, model, requests, hparams, resources)

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
+import workbench as wb
 from workbench import inert
 from workbench.facts import BadInput
 
@@ -29,19 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        return 0
     except BadInput as error:
-        return _ended(2, str(error))
+        status, reason = 2, str(error)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second one changes nothing
-        return _ended(130, "stopped; nothing half-written was kept")
-    except (RuntimeError, OSError, ValueError) as error:
-        return _ended(1, f"failed: {error}")
+        status, reason = 130, "stopped; nothing half-written was kept"
     except Exception as error:
-        return _ended(1, f"failed: {type(error).__name__}: {error}")
-    return 0
-
-
-def _ended(status: int, reason: str) -> int:
+        status, reason = 1, f"failed: {type(error).__name__}: {error}"
     _print(f"workbench: {' '.join(reason.split())}", file=sys.stderr)
     return status
 
@@ -101,13 +97,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options) -> None:
-    from workbench import batch
-
-    parameters = batch.parsed(options.notebook, options.p)
+    parameters = wb.batch.parsed(options.notebook, options.p)
     if options.dry_run:
         _dry_run(Path(options.notebook), parameters, options.preset, options.out)
         return
-    done = batch.run(options.notebook, parameters, options.preset, options.again, options.out)
+    done = wb.batch.run(options.notebook, parameters, options.preset, options.again, options.out)
     for part in done.members if "members" in done.about else [done]:
         _show(part, done.about.get("vary", "editor"))
     print(done.folder / "notebook.html")
@@ -116,18 +110,16 @@ def _run(options) -> None:
 
 def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None:
     """Print the folder, every setting and the numbers of the editors; load and run nothing."""
-    from workbench import batch, runs, spec
-
-    given, experiment = batch.checked(notebook, parameters, preset)
-    folder = batch.place(notebook, out) / batch.identify(notebook, given, experiment)
-    known = " (finished: it would be returned at once)" if runs.finished(folder) else ""
+    given, experiment = wb.batch.checked(notebook, parameters, preset)
+    folder = wb.runs.place(out, notebook) / wb.batch.identify(notebook, given, experiment)
+    known = " (finished: it would be returned at once)" if wb.runs.finished(folder) else ""
     _print(f"run       {folder}{known}")
-    if not batch.makes_spec(notebook):
+    if not wb.batch.makes_spec(notebook):
         _print(f"\n{notebook.name} reads what runs there are; no model is loaded")
         return
-    every = batch.experiments(notebook, given, experiment)
+    every = wb.batch.experiments(notebook, given, experiment)
     _print("\nsettings")
-    for name in spec.Spec.model_fields:
+    for name in wb.spec.Spec.model_fields:
         values = dict.fromkeys(repr(getattr(one, name)) for one in every)
         _print(f"  {name} = {' | '.join(values)}")
     _print("\n".join(dict.fromkeys(_numbers(one) for one in every)))
@@ -135,44 +127,32 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
 
 def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
-    from workbench import models
-
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
-    model = experiment.model
-    reason = None
-    try:
-        model = models.outline(model, experiment.revision, here=True)
-    except BadInput as error:
-        reason = error
     try:
         with warnings.catch_warnings(record=True) as notes:
-            hparams = experiment.editor_hparams(model)
+            hparams = experiment.editor_hparams(experiment.outline() or experiment.model)
     except BadInput as error:
-        return f"{title}: not known before its configuration is here ({reason or error})"
+        return f"{title}: not known before its configuration is here ({error})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
 
 
 def _show(run, field: str) -> None:
     """Print what became of the facts of a run, and of a single one its likeliest tokens."""
-    from workbench import plots
-
     _print(f"{field} = {run.spec[field]}: {run.folder}\n")
     edited = run.probes[run.probes.group == "edited"]
     if edited.fact_id.nunique() == 1:
         fact = edited.iloc[0]
         _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
-        _print(f"{plots.top_tokens(run)}\n")
-    _print(f"{_table(plots.retention_table(run))}\n")
+        _print(f"{wb.plots.top_tokens(run)}\n")
+    _print(f"{_table(wb.plots.retention_table(run))}\n")
 
 
 def _sweep(options) -> None:
-    from workbench import batch, sweep
-
-    grid = sweep.read(options.grid)
-    out = batch.place(grid.notebook, options.out)
-    failed = sweep.sweep(grid, out, options.workers, options.scheduler, options.retry_failed)
+    grid = wb.sweep.read(options.grid)
+    out = wb.runs.place(options.out, grid.notebook)
+    failed = wb.sweep.sweep(grid, out, options.workers, options.scheduler, options.retry_failed)
     for run in failed:
         _print(f"failed: {run.folder.name}: {run.failure or 'was not run'}", file=sys.stderr)
     if failed:
@@ -181,22 +161,18 @@ def _sweep(options) -> None:
 
 
 def _report(options) -> None:
-    from workbench import report
-
-    print(report.report(options.runs, options.out))
+    print(wb.report.report(options.runs, options.out))
 
 
 def _edit(options) -> None:
-    from workbench import deltas, editing, facts, files, models
-
-    editor = editing.EDITORS[options.editor]
-    files.check_new(options.out)
-    requests = facts.read(options.facts)
-    model = models.load(options.model)
-    hparams = editing.preset(options.editor, model, options.hparams)
+    editor = wb.editing.EDITORS[options.editor]
+    wb.files.check_new(options.out)
+    requests = wb.facts.read(options.facts)
+    model = wb.models.load(options.model)
+    hparams = wb.editing.preset(options.editor, model, options.hparams)
     resources = editor.prepare(model, hparams, options.corpus, seed=options.seed)
     delta = editor.edit(model, requests, hparams, resources, seed=options.seed)
-    folder = deltas.export(model, delta, options.out)
+    folder = wb.deltas.export(model, delta, options.out)
     took = [outcome["took"] for outcome in delta.record["outcomes"]]
     print(f"{sum(took)} of {len(took)} edits took")
     print(folder)
@@ -221,23 +197,21 @@ def _tune_editor(options) -> None:
 
 
 def _facts(options) -> None:
-    from workbench import facts, models, study
-
     folder = Path(options.out).absolute().parent
     if not folder.is_dir():
         raise BadInput(f"{options.out}: there is no folder {folder}; make it first")
     if not 0 <= options.margin < 1:
         raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
-    requests, problems = facts.inspect(options.file)
+    requests, problems = wb.facts.inspect(options.file)
     if requests:
-        model = models.load(options.model)
-        requests, silent = study.with_objects(model, requests)
+        model = wb.models.load(options.model)
+        requests, silent = wb.study.with_objects(model, requests)
         problems += silent
     for problem in problems:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    table = study.known_table(model, requests, options.margin)
+    table = wb.study.known_table(model, requests, options.margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
     _print(_table(table.drop(columns="fact_id").head(SHOWN)))

@@ -26,7 +26,6 @@ from workbench.records import did_you_mean, listed, one_line
 from workbench.registry import MEASURES
 from workbench.tuning.numbers import TASKS
 
-TIMEOUT = 6 * 3600  # seconds a cell; papermill has none by itself
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
 FACT = ("fact", "subject", "prompt", "object", "target")  # a fact is named, or typed in the others
 PRESETS = "presets"  # folder beside the notebooks
@@ -106,10 +105,8 @@ def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
         BadInput: both were named, or both are the preset's.
     """
     kept = dict(given)
-    present = [name for name in given if given[name] is not None]
-    present = [name for name in present if name not in FACT or given[name]]
     for pair in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
-        if not all(name in present for name in pair):
+        if any(given.get(name) in (None, "") for name in pair):
             continue
         of_the_preset = [name for name in pair if name not in set(named)]
         if len(of_the_preset) != 1:
@@ -198,11 +195,6 @@ def experiments(notebook: Path, given: Mapping, spec: specs.Spec) -> list[specs.
     return specs.varied(spec, *varying) if varying else [spec.resolved()]
 
 
-def place(notebook: str | Path, out: str | Path = "") -> Path:
-    """The folder of a notebook's runs: `out`, else the one that its own cells would write into."""
-    return Path(out) if str(out) else runs.place(notebook=notebook)
-
-
 def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:
     """The run's id: the Spec, the code, the notebook's code cells and what is given beside the
     Spec.
@@ -234,7 +226,7 @@ def run(
     the error, beside the runs. Two processes that are asked for one run do it once.
     """
     notebook = Path(notebook)
-    out = place(notebook, out)
+    out = runs.place(out, notebook)
     given, spec = checked(notebook, parameters or {}, preset)
     folder = out / identify(notebook, given, spec)
     again = again or not makes_spec(notebook)
@@ -266,8 +258,6 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
 
     executed = folder / "notebook.ipynb"
     state = {"WORKBENCH_RUN": str(folder), "WORKBENCH_AGAIN": "1" if again else ""}
-    if makes_spec(notebook):  # members of a run lie beside it
-        state["WORKBENCH_OUT"] = str(folder.parent)
     try:
         with patch.dict(os.environ, IN_BATCH | state):
             papermill.execute_notebook(
@@ -276,8 +266,6 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
                 parameters=given,
                 cwd=str(notebook.parent.resolve()),
                 kernel_name="python3",  # of this environment, whatever the notebook was saved with
-                execution_timeout=TIMEOUT,
-                log_output=False,
                 extra_arguments=[QUIET_KERNEL],
                 progress_bar="WORKBENCH_SWEEP" not in os.environ,
             )
@@ -295,7 +283,7 @@ def _failure(error: Exception, notebook: Path, executed: Path, final: Path) -> E
     of its run.
     """
     where = notebook.name
-    name, reason = type(error).__name__, str(error)  # the kernel was killed, or took too long
+    name, reason = type(error).__name__, str(error)  # the kernel was killed
     if isinstance(error, papermill.PapermillExecutionError):
         where += f", cell {error.exec_count}"
         name, reason = error.ename, error.evalue

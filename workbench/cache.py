@@ -1,13 +1,12 @@
 """Where slow results are kept, with what they are for, and locks between processes."""
 
-import contextlib
 import hashlib
+import io
 import json
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
@@ -48,33 +47,25 @@ def folder(kind: str) -> Path:
     return path
 
 
-@contextmanager
-def locked(what: str) -> Iterator[None]:
-    """Inside, no other process that shares the cache folder is inside the same.
+def locked(what: str) -> filelock.BaseFileLock:
+    """To be entered: inside, no other process that shares the cache folder is inside the same.
 
     The system frees the lock of a process that was killed.
     """
-    lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise files.unwritable(cache_folder(), error, ADVICE) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
 
 
 def keep(path: Path, tensors: Mapping, about: str) -> None:
     """Keep named tensors in a safetensors file, with what they are for and a sum of their bytes.
 
-    To be used under a lock, as `keep_table` is: what a killed process had begun to write is removed
-    first.
+    To be used under a lock: what a killed process had begun to write is removed first.
     """
     import safetensors.torch
 
     header = json.dumps({"about": about, "sha256": tensor_sum(tensors)})
-    with _written(path) as partial:
+    for abandoned in path.parent.glob(f".{path.name}.*.partial"):
+        abandoned.unlink(missing_ok=True)
+    with files.written(path, private=True, advice=ADVICE) as partial:
         safetensors.torch.save_file(dict(tensors), partial, metadata={"workbench": header})
 
 
@@ -85,57 +76,33 @@ def kept(path: Path, about: str) -> dict | None:
     """
     import safetensors.torch
 
-    def read():
+    try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["workbench"])
         tensors = safetensors.torch.load_file(path)
-        return tensors, header, tensor_sum(tensors)
-
-    return _checked(path, about, read)
-
-
-def keep_table(path: Path, table: pd.DataFrame, about: str) -> None:
-    """Keep a table in a parquet file, with what it is for and a sum of its rows."""
-    table = table.reset_index(drop=True)
-    table.attrs = {"about": about, "sha256": _table_sum(table)}
-    with _written(path) as partial:
-        table.to_parquet(partial)
-
-
-def kept_table(path: Path, about: str) -> pd.DataFrame | None:
-    """The table that was kept for this, as `kept`."""
-
-    def read():
-        table = pd.read_parquet(path)
-        header = table.attrs
-        table.attrs = {}
-        return table, header, _table_sum(table)
-
-    return _checked(path, about, read)
-
-
-def _checked(path: Path, about: str, read: Callable):
-    """What `read` finds: the content, its header, and the sum that the content has now."""
-    try:
-        content, header, sum_now = read()
-        if header != {"about": about, "sha256": sum_now}:
+        if header != {"about": about, "sha256": tensor_sum(tensors)}:
             raise ValueError("it is for something else, or its sum is another one")
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=3)
+        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=2)
         return None
-    return content
+    return tensors
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    for abandoned in path.parent.glob(f".{path.name}.*.partial"):
-        with contextlib.suppress(OSError):
-            abandoned.unlink()
-    with files.written(path, private=True, advice=ADVICE) as partial:
-        yield partial
+def keep_table(path: Path, table: pd.DataFrame, about: str) -> None:
+    """Keep a table, as `keep`: one tensor, of the bytes of a parquet file."""
+    import torch
+
+    parquet = bytearray(table.reset_index(drop=True).to_parquet())
+    keep(path, {"parquet": torch.frombuffer(parquet, dtype=torch.uint8)}, about)
+
+
+def kept_table(path: Path, about: str) -> pd.DataFrame | None:
+    """The table that was kept for this, as `kept`."""
+    tensors = kept(path, about)
+    return tensors and pd.read_parquet(io.BytesIO(tensors["parquet"].numpy()))
 
 
 def tensor_sum(tensors: Mapping) -> str:
@@ -148,10 +115,3 @@ def tensor_sum(tensors: Mapping) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _table_sum(table: pd.DataFrame) -> str:
-    """SHA-256 of the names of the columns, their types, and every row."""
-    columns = json.dumps([[name, str(dtype)] for name, dtype in table.dtypes.items()])
-    rows = pd.util.hash_pandas_object(table).to_numpy().tobytes()
-    return hashlib.sha256(columns.encode() + rows).hexdigest()

@@ -25,8 +25,11 @@ TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "a
 FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER, "chat_template*")
 MERGE = "merge it (merge_and_unload) and save_pretrained it with its tokenizer, or take it out"
 CONVERT = (
+    "pickled ones are refused, for they can run code; to convert them: "
     "from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 )
+OWN_TOKENIZER = "add the one it was trained with (tokenizer.save_pretrained)"
+MEND = {WEIGHTS[0]: CONVERT, "tokenizer.json": OWN_TOKENIZER}  # what to do about a missing file
 
 
 def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
@@ -41,19 +44,18 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
             none.
     """
     if name in WORLD_MODELS:
-        return _world_folder(name, revision), ""
-    repository, _, file = name.partition(":")
-    if name in PACKAGED:
-        _check_no_revision(name, revision)
-        return quantised.unpacked(quantised.packaged(name))
-    if file.endswith(".gguf") and not os.path.exists(name):
-        return quantised.unpacked(_hub_file(name, repository, file, revision))
+        if revision not in ("", "early"):
+            advice = "choose '' (finished) or 'early'"
+            raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
+        folder = DATA / "world" / "models" / name / revision
+        _check_kind(name, folder)
+        return folder, ""
+    path = _quantised(name, revision)
+    if path:
+        return quantised.unpacked(path)
     folder = Path(os.path.expanduser(name))
     if name.startswith((".", "/", "~")) or (name and os.path.exists(folder)):
         _check_no_revision(name, revision)
-        path = quantised.in_folder(folder)
-        if path:
-            return quantised.unpacked(path)
         _check_kind(name, folder)
         return folder, ""
     try:
@@ -72,23 +74,24 @@ def _check_no_revision(name: str, revision: str) -> None:
         raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
 
 
-def _hub_file(name: str, repository: str, file: str, revision: str) -> Path:
-    try:
-        path = huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-    except Exception as error:  # of the Hub's library, its transports, the disk
-        raise _not_fetched(repository, revision, file, error) from None
-    return Path(path)
-
-
-def _world_folder(name: str, revision: str) -> Path:
-    if revision not in ("", "early"):
-        advice = "choose '' (finished) or 'early'"
-        raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
-    folder = DATA / "world" / "models" / name / revision
-    if not (folder / "config.json").is_file():
-        advice = f"`workbench pretrain {name}` makes it"
-        raise BadInput(f"model {name!r}: no config.json in {folder}; {advice}")
-    return folder
+def _quantised(name: str, revision: str) -> Path | None:
+    """The GGUF file that a name means, fetched if it is the Hub's; None if it means another."""
+    repository, _, file = name.partition(":")
+    if file.endswith(".gguf") and not os.path.exists(name):
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+            )
+        except Exception as error:  # of the Hub's library, its transports, the disk
+            raise _not_fetched(repository, revision, file, error) from None
+    path: Path | None
+    if name in PACKAGED:
+        path = quantised.packaged(name)
+    else:
+        path = quantised.in_folder(Path(os.path.expanduser(name)))
+    if path:
+        _check_no_revision(name, revision)
+    return path
 
 
 def _check_kind(name: str, folder: Path) -> None:
@@ -96,10 +99,9 @@ def _check_kind(name: str, folder: Path) -> None:
     if os.path.isfile(folder / "adapter_config.json"):
         what = "holds an adapter (adapter_config.json), which would be attached unseen"
         raise BadInput(f"model {name!r}: {what}; {MERGE}")
-    if os.path.isfile(folder / "config.json"):
-        return
-    advice = f"give a folder that save_pretrained wrote, a Hub id, {EMBEDDED}"
-    raise BadInput(f"model {name!r}: no config.json there; {advice}")
+    if not os.path.isfile(folder / "config.json"):
+        advice = f"give a folder that save_pretrained wrote, a Hub id, {EMBEDDED}"
+        raise BadInput(f"model {name!r}: no config.json there; {advice}")
 
 
 def fetched(name: str, revision: str = "") -> tuple[Path, str]:
@@ -146,13 +148,9 @@ def configuration(name: str, revision: str = "", here: bool = False) -> Path:
 def _not_fetched(name: str, revision: str, what: str, error: Exception) -> BadInput:
     """One line with the library's own reason: gated, unknown, offline, or the disk."""
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:80]
-    where = f"model {name!r}"
-    command = f"hf download {name}"
-    if revision:
-        where += f" at revision {revision!r}"
-        command += f" --revision {revision}"
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     advice = f"`{command}`, after `hf auth login` if it is gated or private, or use {EMBEDDED}"
-    return BadInput(f"{where}: {what} cannot be had from cache or Hub ({reason}); {advice}")
+    return BadInput(f"model {name!r}: {what} cannot be had from cache or Hub ({reason}); {advice}")
 
 
 @cache
@@ -161,8 +159,8 @@ def commit(name: str, revision: str) -> str:
     try:
         return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
     except Exception:  # loading it says why
-        kept = cached(name, revision)
-        return kept.name if kept else revision
+        path = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(path).parent.name if isinstance(path, str) else revision
 
 
 def check(name: str, folder: Path) -> None:
@@ -170,21 +168,10 @@ def check(name: str, folder: Path) -> None:
     tokenizer.
     """
     lacking = missing(folder)
-    if not lacking:
-        return
-    pickled = [path.name for ending in ("bin", "pth", "pt") for path in folder.glob(f"*.{ending}")]
-    if WEIGHTS[0] in lacking and pickled:
-        problem = f"only pickled weights ({min(pickled)}), refused since they can run code"
-        advice = f"convert them where you trust them: {CONVERT}"
-    elif WEIGHTS[0] in lacking:
-        problem, advice = "no safetensors weights in it", CONVERT
-    elif "tokenizer.json" in lacking:
-        problem = "no tokenizer in it"
-        advice = "add the one it was trained with (tokenizer.save_pretrained)"
-    else:
+    if lacking:
         problem = f"missing {listed(lacking, most=3)} ({len(lacking)} in all)"
-        advice = "copy or fetch again what is missing"
-    raise BadInput(f"model {name!r}: {problem}; {advice}")
+        advice = MEND.get(lacking[0], "copy or fetch again what is missing")
+        raise BadInput(f"model {name!r}: {problem}; {advice}")
 
 
 def missing(folder: Path) -> list[str]:
@@ -205,12 +192,6 @@ def missing(folder: Path) -> list[str]:
     if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.*", "vocab.*", "*.model")):
         lacking.append("tokenizer.json")
     return lacking
-
-
-def cached(name: str, revision: str) -> Path | None:
-    """Where the Hub's cache keeps this model, whole or not."""
-    path = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")
-    return Path(path).parent if isinstance(path, str) else None
 
 
 def file_fingerprint(name: str, revision: str = "") -> str:

@@ -48,7 +48,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
         ),
         "memit": (
             numbers | {"layers": _window(layer, size), "weight": round(share * width)}
-            for layer, numbers, size, share in product(last, solved, (1, 3), (0.3, 1, 3))
+            for layer, numbers, size, share in product(last, solved, (1, 3), (1, 3, 10))
         ),
         "alphaedit": (
             numbers

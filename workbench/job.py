@@ -5,9 +5,7 @@ panel's Run and Stop.
 import atexit
 import json
 import os
-import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from workbench import batch
+from workbench import batch, runs
 from workbench.facts import BadInput
 from workbench.spec import Spec
 
@@ -94,8 +92,7 @@ class Job:
             if not self._ends_within(GRACE * 5 / 6):
                 batch.kill(batch.family(pid))
                 self.process.wait()
-            for partial in self.out.glob(f".*.{pid}@{platform.node()}.partial"):
-                shutil.rmtree(partial, ignore_errors=True)
+            runs.clean(self.out)
 
     def _ends_within(self, seconds: float) -> bool:
         try:

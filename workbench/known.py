@@ -347,7 +347,7 @@ def _answers(model: Model, requests: Requests, past_stop_words: bool = False) ->
     machine = [model.fingerprint, str(model.dtype), model.device.type]
     digest = _digest([*machine, front(model), code_fingerprint(), past_stop_words])
     name = f"known {digest}"
-    path = cache.folder("known") / f"{digest}.parquet"
+    path = cache.folder("known") / f"{digest}.safetensors"
     keys = _keys(model, questions, objects)
     with locked(name):
         table = cache.kept_table(path, name)

@@ -5,7 +5,6 @@ words or its picture stay.
 """
 
 import html
-import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -39,14 +38,6 @@ src="data:image/png;base64,{{{{ output.data['image/png'] | escape_html }}}}"/></
 {{% endblock %}}
 {{% block data_latex %}}{{{{ output.data['text/latex'] | markdown2html }}}}{{% endblock %}}
 """
-DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}
-GREEK_CAPITALS = re.compile("[\u0391-\u03a9]")
-
-
-def page(title: str, style: str, body: str) -> str:
-    """A page of our own. `title` is text; in `style` and `body` all text is escaped already."""
-    head = f'<meta charset="utf-8">{META}<title>{html.escape(title)}</title><style>{style}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
 
 def notebook_page(path: Path) -> str:
@@ -79,7 +70,6 @@ def mathml(formula: str, display: str) -> str:
         element.text = html.unescape(element.text or "")
         if not _is_known(element):
             return source
-        _draw_variant(element)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
@@ -87,14 +77,6 @@ def _is_known(element: ElementTree.Element) -> bool:
     """Whether the converter knew a command: else its name stays as text, or an empty operator."""
     lost = element.tag == "mo" and not (element.text or element.attrib or len(element))
     return not (lost or element.text == "&" or element.text.startswith("\\"))
-
-
-def _draw_variant(element: ElementTree.Element) -> None:
-    """Letters as LaTeX draws them: of `mathvariant` browsers know "normal" alone."""
-    if element.get("mathvariant") == "double-struck":
-        element.text = element.text.translate(DOUBLE_STRUCK)
-    if element.tag == "mi" and GREEK_CAPITALS.fullmatch(element.text):
-        element.set("mathvariant", "normal")
 
 
 def _is_progress_bar(output: nbformat.NotebookNode) -> bool:

@@ -231,11 +231,10 @@ class Panel(VBox):
     def _run(self) -> None:
         try:
             # papermill takes a second to import, and a notebook in batch needs none
-            from workbench import batch
             from workbench.job import Job, parameters
 
             given = parameters(self.notebook, self.spec, self._moved())
-            self.job = Job(self.notebook, given, batch.place(self.notebook, self.out))
+            self.job = Job(self.notebook, given, runs.place(self.out, self.notebook))
         except Exception as error:
             self._say(_words(error))
             return

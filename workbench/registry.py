@@ -6,12 +6,11 @@ A package offers its own through the entry-point groups `workbench.editors`, `wo
 `workbench.measures`. What each kind of thing must be is written here, and only here.
 """
 
-import importlib
 import inspect
 import marshal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,10 +78,10 @@ class Registry(Mapping):
 
     def __init__(self, kind: str, places: Mapping[str, str], finished: Callable | None = None):
         self.kind = kind
-        self._own = dict(places)
+        group = f"workbench.{kind}s"
+        self._own = {name: EntryPoint(name, place, group) for name, place in places.items()}
         self._finished = finished or self._function
-        self._things: dict[str, Any] = {}
-        self._ready: dict[str, Any] = {}
+        self._ready: dict[str, tuple[Any, Any]] = {}  # the thing, and what is handed out for it
         self._declared: set[str] = set()
 
     def register(self, name: str, thing: Any = None) -> Any:
@@ -97,8 +96,7 @@ class Registry(Mapping):
             raise BadInput(f"{self.kind} {name!r}: is the workbench's own; choose another name")
         if not str(name).isidentifier():
             raise BadInput(f"{self.kind} {name!r}: choose a name of letters, digits and _")
-        self._ready[name] = self._finished(name, thing)
-        self._things[name] = thing
+        self._ready[name] = thing, self._finished(name, thing)
         return thing
 
     def declare(self, names: Iterable[str]) -> None:
@@ -108,7 +106,7 @@ class Registry(Mapping):
     @property
     def pending(self) -> set[str]:
         """Names that are declared, whose code has not run here."""
-        return self._declared - set(self._ready)
+        return self._declared - {*self._own, *self._offered, *self._ready}
 
     def check(self, name: str) -> None:
         """BadInput if nothing is called so."""
@@ -117,10 +115,16 @@ class Registry(Mapping):
             raise BadInput(f"{self.kind} {name!r}{near} choose one of {', '.join(self)}")
 
     def __getitem__(self, name: str) -> Any:
+        return self._found(name)[1]
+
+    def _found(self, name: str) -> tuple[Any, Any]:
         self.check(name)
+        if name in self.pending:
+            what = f"{self.kind} {name!r}: is registered by code that has not run here"
+            raise BadInput(f"{what}; run the cell that registers it")
         if name not in self._ready:
-            self._things[name] = self._imported(name)
-            self._ready[name] = self._finished(name, self._things[name])
+            thing = (self._own | self._offered)[name].load()
+            self._ready[name] = thing, self._finished(name, thing)
         return self._ready[name]
 
     def fingerprint(self, name: str) -> str:
@@ -129,8 +133,7 @@ class Registry(Mapping):
         """
         if name in self._own or name in self.pending:
             return ""
-        self[name]
-        thing = inspect.unwrap(self._things[name])
+        thing = inspect.unwrap(self._found(name)[0])
         try:
             return inspect.getsource(thing)
         except (OSError, TypeError):  # typed in at a prompt, or no function
@@ -141,16 +144,6 @@ class Registry(Mapping):
         if not callable(thing):
             raise BadInput(f"{self.kind} {name}: {thing!r} is no function")
         return thing
-
-    def _imported(self, name: str) -> Any:
-        if name in self._own:
-            module, _, attribute = self._own[name].partition(":")
-            thing = importlib.import_module(module)
-            return getattr(thing, attribute) if attribute else thing
-        if name in self._offered:
-            return self._offered[name].load()
-        what = f"{self.kind} {name!r}: is registered by code that has not run here"
-        raise BadInput(f"{what}; run the cell that registers it")
 
     @cached_property
     def _offered(self) -> dict[str, Any]:

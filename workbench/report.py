@@ -8,20 +8,16 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
        notebook/            the executed notebook, as a run
 """
 
-import os
 import shutil
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
 from workbench import batch, files, inert, runs
-from workbench.facts import DATA, BadInput
+from workbench.facts import DATA
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES, Run
 
@@ -40,41 +36,13 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     """
     folder = Path(folder).resolve()
     out = Path(out)
-    _check_some(folder)
+    runs.collect(folder)  # says here what is left out, and refuses a folder without runs at once
     parameters = {"folder": str(folder), "tables": str(out.resolve())}
-    with patch.dict(os.environ, WORKBENCH_OUT=""):  # which would go before the folder
-        run = batch.run(COLLECT, parameters, out=out / "notebook")
+    run = batch.run(COLLECT, parameters, out=out / "notebook")
     page = out / "index.html"
     with files.written(page) as partial:
         shutil.copyfile(run.file("notebook.html"), partial)
     return page
-
-
-def _check_some(folder: Path) -> None:
-    """Name the runs that are left out; BadInput if none stays."""
-    with warnings.catch_warnings(record=True, action="always") as caught:
-        kept = readable(runs.listed(folder))
-    problems = [str(warning.message) for warning in caught]
-    if not kept and problems:
-        raise BadInput(f"no run can be read; {problems[0]}")
-    if not kept:
-        raise BadInput(f"{folder}: holds no finished run; make some with `workbench sweep`")
-    for problem in problems:
-        print(inert.printable(problem), file=sys.stderr)
-
-
-def readable(collected: Sequence[Run]) -> list[Run]:
-    """The runs that are experiments of their own and whose probes are whole; one that is damaged is
-    left out, with a visible line.
-    """
-    kept = []
-    for run in collected:
-        try:
-            if "members" not in run.about and run.file("probes.parquet"):
-                kept.append(run)
-        except BadInput as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-    return kept
 
 
 def shares(collected: Sequence[Run]) -> pd.DataFrame:
@@ -154,15 +122,12 @@ def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> N
     out = Path(out)
     for name, table in tables.items():
         inert.write_csv(table, out / f"{name}.csv")
-    with files.written(out / "probes.parquet") as partial:
-        _write_probes(collected, partial)
-
-
-def _write_probes(collected: Sequence[Run], path: Path) -> None:
-    """One run at a time, never all at once in memory."""
     schema = pyarrow.Schema.from_pandas(_probes(collected[0]), preserve_index=False)
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for run in collected:
+    with (
+        files.written(out / "probes.parquet") as partial,
+        pyarrow.parquet.ParquetWriter(partial, schema) as writer,
+    ):
+        for run in collected:  # never all at once in memory
             writer.write_table(pyarrow.Table.from_pandas(_probes(run), schema))
 
 

@@ -17,17 +17,15 @@ runs/<id>/
 A run that varied a field holds run.json alone, which names its `members`, the runs beside it.
 """
 
-import contextlib
 import hashlib
 import importlib
 import json
 import os
 import platform
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +54,7 @@ KINDS = {"false": False, "harmless": True}
 
 
 def _table(name: str) -> cached_property:
-    return cached_property(lambda run: pd.read_parquet(run.file(f"{name}.parquet")))
+    return cached_property(lambda run: run.table(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,26 +83,17 @@ class Run:
         """The path of one of the run's files.
 
         Raises:
-            BadInput: its sum, which is looked at once, is not the recorded one, or the run has no
-                such file.
+            BadInput: its sum is not the recorded one, or the run has no such file.
         """
-        if name not in self._checked:
-            if name not in self.files:
-                raise BadInput(f"{self.folder}: this run has no {name}")
-            _check_file(self.folder, name, self.files[name])
-            self._checked.add(name)
+        if name not in self.files:
+            raise BadInput(f"{self.folder}: this run has no {name}")
+        _check_file(self.folder, name, self.files[name])
         return self.folder / name
-
-    @cached_property
-    def _checked(self) -> set[str]:
-        return set()
 
     @cached_property
     def merged(self) -> pd.DataFrame | None:
         """With an adapter: the last probes again, with the adapter written into the weights."""
-        if "merged.parquet" not in self.files:
-            return None
-        return pd.read_parquet(self.file("merged.parquet"))
+        return self.table("merged") if "merged.parquet" in self.files else None
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]]:
@@ -132,15 +121,11 @@ class Run:
 
     def plot(self, group: str = "edited"):
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
-        return self._plots.category_mass(self, group)
+        return _plots().category_mass(self, group)
 
     def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
         """The likeliest tokens at each look, see `plots.top_tokens`."""
-        return self._plots.top_tokens(self, fact_id, k)
-
-    @property
-    def _plots(self):
-        return importlib.import_module("workbench.plots")  # reading a run takes no plotting
+        return _plots().top_tokens(self, fact_id, k)
 
     @property
     def members(self) -> list["Run"]:
@@ -150,10 +135,12 @@ class Run:
     @property
     def deltas(self) -> list[Path]:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
-        paths = [Path(name) for name in self.files if Path(name).parent == Path("deltas")]
-        paths = [path for path in paths if path.suffix == ".safetensors"]
-        paths.sort(key=lambda path: int(path.stem))
-        return [self.file(path.as_posix()) for path in paths]
+        names = [name for name in self.files if name.startswith("deltas/")]
+        return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
+
+
+def _plots():
+    return importlib.import_module("workbench.plots")  # reading a run takes no plotting
 
 
 def _as_bool(column: pd.Series) -> pd.Series:
@@ -242,44 +229,34 @@ def finished(folder: Path) -> bool:
 
 
 def place(out: str | Path = "", notebook: str | Path = "") -> Path:
-    """The folder of runs: the one that WORKBENCH_OUT names, else `out`, else runs/ of the project.
+    """The folder of runs: `out`, else the one that WORKBENCH_OUT names, else runs/ of the project.
 
     The project is the nearest folder upwards, from the notebook or else from where it runs, that
     has a pyproject.toml or a .git; without one the runs lie beside the notebook.
     """
-    chosen = os.environ.get("WORKBENCH_OUT") or str(out)
+    chosen = str(out) or os.environ.get("WORKBENCH_OUT")
     if chosen:
         return Path(chosen)
-    folder = Path(notebook).absolute().parent if str(notebook) else _working_folder()
+    folder = Path(notebook).absolute().parent if str(notebook) else Path.cwd()
     for above in (folder, *folder.parents):
         if (above / "pyproject.toml").exists() or (above / ".git").exists():
             return above / "runs"
     return folder / "runs"
 
 
-def _working_folder() -> Path:
-    """The current folder; under papermill, whose kernel stays in the caller's, the notebook's."""
-    with contextlib.suppress(psutil.Error, OSError):
-        caller = psutil.Process().parent()
-        words = caller.cmdline() if "IPython" in sys.modules and caller else []
-        if any(Path(word).stem == "papermill" for word in words[:3]):
-            notebooks = [Path(caller.cwd(), word) for word in words if word.endswith(".ipynb")]
-            if notebooks and notebooks[0].is_file():
-                return notebooks[0].resolve().parent
-    return Path.cwd()
-
-
 def listed(out: str | Path = "") -> list[Run]:
     """The finished runs below a folder, oldest first.
 
-    One that cannot be read is left out, with a visible line.
+    One that cannot be read, or whose probes are damaged, is left out, with a visible line.
     """
-    out = Path(out) if str(out) else place()
-    paths = sorted(out.glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(place(out).glob("[!.]*/run.json"), key=lambda path: path.stat().st_mtime)
     whole = []
     for path in paths:
         try:
-            whole.append(read(path.parent))
+            run = read(path.parent)
+            if "probes.parquet" in run.files:
+                run.file("probes.parquet")
+            whole.append(run)
         except BadInput as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
     return whole
@@ -293,7 +270,7 @@ def collect(out: str | Path, **fields) -> list[Run]:
     members, and the paths of all.
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
-    out = Path(out) if str(out) else place()
+    out = place(out)
     runs = [
         run
         for run in listed(out)
@@ -301,9 +278,8 @@ def collect(out: str | Path, **fields) -> list[Run]:
         and all(run.spec.get(name) == value for name, value in wanted.items())
     ]
     if not runs:
-        matching = f" with {wanted}" if wanted else ""
         advice = "make some with `workbench run` or `workbench sweep`"
-        raise BadInput(f"{out}: holds no finished run{matching}; {advice}")
+        raise BadInput(f"{out}: holds no finished run with {wanted or 'probes'}; {advice}")
     own_folder = os.environ.get("WORKBENCH_RUN")
     if own_folder:
         beside = Path(own_folder).resolve().parent
@@ -408,11 +384,6 @@ def progress(phase: str, done: int = 0, total: int = 0) -> None:
             partial.write_text(text, encoding="utf-8")
 
 
-def short_hash(value) -> str:
-    """Ten hex digits of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
 def clean(out: Path, run_id: str = "*") -> None:
     """Remove what processes of this machine that are no more had begun to write."""
     ending = f"@{platform.node()}.partial"
@@ -420,6 +391,12 @@ def clean(out: Path, run_id: str = "*") -> None:
         pid = partial.name.removesuffix(ending).rpartition(".")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def opened(out: str | Path, run_id: str) -> AbstractContextManager[Path]:
+    """Where a run is written: the folder that WORKBENCH_RUN names, else a new one of this id."""
+    own_folder = os.environ.get("WORKBENCH_RUN")
+    return nullcontext(Path(own_folder)) if own_folder else new_folder(out, run_id)
 
 
 @contextmanager

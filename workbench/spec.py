@@ -27,19 +27,10 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part", bound=Record)
 
-# rooms that show, start or gather runs: no number of a run depends on them
-NO_RESULT = (
-    "__main__",
-    "batch",
-    "explorer",
-    "inert",
-    "job",
-    "pages",
-    "panel",
-    "plots",
-    "report",
-    "sweep",
-)
+# Rooms on which no number of a run depends: they show and gather runs, or start them.
+SHOWING = ("explorer", "inert", "pages", "panel", "plots", "report")
+STARTING = ("__main__", "batch", "job", "sweep")
+NO_RESULT = SHOWING + STARTING
 
 
 class Spec(Record):

@@ -3,6 +3,7 @@
 Notebooks call its steps one by one, or `run` at once.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -13,11 +14,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import psutil
@@ -30,11 +32,14 @@ from workbench.checkpoints import WORLD_MODELS
 from workbench.editing.records import Numbers, Resources
 from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest
-from workbench.known import Chosen, choose, known_table, with_objects
+from workbench.known import Chosen, choose
+from workbench.known import known_table as known_table
+from workbench.known import with_objects as with_objects
 from workbench.models import Model
 from workbench.registry import MEASURES, Room
-from workbench.spec import Spec, arms, identify, varied
-from workbench.tracking.probes import Look, Probe, questions
+from workbench.spec import Spec, identify, varied
+from workbench.spec import arms as arms
+from workbench.tracking.probes import Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, Settings, finetune
 from workbench.tuning.tasks import Data, Task
@@ -44,24 +49,7 @@ try:
 except ImportError:  # Windows has none
     resource = None
 
-__all__ = [
-    "Chosen",
-    "Recorder",
-    "Spec",
-    "arms",
-    "choose",
-    "identify",
-    "known_table",
-    "load",
-    "make_edit",
-    "make_edits",
-    "make_task",
-    "prepare",
-    "run",
-    "tune_and_probe",
-    "vary",
-    "with_objects",
-]
+OTHER_MODEL = ("model", "revision", "device", "dtype", "device_map", "start")  # fields that name it
 
 
 def load(spec: Spec) -> Model:
@@ -100,19 +88,8 @@ def make_edit(
     resources: Resources,
 ) -> Edit:
     """The edit of one edited model."""
-    return make_edits(spec, model, [requests], hparams, resources)[0]
-
-
-def make_edits(
-    spec: Spec,
-    model: Model,
-    groups: Sequence[Sequence[EditRequest]],
-    hparams: Numbers,
-    resources: Resources,
-) -> list[Edit]:
-    """The edit of each edited model; solved together, which is faster than one by one."""
     runs.progress(f"editing with {spec.editor}")
-    return editing.edit_each(spec.editor, model, groups, hparams, resources, seed=spec.seed)
+    return editing.edit_each(spec.editor, model, [requests], hparams, resources, spec.seed)[0]
 
 
 def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
@@ -126,16 +103,10 @@ def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
 
 @dataclass
 class Recorder:
-    """Collects looks and histories of edited models, and writes the run.
+    """Collects what is seen of edited models, and writes the run."""
 
-    `merged`: of a run with an adapter, the last look again with the adapter written into the
-    weights.
-    """
-
-    looks: list[tuple[int, Look]] = field(default_factory=list)
-    merged: list[tuple[int, Look]] = field(default_factory=list)
-    histories: list[tuple[int, History]] = field(default_factory=list)
-    measured: dict[str, list[pd.DataFrame]] = field(default_factory=dict)  # by measure
+    tables: dict[str, list[pd.DataFrame]] = field(default_factory=dict)  # of each edited model
+    ended: list[str] = field(default_factory=list)  # how the tuning of each came to its end
     deltas: list[Edit] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)  # MB, highest so far, after each phase
@@ -168,29 +139,25 @@ class Recorder:
         `step` -1 is before the edit, 0 after it.
         """
         with self.timed("probe"):
-            self.looks.append((edited_model, probe.look(step, epoch)))
+            look = probe.look(step, epoch)
+            for name in ("probes", "lens", "tokens"):
+                self.add(name, getattr(look, name), edited_model)
             edited = [asked.request for asked in probe.questions if asked.group == "edited"]
             for name in measures:
                 table = MEASURES[name](probe.model, edited)
                 if not isinstance(table, pd.DataFrame) or {"edited_model", "step"} & set(table):
                     what = f"measure {name}: give back a table without columns edited_model and"
                     raise BadInput(f"{what} step, which the run adds, not a {type(table).__name__}")
-                table = table.assign(edited_model=edited_model, step=step)
-                self.measured.setdefault(name, []).append(table)
+                self.add(name, table.assign(step=step), edited_model)
+
+    def add(self, name: str, table: pd.DataFrame, edited_model: int) -> None:
+        self.tables.setdefault(name, []).append(table.assign(edited_model=edited_model))
 
     def table(self, name: str) -> pd.DataFrame:
         """probes, lens, tokens, training, merged, or a measure's table so far, with
         `edited_model`.
         """
-        if name in self.measured:
-            parts = self.measured[name]
-        elif name == "training":
-            parts = [history.log.assign(edited_model=number) for number, history in self.histories]
-        elif name == "merged":
-            parts = [look.probes.assign(edited_model=number) for number, look in self.merged]
-        else:
-            parts = [getattr(look, name).assign(edited_model=number) for number, look in self.looks]
-        table = pd.concat(parts, ignore_index=True)
+        table = pd.concat(self.tables[name], ignore_index=True)
         return table[["edited_model", *table.columns.drop("edited_model")]]
 
     def write(
@@ -206,19 +173,17 @@ class Recorder:
         """
         self._check_fits(spec, model, chosen)
         about = self._about(spec, model, chosen)
-        names = [*runs.TABLES, *self.measured]
-        if self.merged:
-            names.append("merged")
-        tables = {name: self.table(name) for name in names}
-        if folder := os.environ.get("WORKBENCH_RUN"):
-            return self._write(Path(folder), about, tables)
-        out = runs.place(out)
-        run_id = identify(spec, cells)
-        if "stopped" in about["ended"]:
-            run_id += "-stopped"
-        with runs.new_folder(out, run_id) as partial:
-            self._write(partial, about, tables)
-        return runs.read(out / run_id)
+        tables = {name: self.table(name) for name in self.tables}
+        ending = "-stopped" if "stopped" in self.ended else ""
+        final = runs.place(out) / (identify(spec, cells) + ending)
+        with runs.opened(final.parent, final.name) as folder:
+            (folder / "deltas").mkdir(exist_ok=True)
+            for number, edit in enumerate(self.deltas):
+                deltas.save(edit, folder / "deltas" / f"{number}.safetensors")
+            if self._adapters:
+                shutil.copytree(self._adapters.name, folder / "adapters", dirs_exist_ok=True)
+            runs.write(folder, about, tables)
+        return runs.read(os.environ.get("WORKBENCH_RUN") or final)
 
     def _about(self, spec: Spec, model: Model, chosen: Chosen) -> dict:
         """What run.json says beside the tables."""
@@ -237,12 +202,12 @@ class Recorder:
             "dtype": str(model.dtype).removeprefix("torch."),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
-            "ended": [history.ended for _, history in self.histories],
+            "ended": self.ended,
             "tuning": self.tuning,
             "edits": edits,
             "hparams": [edit.parts[0].get("hparams") for edit in self.deltas][:1],
             "layers": sorted({layer for edit in self.deltas for layer in edit.layers}),
-            "measures": list(self.measured),
+            "measures": [name for name in self.tables if name not in runs.OF_EVERY_RUN],
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
@@ -253,22 +218,15 @@ class Recorder:
 
     def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
         with warnings.catch_warnings(action="ignore"):  # which layers are proposed was said before
-            expected = spec.editor_hparams(model).model_dump(mode="json")
+            numbers = spec.editor_hparams(model).model_dump(mode="json")
         parts = [part for edit in self.deltas for part in edit.parts]
         for part in parts:
-            editor = part.get("editor", "no editor")
-            hparams = part.get("hparams", {})
-            if editor != spec.editor:
-                raise BadInput(
-                    f"an edit is by {editor}, the Spec says {spec.editor}: a run is filed by what "
-                    "was done; name it in the Spec"
-                )
-            for name, value in expected.items():
-                if hparams.get(name) != value:
-                    raise BadInput(
-                        f"an edit was made with {name}={hparams.get(name)!r}, the Spec says "
-                        f"{value!r}; give it the same"
-                    )
+            made = {"editor": part.get("editor", "no editor")} | part.get("hparams", {})
+            for name, value in ({"editor": spec.editor} | numbers).items():
+                if made.get(name) != value:
+                    how = f"an edit was made with {name}={made.get(name)!r}"
+                    advice = "a run is filed by what was done; give it the same"
+                    raise BadInput(f"{how}, the Spec says {value!r}; {advice}")
         requests = [request for part in parts for request in part["requests"]]
         done = {(request["fact"]["id"], request["target"]) for request in requests}
         if done != {(request.fact.id, request.target) for request in chosen.edited}:
@@ -277,14 +235,6 @@ class Recorder:
         if any(tuned_under.resolved() != spec.resolved() for tuned_under in self.specs):
             what = "the tuning was done under another Spec than the one to write"
             raise BadInput(f"{what}; write it under that one")
-
-    def _write(self, folder: Path, about: dict, tables: dict) -> runs.Run:
-        (folder / "deltas").mkdir(exist_ok=True)
-        for number, edit in enumerate(self.deltas):
-            deltas.save(edit, folder / "deltas" / f"{number}.safetensors")
-        if self._adapters:
-            shutil.copytree(self._adapters.name, folder / "adapters", dirs_exist_ok=True)
-        return runs.write(folder, about, tables)
 
 
 def tune_and_probe(
@@ -319,9 +269,10 @@ def tune_and_probe(
             recorder.keep(adapter, edited_model)
             last = history.log.iloc[-1]
             with adapter.merged():
-                merged = probe.look(int(last.step), float(last.epoch))
-            recorder.merged.append((edited_model, merged))
-    recorder.histories.append((edited_model, history))
+                merged = probe.look(int(last.step), float(last.epoch)).probes
+            recorder.add("merged", merged, edited_model)
+    recorder.add("training", history.log, edited_model)
+    recorder.ended.append(history.ended)
     return history
 
 
@@ -342,22 +293,14 @@ def _about_tuning(model: Model, task: Task, moving: plans.Plan, batch_size: int)
     }
 
 
-@contextmanager
-def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> Iterator[adapters.Adapter | None]:
+def _adapted(
+    spec: Spec, model: Model, plan: plans.Plan
+) -> AbstractContextManager[adapters.Adapter | None]:
     if not spec.adapter:
-        yield None
-        return
-    with adapters.attached(
-        model,
-        plan,
-        spec.adapter,
-        rank=spec.adapter_rank,
-        alpha=spec.adapter_alpha,
-        dropout=spec.adapter_dropout,
-        named=spec.adapter_targets,
-        seed=spec.seed,
-    ) as adapter:
-        yield adapter
+        return nullcontext()
+    numbers = {name: getattr(spec, f"adapter_{name}") for name in ("rank", "alpha", "dropout")}
+    named = spec.adapter_targets
+    return adapters.attached(model, plan, spec.adapter, **numbers, named=named, seed=spec.seed)
 
 
 def run(
@@ -369,48 +312,52 @@ def run(
     A finished run of the same experiment is returned at once unless `again`. Under `accelerate
     launch` only the first process writes into `out`.
     """
-    spec = spec.resolved()
-    folder = runs.place(out) / identify(spec)
-    if not again and "WORKBENCH_RUN" not in os.environ and runs.finished(folder):
+    return _followed(spec.resolved(), model, out, again)
+
+
+def _followed(
+    spec: Spec,
+    model: Model | None,
+    out: str | Path,
+    again: bool,
+    edit: Edit | None = None,
+    requests: Sequence[EditRequest] = (),
+    cells: str = "",
+) -> runs.Run:
+    """The run of a resolved Spec, made or found; of facts that were edited before, if given.
+
+    Raises:
+        KeyboardInterrupt: a person stopped it.
+    """
+    folder = runs.place(out) / identify(spec, cells)
+    if not (again or os.environ.get("WORKBENCH_RUN")) and runs.finished(folder):
         return runs.read(folder)
     recorder = Recorder()
     with recorder.timed("load"):
         model = model or load(spec)
         model.fingerprint  # noqa: B018 (taken while the weights are the model's own)
     with recorder.timed("choose facts"):
-        chosen = choose(spec, model)
-    with recorder.timed("prepare editor"):
-        hparams, resources = prepare(spec, model, chosen)
-    size = spec.edits_per_model
-    groups = [chosen.edited[start : start + size] for start in range(0, len(chosen.edited), size)]
+        chosen = choose(spec, model, requests)
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
-    with recorder.timed("edit"):
-        edits = make_edits(spec, model, groups, hparams, resources)
-    follow(spec, model, chosen, groups, edits, task, recorder)
-    return _written(recorder, spec, model, chosen, out)
-
-
-def follow(
-    spec: Spec,
-    model: Model,
-    chosen: Chosen,
-    groups: Sequence[Sequence[EditRequest]],
-    edits: Sequence[Edit],
-    task: Task,
-    recorder: Recorder,
-) -> None:
-    """Tune one edited copy after another, and look at it before the edit, after it and on the way.
-
-    Raises:
-        KeyboardInterrupt: a person stopped it; what was done stands in the recorder.
-    """
-    for number, requests in enumerate(tqdm(groups, desc="edited models", disable=None)):
-        probe = Probe(model, questions(requests, chosen.intrinsic), chosen.related)
+    size = len(requests) or spec.edits_per_model
+    groups = [chosen.edited[start : start + size] for start in range(0, len(chosen.edited), size)]
+    edits = [edit]
+    if edit is None:
+        with recorder.timed("prepare editor"):
+            hparams, resources = prepare(spec, model, chosen)
+        with recorder.timed("edit"):  # all together, which is faster than one by one
+            runs.progress(f"editing with {spec.editor}")
+            edits = editing.edit_each(spec.editor, model, groups, hparams, resources, spec.seed)
+    for number, group in enumerate(tqdm(groups, desc="edited models", disable=None)):
+        probe = Probe(model, questions(group, chosen.intrinsic), chosen.related)
         recorder.look(probe, -1, edited_model=number, measures=spec.measures)
         history = tune_and_probe(spec, model, edits[number], task, probe, recorder, number)
         if history.ended == "stopped":
             raise KeyboardInterrupt
+    with tempfile.TemporaryDirectory() as elsewhere:  # of several processes the first writes
+        out = elsewhere if int(os.environ.get("RANK", "0")) else out
+        return recorder.write(spec, model, chosen, out, cells)
 
 
 def of_edit(
@@ -454,26 +401,7 @@ def of_edit(
         raise BadInput(f"{what}; name their source in facts, or n_intrinsic=0")
     done = [model.fingerprint, tensor_sum(edit.tensors()), dict(edit.record)]
     cells = json.dumps(done, sort_keys=True, default=str)
-    folder = runs.place(out) / identify(spec, cells)
-    if not again and "WORKBENCH_RUN" not in os.environ and runs.finished(folder):
-        return runs.read(folder)
-    recorder = Recorder()
-    with recorder.timed("choose facts"):
-        chosen = choose(spec, model, list(requests))
-    with recorder.timed("make task"):
-        task = make_task(spec, model, chosen)
-    follow(spec, model, chosen, [requests], [edit], task, recorder)
-    return _written(recorder, spec, model, chosen, out, cells)
-
-
-def _written(
-    recorder: Recorder, spec: Spec, model: Model, chosen: Chosen, out: str | Path, cells: str = ""
-) -> runs.Run:
-    """The run; only the first of several processes writes it where it is to lie."""
-    if int(os.environ.get("RANK", "0")):
-        with tempfile.TemporaryDirectory() as folder:
-            return recorder.write(spec, model, chosen, folder, cells)
-    return recorder.write(spec, model, chosen, out, cells)
+    return _followed(spec, model, out, again, edit, list(requests), cells)
 
 
 def vary(
@@ -482,23 +410,15 @@ def vary(
     """One run for each value of one field, and a folder whose run.json names them. Give the Spec as
     it is, not resolved: an adapter or another task brings its own usual numbers.
 
-    `model`, or the one that is loaded, serves all runs, unless the field is one that names another
-    (model, revision, device, dtype).
+    `model`, or the one that is loaded, serves all runs, unless the field names another.
     """
     specs = varied(spec, vary, values)
-    # of the notebook that varies; its members lie beside it
-    whole = os.environ.pop("WORKBENCH_RUN", None)
-    try:
-        out = Path(whole).parent if whole else runs.place(out)
-        if vary in ("model", "revision", "device", "dtype", "device_map", "start"):
-            model = None
-        else:
-            model = model or load(spec)
-        again = bool(os.environ.get("WORKBENCH_AGAIN"))
+    whole = os.environ.get("WORKBENCH_RUN")  # of the notebook that varies; members lie beside it
+    out = Path(whole).parent if whole else runs.place(out)
+    again = bool(os.environ.get("WORKBENCH_AGAIN"))
+    with patch.dict(os.environ, WORKBENCH_RUN=""):
+        model = None if vary in OTHER_MODEL else model or load(spec)
         done = [run(one, model, out, again) for one in tqdm(specs, desc=vary, disable=None)]
-    finally:
-        if whole:
-            os.environ["WORKBENCH_RUN"] = whole
     members = [member.folder.name for member in done]
     about = {
         "spec": spec.model_dump(mode="json"),
@@ -506,12 +426,9 @@ def vary(
         "values": list(values),
         "members": members,
     }
-    if whole:
-        runs.write(Path(whole), about, {})
-    else:
-        name = f"vary-{vary}-{runs.short_hash(members)}"
-        with runs.new_folder(out, name) as partial:
-            runs.write(partial, about, {})
+    name = f"vary-{vary}-{hashlib.sha256(json.dumps(members).encode()).hexdigest()[:10]}"
+    with runs.opened(out, name) as folder:
+        runs.write(folder, about, {})
     return done
 
 
@@ -525,22 +442,17 @@ def _peak_memory_mb() -> float:
 
 
 def _commit() -> str:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def call(of: Any, *edit_and_requests, **fields) -> runs.Run:
     """`wb.study(spec)`, see `run`; `wb.study(model, edit, requests, task=..., plan=...)`, see
     `of_edit`.
     """
-    if isinstance(of, Spec):
-        return run(of, *edit_and_requests, **fields)
-    return of_edit(of, *edit_and_requests, **fields)
+    return (run if isinstance(of, Spec) else of_edit)(of, *edit_and_requests, **fields)
 
 
 sys.modules[__name__].__class__ = Room

@@ -24,7 +24,7 @@ import distributed
 import pydantic
 from tqdm.auto import tqdm
 
-from workbench import batch, files, inert, runs, spec
+from workbench import batch, files, runs, spec
 from workbench.facts import BadInput, Record
 from workbench.records import one_line
 
@@ -50,23 +50,17 @@ class Grid(Record):
     exclude: list[dict] = pydantic.Field(default_factory=list)
 
     def combinations(self) -> list[dict]:
-        """The parameters of each run; BadInput if there are none, or one twice."""
-        for name, values in self.grid.items():
-            if not values:
-                raise BadInput(f"grid: {name!r} has no values; give at least one, or leave it out")
+        """The parameters of each run; BadInput if there are none."""
         products = itertools.product(*self.grid.values()) if self.grid else []
         cells = [dict(zip(self.grid, values, strict=True)) for values in products]
         every = [self.parameters | cell for cell in cells + self.cells]
-        kept = [cell for cell in every if not self._excludes(cell)]
+        rules = [rule.items() for rule in self.exclude]
+        kept = [cell for cell in every if not any(rule <= cell.items() for rule in rules)]
         if not kept:
-            raise BadInput("the grid is empty: give grid or cells, and exclude less")
-        for number, cell in enumerate(kept):
-            if cell in kept[:number]:
-                raise BadInput(f"the grid holds {cell} twice; take one out")
+            raise BadInput(
+                "the grid is empty: give cells, or each name in grid a value; exclude less"
+            )
         return kept
-
-    def _excludes(self, cell: Mapping) -> bool:
-        return any(rule.items() <= cell.items() for rule in self.exclude)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +125,7 @@ def sweep(
     Finished runs are kept. Runs that failed are not tried again unless `retry_failed`. Ctrl-C ends
     it; a second start goes on.
     """
-    out = batch.place(grid.notebook, out).resolve()
+    out = runs.place(out, grid.notebook).resolve()
     every = planned(grid, out)
     _make_folder(out)
     runs.clean(out)
@@ -261,37 +255,20 @@ def _work(
             if future.status == "cancelled":  # nobody here takes a run back
                 raise RuntimeError(GONE.format(client.scheduler.address))
             run = futures[future]
-            problem = result
-            if future.status != "finished":
-                problem = _lost(run, future.status, result)
-            if problem:
+            # Its worker may have died, and the run be there all the same.
+            if future.status != "finished" and not run.finished:
+                reason = result[1] if isinstance(result, tuple) else result
+                problem = one_line(str(reason) or future.status)
                 failed += 1
                 bar.set_postfix_str(f"{failed} failed")
                 if not run.failure:
                     batch.note_failure(run.folder, problem)
-                text = inert.printable(f"failed: {run.folder.name}: {problem}")
-                tqdm.write(text, file=sys.stderr)
+                tqdm.write(f"failed: {run.folder.name}: {problem}", file=sys.stderr)
 
 
-def _lost(run: Planned, status: str, error: object) -> str:
-    """What became of a run whose worker gave no answer; "" if it is there all the same."""
-    if run.finished:
-        return ""
-    reason = error[1] if isinstance(error, tuple) else error
-    return one_line(f"{status}: {reason}")
-
-
-def _run_one(notebook: str, gpus: Sequence[str], run: Planned) -> str:
-    """In a worker: one run, its kernel on the GPU of that worker's number; "" or what went wrong in
-    one line.
-    """
+def _run_one(notebook: str, gpus: Sequence[str], run: Planned) -> None:
+    """In a worker: one run, its kernel on the GPU of that worker's number."""
     os.environ["WORKBENCH_SWEEP"] = "1"
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[distributed.get_worker().name % len(gpus)]
-    try:
-        batch.run(notebook, run.parameters, out=run.folder.parent)
-    except (BadInput, RuntimeError) as error:
-        return one_line(str(error))
-    except Exception as error:
-        return one_line(f"{type(error).__name__}: {error}")
-    return ""
+    batch.run(notebook, run.parameters, out=run.folder.parent)
