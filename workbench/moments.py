@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,17 +151,14 @@ def second_moments(
         for layer in missing:
             cache.keep(paths[layer], {"matrix": matrices[layer]}, names[layer])
     device = _solving_device(model, list(widths.values()))
-    moments = {}
-    for layer in layers:
-        moments[layer] = SecondMoment(
-            layer=layer,
-            matrix=matrices[layer].to(device),
-            tokens=tokens,
-            fingerprint=digest,
-            model=model.fingerprint,
-            corpus=corpus,
-        )
-    return moments
+    made: dict[str, Any] = {
+        "tokens": tokens,
+        "fingerprint": digest,
+        "model": model.fingerprint,
+        "corpus": corpus,
+    }
+    matrices = {layer: matrices[layer].to(device) for layer in layers}
+    return {layer: SecondMoment(layer=layer, matrix=m, **made) for layer, m in matrices.items()}
 
 
 def _solving_device(model: Model, widths: Sequence[int]) -> torch.device:
