@@ -57,7 +57,7 @@ REMEDY = "raise meta_steps (now {meta_steps})"
 TRAINED_BY = ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
 TRAINER: dict[str, Any] = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 1}
-TRAINER |= {"save_steps": SAVE_EVERY, "save_total_limit": 1, "logging_strategy": "no"}
+TRAINER |= {"save_total_limit": 1, "logging_strategy": "no"}
 TRAINER |= {"report_to": "none", "dataloader_pin_memory": False, "remove_unused_columns": False}
 LEAST_DEVIATION = 0.03  # of a unit, as a share of the layer's (root mean square) deviation
 MOST_DEVIATIONS = 10.0  # that a unit of a key or gradient may lie from its mean; beyond is cut
@@ -326,6 +326,7 @@ class _Meta(nn.Module):
             max_grad_norm=hparams.clip,
             use_cpu=self.models[0].device.type == "cpu",
             seed=self.seed,
+            save_steps=SAVE_EVERY,
             **TRAINER,
         )
         arguments._n_gpu = 1  # the model stays where it is
