@@ -1,7 +1,7 @@
 """Record or replace what modules put out (or take in), for the length of a `with`."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import torch
 from torch import nn
@@ -12,38 +12,35 @@ def hidden(output) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-@contextmanager
-def recorded(modules: Mapping, inputs: bool = False) -> Iterator[dict]:
+def recorded(modules: Mapping, inputs: bool = False) -> AbstractContextManager[dict]:
     """A dict that holds, under each module's key, the output (or input) of its last call.
 
     Args:
         modules: key -> module.
         inputs: record what goes in, not what comes out.
     """
-    record: dict = {}
+    if inputs:
+        return _kept(modules, "register_forward_pre_hook", _first)
+    return _kept(modules, "register_forward_hook", lambda args, kwargs, output: hidden(output))
 
-    with ExitStack() as stack:
-        for key, module in modules.items():
 
-            def hook(module, args, kwargs, output, key=key):
-                record[key] = _first(args, kwargs) if inputs else hidden(output)
-
-            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
-        yield record
+def calls(modules: Mapping) -> AbstractContextManager[dict]:
+    """A dict that holds, under each module's key, the (args, kwargs) of its last call."""
+    return _kept(modules, "register_forward_pre_hook", lambda args, kwargs: (args, kwargs))
 
 
 @contextmanager
-def calls(modules: Mapping) -> Iterator[dict]:
-    """A dict that holds, under each module's key, the (args, kwargs) of its last call."""
+def _kept(modules: Mapping, register: str, value: Callable) -> Iterator[dict]:
+    """A dict of the value of each module's last call, by a hook of this kind."""
     record: dict = {}
 
     with ExitStack() as stack:
         for key, module in modules.items():
 
-            def hook(module, args, kwargs, key=key):
-                record[key] = (args, kwargs)
+            def hook(module, *call, key=key):
+                record[key] = value(*call)
 
-            stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+            stack.enter_context(getattr(module, register)(hook, with_kwargs=True))
         yield record
 
 

@@ -4,7 +4,6 @@ Here every kind of edit is applied for a `with`, saved and loaded; a change of w
 written for good, or exported as a model.
 """
 
-import copy
 import json
 import random
 import re
@@ -26,14 +25,7 @@ from workbench.edits import Edit
 from workbench.facts import BadInput
 from workbench.models import Model
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-)
+HOOKS = ("_hooks", "_hooks_with_kwargs")  # how the names of a module's tables of hooks end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +151,12 @@ def random_state_kept() -> Iterator[None]:
     """
     python = random.getstate()
     array = numpy.random.get_state()
-    cpu = torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
     finally:
         random.setstate(python)
         numpy.random.set_state(array)
-        torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager
@@ -206,7 +195,8 @@ def preserved(network: nn.Module, parameters: Iterable[str] | None = None) -> It
 
 
 def _hooks(module: nn.Module) -> dict:
-    return {name: copy.copy(getattr(module, name)) for name in _HOOKS}
+    kept = {name: value for name, value in vars(module).items() if name.endswith(HOOKS)}
+    return {name: value.copy() for name, value in kept.items() if isinstance(value, dict)}
 
 
 def applied(model: Model, edit: Edit) -> AbstractContextManager[Model]:

@@ -473,15 +473,11 @@ def free_bytes(*devices: torch.device) -> int:
     return sum(torch.cuda.mem_get_info(device)[0] for device in gpus)
 
 
-def all_gpus() -> list[torch.device]:
-    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-
-
 def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus: bool) -> None:
     """BadInput if the weights of an outline will not fit in the free memory: an estimate."""
     needed = weights_bytes(model, _resolved(dtype, device))
-    devices = all_gpus() if over_all_gpus else []
-    free = free_bytes(device, *devices)
+    numbers = range(torch.cuda.device_count() if over_all_gpus else 0)
+    free = free_bytes(device, *(torch.device("cuda", number) for number in numbers))
     if needed > free:
         smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
         sizes = f"about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device.type}"

@@ -5,7 +5,7 @@ import torch
 
 from tests import plain
 from workbench import editing, facts, models
-from workbench.editing import alphaedit, ft, malmen, memit, rome, target_vectors
+from workbench.editing import alphaedit, ft, malmen, memit, records, rome, target_vectors
 from workbench.tracking.retention import measure_prompts
 
 TOLERANCE = 1e-4  # relative to the norm of the delta
@@ -114,7 +114,7 @@ def test_rome_of_several_facts_at_once(any_tiny, requests, name):
 @pytest.mark.parametrize("box", [0.0, 0.004])
 def test_ft(tiny, requests, name, box):
     hparams = ft.HParams(layers=(1,), steps=8, learning_rate=1e-3, box=box, convention=name)
-    (change,) = ft.edit(tiny, requests[:3], hparams, ft.prepare(tiny, hparams)).changes.values()
+    (change,) = ft.edit(tiny, requests[:3], hparams, records.Resources()).changes.values()
     assert distance(change, plain.ft(tiny, requests[:3], hparams).double()) < TOLERANCE
 
 

@@ -43,13 +43,6 @@ class HParams(Numbers):
     convention: Literal["published", "reference"] = "published"
 
 
-def prepare(
-    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
-) -> Resources:
-    """Nothing to prepare."""
-    return Resources()
-
-
 def edit(
     model: Model, requests: Requests, hparams: HParams, resources: Resources, seed: int = 0
 ) -> WeightDelta:

@@ -11,9 +11,11 @@ text). Each paraphrase adds a statement.
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from workbench.editing.records import Numbers, Resources, described
 from workbench.edits import Context, stated
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import EditRequest
 from workbench.models import Model
 
 DEPTHS = ()
@@ -23,16 +25,8 @@ REMEDY = "the model does not go by its context; state more (paraphrases), or cho
 class HParams(Numbers):
     """Numbers of in-context editing; it has no layers."""
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = Field((), max_length=0)
     scope: Literal["subject", "all"] = "subject"  # which texts the facts stand in front of
-
-
-def check(
-    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
-) -> None:
-    """BadInput if layers are named."""
-    if hparams.layers:
-        raise BadInput("incontext: changes no layer; leave layers out")
 
 
 def edit(
@@ -43,7 +37,6 @@ def edit(
     seed: int = 0,
 ) -> Context:
     """The facts as statements. Nothing is computed but whether the model then says them."""
-    check(model, requests, hparams, resources)
     statements = [
         (request.fact.subject, stated(prompt, request.fact.subject, request.target))
         for request in requests

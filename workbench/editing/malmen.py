@@ -56,6 +56,9 @@ DEPTHS = tuple(layer / 48 for layer in range(42, 48))  # of GPT-2 XL, as publish
 REMEDY = "raise meta_steps (now {meta_steps})"
 TRAINED_BY = ("malmen.py", "rows.py", "continuation.py", "../closed_form.py", "../positions.py")
 SAVE_EVERY = 200  # meta-steps; a stopped training goes on from there
+TRAINER: dict[str, Any] = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 1}
+TRAINER |= {"save_total_limit": 1, "logging_strategy": "no"}
+TRAINER |= {"report_to": "none", "dataloader_pin_memory": False, "remove_unused_columns": False}
 LEAST_DEVIATION = 0.03  # of a unit, as a share of the layer's (root mean square) deviation
 MOST_DEVIATIONS = 10.0  # that a unit of a key or gradient may lie from its mean; beyond is cut
 LEAST_TAKEN = 0.5  # share of its training facts that a trained network must be able to edit
@@ -316,27 +319,15 @@ class _Meta(nn.Module):
         numbers = range(len(self.requests))
         size = 2 * hparams.facts_at_once
         batches = [{"batch": rng.sample(numbers, size)} for _ in range(hparams.meta_steps)]
-        rate: dict[str, Any] = {
-            "learning_rate": hparams.meta_learning_rate,
-            "lr_scheduler_type": "constant",
-        }
-        steps: dict[str, Any] = {"max_steps": hparams.meta_steps, "per_device_train_batch_size": 1}
-        saved: dict[str, Any] = {
-            "output_dir": str(work),
-            "save_steps": SAVE_EVERY,
-            "save_total_limit": 1,
-        }
-        quiet: dict[str, Any] = {
-            "logging_strategy": "no",
-            "report_to": "none",
-            "dataloader_pin_memory": False,
-        }
-        place: dict[str, Any] = {
-            "use_cpu": self.models[0].device.type == "cpu",
-            "remove_unused_columns": False,
-        }
         arguments = transformers.TrainingArguments(
-            max_grad_norm=hparams.clip, seed=self.seed, **rate, **steps, **saved, **quiet, **place
+            output_dir=str(work),
+            max_steps=hparams.meta_steps,
+            learning_rate=hparams.meta_learning_rate,
+            max_grad_norm=hparams.clip,
+            use_cpu=self.models[0].device.type == "cpu",
+            seed=self.seed,
+            save_steps=SAVE_EVERY,
+            **TRAINER,
         )
         arguments._n_gpu = 1  # the model stays where it is
         trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches)

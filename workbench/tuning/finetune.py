@@ -304,12 +304,6 @@ def _moving(model: Model, plan: Plan) -> list[torch.Tensor]:
     return [parameter for name, parameter in weights if name in plan.parameters]
 
 
-def moving_bytes(model: Model, plan: Plan, itemsize: int = 0) -> int:
-    """Bytes of the weights that move; `itemsize`: of a weight, if not that of the model's dtype."""
-    sizes = [weight.numel() * (itemsize or weight.itemsize) for weight in _moving(model, plan)]
-    return sum(sizes)
-
-
 def unmoved_share(model: Model, plan: Plan, learning_rate: float) -> float:
     """Share of the weights that may move which a step of AdamW (about the learning rate) leaves as
     they are, by rounding to their dtype.
@@ -337,7 +331,7 @@ def check_memory(model: Model, plan: Plan) -> None:
     is loaded; FSDP shares them out.
     """
     shares = _processes() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else 1
-    needed = 3 * moving_bytes(model, plan) / shares
+    needed = 3 * sum(weight.nbytes for weight in _moving(model, plan)) / shares
     free = free_bytes(*model.devices)
     if needed > free:
         what = f"fine-tuning plan {plan.text!r} needs about {needed / 1e9:.1f} GB beside the model"

@@ -368,15 +368,11 @@ def _records(data: Data, columns: Sequence[str], embedded: Iterable[tuple]) -> I
 
 def _table(data: Data) -> datasets.Dataset | datasets.IterableDataset:
     """The records of the source, shuffled; of a published study's where and how it has them."""
-    study = data.study
-    if not study:
-        return sources.records(data.source, "task_data").shuffle(data.seed)
-    table = sources.records(
-        study.data, "task_data", study.config, study.split, streaming=study.streaming
-    )
-    if study.streaming:
-        return table.shuffle(data.seed, buffer_size=BUFFER)
-    return table.shuffle(data.seed)
+    names = ("config", "split", "streaming")
+    how = {name: getattr(data.study, name) for name in names} if data.study else {}
+    table = sources.records(data.place, "task_data", **how)
+    buffer = {"buffer_size": BUFFER} if how.get("streaming") else {}
+    return table.shuffle(data.seed, **buffer)
 
 
 def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
