@@ -40,7 +40,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
     grids: dict[str, Iterator[dict]] = {
         "ft": (
             {"layers": (layer,), "learning_rate": rate, "steps": 25}
-            for layer, rate in product((0, *last), (1e-4, 2e-4, 5e-4))
+            for layer, rate in product((0, last[0], last[-1]), (1e-4, 5e-4))
         ),
         "rome": (
             numbers | {"layers": (layer,), "prefixes": 5, "bare_share": share}
@@ -55,7 +55,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
             | {"layers": _window(layer, size), "null_space": "trace"}
             | {"threshold": share, "ridge": ridge}
             for layer, numbers, size, share, ridge in product(
-                last, solved, (1, 3), (0.05, 0.2), (0.1, 1)
+                last, solved[:1], (1, 3), (0.05, 0.2), (0.1, 1)
             )
         ),
     }
