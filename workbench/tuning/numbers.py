@@ -8,6 +8,7 @@ from pathlib import Path
 import pydantic
 import yaml
 
+from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import BadInput, Record
 from workbench.registry import Registry
 
@@ -41,8 +42,8 @@ class Source(Usual):
 
 @cache
 def presets() -> dict:
-    """world: task -> numbers; own: model -> task -> other ones; sources: name -> Source; adapter:
-    numbers of LoRA and DoRA.
+    """world: task -> numbers; real: those of other models; own: model -> task -> other ones;
+    sources: name -> Source; adapter: numbers of LoRA and DoRA.
     """
     text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
     numbers = yaml.safe_load(text)
@@ -60,8 +61,9 @@ TASKS = Registry("task", PLACES)
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
-    """The numbers of a task on a published study's data, else those of the embedded world, whose
-    models differ in a few; a registered task has those of running text.
+    """The numbers of a task on a published study's data, else those of the embedded world, from
+    which its models differ in a few and other models in most; a registered task has those of
+    running text.
     """
     TASKS.check(task)
     source = presets()["sources"].get(data)
@@ -69,6 +71,6 @@ def usual(task: str, data: str = "", model: str = "") -> Usual:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
     if source:
         return source
-    changes = presets()["own"].get(model, {}).get(task, {})
-    world = presets()["world"]
-    return Usual(**(world.get(task, world["text"]) | changes))
+    table = presets()["real" if model and model not in WORLD_MODELS else "world"]
+    numbers = table.get(task, table["text"])
+    return Usual(**(numbers | presets()["own"].get(model, {}).get(task, {})))
