@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from workbench import facts, plots, runs
 from workbench.facts import BadInput
@@ -409,3 +410,14 @@ def test_a_figure_is_saved_into_a_folder_that_is_made(made, tmp_path):
     path = plots.category_mass(made(0)).save(tmp_path / "figures" / "here" / "mass.png")
     assert path.is_file()
     assert path.with_suffix(".csv").is_file()
+
+
+def test_a_quantised_model_is_named_with_what_it_was_rounded_to(made):
+    run = made(2)
+    about = {**run.about, "revision": "Q4_1, GGUF 1a2b"}
+    rounded = runs.Run(folder=run.folder, about=about)
+    for draw in (plots.category_mass, plots.lens_heatmap):
+        words = " ".join(text.get_text() for text in draw(rounded).figure.findobj(Text))
+        assert "Q4_1, GGUF 1a2b" in words
+        assert "GGUF" not in " ".join(text.get_text() for text in draw(run).figure.findobj(Text))
+    assert "Q4_1, GGUF 1a2b" in plots._pooled([rounded], "editor")

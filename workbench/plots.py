@@ -130,7 +130,7 @@ def category_mass(run: Run, group: str = "edited") -> Drawing:
     figure, axes = _draw_category_mass(data)
     n = data.fact_id.nunique()
     bands = "; bands: 95 % interval over facts" if n > 1 else ""
-    axes.set_title(f"{group} facts (n = {n}{bands})")
+    axes.set_title(f"{group} facts (n = {n}{bands}){_rounded([run])}")
     end = data.step.max()
     name = "edited" if group == "edited" else "true"
     mean = data[data.category == name].groupby("step").probability.mean()
@@ -184,7 +184,7 @@ def lens_heatmap(
     cells = _to_the_end(lens, ["edited_model"]).groupby(["category", "layer", "step"])
     data = cells.agg(probability=("probability", "mean"), rank=("rank", "median")).reset_index()
     figure = _draw_lens(data, categories, run.about.get("layers", ()))
-    title = f"{group} facts, mean (n = {n}); edited block between orange lines"
+    title = f"{group} facts, mean (n = {n}); edited block between orange lines{_rounded([run])}"
     figure.suptitle(title, fontsize=10)
     last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
     name = categories[0]
@@ -493,7 +493,14 @@ def _pooled(arms: Arms, *by: str) -> str:
     mixed = list(differ.index[differ])
     if set(mixed) & set(BRING):
         mixed = [name for name in mixed if name not in BROUGHT]
-    return f"; pooled over {', '.join(mixed)}" if mixed else ""
+    pooled = f"; pooled over {', '.join(mixed)}" if mixed else ""
+    return pooled + _rounded(arms)
+
+
+def _rounded(arms: Arms) -> str:
+    """A line for each model whose weights were quantised, and to what."""
+    rounded = {run.spec["model"]: run.about.get("revision", "") for run in arms}
+    return "".join(f"\n{name}: {to}" for name, to in rounded.items() if "GGUF" in to)
 
 
 def _span(counts: pd.Series) -> str:
