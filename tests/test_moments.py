@@ -430,7 +430,7 @@ def test_a_table_without_text_says_what_it_has(tiny, tmp_path, one_line):
     ("corpus", "told"),
     [
         ("nobody/no-such-data", "cannot be read"),
-        ("wiki", "choose world, wikipedia"),
+        ("wiki", "choose world, python-manual, wikipedia"),
         ("a.docx", "choose world"),
     ],
 )
@@ -442,7 +442,14 @@ def test_a_corpus_that_is_not_there_is_named(tiny, one_line, corpus, told):
 
 def test_the_worlds_text_for_another_model_is_said_not_to_be_wikipedia(tiny):
     with pytest.warns(UserWarning, match="which is not Wikipedia"):
-        second_moments(tiny, [1], tokens=300)
+        second_moments(tiny, [1], "world", tokens=300)
+
+
+def test_real_prose_is_read_for_another_model_and_named(tiny):
+    moment = second_moments(tiny, [1], tokens=300)[1]
+    assert moment.corpus == "python-manual"
+    named = second_moments(tiny, [1], "python-manual", tokens=300)[1]
+    assert moment.fingerprint == named.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def packaged(name: str) -> Path:
 
 def in_folder(folder: Path) -> Path | None:
     """The GGUF file that a path is, or that is the only one in a folder without config.json."""
-    if folder.suffix == ".gguf" and folder.is_file():
+    if folder.suffix == ".gguf" and os.path.isfile(folder):
         return folder
-    if (folder / "config.json").is_file():
+    if not os.path.isdir(folder) or os.path.isfile(folder / "config.json"):
         return None
     paths = sorted(folder.glob("*.gguf"))
     if len(paths) > 1:

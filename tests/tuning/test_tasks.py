@@ -98,7 +98,7 @@ def test_relevance_takes_marks_in_a_subject_as_they_are():
 
 
 def test_text_rows_are_full_begin_with_bos_and_touch_no_fact_under_study(model):
-    avoid = (request("Harbour", "ship", "boat"),)
+    avoid = (request("Class", "module", "object"),)
     plain, task = (
         tasks.text_task(model, Data(n_train=20, n_valid=4, avoid=each)) for each in ((), avoid)
     )
@@ -108,7 +108,7 @@ def test_text_rows_are_full_begin_with_bos_and_touch_no_fact_under_study(model):
         assert row["input_ids"][0] == model.tokenizer.bos_token_id
         assert row["labels"] == [-100, *row["input_ids"][1:]]
     whole = "".join(model.tokenizer.decode(row["input_ids"]) for row in task.train).lower()
-    assert not any(f" {word} " in whole for word in ("ship", "boat", "harbour"))
+    assert not any(f" {word} " in whole for word in ("module", "object", "class"))
     assert task.dropped > 0
 
 

@@ -11,11 +11,9 @@ text). Each paraphrase adds a statement.
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
-
 from workbench.editing.records import Numbers, Resources, described
 from workbench.edits import Context, stated
-from workbench.facts import EditRequest
+from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
 
 DEPTHS = ()
@@ -25,8 +23,16 @@ REMEDY = "the model does not go by its context; state more (paraphrases), or cho
 class HParams(Numbers):
     """Numbers of in-context editing; it has no layers."""
 
-    layers: tuple[int, ...] = Field((), max_length=0)
+    layers: tuple[int, ...] = ()
     scope: Literal["subject", "all"] = "subject"  # which texts the facts stand in front of
+
+
+def check(
+    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
+) -> None:
+    """BadInput if layers are named."""
+    if hparams.layers:
+        raise BadInput("incontext: changes no layer; leave layers out")
 
 
 def edit(
@@ -37,6 +43,7 @@ def edit(
     seed: int = 0,
 ) -> Context:
     """The facts as statements. Nothing is computed but whether the model then says them."""
+    check(model, requests, hparams, resources)
     statements = [
         (request.fact.subject, stated(prompt, request.fact.subject, request.target))
         for request in requests
