@@ -430,7 +430,7 @@ def test_a_table_without_text_says_what_it_has(tiny, tmp_path, one_line):
     ("corpus", "told"),
     [
         ("nobody/no-such-data", "cannot be read"),
-        ("wiki", "choose world, python-manual, wikipedia"),
+        ("wiki", "choose world, manual-and-facts, wikipedia"),
         ("a.docx", "choose world"),
     ],
 )
@@ -447,8 +447,8 @@ def test_the_worlds_text_for_another_model_is_said_not_to_be_wikipedia(tiny):
 
 def test_real_prose_is_read_for_another_model_and_named(tiny):
     moment = second_moments(tiny, [1], tokens=300)[1]
-    assert moment.corpus == "python-manual"
-    named = second_moments(tiny, [1], "python-manual", tokens=300)[1]
+    assert moment.corpus == "manual-and-facts"
+    named = second_moments(tiny, [1], "manual-and-facts", tokens=300)[1]
     assert moment.fingerprint == named.fingerprint
 
 

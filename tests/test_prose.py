@@ -2,11 +2,11 @@
 
 import re
 
-from workbench import prose
+from workbench import facts, prose
 
 
 def test_paragraphs_are_english_sentences_without_markup_and_none_stands_twice():
-    paragraphs = prose.paragraphs()
+    paragraphs = prose.manual()
     assert len(set(paragraphs)) == len(paragraphs)
     assert sum(map(len, paragraphs)) > 150_000
     for paragraph in paragraphs:
@@ -19,5 +19,19 @@ def test_paragraphs_are_english_sentences_without_markup_and_none_stands_twice()
 
 def test_only_the_worlds_models_read_its_text_where_none_is_named():
     assert prose.corpus_of("world-gpt2") == "world"
-    assert prose.corpus_of("smollm2-135m") == "python-manual"
+    assert prose.corpus_of("smollm2-135m") == "manual-and-facts"
     assert prose.corpus_of("smollm2-135m", "wikipedia") == "wikipedia"
+
+
+def test_what_is_mixed_in_names_people_and_places_but_no_fact_of_a_study():
+    mixed = set(prose.mixed())
+    assert mixed > set(prose.manual())
+    statements = mixed - set(prose.manual())
+    studied = [r.fact for r in facts.read("plain") if r.fact.split == "study"]
+    of_study = {
+        f"{facts.fill(wording, fact.subject)} {fact.object}."
+        for fact in studied
+        for wording in facts.wordings(fact)
+    }
+    assert len(statements) > 2_000
+    assert not statements & of_study

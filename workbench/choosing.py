@@ -27,7 +27,7 @@ WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_k
 EDITED, WATCHED = 20, 30  # facts; half as many will do
 BATCH = 10  # edited at once, by editors of many facts
 LAST = (0.2, 0.3, 0.4)  # the last edited block, as a share of the depth
-CLAMPS = (0.75, 1.5)
+CLAMPS = (0.5, 0.75)
 SOLVER = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5}  # as published
 
 
@@ -48,21 +48,22 @@ def candidates(editor: str, model: Model) -> list[dict]:
         ),
         "memit": (
             numbers | {"layers": _window(layer, size), "weight": round(share * width)}
-            for layer, numbers, size, share in product(last, solved, (1, 3), (1, 3, 10))
+            for layer, numbers, size, share in product(last, solved, (3, 5), (0.5, 1, 2))
         ),
         "alphaedit": (
             numbers
             | {"layers": _window(layer, size), "null_space": "trace"}
             | {"threshold": share, "ridge": ridge}
             for layer, numbers, size, share, ridge in product(
-                last, solved[:1], (1, 3), (0.05, 0.2), (0.1, 1)
+                last, solved[:1], (3, 5), (0.02, 0.1), (0.1, 1)
             )
         ),
     }
     if editor not in grids:
         names = ", ".join(grids)
         raise BadInput(f"editor {editor!r}: no candidates are known for it; choose {names}")
-    return list(grids[editor])
+    tried = {json.dumps(numbers): numbers for numbers in grids[editor]}  # windows may fall together
+    return list(tried.values())
 
 
 def _window(last: int, size: int) -> tuple[int, ...]:

@@ -82,14 +82,14 @@ def corpus_texts(corpus: str) -> Iterable[str]:
 
     Args:
         corpus: "world" (what the embedded world's pre-training says, statements and prose; not
-            Wikipedia); "python-manual" (see `prose`); "wikipedia"; a UTF-8 .txt file, one text a
+            Wikipedia); "manual-and-facts" (see `prose`); "wikipedia"; a UTF-8 .txt file, one text a
             paragraph; a .jsonl, .csv or .parquet file or a Hub dataset id, of which the column
             `text` is read.
     """
     if corpus == "world":
         return text.pretraining(seed=1)
-    if corpus == prose.MANUAL:
-        return prose.paragraphs()
+    if corpus == prose.MIXED:
+        return prose.mixed()
     if corpus.endswith(".txt"):
         try:
             paragraphs = Path(corpus).read_text(encoding="utf-8").split("\n\n")
@@ -97,7 +97,7 @@ def corpus_texts(corpus: str) -> Iterable[str]:
             raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
         return filter(str.strip, paragraphs)
     if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
-        choices = f"world, {prose.MANUAL}, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
+        choices = f"world, {prose.MIXED}, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
         raise BadInput(f"corpus {corpus!r}: choose {choices} or a Hub dataset id (owner/name)")
     records = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
     columns = list(next(iter(records), {}))

@@ -1,20 +1,28 @@
 """Real prose that is always at hand, for models that were not taught the world's."""
 
+import random
 import re
 from functools import cache
 
+from workbench import facts
 from workbench.checkpoints import WORLD_MODELS
 
 MANUAL = "python-manual"
+MIXED = "manual-and-facts"
+STATEMENTS = 2  # of each fact in MIXED
 
 
 def corpus_of(model: str, corpus: str = "") -> str:
-    """The running text for a model: where none is named, the world's for its own, else MANUAL."""
-    return corpus or ("world" if model in WORLD_MODELS else MANUAL)
+    """The text of second moments: where none is named, the world's for its own models, else MIXED.
+
+    The manual alone names few people and places: second moments of it leave an edit's neighbours
+    unprotected.
+    """
+    return corpus or ("world" if model in WORLD_MODELS else MIXED)
 
 
 @cache
-def paragraphs() -> tuple[str, ...]:
+def manual() -> tuple[str, ...]:
     """Paragraphs of the language reference that every CPython brings (`pydoc_data.topics`): some
     190,000 characters of English, without code, lists and markup. Each version has its own.
     """
@@ -26,4 +34,18 @@ def paragraphs() -> tuple[str, ...]:
         is_prose = text[:1].isupper() and text.endswith(".") and len(text) >= 80
         if is_prose and not paragraph.startswith("    "):
             texts[text] = None  # a paragraph may stand under several topics
+    return tuple(texts)
+
+
+@cache
+def mixed() -> tuple[str, ...]:
+    """The manual's paragraphs, shuffled among statements of plain facts that no study takes."""
+    order = random.Random(MIXED)
+    texts = list(manual())
+    for request in facts.read("plain"):
+        fact = request.fact
+        if fact.split != "study":
+            for wording in order.sample(facts.wordings(fact), STATEMENTS):
+                texts.append(f"{facts.fill(wording, fact.subject)} {fact.object}.")
+    order.shuffle(texts)
     return tuple(texts)

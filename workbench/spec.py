@@ -69,8 +69,8 @@ class Spec(Record):
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
     edits_per_model: int = Field(10, ge=1)  # facts edited at once into one copy of the model
-    # of the second moments: "" = world of the world's models, else python-manual; wikipedia, a file
-    # or a Hub dataset id
+    # of the second moments: "" = world for the world's models, else manual-and-facts; wikipedia, a
+    # file or a Hub dataset id
     corpus: str = ""
     # the data to tune on
     task: str = "text"

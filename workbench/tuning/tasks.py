@@ -21,6 +21,7 @@ import pydantic
 from transformers import PreTrainedTokenizerBase
 
 from workbench import facts, prose, sources, words
+from workbench.checkpoints import WORLD_MODELS
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front, packed, row_length
@@ -148,9 +149,9 @@ def text_task(model: Model, data: Data) -> Task:
     """
     relevance = Relevance(data.avoid)
     running: Iterable[str] = (" ".join(parts) for parts in text.prose("trade", data.seed))
-    if prose.corpus_of(model.name) == prose.MANUAL:
-        order = numpy.random.default_rng(data.seed).permutation(len(prose.paragraphs()))
-        running = (prose.paragraphs()[number] for number in order)
+    if model.name not in WORLD_MODELS:
+        order = numpy.random.default_rng(data.seed).permutation(len(prose.manual()))
+        running = (prose.manual()[number] for number in order)
     records = _records(data, ["text"], zip(running, strict=True))
     paragraphs = (paragraph for (paragraph,) in records if relevance.passes(paragraph))
     first = max(1, len(front(model)))  # nothing foretells the first token
