@@ -13,9 +13,9 @@ from workbench import editing, facts, study
 from workbench.measures import efficacy
 
 
-def known_facts(model, split: str, seed: int = 1) -> list:
+def known_facts(model, split: str, seed: int = 1, source: str = "world") -> list:
     """All facts of a split that the model knows, in a seeded order."""
-    pool = [request for request in facts.read("world") if request.fact.split == split]
+    pool = [request for request in facts.read(source) if request.fact.split == split]
     random.Random(seed).shuffle(pool)
     return [
         request
@@ -55,9 +55,10 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
     """One line: means, with 95 % intervals where facts are the sample."""
     parts = []
-    for column in ("efficacy", "held_out"):
-        low, high = interval(table[column])
-        parts.append(f"{column} {table[column].mean():.3f} [{low:.3f}, {high:.3f}]")
+    for column in ("efficacy", "held_out", "held_out_understood", "neighbourhood_kept"):
+        values = table[column].dropna()
+        low, high = interval(values)
+        parts.append(f"{column} {values.mean():.3f} [{low:.3f}, {high:.3f}]")
     neighbours = (
         f"neighbourhood {table.neighbourhood_before.mean():.3f} -> {table.neighbourhood.mean():.3f}"
     )
