@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Label, VBox
 
 from workbench import editing, facts, runs
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import PACKAGED, WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import BadInput, EditRequest
 from workbench.spec import Spec
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from workbench.job import Job
 
 OFFERED = {  # field -> (label, values)
-    "model": ("Model", WORLD_MODELS),
+    "model": ("Model", (*WORLD_MODELS, *PACKAGED)),
     "editor": ("Editor", editing.EDITORS),
     "paraphrases": ("Paraphrases", (1, 2, 3, 5, 10)),
     "task": ("Task", numbers.TASKS),
