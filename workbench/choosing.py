@@ -27,7 +27,7 @@ WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_k
 EDITED, WATCHED = 20, 30  # facts; half as many will do
 BATCH = 10  # edited at once, by editors of many facts
 LAST = (0.2, 0.3, 0.4)  # the last edited block, as a share of the depth
-CLAMPS = (0.5, 0.75)
+CLAMPS = {"rome": (1.5, 4.0), "": (0.5, 0.75)}  # of the shift; ROME's stands on the MLP's output
 SOLVER = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5}  # as published
 
 
@@ -36,7 +36,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
     depth = model.n_blocks
     width = model.weight(0).shape[1]
     last = sorted({max(1, round(share * depth)) for share in LAST})
-    solved = [SOLVER | {"clamp": clamp} for clamp in CLAMPS]
+    solved = [SOLVER | {"clamp": clamp} for clamp in CLAMPS.get(editor, CLAMPS[""])]
     grids: dict[str, Iterator[dict]] = {
         "ft": (
             {"layers": (layer,), "learning_rate": rate, "steps": 25}
