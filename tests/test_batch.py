@@ -294,3 +294,24 @@ def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(
     with pytest.raises(BadInput) as error:
         batch.checked(several, {"vary": "task_data", "values": ["nowhere.csv"]})
     assert "no such file" in one_line(error)
+
+
+def test_an_empty_text_is_a_value_to_vary_and_excludes_others(one_line):
+    with pytest.raises(BadInput) as refusal:
+        batch._without_rivals({"adapter": "", "values": ["lora"]}, ["adapter", "values"], "adapter")
+    assert "exclude each other" in one_line(refusal)
+
+
+def test_a_preset_may_hold_a_section_for_one_notebook(tmp_path, one_line):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    preset = tmp_path / "own.yaml"
+    preset.write_text("seed: 3\none: {editor: ft}\n")
+    assert batch._preset(tmp_path / "one.ipynb", str(preset)) == {"seed": 3, "editor": "ft"}
+    assert batch._preset(tmp_path / "two.ipynb", str(preset)) == {"seed": 3}
+    preset.write_text("one: 5\n")
+    with pytest.raises(BadInput) as refusal:
+        batch._preset(tmp_path / "one.ipynb", str(preset))
+    assert "must hold parameters" in one_line(refusal)
+    preset.write_text("three: {editor: ft}\n")  # no such notebook: refused as any undeclared name
+    assert "three" in batch._preset(tmp_path / "one.ipynb", str(preset))

@@ -4,6 +4,8 @@ what to do; a whole one in the cache is loaded.
 
 import errno
 import shutil
+import subprocess
+import sys
 
 import httpx2
 import huggingface_hub
@@ -335,3 +337,10 @@ def test_the_file_fingerprint_of_a_world_model_that_is_not_there_is_one_line(
 
 def test_the_file_fingerprint_of_a_hub_id_names_it(one_line):
     assert checkpoints.file_fingerprint("nobody/no-such-model").startswith("nobody/no-such-model@")
+
+
+def test_a_hub_id_is_told_apart_in_a_fresh_interpreter():
+    """Whether or not something else has imported a part of the Hub's library."""
+    code = "from workbench import checkpoints; print(checkpoints.locate('owner/name'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "(None, 'main')", done.stderr

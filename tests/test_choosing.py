@@ -73,6 +73,22 @@ def test_a_stopped_choice_goes_on(model, apart, few, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, whole)
 
 
+def test_other_facts_or_another_corpus_are_another_choice(model, apart, few, tmp_path):
+    path = tmp_path / "table.csv"
+    first = choosing.choose(model, "memit", apart, path)
+    second = choosing.choose(model, "memit", apart[::-1], path)
+    assert len(first) == len(second) == 2
+    assert len(pd.read_csv(path)) == 4
+    assert not second.facts.isin(first.facts).any()
+
+
+def test_what_is_no_table_of_candidates_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name in ("other.csv", "no/table.csv", "numbers.yaml"):
+        with pytest.raises(BadInput):
+            choosing.check("memit", tmp_path / name)
+
+
 def test_too_few_facts_and_an_editor_without_candidates_are_refused(model, apart, tmp_path):
     with pytest.raises(BadInput, match="5 of the facts set apart are known"):
         choosing.choose(model, "memit", apart[:5], tmp_path / "table.csv")

@@ -21,7 +21,7 @@ from tests.layouts import (
     written,
     zsre,
 )
-from workbench import facts
+from workbench import facts, words
 from workbench.facts import (
     NEIGHBOURS,
     BadInput,
@@ -860,11 +860,11 @@ def plain() -> dict:
 def test_plain_facts_are_the_worlds_in_their_plainest_wording_and_the_easy_ones():
     requests = plain()
     world = {request.fact.id: request for request in facts.read("world")}
-    assert requests.keys() > world.keys()
-    france = requests["capital:france"]
-    assert (france.fact.question, france.fact.object) == ("The capital of France is", "Paris")
-    assert france.target == world["capital:france"].target
-    assert france.fact.exposure is None  # no model but the world's was taught so and so often
+    assert len(world.keys() - requests.keys()) <= 5  # examples in a wording
+    spain = requests["capital:spain"]
+    assert (spain.fact.question, spain.fact.object) == ("The capital of Spain is", "Madrid")
+    assert spain.target == world["capital:spain"].target
+    assert spain.fact.exposure is None  # no model but the world's was taught so and so often
     assert requests["opposite:hot"].fact.question == "The opposite of hot is"
 
 
@@ -883,11 +883,13 @@ def test_wordings_of_a_plain_fact_are_asked_shown_or_judging_never_two_of_them()
 
 def test_roles_of_plain_facts_share_no_subject_and_neighbours_are_other_answers():
     roles: dict = {}
+    asked = {request.fact.question: request.fact.split for request in plain().values()}
     for request in plain().values():
         roles.setdefault(request.fact.subject.lower(), set()).add(request.fact.split)
         for prompt, answer in request.neighbourhood:
             assert answer != request.target
             assert prompt != request.fact.question
+            assert asked[prompt] == request.fact.split  # numbers are chosen by no fact of a study
     assert all(len(of_subject) == 1 for of_subject in roles.values())
     counts = {role: sum(role in found for found in roles.values()) for role in ("study", "tuning")}
     assert 0.4 < counts["study"] / len(roles) < 0.6
@@ -912,3 +914,21 @@ def test_a_subject_that_holds_the_answer_says_so():
     fact = facts.Fact(id="1", subject="Toyota Camry", prompt="{} is made by", object="Toyota")
     assert fact.names_answer
     assert not fact.model_copy(update={"object": "Honda"}).names_answer
+    holst = fact.model_copy(update={"subject": "Gustav Holst", "object": "US"})
+    assert not holst.names_answer  # its letters do not count, only its words
+    assert holst.model_copy(update={"aliases": ("gustav",)}).names_answer
+
+
+def test_no_wording_of_a_plain_fact_holds_the_answer_of_one():
+    for request in plain().values():
+        for wording in facts.wordings(request.fact):
+            held = (
+                words.mentions(wording, name)
+                for name in (request.fact.subject, request.fact.object)
+            )
+            assert not all(held), (request.fact.id, wording)
+
+
+def test_a_users_fact_of_an_embedded_id_gets_no_embedded_wordings():
+    fact = facts.Fact(id="capital:egypt", subject="Egypt", prompt="{} wants", object="rain")
+    assert facts.wordings(fact) == ("{} wants",)

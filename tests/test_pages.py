@@ -116,7 +116,7 @@ def test_words_of_the_data_are_shown_as_words(page):
 @pytest.mark.parametrize(
     ("formula", "shown"),
     [
-        (r"\mathbb 1", "1</mn>"),
+        (r"\mathbb 1", "𝟙</mn>"),
         (r"\Delta", "Δ</mi>"),
         (
             r"\text{<script>alert(1)</script>}",

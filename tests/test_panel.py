@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.benchmarks.explorer import synthetic_run
-from workbench import editing, facts, job, runs, study
+from workbench import editing, facts, job, panel, runs, study
 from workbench.panel import Panel
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
@@ -500,3 +500,13 @@ def test_names_registered_after_the_panel_was_imported_are_offered(monkeypatch):
     editing.EDITORS.register("mine", lambda model, requests: None)
     controls = Panel(study.Spec())
     assert "mine" in dict(controls.choices["editor"].options)
+
+
+@pytest.mark.parametrize("layers", [(4, 7, 3), (2, 3, 4), (5,)])
+def test_blocks_in_any_order_are_shown_and_read_back(layers):
+    controls = Panel(study.Spec(editor="memit", layers=layers), notebook="x")
+    assert controls.spec.layers == layers
+
+
+def test_the_real_model_is_offered():
+    assert "smollm2-135m" in panel.OFFERED["model"][1]

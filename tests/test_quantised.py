@@ -143,7 +143,7 @@ def test_a_file_of_a_repository_is_asked_of_the_hub(monkeypatch, tmp_path):
     written(path)
     asked = []
 
-    def download(repository, file, revision=None):
+    def download(repository, file, revision=None, local_files_only=False):
         asked.append((repository, file, revision))
         return str(path)
 

@@ -322,3 +322,12 @@ def test_a_sweep_and_a_report_take_what_a_cell_registers(notebook, given, tmp_pa
     assert len(runs.listed(out)) == 2
     assert main(["report", str(out), "--out", str(tmp_path / "report")]) == 0
     assert "pushed" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_an_installed_package_takes_no_name_of_the_workbenchs_own():
+    own = editing.EDITORS["rome"].edit
+    own_rome = {"rome": "workbench.editing.rome"}
+    editors = Registry("editor", own_rome, editing.Editor.of)
+    foreign = EntryPoint("rome", "workbench.editing.ft", "workbench.editors")
+    editors.__dict__["_offered"] = {"rome": foreign}
+    assert editors["rome"].edit is own

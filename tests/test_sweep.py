@@ -618,3 +618,12 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_start_goes_on(grid, tmp_path, t
     assert sorted(each.name for each in out.iterdir()) == sorted(
         each.folder.name for each in sweep.planned(grid, out)
     )
+
+
+def test_a_name_without_values_and_a_combination_given_twice_are_refused(one_line):
+    with pytest.raises(BadInput) as empty:
+        sweep.Grid(notebook="n", grid={"seed": []}, cells=[{"seed": 1}]).combinations()
+    assert "seed" in one_line(empty)
+    with pytest.raises(BadInput) as twice:
+        sweep.Grid(notebook="n", grid={"seed": [0, 0]}).combinations()
+    assert "twice" in one_line(twice)

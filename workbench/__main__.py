@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     tune = command(_tune_editor, "choose layers and numbers of an editor for a model")
     tune.add_argument("model")
     tune.add_argument("--editor", required=True)
-    tune.add_argument("--facts", default="plain", help="of which a fifth is set apart for this")
+    tune.add_argument("--facts", default="world", help="of which a fifth is set apart for this")
     tune.add_argument("--corpus", default="", help=CORPUS)
     tune.add_argument("--out", default="", help="the table of all candidates, CSV; goes on with it")
 
@@ -185,14 +185,16 @@ def _edit(options) -> None:
 
 
 def _tune_editor(options) -> None:
-    from workbench import choosing, files, models
+    from workbench import choosing, files
 
     name = options.model.rstrip("/").rpartition("/")[2]
     table = Path(options.out or f"{name}-{options.editor}.csv")
-    model = models.load(options.model)
-    requests = choosing.apart(model, options.facts)
+    choosing.check(options.editor, table)
+    source = wb.Spec.of({}, model=options.model, facts=options.facts).source
+    model = wb.models.load(options.model)
+    requests = choosing.apart(model, source)
     ranked = choosing.choose(model, options.editor, requests, table, options.corpus)
-    _print(f"{_table(ranked.tail(5).drop(columns=['model', 'weights', 'editor']))}\n")
+    _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]
     wanted = len(choosing.WANTED)
     _print(f"reached {best.reached} of {wanted}: {choosing.WANTED}; {table} holds every candidate")

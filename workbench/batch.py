@@ -105,8 +105,10 @@ def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
         BadInput: both were named, or both are the preset's.
     """
     kept = dict(given)
-    for pair in [("values", vary), *((FACT[0], name) for name in FACT[1:])]:
-        if any(given.get(name) in (None, "") for name in pair):
+    pairs = [("values", vary), *((FACT[0], name) for name in FACT[1:])]
+    for pair in pairs:
+        absent = (None,) if pair[0] == "values" else (None, "")  # "" is a value to vary
+        if any(given.get(name) in absent for name in pair):
             continue
         of_the_preset = [name for name in pair if name not in set(named)]
         if len(of_the_preset) != 1:
@@ -143,8 +145,11 @@ def _preset(notebook: Path, name: str) -> dict:
     parameters = read_yaml(path, "preset")
     if not isinstance(parameters, dict):
         raise BadInput(f"preset {name!r}: {path} holds no parameters")
-    for_this_one = parameters.get(notebook.stem, {})
-    shared = {name: value for name, value in parameters.items() if name[:1].isalpha()}
+    notebooks = {path.stem for path in notebook.parent.glob("*.ipynb")}
+    for_this_one = parameters.get(notebook.stem) or {}
+    if not isinstance(for_this_one, dict):
+        raise BadInput(f"preset {name!r}: {notebook.stem} must hold parameters, name: value")
+    shared = {key: value for key, value in parameters.items() if key not in notebooks}
     return shared | for_this_one
 
 

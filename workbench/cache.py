@@ -6,7 +6,8 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -47,12 +48,21 @@ def folder(kind: str) -> Path:
     return path
 
 
-def locked(what: str) -> filelock.BaseFileLock:
-    """To be entered: inside, no other process that shares the cache folder is inside the same.
+@contextmanager
+def locked(what: str) -> Iterator[None]:
+    """Inside, no other process that shares the cache folder is inside the same.
 
     The system frees the lock of a process that was killed.
     """
-    return filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
+    lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise files.unwritable(cache_folder(), error, ADVICE) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def keep(path: Path, tensors: Mapping, about: str) -> None:

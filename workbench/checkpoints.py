@@ -6,11 +6,12 @@ Nothing is loaded.
 import hashlib
 import json
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import validate_repo_id
 
 from workbench import quantised
 from workbench.facts import DATA, BadInput
@@ -32,7 +33,7 @@ OWN_TOKENIZER = "add the one it was trained with (tokenizer.save_pretrained)"
 MEND = {WEIGHTS[0]: CONVERT, "tokenizer.json": OWN_TOKENIZER}  # what to do about a missing file
 
 
-def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
+def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | None, str]:
     """The folder of a model, and what its weights are rounded to ("" = not); for a Hub id None, and
     the revision.
 
@@ -50,7 +51,7 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
         folder = DATA / "world" / "models" / name / revision
         _check_kind(name, folder)
         return folder, ""
-    path = _quantised(name, revision)
+    path = _quantised(name, revision, here)
     if path:
         return quantised.unpacked(path)
     folder = Path(os.path.expanduser(name))
@@ -59,11 +60,11 @@ def locate(name: str, revision: str = "") -> tuple[Path | None, str]:
         _check_kind(name, folder)
         return folder, ""
     try:
-        huggingface_hub.utils.validate_repo_id(name)
+        validate_repo_id(name)
     except errors.HFValidationError:
         where = "no such folder, and not a Hub id (owner/name)"
         raise BadInput(f"model {name!r}: {where}; the embedded ones are {EMBEDDED}") from None
-    near = did_you_mean(name, WORLD_MODELS)
+    near = did_you_mean(name, (*WORLD_MODELS, *PACKAGED))
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
     return None, revision or "main"
@@ -74,16 +75,17 @@ def _check_no_revision(name: str, revision: str) -> None:
         raise BadInput(f"model {name!r}: a folder has no revision {revision!r}; leave it out")
 
 
-def _quantised(name: str, revision: str) -> Path | None:
-    """The GGUF file that a name means, fetched if it is the Hub's; None if it means another."""
+def _quantised(name: str, revision: str, here: bool) -> Path | None:
+    """The GGUF file that a name means, fetched if it is the Hub's, unless only what is `here`
+    counts; None if it means another.
+    """
     repository, _, file = name.partition(":")
     if file.endswith(".gguf") and not os.path.exists(name):
+        fetch = partial(huggingface_hub.hf_hub_download, repository, file, local_files_only=here)
         try:
-            return Path(
-                huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-            )
+            return Path(fetch(revision=revision or None))
         except Exception as error:  # of the Hub's library, its transports, the disk
-            raise _not_fetched(repository, revision, file, error) from None
+            raise _not_fetched(f"{repository} {file}", revision, "it", error) from None
     path: Path | None
     if name in PACKAGED:
         path = quantised.packaged(name)
@@ -131,7 +133,7 @@ def configuration(name: str, revision: str = "", here: bool = False) -> Path:
 
     Of a Hub id that file is fetched if it is not in the cache, unless only what is `here` counts.
     """
-    folder, at = locate(name, revision)
+    folder, at = locate(name, revision, here)
     if folder is not None:
         return folder
     try:

@@ -5,69 +5,65 @@ target vectors, is solved once for all candidates that share it. The rule: of th
 reach the most of WANTED, the one with the highest score, the mean of four measures.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from tqdm.auto import tqdm
 
-from workbench import editing, facts, files
+from workbench import editing, facts, files, prose
 from workbench.editing.records import Numbers, Resources
 from workbench.editing.target_vectors import Solving
+from workbench.evaluation.efficacy import asked, outcome
 from workbench.facts import BadInput, EditRequest
 from workbench.known import known_table
-from workbench.measures.efficacy import asked, outcome
 from workbench.models import Model
 
 # measure -> what a candidate has to reach; `reached` counts them
 WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_kept": 0.9}
 EDITED, WATCHED = 20, 30  # facts; half as many will do
 BATCH = 10  # edited at once, by editors of many facts
-LAST = (0.2, 0.3, 0.4)  # the last edited block, as a share of the depth
-CLAMPS = {"rome": (1.5, 4.0), "": (0.5, 0.75)}  # of the shift; ROME's stands on the MLP's output
-SOLVER = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5}  # as published
+ABOUT = ["model", "weights", "corpus", "facts", "editor", "hparams"]
+COLUMNS = [*ABOUT, *WANTED, "score", "reached"]
+
+
+@cache
+def grids() -> dict[str, dict]:
+    """Editor -> the values that are tried of each number, and the fixed ones."""
+    path = Path(editing.__file__).parent / "candidates.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def check(editor: str, path: Path) -> None:
+    """BadInput if there are no candidates for an editor, or no table can stand there."""
+    if editor not in grids():
+        names = ", ".join(grids())
+        raise BadInput(f"editor {editor!r}: no candidates are known for it; choose {names}")
+    if path.suffix != ".csv" or not path.absolute().parent.is_dir():
+        raise BadInput(f"{path}: name a .csv file in a folder that is there")
+    _read(path)
 
 
 def candidates(editor: str, model: Model) -> list[dict]:
     """The numbers that are tried, those that share target vectors side by side."""
-    depth = model.n_blocks
-    width = model.weight(0).shape[1]
-    last = sorted({max(1, round(share * depth)) for share in LAST})
-    solved = [SOLVER | {"clamp": clamp} for clamp in CLAMPS.get(editor, CLAMPS[""])]
-    grids: dict[str, Iterator[dict]] = {
-        "ft": (
-            {"layers": (layer,), "learning_rate": rate, "steps": 25}
-            for layer, rate in product((0, last[0], last[-1]), (1e-4, 5e-4))
-        ),
-        "rome": (
-            numbers | {"layers": (layer,), "prefixes": 5, "bare_share": share}
-            for layer, numbers, share in product(last, solved, (None, 0.5))
-        ),
-        "memit": (
-            numbers | {"layers": _window(layer, size), "weight": round(share * width)}
-            for layer, numbers, size, share in product(last, solved, (3, 5), (0.5, 1, 2))
-        ),
-        "alphaedit": (
-            numbers
-            | {"layers": _window(layer, size), "null_space": "trace"}
-            | {"threshold": share, "ridge": ridge}
-            for layer, numbers, size, share, ridge in product(
-                last, solved[:1], (3, 5), (0.02, 0.1), (0.1, 1)
-            )
-        ),
-    }
-    if editor not in grids:
-        names = ", ".join(grids)
-        raise BadInput(f"editor {editor!r}: no candidates are known for it; choose {names}")
-    tried = {json.dumps(numbers): numbers for numbers in grids[editor]}  # windows may fall together
+    grid = dict(grids()[editor])
+    fixed = grid.pop("fixed")
+    tried = {}  # by their text: windows at the first blocks may fall together
+    for values in product(*grid.values()):
+        numbers = fixed | dict(zip(grid, values, strict=True))
+        last = round(numbers.pop("last") * model.n_blocks)
+        first = max(0, last + 1 - numbers.pop("size", 1))
+        numbers["layers"] = list(range(first, last + 1))
+        if "weight" in numbers:
+            numbers["weight"] = round(numbers["weight"] * model.weight(0).shape[1])
+        tried[json.dumps(numbers)] = numbers
     return list(tried.values())
-
-
-def _window(last: int, size: int) -> tuple[int, ...]:
-    return tuple(range(max(0, last - size + 1), last + 1))
 
 
 def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
@@ -90,23 +86,30 @@ def choose(
         requests: known facts, of `apart`.
         path: of the table, CSV.
     Returns:
-        The candidates by the rule, the chosen one last: model, editor, n, hparams (JSON), the
-        measures, score, reached.
+        The candidates by the rule, the chosen one last; hparams are JSON.
     Raises:
         BadInput: too few facts, or an editor without candidates.
     """
+    check(editor, path)
     edited, watched = requests[:EDITED], requests[EDITED : EDITED + WATCHED]
     if len(watched) < WATCHED // 2:
         what = f"{len(requests)} of the facts set apart are known to {model.name}"
         raise BadInput(f"{what}, {EDITED + WATCHED // 2} are needed; give a source with more")
-    about = {"model": model.name, "weights": model.fingerprint, "editor": editor, "n": len(edited)}
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    ids = json.dumps([request.fact.id for request in (*edited, *watched)])
+    about = {
+        "model": model.name,
+        "weights": model.fingerprint,
+        "corpus": prose.corpus_of(model.name, corpus),
+        "facts": hashlib.sha256(ids.encode()).hexdigest()[:12],
+        "editor": editor,
+    }
+    done = _read(path)
     solver = _Solver(model, editor, edited, corpus)
     tables = [asked(model, batch, watched) for batch in solver.batches]
     for numbers in tqdm(candidates(editor, model), desc=f"numbers of {editor}", unit="candidate"):
         hparams = editing.EDITORS[editor].HParams(**numbers)
         row = about | {"hparams": json.dumps(numbers)}
-        if not done.empty and (done[list(row)] == list(row.values())).all(axis=1).any():
+        if _matching(done, row).any():
             continue
         edits = solver.edits(hparams)
         parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
@@ -116,8 +119,26 @@ def choose(
         done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
         with files.written(path) as partial:
             done.to_csv(partial, index=False)
-    here = done[(done.model == model.name) & (done.editor == editor)]
-    return here.sort_values(["reached", "score"], kind="stable", ignore_index=True)
+        done = _read(path)
+    mine = done[_matching(done, about)]
+    return mine.sort_values(["reached", "score"], kind="stable", ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The table so far; BadInput if the file is another one."""
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(ABOUT, str))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read as a table ({error}); name another file") from None
+    if list(table) != COLUMNS:
+        raise BadInput(f"{path}: is no table of candidates; name another file")
+    return table
+
+
+def _matching(table: pd.DataFrame, row: dict) -> pd.Series:
+    return (table[list(row)] == list(row.values())).all(axis=1)
 
 
 class _Solver:

@@ -163,6 +163,7 @@ class Explorer(VBox):
         wide = {"options": _options(table), "layout": {"width": "min(60em, 98%)"}}
         self.fact = Dropdown(value=first, description="Explored fact", style=STYLE, **wide)
         self.step = SelectionSlider(options=[("", "")], description="Checkpoint", style=STYLE)
+        self.step.continuous_update = False  # a picture takes a third of a second
         self.fact.observe(lambda _: self._set_steps(), "value")
         self.step.observe(lambda _: self._draw(), "value")
         views = HBox(self.views, layout=WRAP)

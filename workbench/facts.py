@@ -14,7 +14,7 @@ from typing import Any, Self
 import pydantic
 import yaml
 
-from workbench import readers
+from workbench import readers, words
 from workbench.records import BadInput, Record, did_you_mean, listed, one_line, shown
 from workbench.registry import Room
 from workbench.sources import check_file as check_file
@@ -77,8 +77,8 @@ class Fact(Record):
     @property
     def names_answer(self) -> bool:
         """Whether the true object stands in the subject, so that copying it is knowing it."""
-        names = (self.object, *self.aliases)
-        return any(name and name.lower() in self.subject.lower() for name in names)
+        names = filter(None, (self.object, *self.aliases))
+        return any(words.mentions(self.subject, name) for name in names)
 
 
 class EditRequest(Record):
@@ -307,8 +307,9 @@ def _paraphrases(fact: Fact) -> tuple[str, ...]:
     """The wordings that an editor may be shown of an embedded fact, beside its prompt."""
     if fact.exposure:
         return _world_paraphrases().get(fact.id, ())
-    is_plain = fact.id in _plain_ids()
-    return _plain_templates()[fact.relation][1:-JUDGING] if is_plain else ()
+    embedded = _plain_by_id().get(fact.id)
+    is_plain = embedded and (fact.prompt, fact.subject) == (embedded.prompt, embedded.subject)
+    return _plain_templates()[embedded.relation][1:-JUDGING] if is_plain else ()
 
 
 def wordings(fact: Fact) -> tuple[str, ...]:
@@ -384,15 +385,16 @@ def _plain_templates() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def _plain_ids() -> frozenset[str]:
-    return frozenset(request.fact.id for request in _plain())
+def _plain_by_id() -> dict[str, Fact]:
+    return {request.fact.id: request.fact for request in _plain()}
 
 
 @cache
 def _plain() -> tuple[EditRequest, ...]:
     """The world's facts and the easy ones, asked plainly.
 
-    Neighbours have the same relation and object; where there are too few, other objects.
+    Neighbours have the same relation, role and object; where there are too few, other objects.
+    Facts that a wording of their relation gives as an example are left out.
     """
     pairs = [(_plain_fact(row["id"], row), row["target"]) for row in world_rows()]
     for relation, about in easy().items():
@@ -401,15 +403,16 @@ def _plain() -> tuple[EditRequest, ...]:
             fact = _plain_fact(f"{relation}:{subject}".lower().replace(" ", "-"), row)
             others = sorted({str(other) for other in about["facts"].values()} - {fact.object})
             pairs.append((fact, random.Random(f"target {fact.id}").choice(others)))
-    same = _by_answer(fact for fact, _ in pairs)
-    of_relation = defaultdict(list)
+    pairs = [(fact, target) for fact, target in pairs if not _stands_in_a_wording(fact)]
+    beside: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact, _ in pairs:
-        of_relation[fact.relation].append(fact)
+        beside[fact.relation, fact.split].append(fact)
     requests = []
     for fact, target in pairs:
-        near = _drawn(f"near {fact.id}", same[fact.relation, fact.object], fact.subject)
-        answers = (fact.object, target)
-        farther = [other for other in of_relation[fact.relation] if other.object not in answers]
+        alike = beside[fact.relation, fact.split]
+        same = [other for other in alike if other.object == fact.object]
+        farther = [other for other in alike if other.object not in (fact.object, target)]
+        near = _drawn(f"near {fact.id}", same, fact.subject)
         near = [*near, *_drawn(f"far {fact.id}", farther, fact.subject)][:NEIGHBOURS]
         judging = _plain_templates()[fact.relation][-JUDGING:]
         request = EditRequest(
@@ -420,6 +423,14 @@ def _plain() -> tuple[EditRequest, ...]:
         )
         requests.append(request)
     return tuple(requests)
+
+
+def _stands_in_a_wording(fact: Fact) -> bool:
+    wordings = _plain_templates()[fact.relation]
+    return any(
+        words.mentions(wording, fact.subject) and words.mentions(wording, fact.object)
+        for wording in wordings
+    )
 
 
 def _plain_fact(fact_id: str, row: dict) -> Fact:

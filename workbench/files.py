@@ -68,8 +68,12 @@ def check_new(folder: str | Path) -> Path:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
     above = next(path for path in folder.absolute().parents if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise BadInput(f"{folder}: cannot be made in {above}; choose another folder")
+    probe = above / f".{secrets.token_hex(8)}.partial"
+    try:
+        probe.mkdir()  # rights alone do not tell of quotas and of disks of the network
+        probe.rmdir()
+    except OSError as error:
+        raise unwritable(folder, error, "choose another folder") from None
     return folder
 
 

@@ -21,6 +21,7 @@ POLICY = (
     "style-src 'unsafe-inline'"
 )
 META = f'<meta content="{POLICY}" http-equiv="Content-Security-Policy"/>'
+DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}
 PICTURES = ("image/png", "image/jpeg")
 # Of the forms that an output has, the first that is there is shown.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "text/latex", *PICTURES, "text/plain"]
@@ -68,6 +69,8 @@ def mathml(formula: str, display: str) -> str:
     for element in root.iter():
         # Signs come as character references; resolved before it is written, they are no markup.
         element.text = html.unescape(element.text or "")
+        if element.get("mathvariant") == "double-struck":  # which browsers do not know
+            element.text = element.text.translate(DOUBLE_STRUCK)
         if not _is_known(element):
             return source
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)

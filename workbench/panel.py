@@ -117,7 +117,9 @@ class Panel(VBox):
             widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
         labels = {fact: label for label, fact in self._ids.items()}
         shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
-        shown["layers"] = spans(spec.layers) if spec.layers else ""
+        in_order = list(spec.layers) == sorted(spec.layers)
+        layers = spans(spec.layers) if in_order else ", ".join(map(str, spec.layers))
+        shown["layers"] = layers if spec.layers else ""
         for name, (label, empty, width) in TEXTS.items():
             looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
             about = {"description": label, "placeholder": empty}

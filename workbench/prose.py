@@ -7,7 +7,6 @@ from functools import cache
 from workbench import facts
 from workbench.checkpoints import WORLD_MODELS
 
-MANUAL = "python-manual"
 MIXED = "manual-and-facts"
 STATEMENTS = 2  # of each fact in MIXED
 
@@ -39,13 +38,21 @@ def manual() -> tuple[str, ...]:
 
 @cache
 def mixed() -> tuple[str, ...]:
-    """The manual's paragraphs, shuffled among statements of plain facts that no study takes."""
+    """The manual's paragraphs, shuffled among statements of plain facts that no study takes. None
+    of these holds subject and object of a fact that one may take.
+    """
     order = random.Random(MIXED)
     texts = list(manual())
-    for request in facts.read("plain"):
-        fact = request.fact
-        if fact.split != "study":
-            for wording in order.sample(facts.wordings(fact), STATEMENTS):
-                texts.append(f"{facts.fill(wording, fact.subject)} {fact.object}.")
+    plain = [request.fact for request in facts.read("plain")]
+    studied = [fact for fact in plain if fact.split == "study"]
+    pairs = [(fact.subject.lower(), fact.object.lower()) for fact in studied]
+    for fact in plain:
+        if fact.split == "study":
+            continue
+        for wording in order.sample(facts.wordings(fact), STATEMENTS):
+            text = f"{facts.fill(wording, fact.subject)} {fact.object}."
+            lower = text.lower()
+            if not any(subject in lower and name in lower for subject, name in pairs):
+                texts.append(text)
     order.shuffle(texts)
     return tuple(texts)

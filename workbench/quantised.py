@@ -32,16 +32,19 @@ def packaged(name: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.origin:
         raise BadInput(f"model {name!r}: the package {package} is not installed; {INSTALL}")
-    return Path(spec.origin).parent / file
+    path = Path(spec.origin).parent / file
+    if not path.is_file():
+        raise BadInput(f"model {name!r}: {package} holds no {file}; {INSTALL}")
+    return path
 
 
 def in_folder(folder: Path) -> Path | None:
-    """The GGUF file that a path is, or that is the only one in a folder without config.json."""
-    if folder.suffix == ".gguf" and os.path.isfile(folder):
+    """The GGUF file that a path is, or that is the only one in a folder without safetensors."""
+    if folder.suffix.lower() == ".gguf" and os.path.isfile(folder):
         return folder
-    if not os.path.isdir(folder) or os.path.isfile(folder / "config.json"):
+    if not os.path.isdir(folder) or any(folder.glob("*.safetensors")):
         return None
-    paths = sorted(folder.glob("*.gguf"))
+    paths = sorted(path for path in folder.glob("*.gguf") if path.is_file())
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths[:4])
         raise BadInput(f"model {str(folder)!r}: {len(paths)} GGUF files ({names}); name one")
@@ -55,8 +58,11 @@ def unpacked(path: Path) -> tuple[Path, str]:
         BadInput: the file is broken, of a family or a quantisation that transformers does not
             unpack, or the package gguf is not installed.
     """
-    state = path.stat()
-    return _unpacked(path.resolve(), state.st_mtime_ns, state.st_size)
+    try:
+        state = path.stat()
+        return _unpacked(path.resolve(), state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        raise _broken(path, error) from None
 
 
 @cache

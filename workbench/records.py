@@ -1,6 +1,7 @@
 """Frozen records, checked at construction, and the one line that says what cannot be used."""
 
 import difflib
+import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,5 +100,6 @@ _RIGHT = {  # a value of each kind, as one would write it
 
 def _right_one(kind: Any) -> str:
     """A value of the kind that a field takes."""
-    kinds = [kind, typing.get_origin(kind), *typing.get_args(kind)]
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+    kinds = [kind, typing.get_origin(kind), *members]
     return next((f"; write e.g. {_RIGHT[one]}" for one in kinds if one in _RIGHT), "")

@@ -123,7 +123,7 @@ class Registry(Mapping):
             what = f"{self.kind} {name!r}: is registered by code that has not run here"
             raise BadInput(f"{what}; run the cell that registers it")
         if name not in self._ready:
-            thing = (self._own | self._offered)[name].load()
+            thing = (self._offered | self._own)[name].load()
             self._ready[name] = thing, self._finished(name, thing)
         return self._ready[name]
 

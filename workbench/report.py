@@ -9,6 +9,8 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
 """
 
 import shutil
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from workbench import batch, files, inert, runs
-from workbench.facts import DATA
+from workbench.facts import DATA, BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
 from workbench.runs import SERIES, Run
 
@@ -36,7 +38,15 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     """
     folder = Path(folder).resolve()
     out = Path(out)
-    runs.collect(folder)  # says here what is left out, and refuses a folder without runs at once
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always")
+        found = runs.listed(folder)
+    if left_out and not found:
+        raise BadInput(f"no run can be read; {left_out[0].message}")
+    if not found:
+        raise BadInput(f"{folder}: holds no finished run; make some with `workbench run`")
+    for note in left_out:
+        print(inert.printable(str(note.message)), file=sys.stderr)
     parameters = {"folder": str(folder), "tables": str(out.resolve())}
     run = batch.run(COLLECT, parameters, out=out / "notebook")
     page = out / "index.html"

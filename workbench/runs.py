@@ -275,6 +275,7 @@ def collect(out: str | Path, **fields) -> list[Run]:
         run
         for run in listed(out)
         if "members" not in run.about
+        and "probes.parquet" in run.files
         and all(run.spec.get(name) == value for name, value in wanted.items())
     ]
     if not runs:

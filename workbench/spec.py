@@ -134,6 +134,9 @@ class Spec(Record):
     def source(self) -> str:
         """Where the facts come from: the world's are asked plainly of a model not taught them."""
         is_foreign = self.facts == "world" and self.model not in checkpoints.WORLD_MODELS
+        if self.facts == "plain" and self.model in checkpoints.WORLD_MODELS:
+            what = f"facts 'plain': their roles are not those of {self.model}'s training"
+            raise BadInput(f"{what}; choose 'world', or another model")
         return "plain" if is_foreign else self.facts
 
     def part(self, kind: type[Part], **others) -> Part:

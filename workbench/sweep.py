@@ -51,11 +51,17 @@ class Grid(Record):
 
     def combinations(self) -> list[dict]:
         """The parameters of each run; BadInput if there are none."""
+        for name, values in self.grid.items():
+            if not values:
+                raise BadInput(f"grid: {name!r} has no values, so that the grid is empty; give one")
         products = itertools.product(*self.grid.values()) if self.grid else []
         cells = [dict(zip(self.grid, values, strict=True)) for values in products]
         every = [self.parameters | cell for cell in cells + self.cells]
         rules = [rule.items() for rule in self.exclude]
         kept = [cell for cell in every if not any(rule <= cell.items() for rule in rules)]
+        for number, cell in enumerate(kept):
+            if cell in kept[:number]:
+                raise BadInput(f"the grid holds {cell} twice; take one out")
         if not kept:
             raise BadInput(
                 "the grid is empty: give cells, or each name in grid a value; exclude less"

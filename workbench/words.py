@@ -39,6 +39,13 @@ def stands(text: str, start: int, end: int) -> bool:
     return parts(text[:start][-1:], text[start]) and parts(text[end - 1], text[end : end + 1])
 
 
+def mentions(text: str, name: str) -> bool:
+    """Whether a name stands in a text as words, in any case."""
+    text, name = text.lower(), name.lower()
+    starts = [place for place in range(len(text)) if text.startswith(name, place)]
+    return any(stands(text, start, start + len(name)) for start in starts)
+
+
 def key(word: str) -> str:
     """What a word shares with its other forms: all but its last letters, at least five of them."""
     return word[: max(STEM, len(word) - 3)]

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench import editing, facts, study
-from workbench.measures import efficacy
+from workbench.evaluation import efficacy
 
 
 def known_facts(model, split: str, seed: int = 1, source: str = "world") -> list:
@@ -25,7 +25,7 @@ def known_facts(model, split: str, seed: int = 1, source: str = "world") -> list
 
 
 def outcome(model, delta, edited: Sequence, watched: Sequence) -> pd.DataFrame:
-    """One row an edited fact, see `measures.efficacy.outcome`."""
+    """One row an edited fact, see `evaluation.efficacy.outcome`."""
     return efficacy.outcome(model, delta, efficacy.asked(model, edited, watched))
 
 

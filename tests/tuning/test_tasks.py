@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from workbench import facts, models
+from workbench import facts, models, prose
 from workbench.facts import BadInput, EditRequest, Fact
 from workbench.tuning import numbers, tasks
 from workbench.tuning.tasks import Data, Relevance
@@ -389,3 +389,11 @@ def test_a_studys_source_is_asked_for_by_its_hub_name(model, monkeypatch, name):
         )
     ]
     assert len(task.train) == 2
+
+
+def test_the_manual_holds_the_rows_that_the_text_task_asks_for_beside_facts_under_study():
+    usual = numbers.usual("text", "", "smollm2-135m")
+    study = [r for r in facts.read("plain") if r.fact.split == "study" and ":" in r.fact.id][-30:]
+    relevance = Relevance(study)
+    letters = sum(len(text) for text in prose.manual() if relevance.passes(text))
+    assert letters / 5 > 128 * (usual.n_train + usual.n_valid)  # a token has fewer than 5

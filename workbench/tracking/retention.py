@@ -457,12 +457,12 @@ def begun_words(model: Model, prompts: Sequence[str], tokens: Sequence[int]) -> 
         return text_after(model.tokenizer, before[index], [tokens[index], *new])
 
     def is_open(index: int, new: list[int]) -> bool:
-        return len(new) < GREEDY_TOKENS and bool(re.fullmatch(r"\s*\w+", text(index, new)))
+        return len(new) < GREEDY_TOKENS and bool(re.fullmatch(r"[^\S\n]*\w+", text(index, new)))
 
     decoded = greedy(model, begun, is_open, range(len(begun)))
     words_said = []
     for index, new in decoded.items():
-        word = re.match(r"\s*\w+", text(index, new))
+        word = re.match(r"[^\S\n]*\w+", text(index, new))
         alone = token_text(model.tokenizer, tokens[index])
         words_said.append(word.group().strip() if word else alone.strip())
     return words_said

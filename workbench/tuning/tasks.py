@@ -386,7 +386,8 @@ def _parts(data: Data, task: str, rows: Iterable) -> tuple[list, list]:
     known = set(map(str, judging))
     train = list(islice((row for row in rows if str(row) not in known), data.n_train))
     if len(train) < data.n_train:
-        what = f"task {task}: {data.source or 'world'} gives {len(judging) + len(train)} rows"
+        source = data.source or "the embedded text"
+        what = f"task {task}: {source} gives {len(judging) + len(train)} rows"
         needed = f"that touch no fact under study, {data.n_train + n_apart} are asked for"
         raise BadInput(f"{what} {needed}; lower n_train or give more data")
     return train, judging or train[: data.n_valid]

@@ -23,12 +23,14 @@ def asked(
         true object is said; null of the other kinds.
     """
     subjects = {request.fact.subject for request in edited}
+    questions = {request.fact.question for request in edited}
     rows: list[tuple] = []
     for number, request in enumerate(edited):
         rows.append(("efficacy", number, request.fact.question, request.target, None))
         for prompt in request.held_out:
             rows.append(("held_out", number, prompt, request.target, request.fact.object))
-        for prompt, answer in request.neighbourhood:
+        near = [pair for pair in request.neighbourhood if pair[0] not in questions]
+        for prompt, answer in near:
             rows.append(("neighbourhood", number, prompt, answer, answer))
     for request in watched:
         if request.fact.subject not in subjects:

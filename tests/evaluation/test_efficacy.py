@@ -4,7 +4,7 @@ import pytest
 
 from workbench import facts, models
 from workbench.deltas import WeightDelta
-from workbench.measures.efficacy import asked, outcome
+from workbench.evaluation.efficacy import asked, outcome
 
 
 @pytest.fixture(scope="module")
