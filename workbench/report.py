@@ -40,10 +40,10 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     out = Path(out)
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
-        found = runs.listed(folder)
-    if left_out and not found:
+        whole = runs.listed(folder)
+    if left_out and not whole:
         raise BadInput(f"no run can be read; {left_out[0].message}")
-    if not found:
+    if not whole:
         raise BadInput(f"{folder}: holds no finished run; make some with `workbench run`")
     for note in left_out:
         print(inert.printable(str(note.message)), file=sys.stderr)
