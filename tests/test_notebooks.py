@@ -162,8 +162,10 @@ def test_it_has_small_values_for_a_quick_run(path):
 
 def test_every_preset_fits_a_notebook(path):
     if path == NOTEBOOKS[0]:
-        declared = [set(batch.declared(notebook)) for notebook in NOTEBOOKS]
+        declared = {notebook.stem: set(batch.declared(notebook)) for notebook in NOTEBOOKS}
         for preset in PRESETS:
-            assert any(set(yaml.safe_load(preset.read_text())) <= names for names in declared), (
-                preset.name
-            )
+            names = yaml.safe_load(preset.read_text())
+            sections = {name: names.pop(name) for name in declared.keys() & names.keys()}
+            assert any(set(names) <= known for known in declared.values()), preset.name
+            for notebook, section in sections.items():
+                assert set(section) <= declared[notebook], (preset.name, notebook)
