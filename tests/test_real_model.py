@@ -65,6 +65,7 @@ def test_what_is_known_is_what_plain_code_says(model, requests):
         assert ours == pytest.approx(p, rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.timeout(1800)
 def test_what_is_retained_is_what_generate_says(model, requests):
     """Past stop words of the answer's own reading: the text of greedy decoding begins with it."""
     table = measure_prompts(
