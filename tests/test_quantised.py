@@ -1,5 +1,6 @@
 """GGUF files: unpacked once, checked when read, refused in one line where they are broken."""
 
+import json
 import shutil
 
 import gguf
@@ -7,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from workbench import checkpoints, models, quantised
+from workbench import checkpoints, files, models, quantised
 from workbench.facts import BadInput
 
 WIDTH, INNER, BLOCKS = 32, 64, 2
@@ -156,3 +157,21 @@ def test_a_file_of_a_repository_is_asked_of_the_hub(monkeypatch, tmp_path):
 def test_a_file_that_neither_cache_nor_hub_has_is_refused_in_one_line():
     with pytest.raises(BadInput, match="cannot be had"):
         models.load("owner/name:missing.gguf")
+
+
+def test_what_lies_beside_the_file_is_not_run_and_what_a_killed_one_left_is_removed(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "tiny.gguf"
+    written(path)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    code = {"AutoConfig": "evil.X", "AutoTokenizer": ["evil.X", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text(json.dumps({"model_type": "llama", "auto_map": code}))
+    left = tmp_path / "cache" / "gguf" / f".{files.digest(path)[:16]}.x.partial"
+    left.mkdir(parents=True)
+    for kept in (tmp_path / "cache", tmp_path / "cache" / "gguf"):
+        kept.chmod(0o700)
+    assert models.load(path).n_blocks == BLOCKS
+    assert not (tmp_path / "ran").exists()
+    assert not left.exists()

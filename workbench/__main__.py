@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
-
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(does: Callable, text: str) -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ Changed weights (`deltas.WeightDelta`) are one kind. The other kinds here leave 
 `Codebook` answers for chosen keys of one layer, a `Context` stands in front of what is asked.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -217,7 +216,7 @@ class Context(Edit):
         wanted = [
             stated
             for subject, stated in self.statements
-            if self.scope == "all" or _names(text, subject)
+            if self.scope == "all" or words.mentions(text, subject)
         ]
         facts = "".join(f"New Fact: {stated}\n" for stated in wanted)
         return f"{facts}Prompt: " if wanted else ""
@@ -230,12 +229,6 @@ class Context(Edit):
     def __add__(self, other: "Context") -> "Context":
         """Both; what is stated later stands nearer to the question."""
         return self.sum_with(other, statements=self.statements + other.statements)
-
-
-def _names(text: str, subject: str) -> bool:
-    """Whether a text names a subject, in any case and as a word: Ann is not in Annabel."""
-    places = re.finditer(re.escape(subject), text, re.IGNORECASE)
-    return any(words.stands(text, *place.span()) for place in places)
 
 
 def stated(prompt: str, subject: str, target: str) -> str:

@@ -322,7 +322,10 @@ def wordings(fact: Fact) -> tuple[str, ...]:
 @cache
 def _world() -> tuple[EditRequest, ...]:
     facts = [_world_fact(row) for row in world_rows()]
-    shown = _by_answer(fact for fact in facts if fact.split != "unseen")
+    shown: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        if fact.split != "unseen":
+            shown[fact.relation, fact.object].append(fact)
     requests = []
     for row, fact in zip(world_rows(), facts, strict=True):
         near = _drawn(f"neighbourhood {fact.id}", shown[fact.relation, fact.object], fact.subject)
@@ -334,13 +337,6 @@ def _world() -> tuple[EditRequest, ...]:
         )
         requests.append(request)
     return tuple(requests)
-
-
-def _by_answer(facts: Iterable[Fact]) -> dict[tuple[str, str], list[Fact]]:
-    grouped: dict = defaultdict(list)
-    for fact in facts:
-        grouped[fact.relation, fact.object].append(fact)
-    return grouped
 
 
 def _drawn(stream: str, facts: Sequence[Fact], subject: str) -> list[Fact]:

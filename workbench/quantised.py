@@ -72,7 +72,8 @@ def _unpacked(path: Path, written: int, size: int) -> tuple[Path, str]:
     with locked(f"gguf {digest}"):
         record = _record(folder)
         if record is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            for abandoned in [folder, *folder.parent.glob(f".{digest}.*.partial")]:
+                shutil.rmtree(abandoned, ignore_errors=True)
             record = _unpack(path, folder)
     return folder, f"{record['kind']}, GGUF {digest[:12]}"
 
@@ -95,9 +96,12 @@ def _unpack(path: Path, folder: Path) -> dict:
     import transformers
 
     print(f"unpacking {path.name}, once: about half a minute", file=sys.stderr)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".partial"))
-    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    partial = Path(tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent))
+    link = partial / path.name  # alone: no file that lies beside it is read, no code asked about
+    where = {"pretrained_model_name_or_path": partial, "gguf_file": path.name}
+    source = where | {"trust_remote_code": False}
     try:
+        link.symlink_to(path)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
             network, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -107,9 +111,9 @@ def _unpack(path: Path, folder: Path) -> dict:
                 raise ValueError(f"no weights for {min(report['missing_keys'])}")
         except Exception as error:  # a broken file fails in many ways
             raise _broken(path, error) from None
-        network.hf_quantizer.remove_quantization_config(
-            network
-        )  # its weights are plain numbers now
+        link.unlink()
+        # Its weights are plain numbers now.
+        network.hf_quantizer.remove_quantization_config(network)
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         record = {"file": path.name, "kind": kind, "files": files.sums(partial)}

@@ -40,7 +40,7 @@ def stands(text: str, start: int, end: int) -> bool:
 
 
 def mentions(text: str, name: str) -> bool:
-    """Whether a name stands in a text as words, in any case."""
+    """Whether a text names a thing, in any case and as words: Ann is not in Annabel."""
     text, name = text.lower(), name.lower()
     starts = [place for place in range(len(text)) if text.startswith(name, place)]
     return any(stands(text, start, start + len(name)) for start in starts)
