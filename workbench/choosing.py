@@ -95,12 +95,12 @@ def choose(
     if len(watched) < WATCHED // 2:
         what = f"{len(requests)} of the facts set apart are known to {model.name}"
         raise BadInput(f"{what}, {EDITED + WATCHED // 2} are needed; give a source with more")
-    ids = json.dumps([request.fact.id for request in (*edited, *watched)])
+    texts = "\n".join(request.model_dump_json() for request in (*edited, *watched))
     about = {
         "model": model.name,
         "weights": model.fingerprint,
         "corpus": prose.corpus_of(model.name, corpus),
-        "facts": hashlib.sha256(ids.encode()).hexdigest()[:12],
+        "facts": hashlib.sha256(texts.encode()).hexdigest()[:12],
         "editor": editor,
     }
     done = _read(path)
