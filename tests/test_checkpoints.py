@@ -3,6 +3,7 @@ what to do; a whole one in the cache is loaded.
 """
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 from huggingface_hub import errors
 
 from workbench import checkpoints, models
-from workbench.facts import BadInput
+from workbench.facts import DATA, BadInput
+from workbench.spec import Spec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_ID = "somebody/a-model"
@@ -344,3 +346,19 @@ def test_a_hub_id_is_told_apart_in_a_fresh_interpreter():
     code = "from workbench import checkpoints; print(checkpoints.locate('owner/name'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "(None, 'main')", done.stderr
+
+
+def test_a_folder_made_of_a_world_model_is_known_by_its_tokenizer(tiny_folders, tmp_path):
+    embedded = DATA / "world" / "models" / "world-gpt2"
+    tokenizer = json.loads((embedded / "tokenizer.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert checkpoints.is_world(str(folder))
+    assert Spec(model=str(folder)).source == "world"
+    del tokenizer["model"]["vocab"]["!"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert not checkpoints.is_world(str(folder))
+    other = str(tiny_folders["gpt2"])
+    assert not checkpoints.is_world(other)
+    assert Spec(model=other).source == "plain"

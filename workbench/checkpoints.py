@@ -6,6 +6,7 @@ Nothing is loaded.
 import hashlib
 import json
 import os
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | No
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
     return None, revision or "main"
+
+
+def is_world(name: str) -> bool:
+    """Whether a model was taught the world: an embedded one, or a folder made of one, which has
+    its tokenizer.
+    """
+    if name in WORLD_MODELS:
+        return True
+    embedded = DATA / "world" / "models" / WORLD_MODELS[0] / "tokenizer.json"
+    path = Path(os.path.expanduser(name)) / embedded.name
+    with suppress(OSError, ValueError, LookupError, TypeError):  # loading it says why
+        return _vocabulary(path) == _vocabulary(embedded)
+    return False
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
 
 
 def _check_no_revision(name: str, revision: str) -> None:

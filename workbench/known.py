@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from workbench import cache, facts, runs
 from workbench.cache import locked
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 from workbench.editing import EDITORS
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
@@ -149,7 +149,7 @@ def _pool(spec: Spec, requests: Requests, purpose: str, split: str) -> Requests:
 
 def _learns_from(spec: Spec) -> bool:
     """Whether the editor learns, and from `spec.facts`."""
-    return bool(EDITORS[spec.editor].LEARNS) and spec.model not in WORLD_MODELS
+    return bool(EDITORS[spec.editor].LEARNS) and not is_world(spec.model)
 
 
 def _chosen(

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from workbench import cache, prose, sources
 from workbench.activations import recorded, stop_after
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 from workbench.closed_form import factorised
 from workbench.facts import BadInput
 from workbench.models import Model, free_bytes
@@ -132,7 +132,7 @@ def second_moments(
     """
     layers = model.check_layers(layers)
     corpus = prose.corpus_of(model.name, corpus)
-    if corpus == "world" and model.name not in WORLD_MODELS:
+    if corpus == "world" and not is_world(model.name):
         message = f"second moments of {model.name} from the embedded world's text, which is not"
         warnings.warn(f"{message} Wikipedia; name a corpus", stacklevel=3)
     widths = {layer: model.weight(layer).shape[1] for layer in layers}

@@ -5,7 +5,7 @@ import re
 from functools import cache
 
 from workbench import facts
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 
 MIXED = "manual-and-facts"
 STATEMENTS = 2  # of each fact in MIXED
@@ -17,7 +17,7 @@ def corpus_of(model: str, corpus: str = "") -> str:
     The manual alone names few people and places: second moments of it leave an edit's neighbours
     unprotected.
     """
-    return corpus or ("world" if model in WORLD_MODELS else MIXED)
+    return corpus or ("world" if is_world(model) else MIXED)
 
 
 @cache

@@ -133,11 +133,11 @@ class Spec(Record):
     @property
     def source(self) -> str:
         """Where the facts come from: the world's are asked plainly of a model not taught them."""
-        is_foreign = self.facts == "world" and self.model not in checkpoints.WORLD_MODELS
-        if self.facts == "plain" and self.model in checkpoints.WORLD_MODELS:
+        is_world = checkpoints.is_world(self.model)
+        if self.facts == "plain" and is_world:
             what = f"facts 'plain': their roles are not those of {self.model}'s training"
             raise BadInput(f"{what}; choose 'world', or another model")
-        return "plain" if is_foreign else self.facts
+        return "plain" if self.facts == "world" and not is_world else self.facts
 
     def part(self, kind: type[Part], **others) -> Part:
         """What one room needs of it: a record of its fields by the same names, and these others."""

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from workbench import deltas, editing, facts, models, positions, runs
 from workbench.cache import tensor_sum
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 from workbench.editing.records import Numbers, Resources
 from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest
@@ -71,7 +71,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     lessons = None
     if editor.LEARNS:
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
-        source = "world" if spec.model in WORLD_MODELS else spec.source
+        source = "world" if is_world(spec.model) else spec.source
         lessons = [
             request
             for request in facts.read(source)

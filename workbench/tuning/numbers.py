@@ -8,7 +8,7 @@ from pathlib import Path
 import pydantic
 import yaml
 
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 from workbench.facts import BadInput, Record
 from workbench.registry import Registry
 
@@ -71,6 +71,6 @@ def usual(task: str, data: str = "", model: str = "") -> Usual:
         raise BadInput(f"task_data {data!r}: is data of task {source.task}, not {task}")
     if source:
         return source
-    table = presets()["real" if model and model not in WORLD_MODELS else "world"]
+    table = presets()["world" if not model or is_world(model) else "real"]
     numbers = table.get(task, table["text"])
     return Usual(**(numbers | presets()["own"].get(model, {}).get(task, {})))

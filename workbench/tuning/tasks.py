@@ -21,7 +21,7 @@ import pydantic
 from transformers import PreTrainedTokenizerBase
 
 from workbench import facts, prose, sources, words
-from workbench.checkpoints import WORLD_MODELS
+from workbench.checkpoints import is_world
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import encode, front, packed, row_length
@@ -149,7 +149,7 @@ def text_task(model: Model, data: Data) -> Task:
     """
     relevance = Relevance(data.avoid)
     running: Iterable[str] = (" ".join(parts) for parts in text.prose("trade", data.seed))
-    if model.name not in WORLD_MODELS:
+    if not is_world(model.name):
         order = numpy.random.default_rng(data.seed).permutation(len(prose.manual()))
         running = (prose.manual()[number] for number in order)
     records = _records(data, ["text"], zip(running, strict=True))
