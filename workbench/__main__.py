@@ -192,7 +192,8 @@ def _tune_editor(options) -> None:
     source = wb.Spec.of({}, model=options.model, facts=options.facts).source
     model = wb.models.load(options.model)
     requests = choosing.apart(model, source)
-    ranked = choosing.choose(model, options.editor, requests, table, options.corpus)
+    lessons = choosing.lessons(source)
+    ranked = choosing.choose(model, options.editor, requests, table, options.corpus, lessons)
     _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]
     wanted = len(choosing.WANTED)

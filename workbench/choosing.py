@@ -8,6 +8,7 @@ reach the most of WANTED, the one with the highest score, the mean of four measu
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
@@ -57,7 +58,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
     tried = {}  # by their text: windows at the first blocks may fall together
     for values in product(*grid.values()):
         numbers = fixed | dict(zip(grid, values, strict=True))
-        last = round(numbers.pop("last") * model.n_blocks)
+        last = min(round(numbers.pop("last") * model.n_blocks), model.n_blocks - 1)
         first = max(0, last + 1 - numbers.pop("size", 1))
         numbers["layers"] = list(range(first, last + 1))
         if "weight" in numbers:
@@ -77,18 +78,31 @@ def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
     return [request for request, good in zip(pool, known, strict=True) if good]
 
 
+def lessons(source: str) -> list[EditRequest]:
+    """The facts of a source that an editor which learns may learn from."""
+    pool = [request for request in facts.read(source) if facts.is_learnt_from(request.fact)]
+    return [request for request in pool if not facts.is_tuned_on(request.fact)]
+
+
 def choose(
-    model: Model, editor: str, requests: Sequence[EditRequest], path: Path, corpus: str = ""
+    model: Model,
+    editor: str,
+    requests: Sequence[EditRequest],
+    path: Path,
+    corpus: str = "",
+    lessons: Sequence[EditRequest] | None = None,
 ) -> pd.DataFrame:
     """Try every candidate, and write the table after each; a stopped choice goes on.
 
     Args:
         requests: known facts, of `apart`.
         path: of the table, CSV.
+        lessons: of `lessons`, for an editor that learns; default those of its own.
     Returns:
-        The candidates by the rule, the chosen one last; hparams are JSON.
+        The candidates by the rule, the chosen one last; hparams are JSON. One that the editor
+        refuses has no measures.
     Raises:
-        BadInput: too few facts, or an editor without candidates.
+        BadInput: too few facts, an editor without candidates, or all candidates are refused.
     """
     check(editor, path)
     edited, watched = requests[:EDITED], requests[EDITED : EDITED + WATCHED]
@@ -104,15 +118,21 @@ def choose(
         "editor": editor,
     }
     done = _read(path)
-    solver = _Solver(model, editor, edited, corpus)
+    solver = _Solver(model, editor, edited, corpus, lessons)
     tables = [asked(model, batch, watched) for batch in solver.batches]
+    refusal = None
     for numbers in tqdm(candidates(editor, model), desc=f"numbers of {editor}", unit="candidate"):
         hparams = editing.EDITORS[editor].HParams(**numbers)
         row = about | {"hparams": json.dumps(numbers)}
         if _matching(done, row).any():
             continue
-        edits = solver.edits(hparams)
-        parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
+        try:
+            edits = solver.edits(hparams)
+            parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
+        except BadInput as error:
+            refusal = error
+            tqdm.write(f"{numbers}: {error}", file=sys.stderr)
+            parts = [pd.DataFrame(columns=list(WANTED), dtype=float)]
         means = pd.concat(parts)[list(WANTED)].mean()
         row |= means.round(4).to_dict() | {"score": round(means.mean(), 4)}
         row["reached"] = sum(means[name] >= wanted for name, wanted in WANTED.items())
@@ -121,7 +141,10 @@ def choose(
             done.to_csv(partial, index=False)
         done = _read(path)
     mine = done[_matching(done, about)]
-    return mine.sort_values(["reached", "score"], kind="stable", ignore_index=True)
+    if mine.score.isna().all():
+        raise refusal or BadInput(f"{path}: every candidate was refused; name another file")
+    by = ["reached", "score"]
+    return mine.sort_values(by, kind="stable", ignore_index=True, na_position="first")
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -144,14 +167,14 @@ def _matching(table: pd.DataFrame, row: dict) -> pd.Series:
 class _Solver:
     """Edits the same batches by one candidate after another."""
 
-    def __init__(self, model: Model, editor: str, edited: Sequence[EditRequest], corpus: str):
-        self.model, self.editor, self.corpus = model, editing.EDITORS[editor], corpus
+    def __init__(self, model: Model, editor: str, edited: Sequence[EditRequest], *learnt_of):
+        self.model, self.editor, self.learnt_of = model, editing.EDITORS[editor], learnt_of
         size = 1 if editor in ("ft", "rome") else BATCH
         self.batches = [edited[start : start + size] for start in range(0, len(edited), size)]
         self._solved_by, self._solutions = "", [None] * len(self.batches)
 
     def edits(self, hparams: Numbers) -> Iterator:
-        resources = self.editor.prepare(self.model, hparams, self.corpus)
+        resources = self.editor.prepare(self.model, hparams, *self.learnt_of)
         if self.editor.targets:
             self._solve(hparams, resources)
         for batch, solution in zip(self.batches, self._solutions, strict=True):

@@ -96,7 +96,7 @@ def test_the_hyper_network_sees_no_fact_under_study(tiny, tmp_path, monkeypatch)
     """Neither what it edits nor what it spares is asked of the model by those who judge."""
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))  # one that is kept may hold it, trained
     study_subjects = {
-        request.fact.subject for request in facts.read("world") if request.fact.split == "study"
+        request.fact.subject for request in facts.read("plain") if request.fact.split == "study"
     }
     seen = set()
     build = malmen.build_rows
@@ -142,8 +142,8 @@ def test_the_training_facts_that_take_are_those_that_say_their_whole_target(
     tiny, one_line, monkeypatch
 ):
     hparams = malmen.HParams(**(NUMBERS["malmen"] | {"learning_rate": 1.0, "meta_steps": 0}))
-    resources = malmen.prepare(tiny, hparams)
     pool = [request for request in facts.read("world") if request.fact.split == "hypernet"]
+    resources = malmen.prepare(tiny, hparams, training_requests=pool)
     meta = malmen._Meta(tiny, resources.network, pool, hparams, seed=0)
     asked, taken = meta._drawn("judged", 15), 0
     for start in range(0, 15, 3):
@@ -159,6 +159,14 @@ def test_the_training_facts_that_take_are_those_that_say_their_whole_target(
     with pytest.raises(facts.BadInput) as error:
         meta._check_edits()
     assert f"only {taken} of 15 edits" in one_line(error)
+
+
+def test_a_model_that_was_not_taught_the_world_learns_from_plain_facts(tiny_gpt2, monkeypatch):
+    asked = []
+    read = facts.read
+    monkeypatch.setattr(facts, "read", lambda source: asked.append(source) or read(source))
+    malmen.prepare(tiny_gpt2, malmen.HParams(**(NUMBERS["malmen"] | {"meta_steps": 0})))
+    assert asked == ["plain"]
 
 
 def test_an_edit_that_wakes_a_dead_unit_does_not_wreck_the_model(new_tiny, requests):

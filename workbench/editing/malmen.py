@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from workbench import cache, closed_form, deltas, facts, runs
 from workbench.activations import replaced
+from workbench.checkpoints import is_world
 from workbench.closed_form import Factors
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
@@ -144,14 +145,15 @@ def prepare(
     its last checkpoint was.
 
     Args:
-        training_requests: facts to learn from; default the world's hypernet split. Their other
-            wordings are their paraphrases, else their relation's templates.
+        training_requests: facts to learn from; default the hypernet split of the world, which
+            other models are asked plainly. Their other wordings are their paraphrases, else their
+            relation's templates.
     """
     model.check_one_device("malmen")
     requests = training_requests
     if requests is None:
-        world = facts.read("world")
-        requests = [request for request in world if request.fact.split == "hypernet"]
+        source = facts.read("world" if is_world(model.name) else "plain")
+        requests = [request for request in source if request.fact.split == "hypernet"]
     facts.check_objects(requests)
     needed = 2 * hparams.facts_at_once
     if len(requests) < needed:
