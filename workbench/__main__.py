@@ -122,6 +122,7 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
         values = dict.fromkeys(repr(getattr(one, name)) for one in every)
         _print(f"  {name} = {' | '.join(values)}")
     _print("\n".join(dict.fromkeys(_numbers(one) for one in every)))
+    _print(f"\ntime      {_time(every)}")
 
 
 def _numbers(experiment) -> str:
@@ -141,6 +142,17 @@ def _numbers(experiment) -> str:
         return f"{title}: not known before its configuration is here ({why})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
+
+
+def _time(every) -> str:
+    """About how long experiments take here, and at what."""
+    model = every[0].outline()
+    if model is None or any(one.editor in wb.editors.pending for one in every):
+        return "not known before model and editor are here"
+    with warnings.catch_warnings(action="ignore"):
+        phases = wb.forecast.minutes(every, model)
+    parts = ", ".join(f"{phase} {minutes:.1f}" for phase, minutes in phases.items())
+    return f"about {phases.sum():.1f} minutes on this machine ({parts}), by its speed just now"
 
 
 def _show(run, field: str) -> None:

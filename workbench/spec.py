@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Part = TypeVar("Part", bound=Record)
 
 # Rooms on which no number of a run depends: they show and gather runs, or start them.
-SHOWING = ("explorer", "inert", "pages", "panel", "plots", "report")
-STARTING = ("__main__", "batch", "job", "sweep")
+SHOWING = ("explorer", "forecast", "inert", "pages", "panel", "plots", "report")
+STARTING = ("__main__", "batch", "choosing", "job", "sweep")
 NO_RESULT = SHOWING + STARTING
 
 

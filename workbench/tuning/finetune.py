@@ -23,7 +23,7 @@ from transformers.training_args import ParallelMode
 from workbench import deltas, runs
 from workbench.facts import BadInput, Record
 from workbench.models import Model, free_bytes
-from workbench.positions import padded
+from workbench.positions import ROW, padded
 from workbench.tuning.plans import Plan
 from workbench.tuning.tasks import Task
 
@@ -33,7 +33,8 @@ LARGE = 500_000_000
 UNREAD = -100  # label of a token that no loss reads
 BAR = {"unit": "step", "leave": False, "disable": None}
 OPTIMISER = {"lr_scheduler_type": "constant", "weight_decay": 0.01}
-LOOKS = {"eval_strategy": "steps", "logging_steps": 1, "per_device_eval_batch_size": ROWS_AT_ONCE}
+LOOKS = {"eval_strategy": "steps", "logging_steps": 1}
+LOGITS = 2**25  # of the rows evaluated at once: 128 MB in float32, of which there are a few copies
 FILES = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 ROWS = {"dataloader_pin_memory": False, "remove_unused_columns": False}
 Look = Callable[[int, float], None]
@@ -266,6 +267,8 @@ def _arguments(
     if not isinstance(parts, int) or parts < 1 or batch_size % (parts * processes):
         what = f"batch_size {batch_size}: does not divide by {processes} processes"
         raise BadInput(f"{what} times {parts} accumulated parts")
+    vocabulary = len(model.unembedding.weight)
+    evaluated = LOGITS // (vocabulary * ROW)
     is_large = model.network.num_parameters() > LARGE
     # FSDP refuses that both do it
     is_done = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"
@@ -275,6 +278,7 @@ def _arguments(
         "max_steps": settings.max_steps,
         "per_device_train_batch_size": batch_size // (parts * processes),
         "gradient_accumulation_steps": parts,
+        "per_device_eval_batch_size": min(max(evaluated, 1), ROWS_AT_ONCE),
         "activation_checkpointing": (is_large and not is_done) or None,
         "learning_rate": settings.learning_rate,
         "eval_steps": settings.eval_every,

@@ -1,0 +1,45 @@
+"""What an experiment costs goes up with what it does, and is said before it runs."""
+
+import pytest
+
+from workbench import forecast, models
+from workbench.spec import Spec
+
+
+@pytest.fixture(scope="module")
+def outline():
+    return models.outline("world-gpt2")
+
+
+def costs(outline, **fields):
+    return forecast.operations(Spec(**fields).resolved(), outline)
+
+
+def test_the_tuning_costs_six_operations_a_weight_and_token(outline):
+    one = costs(outline, max_steps=100, eval_every=100, n_valid=1, batch_size=4)
+    two = costs(outline, max_steps=200, eval_every=200, n_valid=1, batch_size=4)
+    weights = sum(weight.numel() for weight in outline.network.parameters())
+    assert two["tuning"] - one["tuning"] == 100 * 4 * 128 * 6 * weights
+
+
+def test_every_phase_goes_up_with_what_it_does(outline):
+    usual = costs(outline)
+    assert all(work > 0 for work in usual.values())
+    assert costs(outline, n_edited=20)["editing"] == 2 * usual["editing"]
+    assert costs(outline, n_edited=20)["tuning"] == 2 * usual["tuning"]  # two copies
+    assert costs(outline, n_edited=20, edits_per_model=20)["tuning"] == usual["tuning"]
+    assert costs(outline, fact="capital:spain")["editing"] == usual["editing"] / 10
+    assert costs(outline, n_intrinsic=40)["looking"] > usual["looking"]
+    assert costs(outline, editor="incontext")["editing"] == 0
+
+
+def test_minutes_are_of_all_experiments_together(outline, monkeypatch):
+    monkeypatch.setattr(forecast, "speed", lambda model: 1e9)
+    spec = Spec().resolved()
+    one, two = (forecast.minutes([spec] * times, outline) for times in (1, 2))
+    assert (two == 2 * one).all()
+    assert one.sum() > 0
+
+
+def test_a_machine_has_a_speed(outline):
+    assert forecast.speed(outline) > 1e6

@@ -1,0 +1,73 @@
+"""How long an experiment takes on this machine: the operations that it asks for, by the speed at
+which the machine multiplies matrices of the model's width.
+
+A guide before hours are spent: rows are taken as long as a task's usual ones, and every block as
+moving.
+"""
+
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from workbench import models
+from workbench.models import Model
+from workbench.positions import ROW
+from workbench.spec import Spec
+
+# Operations a weight and token: of a pass; with the way back; and with the weights' gradients.
+PASS, SOLVED, TRAINED = 2, 4, 6
+PROMPT = 16  # tokens of a question with its answer
+QUESTIONS = 8  # about an edited fact: its own, two that judge, five neighbours
+ASKED = 4  # facts asked for one that is known
+TOKENS = {"instructions": 96, "sentiment": 32, "facts": 16}  # of a row; of other tasks ROW
+REACHED = 0.5  # of the speed of large products, by a network whose batches are small
+MEASURED = 0.2  # seconds
+
+
+def operations(spec: Spec, model: Model) -> dict[str, float]:
+    """Phase of a resolved Spec -> floating-point operations, about; an outline of its model does.
+
+    Looks have the lens in them: norm and head after every block.
+    """
+    weights = sum(weight.numel() for weight in model.network.parameters())
+    head = model.unembedding.weight.numel()
+    numbers = spec.editor_hparams(model)
+    edited = 1 if spec.fact or spec.subject else spec.n_edited
+    copies = -(-edited // spec.edits_per_model)
+    looks = spec.max_steps // spec.eval_every + 2
+    watched = edited + copies * spec.n_intrinsic
+    asked = edited * QUESTIONS + copies * spec.n_intrinsic
+    above = 1 - min(numbers.layers, default=0) / model.n_blocks  # blocks that run again and again
+    statements = edited * (1 + getattr(numbers, "prefixes", 0))
+    lessons = 3 * getattr(numbers, "facts_at_once", 0) * getattr(numbers, "meta_steps", 0)
+    solved = statements * getattr(numbers, "steps", 0) + lessons
+    row = TOKENS.get(spec.task, ROW)
+    trained = copies * spec.max_steps * spec.batch_size * row
+    validated = copies * (looks - 1) * spec.n_valid * row
+    return {
+        "choosing": PASS * weights * PROMPT * ASKED * (edited + spec.n_intrinsic),
+        "editing": SOLVED * weights * above * PROMPT * solved,
+        "tuning": weights * (TRAINED * trained + PASS * validated),
+        "looking": PASS * looks * (weights * PROMPT * asked + head * model.n_blocks * watched),
+    }
+
+
+def speed(model: Model) -> float:
+    """Operations a second of products of a row of tokens with a block's width."""
+    device = models.device_named("auto")
+    width = model.unembedding.weight.shape[1]
+    left = torch.rand(4 * ROW, width, device=device)
+    right = torch.rand(width, 4 * width, device=device)
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < MEASURED:
+        (left @ right)[0, 0].item()  # a device has finished what it gives back
+        products += 1
+    return 2 * products * left.numel() * right.shape[1] / (time.perf_counter() - start)
+
+
+def minutes(specs: Sequence[Spec], model: Model) -> pd.Series:
+    """Phase -> minutes on this machine, of all these experiments together."""
+    work = pd.DataFrame([operations(spec, model) for spec in specs]).sum()
+    return work / (60 * REACHED * speed(model))
