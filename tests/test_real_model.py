@@ -77,7 +77,7 @@ def test_what_is_retained_is_what_generate_says(model, requests):
         ids = model.tokenizer(FRONT + request.fact.question, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             out = model.network.generate(
-                ids, max_new_tokens=20, do_sample=False, pad_token_id=model.tokenizer.eos_token_id
+                ids, max_new_tokens=12, do_sample=False, pad_token_id=model.tokenizer.eos_token_id
             )
         words = model.tokenizer.decode(out[0, ids.shape[1] :]).split()
         answer = request.fact.object.split()

@@ -257,8 +257,10 @@ def test_without_a_preset_weights_go_by_the_scale_of_the_keys(tiny):
     assert (hparams.null_space, hparams.ridge_unit) == ("trace", "trace")
 
 
-def test_the_presets_of_the_world_models_are_those_of_the_recorded_choice():
-    for (model, editor), candidates in choose_numbers.ranked().groupby(["model", "editor"]):
+@pytest.mark.parametrize("models", ["world", "smollm2"])
+def test_presets_are_those_of_the_recorded_choice(models):
+    ranked = choose_numbers.ranked(facts.DATA / models / "choices.csv")
+    for (model, editor), candidates in ranked.groupby(["model", "editor"]):
         assert editing.presets()[model][editor]["published"] == json.loads(
             candidates.hparams.iloc[-1]
         ), (model, editor)
