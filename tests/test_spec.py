@@ -121,3 +121,10 @@ def test_whatever_a_study_imports_is_in_its_id():
     }
     assert "study" in imported
     assert imported & set(workbench.spec.NO_RESULT) <= {"inert"}  # which writes messages
+
+
+def test_an_experiment_that_names_a_fact_is_of_one():
+    for named in ({"fact": "capital:spain"}, {"subject": "Spain", "prompt": "{} is"}):
+        spec = Spec(**named).resolved()
+        assert (spec.n_edited, spec.edits_per_model) == (1, 1)
+    assert Spec().resolved().n_edited == 10

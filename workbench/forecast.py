@@ -34,20 +34,19 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     weights = sum(weight.numel() for weight in model.network.parameters())
     head = model.unembedding.weight.numel()
     numbers = spec.editor_hparams(model)
-    edited = 1 if spec.fact or spec.subject else spec.n_edited
-    copies = -(-edited // spec.edits_per_model)
+    copies = -(-spec.n_edited // spec.edits_per_model)
     looks = spec.max_steps // spec.eval_every + 2
-    watched = edited + copies * spec.n_intrinsic
-    asked = edited * QUESTIONS + copies * spec.n_intrinsic
+    watched = spec.n_edited + copies * spec.n_intrinsic
+    asked = spec.n_edited * QUESTIONS + copies * spec.n_intrinsic
     above = 1 - min(numbers.layers, default=0) / model.n_blocks  # blocks that run again and again
-    statements = edited * (1 + getattr(numbers, "prefixes", 0))
+    statements = spec.n_edited * (1 + getattr(numbers, "prefixes", 0))
     lessons = 3 * getattr(numbers, "facts_at_once", 0) * getattr(numbers, "meta_steps", 0)
     solved = statements * getattr(numbers, "steps", 0) + lessons
     row = TOKENS.get(spec.task, ROW)
     trained = copies * spec.max_steps * spec.batch_size * row
     validated = copies * (looks - 1) * spec.n_valid * row
     return {
-        "choosing": PASS * weights * PROMPT * ASKED * (edited + spec.n_intrinsic),
+        "choosing": PASS * weights * PROMPT * ASKED * (spec.n_edited + spec.n_intrinsic),
         "editing": SOLVED * weights * above * PROMPT * solved,
         "tuning": weights * (TRAINED * trained + PASS * validated),
         "looking": PASS * looks * (weights * PROMPT * asked + head * model.n_blocks * watched),

@@ -115,8 +115,8 @@ class Spec(Record):
         return cls(**given | others)
 
     def resolved(self) -> "Spec":
-        """The same experiment with the task's usual numbers in the place of zeros; names are
-        checked, nothing heavy is loaded.
+        """The same experiment with the task's usual numbers in the place of zeros, and of one fact
+        if one is named; names are checked, nothing heavy is loaded.
         """
         editing.EDITORS.check(self.editor)
         for name in self.measures:
@@ -128,6 +128,8 @@ class Spec(Record):
             usual |= numbers.presets()["adapter"]
             usual["learning_rate"] = usual["adapter_learning_rate"]
         unset = {name: usual[name] for name in usual if getattr(self, name, None) == 0}
+        if self.fact or self.subject:
+            unset |= {"n_edited": 1, "edits_per_model": 1}
         return self.model_copy(update=unset)
 
     @property
