@@ -204,9 +204,7 @@ def _tune_editor(options) -> None:
 
 
 def _facts(options) -> None:
-    folder = Path(options.out).absolute().parent
-    if not folder.is_dir():
-        raise BadInput(f"{options.out}: there is no folder {folder}; make it first")
+    wb.files.check_writable(Path(options.out).parent)
     if not 0 <= options.margin < 1:
         raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
     requests, problems = wb.facts.inspect(options.file)

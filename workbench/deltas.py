@@ -242,10 +242,6 @@ def save(edit: Edit, path: str | Path) -> Path:
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in edit.tensors().items()
     }
     about = {"kind": type(edit).__name__} | edit.settings()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(path, error) from None
     with files.written(path) as partial:
         header = {"workbench": json.dumps(about, default=dict)}
         safetensors.torch.save_file(tensors, partial, metadata=header)

@@ -70,12 +70,9 @@ class Drawing:
         path = Path(path)
         if path.suffix not in (".png", ".svg"):
             raise BadInput(f"{path}: a figure ends in .png or .svg")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(path, error) from None
-        with matplotlib.rc_context({"svg.hashsalt": "workbench"}):
-            self._write(path, dpi=150)
+        salted = matplotlib.rc_context({"svg.hashsalt": "workbench"})
+        with salted, files.written(path) as partial:
+            self._write(partial, format=path.suffix[1:], dpi=150)
         inert.write_csv(self.data, path.with_suffix(".csv"))
         return path
 

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -133,7 +132,7 @@ def sweep(
     """
     out = runs.place(out, grid.notebook).resolve()
     every = planned(grid, out)
-    _make_folder(out)
+    files.check_writable(out)
     runs.clean(out)
     unfinished = [run for run in every if not run.finished]
     todo = [run for run in unfinished if retry_failed or not run.failure]
@@ -152,14 +151,6 @@ def sweep(
             logging.disable(logged)
             runs.clean(out)
     return [run for run in every if not run.finished]
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise files.unwritable(out, error, "choose another --out") from None
 
 
 def _remote_client(scheduler: str) -> distributed.Client:
