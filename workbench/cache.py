@@ -14,7 +14,7 @@ import filelock
 import pandas as pd
 
 from workbench import files
-from workbench.facts import BadInput
+from workbench.records import BadInput, cause
 
 ADVICE = "free some space, or name another folder in WORKBENCH_CACHE"
 
@@ -95,8 +95,7 @@ def kept(path: Path, about: str) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged files fail in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=2)
+        warnings.warn(f"{path}: not used ({cause(error)}); it is made anew", stacklevel=2)
         return None
     return tensors
 

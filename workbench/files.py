@@ -13,7 +13,7 @@ from pathlib import Path
 
 import safetensors
 
-from workbench.facts import BadInput
+from workbench.records import BadInput, cause
 
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -50,7 +50,7 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
 
 def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadInput:
     """The one line on a path that could not be written."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    reason = getattr(error, "strerror", None) or cause(error)
     return BadInput(f"{path}: cannot be written ({reason}); {advice}")
 
 

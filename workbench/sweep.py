@@ -24,8 +24,7 @@ import pydantic
 from tqdm.auto import tqdm
 
 from workbench import batch, files, runs, spec
-from workbench.facts import BadInput, Record
-from workbench.records import one_line
+from workbench.records import BadInput, Record, cause, one_line
 
 WAIT = 15  # seconds for a scheduler to answer
 LOOPBACK = "127.0.0.1"
@@ -160,8 +159,7 @@ def _remote_client(scheduler: str) -> distributed.Client:
     try:
         return distributed.Client(scheduler, timeout=WAIT)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # of TLS the last two
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"scheduler {scheduler!r}: no answer ({reason}); {START}") from None
+        raise BadInput(f"scheduler {scheduler!r}: no answer ({cause(error)}); {START}") from None
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from workbench import inert
 from workbench.editing import foreign
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import EditRequest
+from workbench.records import BadInput, cause
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -278,8 +279,7 @@ def _fields(path: str | Path) -> dict:
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"preset {path}: cannot be read: {reason}") from None
+        raise BadInput(f"preset {path}: cannot be read: {cause(error)}") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
     return fields

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers.training_args import ParallelMode
 
 from workbench import deltas, runs
-from workbench.facts import BadInput, Record
 from workbench.models import Model, free_bytes
 from workbench.positions import padded
+from workbench.records import BadInput, Record, cause
 from workbench.tuning.plans import Plan
 from workbench.tuning.tasks import Task
 
@@ -287,8 +287,8 @@ def _arguments(
     try:
         arguments = transformers.TrainingArguments(**(ours | named))
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"trainer={settings.trainer}: transformers refuses it ({reason})") from None
+        what = f"trainer={settings.trainer}: transformers refuses it ({cause(error)})"
+        raise BadInput(what) from None
     if arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         arguments._n_gpu = 1  # the model stays where it is
     return arguments
