@@ -19,7 +19,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from workbench import checkpoints
 from workbench.activations import calls, recorded, replaced
-from workbench.records import BadInput, cause
+from workbench.records import BadInput, cause, check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The sizes in a configuration, by every name that a family has for them.
@@ -266,8 +266,7 @@ def load(
     if device_map and device != "auto":
         raise BadInput(f"device {device!r} and device_map exclude each other; leave one out")
     place = device_named(device)
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    check_choice("dtype", dtype, DTYPES)
     name = str(name)
     _check_memory(outline(name, revision), place, dtype, bool(device_map))  # nothing is read yet
     folder, commit = checkpoints.fetched(name, revision)

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from workbench import facts, files, inert, runs
-from workbench.facts import BadInput
-from workbench.records import did_you_mean
+from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run
 from workbench.spec import Spec
 
@@ -117,7 +116,7 @@ def category_mass(run: Run, group: str = "edited") -> Drawing:
     """Where the next-token probability goes over fine-tuning, on the facts' prompts: Figure 4 of
     arXiv 2507.14198.
     """
-    _check_named("group", [group], GROUPS)
+    check_choice("group", group, GROUPS)
     probes = run.probes[run.probes.group == group]
     if probes.empty:
         return _nothing(f"this run has no {group} facts")
@@ -169,8 +168,9 @@ def lens_heatmap(
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
     is 100 or better.
     """
-    _check_named("group", [group], GROUPS)
-    _check_named("category", categories, CATEGORIES)
+    check_choice("group", group, GROUPS)
+    for category in categories:
+        check_choice("category", category, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
     if not len(members):
         return _nothing(f"this run has no {group} facts")
@@ -259,8 +259,7 @@ def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
         against: "step", or "metric": the task's validation metric, at which arms that learn at
             different speeds are compared.
     """
-    if against not in ("step", "metric"):
-        raise BadInput(f"against={against!r}: choose step or metric")
+    check_choice("against", against, ("step", "metric"))
     data = _kept(arms, by)
     metric = arms[0].about["tuning"]["metric"]
     order = _order(value_name(run.spec[by]) for run in arms)
@@ -406,16 +405,6 @@ def value_name(value) -> str:
 def _check_any(arms: Arms) -> None:
     if not arms:
         raise BadInput("no runs to draw; give at least one")
-
-
-def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """BadInput if one is not known; one name alone may not stand for several."""
-    if isinstance(names, str) or not names:
-        raise BadInput(f"{what} {names!r}: give a tuple of some of {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, known) or ":"
-            raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
 
 
 def _since_edit(run: Run) -> pd.DataFrame:

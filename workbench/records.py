@@ -48,6 +48,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
+def check_choice(what: str, name: str, choices: Iterable[str]) -> None:
+    """BadInput if a name is none of the choices."""
+    choices = list(choices)
+    if name not in choices:
+        near = did_you_mean(name, choices) or ":"
+        raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(choices)}")
+
+
 def listed(names: Iterable[str], most: int = 5) -> str:
     """The first of several names."""
     names = list(names)

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.records import BadInput, did_you_mean
+from workbench.records import BadInput, check_choice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,9 +110,7 @@ class Registry(Mapping):
 
     def check(self, name: str) -> None:
         """BadInput if nothing is called so."""
-        if name not in self:
-            near = did_you_mean(name, self) or ":"
-            raise BadInput(f"{self.kind} {name!r}{near} choose one of {', '.join(self)}")
+        check_choice(self.kind, name, self)
 
     def __getitem__(self, name: str) -> Any:
         return self._found(name)[1]

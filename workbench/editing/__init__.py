@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from workbench import inert
 from workbench.editing import foreign
 from workbench.facts import EditRequest
-from workbench.records import BadInput, cause
+from workbench.records import BadInput, cause, check_choice
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ def preset(
     module = EDITORS[editor]
     if path is not None:
         return module.HParams(**_read(editor, path))
-    if variant not in ("", "published", "paper", "reference"):
-        raise BadInput(f"variant {variant!r}: choose published, paper or reference")
+    check_choice("variant", variant or "published", ("published", "paper", "reference"))
     convention: dict[str, Any] = {}
     if variant == "reference":
         if "convention" not in module.HParams.model_fields:
