@@ -117,9 +117,7 @@ class Panel(VBox):
             widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
         labels = {fact: label for label, fact in self._ids.items()}
         shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
-        in_order = list(spec.layers) == sorted(spec.layers)
-        layers = spans(spec.layers) if in_order else ", ".join(map(str, spec.layers))
-        shown["layers"] = layers if spec.layers else ""
+        shown["layers"] = spans(sorted(spec.layers)) if spec.layers else ""
         for name, (label, empty, width) in TEXTS.items():
             looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
             about = {"description": label, "placeholder": empty}
@@ -310,7 +308,9 @@ def _strip(spec: Spec) -> str:
     """
     known = spec.blocks()
     if known is None:
-        return f"<p>{escape(_unread_blocks(spec))}</p>"
+        edited = list(spec.layers) or "the preset's"
+        words = f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is not loaded yet."
+        return f"<p>{escape(words)}</p>"
     edited, moving, n_blocks = known
     boxes = ""
     for block in range(n_blocks):
@@ -326,15 +326,6 @@ def _strip(spec: Spec) -> str:
     words += f"Still: {spans(still)}."
     boxes = f'<div role="img" aria-label="{words}" style="line-height:1.2">{boxes}</div>'
     return f"{boxes}<p>Blocks: {words}</p>"
-
-
-def _unread_blocks(spec: Spec) -> str:
-    """Of a model whose depth is not known before it is loaded."""
-    layers = spec.layers
-    with suppress(BadInput):
-        layers = layers or editing.preset(spec.editor, spec.model, variant=spec.variant).layers
-    edited = str(list(layers)) if layers else "proposed from the depth when the model is loaded"
-    return f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is read when it is loaded."
 
 
 def spans(blocks: Sequence[int]) -> str:
