@@ -56,13 +56,11 @@ def locked(what: str) -> Iterator[None]:
     """
     lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
     try:
-        lock.acquire()
+        held = lock.acquire()
     except OSError as error:
         raise files.unwritable(cache_folder(), error, ADVICE) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def keep(path: Path, tensors: Mapping, about: str) -> None:

@@ -28,23 +28,13 @@ if TYPE_CHECKING:
 class EditorFunction(Protocol):
     """An editor in one function; its further arguments, which have defaults, are its numbers.
 
-    `layers` and `seed` are given to it if it asks for them.
+    `layers` and `seed` are given to it if it asks for them. What a module may say is listed by
+    `editing.Editor`.
     """
 
     def __call__(
         self, model: "Model", requests: "Sequence[EditRequest]", **numbers: Any
     ) -> "Edit": ...
-
-
-class EditorModule(Protocol):
-    """An editor with numbers of its own and something to prepare once a model.
-
-    `editing.Editor` lists what it may say beside these, and what stands where it does not.
-    """
-
-    HParams: type
-
-    def edit(self, model, requests, hparams, resources, seed=0) -> "Edit": ...
 
 
 class TaskBuilder(Protocol):
