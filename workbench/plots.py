@@ -105,7 +105,7 @@ def retention_table(run: Run) -> pd.DataFrame:
     by = ["group", "step"]
     probes = _to_the_end(_since_edit(run), ["edited_model"])
     every = probes.groupby(by).retained.agg(n="size", retained="mean")
-    took = probes[_took(probes)].groupby(by).retained
+    took = probes[runs.as_bool(probes.took)].groupby(by).retained
     return every.join(took.agg(n_took="size", retained_of_took="mean")).reset_index()
 
 
@@ -284,7 +284,7 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     parts = []
     for run in arms:
         metric = run.training[["edited_model", "step", "metric"]]
-        probes = _watched(run).merge(metric, on=["edited_model", "step"])
+        probes = runs.watched(_since_edit(run)).merge(metric, on=["edited_model", "step"])
         probes["value"] = value_name(run.spec[by])
         probes["run"] = run.folder.name
         parts.append(probes)
@@ -335,7 +335,7 @@ def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
     known = [request.fact for request in facts.read(Spec(**run.spec).source)]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
-    table = _watched(run)
+    table = runs.watched(_since_edit(run))
     is_edited = table.group == "edited"
     shown = table.fact_id.map(wordings)
     table = table.assign(wordings=shown.mask(is_edited, run.spec["paraphrases"]))
@@ -409,17 +409,6 @@ def _check_any(arms: Arms) -> None:
 
 def _since_edit(run: Run) -> pd.DataFrame:
     return run.probes[run.probes.step >= 0]
-
-
-def _watched(run: Run) -> pd.DataFrame:
-    """The probes since the edit of the edits that took, and of the intrinsic facts."""
-    probes = _since_edit(run)
-    took = (probes.group == "edited") & _took(probes)
-    return probes[took | (probes.group == "intrinsic")]
-
-
-def _took(probes: pd.DataFrame) -> pd.Series:
-    return probes.took.fillna(False).astype(bool)
 
 
 def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
