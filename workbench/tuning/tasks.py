@@ -159,7 +159,7 @@ def text_task(model: Model, data: Data) -> Task:
     return _task("text", _parts(data, "text", rows), relevance.dropped)
 
 
-def instruction_task(model: Model, data: Data) -> Task:
+def instructions_task(model: Model, data: Data) -> Task:
     """Instruction and response as the tokenizer's chat template has them, else on two lines, closed
     by EOS.
 
