@@ -267,6 +267,8 @@ def load(
         raise BadInput(f"device {device!r} and device_map exclude each other; leave one out")
     place = device_named(device)
     check_choice("dtype", dtype, DTYPES)
+    if dtype == "auto" and place.type != "cuda":
+        dtype = "float32"  # on CUDA the checkpoint's
     name = str(name)
     _check_memory(outline(name, revision), place, dtype, bool(device_map))  # nothing is read yet
     folder, commit = checkpoints.fetched(name, revision)
@@ -275,7 +277,7 @@ def load(
     if not placement and place.type == "cuda":
         placement = {"": place}  # straight onto the GPU, not by way of the main memory
     with _refusals(name):
-        network = _network(folder, config, _resolved(dtype, place), placement)
+        network = _network(folder, config, dtype, placement)
         tokenizer = _tokenizer(folder)
     places = set(getattr(network, "hf_device_map", {}).values())
     if places & {"cpu", "disk"} and places != {"cpu"}:
@@ -473,7 +475,7 @@ def free_bytes(*devices: torch.device) -> int:
 
 def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus: bool) -> None:
     """BadInput if the weights of an outline will not fit in the free memory: an estimate."""
-    needed = weights_bytes(model, _resolved(dtype, device))
+    needed = weights_bytes(model, dtype)
     numbers = range(torch.cuda.device_count() if over_all_gpus else 0)
     free = free_bytes(device, *(torch.device("cuda", number) for number in numbers))
     if needed > free:
@@ -481,11 +483,6 @@ def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus:
         sizes = f"about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device.type}"
         advice = f"use {smaller}a smaller model, or device_map='balanced' over several GPUs"
         raise BadInput(f"model {model.name!r}: its weights take {sizes}; {advice}")
-
-
-def _resolved(dtype: str, device: torch.device) -> str:
-    """The dtype that "auto" stands for: the checkpoint's (still "auto") on CUDA, else float32."""
-    return "float32" if dtype == "auto" and device.type != "cuda" else dtype
 
 
 def _check_family(family: str, has_code: bool = False) -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy
@@ -269,7 +268,10 @@ def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
         axes.set(ylim=SHARE, xlabel=label, ylabel="share kept")
         if against == "metric":
             axes.set_xinverted(metric == "loss")  # learning goes to the right
-            _mark_level(axes, runs.compare(arms, by).level.iloc[0])
+            level = runs.compare(arms, by).level.iloc[0]  # where all arms can be compared
+            axes.axvline(level, color="0.5", lw=1)
+            above = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
+            axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **above)
     ends = data[data.step == data.groupby("run").step.transform("max")]
     words = _in_words(ends.groupby(["group", "value"]).retained.mean(), KEPT_GROUPS, order)
     data = data.drop(columns="run")
@@ -295,13 +297,6 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     by_fact = table.groupby(row, as_index=False, sort=False)
     data = by_fact[["metric", "retained"]].mean()
     return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
-
-
-def _mark_level(axes: Axes, level: float) -> None:
-    """The loosest of the arms' best metrics, where all of them can be compared."""
-    axes.axvline(level, color="0.5", lw=1)
-    place: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
-    axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **place)
 
 
 def elasticity(arms: Arms) -> Drawing:
