@@ -64,14 +64,7 @@ INTERVAL = 0.3  # seconds between two looks at a run
 # keys that reach the focused control. A notebook in command mode takes them for itself: an arrow
 # leaves the panel, X cuts its cell. Widgets cannot carry the attribute that forbids it, so it is
 # set as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
-KEYBOARD = """<style>
-.workbench-panel.jupyter-widgets :focus-visible {
-    outline: 2px solid var(--jp-ui-font-color0, #000) !important; outline-offset: -2px !important
-}
-</style><img src="data:," alt="" onerror='window.addEventListener("keydown",
-    ({target, ctrlKey, altKey, metaKey}) => target.matches?.(".workbench-panel *") &&
-        target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey)),
-    true)'>"""
+KEYBOARD = Path(__file__).with_name("panel.html")
 
 
 class Panel(VBox):
@@ -142,7 +135,7 @@ class Panel(VBox):
         self.result = VBox()
         rows = [_row([self.choices[name] for name in names]) for names in ROWS]
         buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
-        keyboard = HTML(KEYBOARD, layout={"display": "none"})
+        keyboard = HTML(KEYBOARD.read_text(encoding="utf-8"), layout={"display": "none"})
         below = [self.strip, self.message, buttons, self.tail, self.result, keyboard]
         return [self.headline, *rows, *below]
 
