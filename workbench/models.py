@@ -63,7 +63,7 @@ def _row(trunk, blocks, down_projection, final_norm, *embeddings, transposed=Fal
     )
 
 
-_LLAMA = _row("model", "layers", "mlp.down_proj", "norm", "embed_tokens")
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "stablelm", "granite")
 
 # config.model_type -> row. To add a family, name its modules here, all counted from the trunk but
 # for the down-projection. tests/test_models.py checks the row on a tiny model, and `load` on the
@@ -74,15 +74,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _row("transformer", "h", "mlp.c_proj", "ln_f", "wte", "wpe", transposed=True),
     "gptj": _row("transformer", "h", "mlp.fc_out", "ln_f", "wte"),
     "gpt_neox": _row("gpt_neox", "layers", "mlp.dense_4h_to_h", "final_layer_norm", "embed_in"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "phi3": _LLAMA,
-    "smollm3": _LLAMA,
-    "stablelm": _LLAMA,
-    "granite": _LLAMA,
+    **dict.fromkeys(LLAMAS, _row("model", "layers", "mlp.down_proj", "norm", "embed_tokens")),
     "phi": _row("model", "layers", "mlp.fc2", "final_layernorm", "embed_tokens"),
     "opt": _row(
         "model.decoder", "layers", "fc2", "final_layer_norm", "embed_tokens", "embed_positions"
