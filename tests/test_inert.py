@@ -49,6 +49,10 @@ def test_numbers_and_ordinary_text_stay_as_they_are(tmp_path):
     )
     inert.write_csv(table, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes().decode() == table.to_csv(index=False)
+    inert.write_csv(table, tmp_path / "b.csv", float_format="%.1f")
+    assert (tmp_path / "b.csv").read_bytes().decode() == table.to_csv(
+        index=False, float_format="%.1f"
+    )
 
 
 def test_the_table_itself_is_not_changed(tmp_path):

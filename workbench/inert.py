@@ -14,7 +14,7 @@ NUMBERS = "iufcb"  # kinds of dtype
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
-def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
+def write_csv(table: "pd.DataFrame", path: str | Path, float_format: str | None = None) -> None:
     """Write a table without its index, an apostrophe before what a spreadsheet could compute.
 
     Only text and the names of columns are touched: a negative number stays a number.
@@ -24,9 +24,9 @@ def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
         if dtype.kind not in NUMBERS:
             column = table.iloc[:, number].astype(object)
             safe.isetitem(number, column.map(_as_text))
-    text = safe.to_csv(index=False, lineterminator="\n")
+    text = safe.to_csv(index=False, float_format=float_format, lineterminator="\n")
     if "\r" in text:  # bare it begins a row; Python 3.12 quotes it only where lines end with it
-        text = safe.to_csv(index=False, lineterminator="\r\n")
+        text = safe.to_csv(index=False, float_format=float_format, lineterminator="\r\n")
     with files.written(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
