@@ -300,7 +300,7 @@ def test_prompts_and_edited_models_of_one_fact_count_once(made):
         {"probes": pd.concat([run.probes, twice])},
     )
     again = runs.read(run.folder)
-    found = runs.series([again], ["intrinsic kept"])
+    found = runs.series([again], ["intrinsic kept"], pd.DataFrame([{"seed": 0}]))
     assert len(found) == 4
     assert set(found.retained) == {0.5, 0.0}
 

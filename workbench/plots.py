@@ -430,7 +430,7 @@ def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     fields = {column: [value_name(spec[name]) for spec in specs] for column, name in by.items()}
     fields["model"] = [value_name(spec.get("model")) for spec in specs]
     fields["seed"] = [spec.get("seed", 0) for spec in specs]
-    data = runs.series(arms, names).join(pd.DataFrame(fields), on="number")
+    data = runs.series(arms, names, pd.DataFrame(fields))
     by_fact = data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False)
     return by_fact.retained.mean()
 

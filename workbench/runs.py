@@ -196,9 +196,9 @@ def _sum(about: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """Some SERIES of runs: a row a fact, with `number` (of the run in `runs`), `series`,
-    `fact_id`, `retained` (a share).
+def series(runs: Sequence[Run], names: Sequence[str], fields: pd.DataFrame) -> pd.DataFrame:
+    """Some SERIES of runs: a row a fact, with `series`, `fact_id`, `retained` (a share), and its
+    run's row of `fields`.
 
     "false" or "harmless" before the name of a series of edits takes those edits alone.
     """
@@ -210,7 +210,8 @@ def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
             for fact, share in run.shares[rest if kind in KINDS else name].items():
                 if kind not in KINDS or KINDS[kind] == (fact in harmless):
                     rows.append((number, name, fact, share))
-    return pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
+    table = pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
+    return table.join(fields, on="number").drop(columns="number")
 
 
 def finished(folder: Path) -> bool:
