@@ -545,7 +545,7 @@ def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
 
 # --- the subject in its prompt --------------------------------------------------------------------
 
-_HYPHENS = ("-", "\u2010", "\u2011", "\u2013")  # an en dash too
+_HYPHEN = r"[-\u2010\u2011\u2013]"  # an en dash too
 
 
 def template(text: str, subject: str) -> str:
@@ -563,9 +563,7 @@ def template(text: str, subject: str) -> str:
         raise BadInput(f"{named} and its mention in {prompt} {what}")
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
-    starts = [place for place in range(len(text)) if text.startswith(subject, place)]
-    spans = [(start, start + len(subject)) for start in starts]
-    standing = [span for span in spans if words.stands(text, *span)]
+    standing = words.places(text, subject)
     if not standing:
         what = "only within a longer word; write it there as a word"
         raise BadInput(f"{named} stands in {prompt} {what}")
@@ -576,11 +574,8 @@ def template(text: str, subject: str) -> str:
 
 def _is_apart(text: str, start: int, end: int) -> bool:
     """Whether no word touches the mention, not even with a hyphen between."""
-    before, after = text[:start], text[end:]
-    if before.endswith(_HYPHENS):
-        before = before[:-1]
-    if after.startswith(_HYPHENS):
-        after = after[1:]
+    before = re.sub(rf"{_HYPHEN}\Z", "", text[:start])
+    after = re.sub(rf"\A{_HYPHEN}", "", text[end:])
     return not words.of_word(before[-1:]) and not words.of_word(after[:1])
 
 
