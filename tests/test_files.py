@@ -33,8 +33,7 @@ def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
     with pytest.raises(KeyError):
         killed()
     assert not list(tmp_path.iterdir())
-    (tmp_path / "new").mkdir()
-    with files.written(tmp_path / "new" / "kept") as partial:
+    with files.written(tmp_path / "new" / "kept") as partial:  # in a folder that is made
         partial.write_text("whole")
     assert (tmp_path / "new" / "kept").read_text() == "whole"
     with pytest.raises(BadInput), files.written(tmp_path / "new" / "kept" / "below") as partial:

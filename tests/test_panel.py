@@ -291,8 +291,8 @@ def test_the_strip_shows_edited_and_moving_blocks_by_letter_colour_and_words(fie
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model": "gpt2-xl", "editor": "memit"}, "[13, 14, 15, 16, 17]"),
-        ({"model": "a/b"}, "proposed from the depth"),
+        ({"model": "gpt2-xl", "editor": "memit", "layers": [13, 14]}, "[13, 14]"),
+        ({"model": "a/b"}, "the preset&#x27;s"),
     ],
 )
 def test_of_a_model_that_is_not_here_the_strip_says_what_is_known(fields, said):

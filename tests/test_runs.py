@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_no_partial_file_in_a_folder_that_was_there(tmp_path,
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, one_line):
     (tmp_path / "file").write_text("no folder")
     assert str(tmp_path / "file") in refusal(one_line, make, tmp_path / "file")
-    assert "nowhere" in refusal(one_line, runs.write, tmp_path / "nowhere", ABOUT, TABLES)
+    assert "below" in refusal(one_line, runs.write, tmp_path / "file" / "below", ABOUT, TABLES)
 
 
 def test_a_file_in_the_place_of_the_run_is_one_line(tmp_path, one_line):

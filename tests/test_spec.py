@@ -82,15 +82,18 @@ def test_a_number_in_another_unit_than_the_proposed_ones_is_refused(tiny, given,
     assert getattr(hparams, unit) == "absolute"
 
 
-def test_a_changed_preset_is_another_experiment(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("table", "words"), [("editing/presets.yaml", "steps: 50"), ("layouts.yaml", "target: alt")]
+)
+def test_a_changed_table_is_another_experiment(tmp_path, monkeypatch, table, words):
     package = tmp_path / "workbench"
     shutil.copytree(
         Path(study.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
     monkeypatch.setattr(workbench.spec, "__file__", str(package / "spec.py"))
     before = workbench.spec.code_fingerprint.__wrapped__()
-    presets = package / "editing" / "presets.yaml"
-    presets.write_text(presets.read_text().replace("steps: 50", "steps: 49"))
+    path = package / table
+    path.write_text(path.read_text().replace(words, "other: 1"))
     assert workbench.spec.code_fingerprint.__wrapped__() != before
 
 

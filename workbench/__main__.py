@@ -129,17 +129,12 @@ def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
-    try:
-        model = wb.models.outline(experiment.model, experiment.revision, here=True)
-    except BadInput as error:
-        reason = error
-        model = experiment.model
+    model = experiment.outline() or experiment.model
     try:
         with warnings.catch_warnings(record=True) as notes:
             hparams = experiment.editor_hparams(model)
     except BadInput as error:
-        why = reason if isinstance(model, str) else error
-        return f"{title}: not known before its configuration is here ({why})"
+        return f"{title}: not known before its configuration is here ({error})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
 
@@ -217,9 +212,7 @@ def _tune_editor(options) -> None:
 
 
 def _facts(options) -> None:
-    folder = Path(options.out).absolute().parent
-    if not folder.is_dir():
-        raise BadInput(f"{options.out}: there is no folder {folder}; make it first")
+    wb.files.check_writable(Path(options.out).parent)
     if not 0 <= options.margin < 1:
         raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
     requests, problems = wb.facts.inspect(options.file)

@@ -14,7 +14,7 @@ import filelock
 import pandas as pd
 
 from workbench import files
-from workbench.facts import BadInput
+from workbench.records import BadInput, cause
 
 ADVICE = "free some space, or name another folder in WORKBENCH_CACHE"
 
@@ -56,13 +56,11 @@ def locked(what: str) -> Iterator[None]:
     """
     lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
     try:
-        lock.acquire()
+        held = lock.acquire()
     except OSError as error:
         raise files.unwritable(cache_folder(), error, ADVICE) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def keep(path: Path, tensors: Mapping, about: str) -> None:
@@ -95,8 +93,7 @@ def kept(path: Path, about: str) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged files fail in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        warnings.warn(f"{path}: not used ({reason}); it is made anew", stacklevel=2)
+        warnings.warn(f"{path}: not used ({cause(error)}); it is made anew", stacklevel=2)
         return None
     return tensors
 

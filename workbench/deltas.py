@@ -22,8 +22,8 @@ from torch import nn
 
 from workbench import files, runs
 from workbench.edits import Edit
-from workbench.facts import BadInput
 from workbench.models import Model
+from workbench.records import BadInput, cause
 
 HOOKS = ("_hooks", "_hooks_with_kwargs")  # how the names of a module's tables of hooks end
 
@@ -242,10 +242,6 @@ def save(edit: Edit, path: str | Path) -> Path:
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in edit.tensors().items()
     }
     about = {"kind": type(edit).__name__} | edit.settings()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(path, error) from None
     with files.written(path) as partial:
         header = {"workbench": json.dumps(about, default=dict)}
         safetensors.torch.save_file(tensors, partial, metadata=header)
@@ -262,8 +258,8 @@ def load(path: str | Path) -> Edit:
         kind = about.pop("kind", WeightDelta.__name__)
         return Edit.kinds[kind].restored(tensors, about)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"{path}: not an edit of the workbench ({reason}); make it again") from None
+        what = f"{path}: not an edit of the workbench ({cause(error)})"
+        raise BadInput(f"{what}; make it again") from None
 
 
 def export(model: Model, delta: Edit, folder: str | Path) -> Path:

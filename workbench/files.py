@@ -13,7 +13,7 @@ from pathlib import Path
 
 import safetensors
 
-from workbench.facts import BadInput
+from workbench.records import BadInput, cause
 
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -23,7 +23,7 @@ ADVICE = "free some space, or choose another folder"
 @contextlib.contextmanager
 def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place when the block ends well and is removed
-    when it does not.
+    when it does not. Its folder is made if it is missing.
 
     The name cannot be foreseen and is opened exclusively: nothing that somebody else laid there, a
     link for example, is written through. The file gets the permissions that the umask gives to any
@@ -36,6 +36,7 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         mode = _created(partial, 0o600 if private else 0o666)
         yield partial
         os.chmod(partial, mode)  # safetensors leaves 0600
@@ -49,7 +50,7 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
 
 def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadInput:
     """The one line on a path that could not be written."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    reason = getattr(error, "strerror", None) or cause(error)
     return BadInput(f"{path}: cannot be written ({reason}); {advice}")
 
 
@@ -67,14 +68,20 @@ def check_new(folder: str | Path) -> Path:
         raise BadInput(f"{folder}: is a link; name the folder itself")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
-    above = next(path for path in folder.absolute().parents if path.exists())
-    probe = above / f".{secrets.token_hex(8)}.partial"
+    check_writable(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """BadInput if nothing can be made in a folder, or in the nearest one above it that is there."""
+    folders = [folder.absolute(), *folder.absolute().parents]
+    there = next(path for path in folders if path.exists())
+    probe = there / f".{secrets.token_hex(8)}.partial"
     try:
         probe.mkdir()  # rights alone do not tell of quotas and of disks of the network
         probe.rmdir()
     except OSError as error:
         raise unwritable(folder, error, "choose another folder") from None
-    return folder
 
 
 def sums(folder: Path) -> dict[str, dict]:

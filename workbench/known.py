@@ -314,17 +314,11 @@ def known_table(model: Model, requests: Requests, margin: float = 0.1) -> pd.Dat
     size = max(PART, len(requests) // 20)  # larger parts need less padding
     parts = [_answers(model, part) for part in _parts(requests, "asking facts", size)]
     answers = pd.concat(parts, ignore_index=True) if parts else measure_prompts(model, [], [])
-    return pd.DataFrame(
-        {
-            "fact_id": [request.fact.id for request in requests],
-            "prompt": [request.fact.question for request in requests],
-            "object": [request.fact.object for request in requests],
-            "says": answers.top_token,
-            "known": answers.top_is_expected & (answers.margin >= margin),
-            "p": answers.p,
-            "p_second": answers.p_second,
-        }
-    )
+    asked = [(request.fact.id, request.fact.question, request.fact.object) for request in requests]
+    table = pd.DataFrame(asked, columns=["fact_id", "prompt", "object"])
+    table["says"] = answers.top_token
+    table["known"] = answers.top_is_expected & (answers.margin >= margin)
+    return table.join(answers[["p", "p_second"]])
 
 
 def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests]:

@@ -19,7 +19,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from workbench import checkpoints
 from workbench.activations import calls, recorded, replaced
-from workbench.facts import BadInput
+from workbench.records import BadInput, cause, check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The sizes in a configuration, by every name that a family has for them.
@@ -63,32 +63,23 @@ def _row(trunk, blocks, down_projection, final_norm, *embeddings, transposed=Fal
     )
 
 
-_LLAMA = _row("model", "layers", "mlp.down_proj", "norm", "embed_tokens")
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "stablelm", "granite")
 
 # config.model_type -> row. To add a family, name its modules here, all counted from the trunk but
 # for the down-projection. tests/test_models.py checks the row on a tiny model, and `load` on the
-# model itself: blocks must add the down-projection's output to the residual stream as it is.
+# model itself: blocks must add the down-projection's output to the residual stream as it is, which
+# those of Gemma 2 and 3, GLM 4 and OLMo 2 and 3 do not, for a norm behind each MLP.
 ARCHITECTURES: dict[str, Architecture] = {
     #               trunk          blocks    down-projection        final norm    embeddings
     "gpt2": _row("transformer", "h", "mlp.c_proj", "ln_f", "wte", "wpe", transposed=True),
     "gptj": _row("transformer", "h", "mlp.fc_out", "ln_f", "wte"),
     "gpt_neox": _row("gpt_neox", "layers", "mlp.dense_4h_to_h", "final_layer_norm", "embed_in"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "phi3": _LLAMA,
-    "smollm3": _LLAMA,
-    "stablelm": _LLAMA,
-    "granite": _LLAMA,
+    **dict.fromkeys(LLAMAS, _row("model", "layers", "mlp.down_proj", "norm", "embed_tokens")),
     "phi": _row("model", "layers", "mlp.fc2", "final_layernorm", "embed_tokens"),
     "opt": _row(
         "model.decoder", "layers", "fc2", "final_layer_norm", "embed_tokens", "embed_positions"
     ),
 }
-# Families of which no row would be right.
-NORM_BEHIND = ("gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,8 +258,9 @@ def load(
     if device_map and device != "auto":
         raise BadInput(f"device {device!r} and device_map exclude each other; leave one out")
     place = device_named(device)
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    check_choice("dtype", dtype, DTYPES)
+    if dtype == "auto" and place.type != "cuda":
+        dtype = "float32"  # on CUDA the checkpoint's
     name = str(name)
     _check_memory(outline(name, revision), place, dtype, bool(device_map))  # nothing is read yet
     folder, commit = checkpoints.fetched(name, revision)
@@ -277,7 +269,7 @@ def load(
     if not placement and place.type == "cuda":
         placement = {"": place}  # straight onto the GPU, not by way of the main memory
     with _refusals(name):
-        network = _network(folder, config, _resolved(dtype, place), placement)
+        network = _network(folder, config, dtype, placement)
         tokenizer = _tokenizer(folder)
     places = set(getattr(network, "hf_device_map", {}).values())
     if places & {"cpu", "disk"} and places != {"cpu"}:
@@ -475,7 +467,7 @@ def free_bytes(*devices: torch.device) -> int:
 
 def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus: bool) -> None:
     """BadInput if the weights of an outline will not fit in the free memory: an estimate."""
-    needed = weights_bytes(model, _resolved(dtype, device))
+    needed = weights_bytes(model, dtype)
     numbers = range(torch.cuda.device_count() if over_all_gpus else 0)
     free = free_bytes(device, *(torch.device("cuda", number) for number in numbers))
     if needed > free:
@@ -485,20 +477,12 @@ def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus:
         raise BadInput(f"model {model.name!r}: its weights take {sizes}; {advice}")
 
 
-def _resolved(dtype: str, device: torch.device) -> str:
-    """The dtype that "auto" stands for: the checkpoint's (still "auto") on CUDA, else float32."""
-    return "float32" if dtype == "auto" and device.type != "cuda" else dtype
-
-
 def _check_family(family: str, has_code: bool = False) -> None:
     if family in ARCHITECTURES:
         return
     families = ", ".join(ARCHITECTURES)
-    if family in NORM_BEHIND:
-        why = f"{family!r} puts a norm behind each MLP, so that no edit of its weights is exact"
-        raise BadInput(f"architecture {why}; choose a model of {families}")
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    advice = "add a row to ARCHITECTURES in workbench/models.py"
+    advice = "if no norm stands behind its MLPs add its row, in workbench/models.py"
     raise BadInput(f"architecture {family!r} is not in the table ({families}){code}; {advice}")
 
 
@@ -535,9 +519,6 @@ def _refusals(name: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        advice = (
-            "if memory ran out use dtype='bfloat16', if files are broken save it again with "
-            "save_pretrained, tokenizer included"
-        )
-        raise BadInput(f"model {name!r} cannot be loaded ({reason}); {advice}") from None
+        advice = "if memory ran out use dtype='bfloat16', if files are broken save it again with"
+        what = f"model {name!r} cannot be loaded ({cause(error)}); {advice}"
+        raise BadInput(f"{what} save_pretrained, tokenizer included") from None

@@ -23,9 +23,9 @@ from workbench import cache, prose, sources
 from workbench.activations import recorded, stop_after
 from workbench.checkpoints import is_world
 from workbench.closed_form import factorised
-from workbench.facts import BadInput
 from workbench.models import Model, free_bytes
 from workbench.positions import front, packed, row_length
+from workbench.records import BadInput, cause
 from workbench.world import text
 
 TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
@@ -114,8 +114,7 @@ def _column(corpus: str, records: Iterable[dict]) -> Iterable[str]:
             if isinstance(record["text"], str) and record["text"].strip():
                 yield record["text"]
     except Exception as error:  # of whatever the stream comes through
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise BadInput(f"corpus {corpus!r}: broke off ({reason}); try again") from None
+        raise BadInput(f"corpus {corpus!r}: broke off ({cause(error)}); try again") from None
 
 
 def second_moments(

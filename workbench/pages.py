@@ -26,19 +26,7 @@ PICTURES = ("image/png", "image/jpeg")
 # Of the forms that an output has, the first that is there is shown.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "text/latex", *PICTURES, "text/plain"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
-TEMPLATE = f"""
-{{%- extends 'lab/index.html.j2' -%}}
-{{% block html_head %}}{META}{{{{ super() }}}}{{% endblock %}}
-{{% block html_head_js %}}{{% endblock %}}
-{{% block html_head_js_mathjax %}}{{% endblock %}}
-{{% block html_head_js_mermaidjs %}}{{% endblock %}}
-{{% block data_png %}}
-<div class="jp-RenderedImage jp-OutputArea-output">
-<img alt="{{{{ output.data.get('text/plain', '') | escape_html }}}}"
-src="data:image/png;base64,{{{{ output.data['image/png'] | escape_html }}}}"/></div>
-{{% endblock %}}
-{{% block data_latex %}}{{{{ output.data['text/latex'] | markdown2html }}}}{{% endblock %}}
-"""
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def notebook_page(path: Path) -> str:
@@ -49,8 +37,9 @@ def notebook_page(path: Path) -> str:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
     config = Config(NbConvertBase=Config(display_data_priority=SHOWN))
-    exporter = _Exporter(config=config, raw_template=TEMPLATE, embed_images=True)
-    about = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+    template = TEMPLATE.read_text(encoding="utf-8")
+    exporter = _Exporter(config=config, raw_template=template, embed_images=True)
+    about = {"metadata": {"name": path.stem, "path": str(path.parent)}, "meta": META}
     body, _ = exporter.from_notebook_node(notebook, about)
     return body
 

@@ -64,14 +64,7 @@ INTERVAL = 0.3  # seconds between two looks at a run
 # keys that reach the focused control. A notebook in command mode takes them for itself: an arrow
 # leaves the panel, X cuts its cell. Widgets cannot carry the attribute that forbids it, so it is
 # set as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
-KEYBOARD = """<style>
-.workbench-panel.jupyter-widgets :focus-visible {
-    outline: 2px solid var(--jp-ui-font-color0, #000) !important; outline-offset: -2px !important
-}
-</style><img src="data:," alt="" onerror='window.addEventListener("keydown",
-    ({target, ctrlKey, altKey, metaKey}) => target.matches?.(".workbench-panel *") &&
-        target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey)),
-    true)'>"""
+KEYBOARD = Path(__file__).with_name("panel.html")
 
 
 class Panel(VBox):
@@ -117,9 +110,7 @@ class Panel(VBox):
             widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
         labels = {fact: label for label, fact in self._ids.items()}
         shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
-        in_order = list(spec.layers) == sorted(spec.layers)
-        layers = spans(spec.layers) if in_order else ", ".join(map(str, spec.layers))
-        shown["layers"] = layers if spec.layers else ""
+        shown["layers"] = spans(sorted(spec.layers)) if spec.layers else ""
         for name, (label, empty, width) in TEXTS.items():
             looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
             about = {"description": label, "placeholder": empty}
@@ -144,7 +135,7 @@ class Panel(VBox):
         self.result = VBox()
         rows = [_row([self.choices[name] for name in names]) for names in ROWS]
         buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
-        keyboard = HTML(KEYBOARD, layout={"display": "none"})
+        keyboard = HTML(KEYBOARD.read_text(encoding="utf-8"), layout={"display": "none"})
         below = [self.strip, self.message, buttons, self.tail, self.result, keyboard]
         return [self.headline, *rows, *below]
 
@@ -310,7 +301,9 @@ def _strip(spec: Spec) -> str:
     """
     known = spec.blocks()
     if known is None:
-        return f"<p>{escape(_unread_blocks(spec))}</p>"
+        edited = list(spec.layers) or "the preset's"
+        words = f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is not loaded yet."
+        return f"<p>{escape(words)}</p>"
     edited, moving, n_blocks = known
     boxes = ""
     for block in range(n_blocks):
@@ -326,15 +319,6 @@ def _strip(spec: Spec) -> str:
     words += f"Still: {spans(still)}."
     boxes = f'<div role="img" aria-label="{words}" style="line-height:1.2">{boxes}</div>'
     return f"{boxes}<p>Blocks: {words}</p>"
-
-
-def _unread_blocks(spec: Spec) -> str:
-    """Of a model whose depth is not known before it is loaded."""
-    layers = spec.layers
-    with suppress(BadInput):
-        layers = layers or editing.preset(spec.editor, spec.model, variant=spec.variant).layers
-    edited = str(list(layers)) if layers else "proposed from the depth when the model is loaded"
-    return f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is read when it is loaded."
 
 
 def spans(blocks: Sequence[int]) -> str:

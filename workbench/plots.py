@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy
@@ -20,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from workbench import facts, files, inert, runs
-from workbench.facts import BadInput
-from workbench.records import did_you_mean
+from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run
 from workbench.spec import Spec
 
@@ -70,12 +68,9 @@ class Drawing:
         path = Path(path)
         if path.suffix not in (".png", ".svg"):
             raise BadInput(f"{path}: a figure ends in .png or .svg")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(path, error) from None
-        with matplotlib.rc_context({"svg.hashsalt": "workbench"}):
-            self._write(path, dpi=150)
+        salted = matplotlib.rc_context({"svg.hashsalt": "workbench"})
+        with salted, files.written(path) as partial:
+            self._write(partial, format=path.suffix[1:], dpi=150)
         inert.write_csv(self.data, path.with_suffix(".csv"))
         return path
 
@@ -109,7 +104,7 @@ def retention_table(run: Run) -> pd.DataFrame:
     by = ["group", "step"]
     probes = _to_the_end(_since_edit(run), ["edited_model"])
     every = probes.groupby(by).retained.agg(n="size", retained="mean")
-    took = probes[_took(probes)].groupby(by).retained
+    took = probes[runs.as_bool(probes.took)].groupby(by).retained
     return every.join(took.agg(n_took="size", retained_of_took="mean")).reset_index()
 
 
@@ -120,7 +115,7 @@ def category_mass(run: Run, group: str = "edited") -> Drawing:
     """Where the next-token probability goes over fine-tuning, on the facts' prompts: Figure 4 of
     arXiv 2507.14198.
     """
-    _check_named("group", [group], GROUPS)
+    check_choice("group", group, GROUPS)
     probes = run.probes[run.probes.group == group]
     if probes.empty:
         return _nothing(f"this run has no {group} facts")
@@ -172,8 +167,9 @@ def lens_heatmap(
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
     is 100 or better.
     """
-    _check_named("group", [group], GROUPS)
-    _check_named("category", categories, CATEGORIES)
+    check_choice("group", group, GROUPS)
+    for category in categories:
+        check_choice("category", category, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
     if not len(members):
         return _nothing(f"this run has no {group} facts")
@@ -262,8 +258,7 @@ def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
         against: "step", or "metric": the task's validation metric, at which arms that learn at
             different speeds are compared.
     """
-    if against not in ("step", "metric"):
-        raise BadInput(f"against={against!r}: choose step or metric")
+    check_choice("against", against, ("step", "metric"))
     data = _kept(arms, by)
     metric = arms[0].about["tuning"]["metric"]
     order = _order(value_name(run.spec[by]) for run in arms)
@@ -273,7 +268,10 @@ def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
         axes.set(ylim=SHARE, xlabel=label, ylabel="share kept")
         if against == "metric":
             axes.set_xinverted(metric == "loss")  # learning goes to the right
-            _mark_level(axes, runs.compare(arms, by).level.iloc[0])
+            level = runs.compare(arms, by).level.iloc[0]  # where all arms can be compared
+            axes.axvline(level, color="0.5", lw=1)
+            above = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
+            axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **above)
     ends = data[data.step == data.groupby("run").step.transform("max")]
     words = _in_words(ends.groupby(["group", "value"]).retained.mean(), KEPT_GROUPS, order)
     data = data.drop(columns="run")
@@ -288,7 +286,7 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     parts = []
     for run in arms:
         metric = run.training[["edited_model", "step", "metric"]]
-        probes = _watched(run).merge(metric, on=["edited_model", "step"])
+        probes = runs.watched(_since_edit(run)).merge(metric, on=["edited_model", "step"])
         probes["value"] = value_name(run.spec[by])
         probes["run"] = run.folder.name
         parts.append(probes)
@@ -299,13 +297,6 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     by_fact = table.groupby(row, as_index=False, sort=False)
     data = by_fact[["metric", "retained"]].mean()
     return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
-
-
-def _mark_level(axes: Axes, level: float) -> None:
-    """The loosest of the arms' best metrics, where all of them can be compared."""
-    axes.axvline(level, color="0.5", lw=1)
-    place: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.get_xaxis_transform()}
-    axes.text(level, 0.01, "all arms reach", fontsize=7, rotation=90, **place)
 
 
 def elasticity(arms: Arms) -> Drawing:
@@ -339,7 +330,7 @@ def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
     known = [request.fact for request in facts.read(Spec(**run.spec).source)]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
-    table = _watched(run)
+    table = runs.watched(_since_edit(run))
     is_edited = table.group == "edited"
     shown = table.fact_id.map(wordings)
     table = table.assign(wordings=shown.mask(is_edited, run.spec["paraphrases"]))
@@ -411,29 +402,8 @@ def _check_any(arms: Arms) -> None:
         raise BadInput("no runs to draw; give at least one")
 
 
-def _check_named(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """BadInput if one is not known; one name alone may not stand for several."""
-    if isinstance(names, str) or not names:
-        raise BadInput(f"{what} {names!r}: give a tuple of some of {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, known) or ":"
-            raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(known)}")
-
-
 def _since_edit(run: Run) -> pd.DataFrame:
     return run.probes[run.probes.step >= 0]
-
-
-def _watched(run: Run) -> pd.DataFrame:
-    """The probes since the edit of the edits that took, and of the intrinsic facts."""
-    probes = _since_edit(run)
-    took = (probes.group == "edited") & _took(probes)
-    return probes[took | (probes.group == "intrinsic")]
-
-
-def _took(probes: pd.DataFrame) -> pd.Series:
-    return probes.took.fillna(False).astype(bool)
 
 
 def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
@@ -460,7 +430,7 @@ def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     fields = {column: [value_name(spec[name]) for spec in specs] for column, name in by.items()}
     fields["model"] = [value_name(spec.get("model")) for spec in specs]
     fields["seed"] = [spec.get("seed", 0) for spec in specs]
-    data = runs.series(arms, names).join(pd.DataFrame(fields), on="number")
+    data = runs.series(arms, names, pd.DataFrame(fields))
     by_fact = data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False)
     return by_fact.retained.mean()
 

@@ -20,6 +20,7 @@ from workbench.models import Model
 # between documents, in the pre-training of GPT-2 and of many others since
 SEPARATOR = "<|endoftext|>"
 ROW = 128  # tokens of a row of running text
+UNREAD = -100  # label of a token that no loss reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,10 @@ class Encoded:
 
     def rows(self, indices: Sequence[int]) -> "Encoded":
         """Some of the texts, cut to the longest of them."""
-        mask = self.attention_mask[indices]
-        length = int(mask.sum(1).max())
-        return Encoded(
-            input_ids=self.input_ids[indices][:, :length],
-            attention_mask=mask[:, :length],
-            offsets=tuple(self.offsets[index] for index in indices),
-        )
+        ids, mask = self.input_ids[indices], self.attention_mask[indices]
+        offsets = tuple(self.offsets[index] for index in indices)
+        chosen = Encoded(input_ids=ids, attention_mask=mask, offsets=offsets)
+        return chosen.cut(chosen.lengths)
 
     def cut(self, lengths: torch.Tensor) -> "Encoded":
         """The first lengths[i] tokens of each text."""

@@ -1,4 +1,7 @@
-"""Facts files, read strictly: a file becomes raw records, a record of any layout plain fields."""
+"""Facts files, read strictly: a file becomes raw records, a record of any layout plain fields.
+
+layouts.yaml is the table of the layouts; those that no table can say have a reader here.
+"""
 
 import csv
 import io
@@ -8,9 +11,12 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from workbench import sources, words
 from workbench.records import BadInput, listed, one_line, shown
@@ -92,7 +98,7 @@ def fields(record: object, number: int) -> dict:
         needed = "subject, prompt, object, target"
         raise BadInput(f"no known layout; it has {names!r:.100}, ours needs {needed}")
     known = _without_nulls(record)
-    plain = layout.read(known) if layout.read else _filled(known, layout)
+    plain = _READERS.get(layout.name, _filled)(known, layout)
     return plain | {"id": plain["id"] or str(number)}
 
 
@@ -254,21 +260,35 @@ def _hub_records(name: str) -> Iterator[tuple[str, object]]:
 
 
 class Layout(NamedTuple):
-    """The names that a layout gives its fields, several in one string with spaces between."""
+    """What a layout calls its fields, see layouts.yaml."""
 
-    read: Callable[[dict], dict] | None = None  # how its records are read, if not as `_filled`
-    prompt: str = ""  # in which the subject stands
+    name: str
+    prompt: str = ""
     target: str = ""
-    true: str = ""  # the true object; "" = no field names it
+    object: str = ""
     held_out: str = ""
-    near: str = ""  # the neighbours, and their answers
-    more: str = ""  # those that a reader of its own needs, and those that nothing here does
+    near: str = ""
+    more: str = ""
 
     @property
     def known(self) -> set[str]:
         """Every field that records of this layout may have."""
-        shared = ["case_id subject relation_id"] if self.read is None else []
+        shared = ["case_id subject relation_id"] if self.prompt else []
         return set(" ".join([*shared, *self[1:]]).split())
+
+
+@cache
+def _tables() -> dict[str, dict]:
+    """layouts.yaml, `layouts` as records."""
+    tables = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
+    layouts = {name: Layout(name, **fields) for name, fields in tables["layouts"].items()}
+    return tables | {"layouts": layouts}
+
+
+def _layout(record: dict) -> Layout | None:
+    tables = _tables()
+    names = (name for marker, name in tables["markers"].items() if marker in record)
+    return tables["layouts"].get(next(names, None))
 
 
 def _filled(record: dict, layout: Layout) -> dict:
@@ -282,7 +302,7 @@ def _filled(record: dict, layout: Layout) -> dict:
         "target": _name(record, layout.target),
         "held_out": [text for name in layout.held_out.split() for text in _texts(record, name)],
         "neighbourhood": _paired(record, *layout.near.split()) if layout.near else [],
-        **_true(layout.true, _answers(record, layout.true) if layout.true else []),
+        **_true(layout.object, _answers(record, layout.object) if layout.object else []),
     }
 
 
@@ -293,7 +313,7 @@ def _true(field: str, names: Sequence[str]) -> dict:
     return {"object": _one_line_name(names[0], field), "aliases": names[1:]}
 
 
-def _knowedit(record: dict) -> dict:
+def _knowedit(record: dict, layout: Layout) -> dict:
     """The flat form with kinds of neighbours, answers lists of lists; wiki_recent has no object."""
     kinds = record["locality"]
     if not isinstance(kinds, dict):
@@ -309,11 +329,10 @@ def _knowedit(record: dict) -> dict:
             raise BadInput(f"{what}; write one prompt an entry")
         if prompts and answers:
             near.append((prompts[0], answers[0]))
-    layout = _FLAT._replace(held_out="rephrase_prompt rephrase", near="")
     if "ground_truth" in record:
         record = record | {"ground_truth": _flattened(record["ground_truth"])}
     else:
-        layout = layout._replace(true="")
+        layout = layout._replace(object="")
     return _filled(record, layout) | {"neighbourhood": near}
 
 
@@ -323,7 +342,7 @@ def _flattened(value: object) -> list:
     return [name for member in lists for name in (member if isinstance(member, list) else [member])]
 
 
-def _counterfact(record: dict) -> dict:
+def _counterfact(record: dict, _: Layout) -> dict:
     """A record of CounterFact, or one rewrite of a case of MQuAKE.
 
     MQuAKE asks for the fact in a question too, and its hops know other names of their answers.
@@ -345,7 +364,7 @@ def _counterfact(record: dict) -> dict:
     }
 
 
-def _ripple(record: dict) -> dict:
+def _ripple(record: dict, _: Layout) -> dict:
     """RippleEdits names things by Wikidata's ids; their texts are taken from its statements."""
     relation = _required(record, "edit.relation")
     statement = _required(record, "edit.prompt").removesuffix(".")
@@ -369,22 +388,7 @@ def _ripple(record: dict) -> dict:
     }
 
 
-_STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second in its README
-_PHRASES = {  # how RippleEdits says a relation before and after the subject, where by no rule
-    "SEX_OR_GENDER": ("gender of", ""),
-    "NATIVE_LANGUAGE": ("mother tongue of", ""),
-    "CAPITAL": ("capital city of", ""),
-    "POSITION_HELD": ("position held by", ""),
-    "CURRENCY": ("currency in", ""),
-    "COUNTRY": ("country which", " is associated with"),
-    "ETHNIC_GROUP": ("ethnic group which", " is associated with"),
-    "RELIGION": ("religion which", " is associated with"),
-    "CONTINENT": ("continent which", " is part of"),
-    "CAPITAL_OF": ("country which", " is the capital of"),
-    "LEAGUE": ("league which", " plays in"),
-    "MEMBER_OF_SPORTS_TEAM": ("sports team which", " is a member of"),
-    "AWARD_RECEIVED": ("award", " won"),
-}
+_STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")
 
 
 def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
@@ -394,7 +398,7 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
         before: the statement that was true before, which begins with the same question; or "".
     """
     by_rule = (f"{re.escape(relation.lower().replace('_', ' '))}s? of", "")
-    start, end = _PHRASES.get(relation, by_rule)
+    start, end = _tables()["phrases"].get(relation, by_rule)
     phrase = re.compile(rf"The (?:names? of the )?{start} (.+){end} (?:is|are)")
     readings = []
     for verb in re.finditer(r" (?:is|are)(?= )", statement):
@@ -408,7 +412,7 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
     return readings[0]
 
 
-def _ours(record: dict) -> dict:
+def _ours(record: dict, _: Layout) -> dict:
     subject = _name(record, "subject")
     return {
         "id": _optional(record, "id"),
@@ -425,77 +429,8 @@ def _ours(record: dict) -> dict:
     }
 
 
-_COUNTERFACT = Layout(
-    read=_counterfact,
-    more="case_id pararel_idx requested_rewrite paraphrase_prompts neighborhood_prompts "
-    "attribute_prompts generation_prompts questions single_hops new_single_hops orig answer "
-    "answer_alias answer_extended new_answer new_answer_alias new_answer_extended",
-)
-_FLAT = Layout(
-    prompt="prompt",
-    target="target_new",
-    true="ground_truth",
-    held_out="rephrase_prompt",
-    near="locality_prompt locality_ground_truth",
-    more="portability_prompt portability_ground_truth",
-)
-_KNOWEDIT = Layout(
-    read=_knowedit,
-    more="case_id subject relation_id prompt ground_truth target_new cond rephrase_prompt "
-    "rephrase locality portability",
-)
-_ZSRE = Layout(
-    prompt="src",
-    target="alt",
-    true="answers",
-    held_out="rephrase",
-    near="loc loc_ans",
-    more="pred cond portability",
-)
-_WIKIBIGEDIT = Layout(  # what Wikidata came to say between two dates, not what it said before
-    prompt="update",
-    target="ans",
-    held_out="rephrase personas",
-    near="loc loc_ans",
-    more="subject_id relation object object_id tag mhop mhop_ans",
-)
-_TRACING = Layout(
-    prompt="prompt",
-    target="target_false",
-    true="target_true",
-    more="relation relation_prefix relation_suffix",
-)
-_RIPPLE = Layout(
-    read=_ripple,
-    more="case_id example_type edit Subject_Aliasing Logical_Generalization Compositionality_I "
-    f"Compositionality_II {' '.join(_STAYS)}",
-)
-_OURS = Layout(
-    read=_ours,
-    more="id subject relation category prompt object target aliases paraphrases held_out "
-    "neighbourhood",
-)
-_MARKERS = {  # a field that only this layout has; the first that a record has decides
-    "requested_rewrite": _COUNTERFACT,
-    "edit": _RIPPLE,
-    "locality": _KNOWEDIT,
-    "update": _WIKIBIGEDIT,
-    "ans": _WIKIBIGEDIT,
-    "target_false": _TRACING,
-    "target_true": _TRACING,
-    "target_new": _FLAT,
-    "alt": _ZSRE,
-    "object": _OURS,
-    "target": _OURS,
-    "ground_truth": _FLAT,
-    "answers": _ZSRE,
-    "src": _ZSRE,
-    "subject": _OURS,
-}
-
-
-def _layout(record: dict) -> Layout | None:
-    return next((layout for marker, layout in _MARKERS.items() if marker in record), None)
+# how records of a layout are read, if not as `_filled`
+_READERS = {"counterfact": _counterfact, "knowedit": _knowedit, "ripple": _ripple, "ours": _ours}
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -610,7 +545,7 @@ def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
 
 # --- the subject in its prompt --------------------------------------------------------------------
 
-_HYPHENS = ("-", "\u2010", "\u2011", "\u2013")  # an en dash too
+_HYPHEN = r"[-\u2010\u2011\u2013]"  # an en dash too
 
 
 def template(text: str, subject: str) -> str:
@@ -628,9 +563,7 @@ def template(text: str, subject: str) -> str:
         raise BadInput(f"{named} and its mention in {prompt} {what}")
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
-    starts = [place for place in range(len(text)) if text.startswith(subject, place)]
-    spans = [(start, start + len(subject)) for start in starts]
-    standing = [span for span in spans if words.stands(text, *span)]
+    standing = words.places(text, subject)
     if not standing:
         what = "only within a longer word; write it there as a word"
         raise BadInput(f"{named} stands in {prompt} {what}")
@@ -641,11 +574,8 @@ def template(text: str, subject: str) -> str:
 
 def _is_apart(text: str, start: int, end: int) -> bool:
     """Whether no word touches the mention, not even with a hyphen between."""
-    before, after = text[:start], text[end:]
-    if before.endswith(_HYPHENS):
-        before = before[:-1]
-    if after.startswith(_HYPHENS):
-        after = after[1:]
+    before = re.sub(rf"{_HYPHEN}\Z", "", text[:start])
+    after = re.sub(rf"\A{_HYPHEN}", "", text[end:])
     return not words.of_word(before[-1:]) and not words.of_word(after[:1])
 
 

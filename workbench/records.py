@@ -37,10 +37,23 @@ def one_line(text: str) -> str:
     return line[:BEGINNING] + gap + line[BEGINNING + len(gap) - LONGEST :]
 
 
+def cause(error: BaseException) -> str:
+    """What a library says went wrong, in a few words for the middle of a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A question for the end of a clause, if one of the names is much like this one; else ""."""
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.7)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(what: str, name: str, choices: Iterable[str]) -> None:
+    """BadInput if a name is none of the choices."""
+    choices = list(choices)
+    if name not in choices:
+        near = did_you_mean(name, choices) or ":"
+        raise BadInput(f"{what} {name!r}{near} choose one of {', '.join(choices)}")
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.records import BadInput, did_you_mean
+from workbench.records import BadInput, check_choice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,23 +28,13 @@ if TYPE_CHECKING:
 class EditorFunction(Protocol):
     """An editor in one function; its further arguments, which have defaults, are its numbers.
 
-    `layers` and `seed` are given to it if it asks for them.
+    `layers` and `seed` are given to it if it asks for them. What a module may say is listed by
+    `editing.Editor`.
     """
 
     def __call__(
         self, model: "Model", requests: "Sequence[EditRequest]", **numbers: Any
     ) -> "Edit": ...
-
-
-class EditorModule(Protocol):
-    """An editor with numbers of its own and something to prepare once a model.
-
-    `editing.Editor` lists what it may say beside these, and what stands where it does not.
-    """
-
-    HParams: type
-
-    def edit(self, model, requests, hparams, resources, seed=0) -> "Edit": ...
 
 
 class TaskBuilder(Protocol):
@@ -110,9 +100,7 @@ class Registry(Mapping):
 
     def check(self, name: str) -> None:
         """BadInput if nothing is called so."""
-        if name not in self:
-            near = did_you_mean(name, self) or ":"
-            raise BadInput(f"{self.kind} {name!r}{near} choose one of {', '.join(self)}")
+        check_choice(self.kind, name, self)
 
     def __getitem__(self, name: str) -> Any:
         return self._found(name)[1]

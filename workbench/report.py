@@ -61,10 +61,7 @@ def shares(collected: Sequence[Run]) -> pd.DataFrame:
     """
     specs = pd.DataFrame([_fields(run) for run in collected]).fillna("none")
     several = [name for name in specs if name in (*FIELDS, "seed") or specs[name].nunique() > 1]
-    table = runs.series(collected, list(SERIES)).join(
-        specs[several].astype("category"), on="number"
-    )
-    return table.drop(columns="number")
+    return runs.series(collected, list(SERIES), specs[several].astype("category"))
 
 
 def _fields(run: Run) -> dict:

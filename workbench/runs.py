@@ -105,8 +105,8 @@ class Run:
         probes = pd.read_parquet(self.file("probes.parquet"), columns=columns)
         newest = probes.groupby("edited_model").step.transform("max")
         checkpoints = {"first": probes.step == 0, "last": probes.step == newest}
-        took = _as_bool(probes.took)
-        retained = _as_bool(probes.retained).astype(float)
+        took = as_bool(probes.took)
+        retained = as_bool(probes.retained).astype(float)
         shares = {}
         for name, (group, checkpoint, only_took) in SERIES.items():
             rows = checkpoints[checkpoint] & (probes.group == group)
@@ -121,11 +121,8 @@ class Run:
 
     def plot(self, group: str = "edited"):
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
-        return _plots().category_mass(self, group)
-
-    def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
-        """The likeliest tokens at each look, see `plots.top_tokens`."""
-        return _plots().top_tokens(self, fact_id, k)
+        plots = importlib.import_module("workbench.plots")  # reading a run takes no plotting
+        return plots.category_mass(self, group)
 
     @property
     def members(self) -> list["Run"]:
@@ -139,13 +136,15 @@ class Run:
         return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
 
 
-def _plots():
-    return importlib.import_module("workbench.plots")  # reading a run takes no plotting
-
-
-def _as_bool(column: pd.Series) -> pd.Series:
+def as_bool(column: pd.Series) -> pd.Series:
     """A column of true, false and null as bool; null is false."""
     return column.fillna(False).astype(bool)
+
+
+def watched(probes: pd.DataFrame) -> pd.DataFrame:
+    """Those of the edits that took, and of the intrinsic facts."""
+    took = (probes.group == "edited") & as_bool(probes.took)
+    return probes[took | (probes.group == "intrinsic")]
 
 
 def read(folder: str | Path) -> Run:
@@ -197,9 +196,9 @@ def _sum(about: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """Some SERIES of runs: a row a fact, with `number` (of the run in `runs`), `series`,
-    `fact_id`, `retained` (a share).
+def series(runs: Sequence[Run], names: Sequence[str], fields: pd.DataFrame) -> pd.DataFrame:
+    """Some SERIES of runs: a row a fact, with `series`, `fact_id`, `retained` (a share), and its
+    run's row of `fields`.
 
     "false" or "harmless" before the name of a series of edits takes those edits alone.
     """
@@ -211,7 +210,8 @@ def series(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
             for fact, share in run.shares[rest if kind in KINDS else name].items():
                 if kind not in KINDS or KINDS[kind] == (fact in harmless):
                     rows.append((number, name, fact, share))
-    return pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
+    table = pd.DataFrame(rows, columns=["number", "series", "fact_id", "retained"])
+    return table.join(fields, on="number").drop(columns="number")
 
 
 def finished(folder: Path) -> bool:
@@ -343,11 +343,8 @@ def _merged_gap(run: Run) -> float:
 def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
     """Shares retained, each edited model at its own step."""
     probes = run.probes[run.probes.step == run.probes.edited_model.map(steps)]
-    edits_that_took = (probes.group == "edited") & _as_bool(probes.took)
-    return {
-        "edited": probes[edits_that_took].retained.mean(),
-        "intrinsic": probes[probes.group == "intrinsic"].retained.mean(),
-    }
+    kept = watched(probes).groupby("group").retained.mean()
+    return kept.reindex(["edited", "intrinsic"]).to_dict()
 
 
 def write(folder: Path, about: Mapping, tables: Mapping[str, pd.DataFrame]) -> Run:

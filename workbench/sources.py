@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.records import BadInput, shown
+from workbench.records import BadInput, cause, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -49,5 +49,4 @@ def records(
     try:
         return datasets.load_dataset(name, config or None, **fields, streaming=streaming)
     except Exception as error:  # each reader fails in its own way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise BadInput(f"{what} {source!r}: cannot be read ({reason})") from None
+        raise BadInput(f"{what} {source!r}: cannot be read ({cause(error)})") from None

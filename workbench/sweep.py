@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,8 +24,7 @@ import pydantic
 from tqdm.auto import tqdm
 
 from workbench import batch, files, runs, spec
-from workbench.facts import BadInput, Record
-from workbench.records import one_line
+from workbench.records import BadInput, Record, cause, one_line
 
 WAIT = 15  # seconds for a scheduler to answer
 LOOPBACK = "127.0.0.1"
@@ -133,7 +131,7 @@ def sweep(
     """
     out = runs.place(out, grid.notebook).resolve()
     every = planned(grid, out)
-    _make_folder(out)
+    files.check_writable(out)
     runs.clean(out)
     unfinished = [run for run in every if not run.finished]
     todo = [run for run in unfinished if retry_failed or not run.failure]
@@ -154,14 +152,6 @@ def sweep(
     return [run for run in every if not run.finished]
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise files.unwritable(out, error, "choose another --out") from None
-
-
 def _remote_client(scheduler: str) -> distributed.Client:
     """Its certificates are the ones that Dask's own configuration names (distributed.comm.tls)."""
     if not scheduler.startswith("tls://"):
@@ -169,8 +159,7 @@ def _remote_client(scheduler: str) -> distributed.Client:
     try:
         return distributed.Client(scheduler, timeout=WAIT)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # of TLS the last two
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"scheduler {scheduler!r}: no answer ({reason}); {START}") from None
+        raise BadInput(f"scheduler {scheduler!r}: no answer ({cause(error)}); {START}") from None
 
 
 @contextmanager

@@ -39,11 +39,16 @@ def stands(text: str, start: int, end: int) -> bool:
     return parts(text[:start][-1:], text[start]) and parts(text[end - 1], text[end : end + 1])
 
 
-def mentions(text: str, name: str) -> bool:
-    """Whether a text names a thing, in any case and as words: Ann is not in Annabel."""
-    text, name = text.lower(), name.lower()
+def places(text: str, name: str) -> list[tuple[int, int]]:
+    """Where a name stands in a text as words: Ann is not in Annabel."""
     starts = [place for place in range(len(text)) if text.startswith(name, place)]
-    return any(stands(text, start, start + len(name)) for start in starts)
+    spans = [(start, start + len(name)) for start in starts]
+    return [span for span in spans if stands(text, *span)]
+
+
+def mentions(text: str, name: str) -> bool:
+    """Whether a text names a thing, in any case and as words."""
+    return bool(places(text.lower(), name.lower()))
 
 
 def key(word: str) -> str:

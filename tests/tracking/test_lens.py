@@ -3,6 +3,7 @@ import torch
 from workbench import facts
 from workbench.positions import encode
 from workbench.tracking import lens
+from workbench.tracking.probes import Probe, questions
 
 
 def check_lens(model, prompt: str) -> None:
@@ -32,14 +33,10 @@ def test_every_layer_of_a_world_model(world):
     check_lens(world, facts.read("world")[3].fact.question)
 
 
-def test_a_batch_gives_what_single_prompts_give(tiny):
-    prompts = [request.fact.question for request in facts.read("world")[:200:40]]
-    together = lens.layer_logits(tiny, encode(tiny, prompts))
-    alone = torch.cat([lens.layer_logits(tiny, encode(tiny, [prompt])) for prompt in prompts])
-    assert torch.allclose(together, alone, atol=1e-4)
-
-
-def test_another_position_reads_the_distribution_there(tiny):
-    prompt = facts.read("world")[3].fact.question
-    whole = tiny.network(input_ids=encode(tiny, [prompt]).input_ids).logits[0].softmax(-1)
-    assert torch.allclose(lens.trajectory(tiny, prompt, position=2).probs[-1], whole[2], atol=1e-6)
+def test_a_look_at_many_prompts_reads_what_each_gives_alone(tiny):
+    requests = facts.read("world")[:200:40]
+    tokens = Probe(tiny, questions([], requests)).look(-1).tokens
+    for request in requests:
+        alone = lens.trajectory(tiny, request.fact.question).probs.topk(10).values.flatten()
+        together = tokens[tokens.fact_id == request.fact.id].probability
+        assert torch.allclose(torch.tensor(together.to_numpy()).float(), alone, atol=1e-4)

@@ -362,4 +362,4 @@ def test_an_answer_without_a_token_is_one_clear_line(tiny, one_line):
 def test_an_unknown_measure_is_one_clear_line(tiny, one_line):
     with pytest.raises(facts.BadInput) as error:
         measure(tiny, facts.read("world")[:1], against="answer")
-    assert "target or object" in one_line(error)
+    assert "target, object" in one_line(error)

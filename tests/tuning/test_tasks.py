@@ -136,7 +136,7 @@ def test_a_row_that_comes_twice_does_not_judge_what_it_teaches(model, tmp_path):
     records = [{"instruction": asked, "response": answer} for asked, answer in said * 5]
     path = tmp_path / "twice.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    task = tasks.instruction_task(model, Data(n_train=10, n_valid=1, source=str(path)))
+    task = tasks.instructions_task(model, Data(n_train=10, n_valid=1, source=str(path)))
     train, valid = ({tuple(row) for row in part["input_ids"]} for part in (task.train, task.valid))
     assert not train & valid
     assert (len(task.train), len(task.valid)) == (10, 1)
@@ -195,7 +195,7 @@ def test_sentiment_has_two_classes_and_a_label_a_row(model):
 
 def test_instructions_are_read_on_the_response_or_on_all(model):
     response, whole = (
-        tasks.instruction_task(model, Data(n_train=5, n_valid=2, loss_on=part))
+        tasks.instructions_task(model, Data(n_train=5, n_valid=2, loss_on=part))
         for part in ("response", "all")
     )
     for mine, all_of_it in zip(response.train, whole.train, strict=True):
@@ -213,7 +213,7 @@ CHAT = TURNS + "{% if add_generation_prompt %}<assistant> {% endif %}"
 def test_a_chat_template_is_used_where_there_is_one(tiny_folders):
     model = models.load(tiny_folders["llama"], device="cpu")
     model.tokenizer.chat_template = CHAT
-    row = tasks.instruction_task(model, Data(n_train=3, n_valid=1)).train[0]
+    row = tasks.instructions_task(model, Data(n_train=3, n_valid=1)).train[0]
     whole = model.tokenizer.decode(row["input_ids"])
     assert "<user>" in whole
     assert "<assistant>" in whole
@@ -239,7 +239,7 @@ def test_a_response_is_learnt_from_its_beginning_whatever_the_template_asks_with
         for number in range(6)
     ]
     path.write_text("\n".join(map(json.dumps, pairs)))
-    row = tasks.instruction_task(model, Data(n_train=3, n_valid=1, source=str(path))).train[0]
+    row = tasks.instructions_task(model, Data(n_train=3, n_valid=1, source=str(path))).train[0]
     assert read(model, row).strip().startswith("Certainly, it is")
     if template is DATED:
         assert f"Today is {tasks.CHAT_DATE:%d %b %Y}." in model.tokenizer.decode(row["input_ids"])
@@ -250,7 +250,7 @@ def test_a_template_that_rewrites_the_response_is_one_clear_line(tiny_folders, o
     upper = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     model.tokenizer.chat_template = upper + "{% if add_generation_prompt %}?{% endif %}"
     with pytest.raises(BadInput) as error:
-        tasks.instruction_task(model, Data(n_train=3, n_valid=1))
+        tasks.instructions_task(model, Data(n_train=3, n_valid=1))
     assert "chat template" in one_line(error)
 
 
@@ -265,7 +265,7 @@ def test_a_conversation_is_read_from_its_first_exchange(model, tmp_path):
         for asked in ("Say a word.", "Say a noun.")
     ]
     path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks * 3))
-    row = tasks.instruction_task(
+    row = tasks.instructions_task(
         model, Data(n_train=3, n_valid=1, source=str(path), columns={"messages": "messages"})
     ).train[0]
     assert read(model, row).strip().startswith("Moon.")

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from workbench import inert
 from workbench.editing import foreign
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import EditRequest
+from workbench.records import BadInput, cause, check_choice
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -84,19 +85,15 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
     from workbench.editing import records
     from workbench.edits import Edit
 
+    none = inspect.Parameter.empty
     numbers = list(inspect.signature(function).parameters.values())[2:]
-    kinds: dict[str, Any] = {"layers": (tuple[int, ...], ())}
-    proposed = False
-    for number in numbers:
-        given = number.default is not number.empty
-        if number.name == "layers":
-            proposed = not given
-            kinds["layers"] = (tuple[int, ...], number.default if given else ())
-        elif number.name != "seed":
-            if not given:
-                raise BadInput(f"editor {name}: {number.name} has no default; give it one")
-            kind = Any if number.default is None else type(number.default)
-            kinds[number.name] = (kind, number.default)
+    defaults = {number.name: number.default for number in numbers if number.name != "seed"}
+    layers = defaults.pop("layers", ())
+    kinds: dict[str, Any] = {"layers": (tuple[int, ...], () if layers is none else layers)}
+    for number, default in defaults.items():
+        if default is none:
+            raise BadInput(f"editor {name}: {number} has no default; give it one")
+        kinds[number] = (Any if default is None else type(default), default)
     hparams_type = pydantic.create_model(f"{name}.HParams", __base__=records.Numbers, **kinds)
 
     def edit(model, requests, hparams, resources, seed=0):
@@ -111,7 +108,7 @@ def _of_function(name: str, function: Callable) -> dict[str, Any]:
             raise BadInput(f"{what}; return e.g. wb.WeightDelta.of(model, changes=...)")
         return records.described(name, model, made, requests, hparams, resources, seed)
 
-    depths = (1 / 3,) if proposed else ()
+    depths = (1 / 3,) if layers is none else ()
     return {"HParams": hparams_type, "edit": edit, "DEPTHS": depths}
 
 
@@ -171,16 +168,14 @@ def edit_in_turn(
     if not batches:
         raise BadInput("no batch to edit; give at least one")
     total: Any = None
-    few = None if len(batches) > 1 else True
     with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # once, of all
-        for batch in tqdm(batches, desc=editor, unit="batch", disable=few):
+        for batch in tqdm(batches, desc=editor, unit="batch", disable=None):
             with nullcontext() if total is None else total.applied(model):
                 edit = module.edit(model, batch, hparams, resources, seed)
             total = edit if total is None else total + edit
             resources = module.remember(resources, edit)
-    if len(batches) > 1:  # a later edit may undo an earlier one
-        requests = [request for batch in batches for request in batch]
-        total = records.asked_again(model, total, requests)
+    requests = [request for batch in batches for request in batch]
+    total = records.asked_again(model, total, requests)  # a later edit may undo an earlier one
     records.warn_of_missed([total])
     return total
 
@@ -216,8 +211,7 @@ def preset(
     module = EDITORS[editor]
     if path is not None:
         return module.HParams(**_read(editor, path))
-    if variant not in ("", "published", "paper", "reference"):
-        raise BadInput(f"variant {variant!r}: choose published, paper or reference")
+    check_choice("variant", variant or "published", ("published", "paper", "reference"))
     convention: dict[str, Any] = {}
     if variant == "reference":
         if "convention" not in module.HParams.model_fields:
@@ -278,8 +272,7 @@ def _fields(path: str | Path) -> dict:
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"preset {path}: cannot be read: {reason}") from None
+        raise BadInput(f"preset {path}: cannot be read: {cause(error)}") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
     return fields

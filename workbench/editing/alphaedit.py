@@ -108,10 +108,8 @@ def edit(
     changes, keys = memit.spread(model, requests, hparams, resources, update, solution)
     about = {name: memory.shape[1] for name, memory in resources.memory.items()}
     about = {"memory": about} | solution.record()
-    delta = records.delta_of(
-        "alphaedit", model, requests, hparams, resources, seed, changes, **about
-    )
-    return replace(delta, keys=keys)
+    delta = WeightDelta.of(model, changes=changes, keys=keys)
+    return records.described("alphaedit", model, delta, requests, hparams, resources, seed, **about)
 
 
 def remember(resources: Resources, delta: WeightDelta) -> Resources:

@@ -20,7 +20,7 @@ from pydantic import Field
 from workbench.activations import replaced
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation
-from workbench.editing.records import Numbers, Requests, Resources, delta_of, finite
+from workbench.editing.records import Numbers, Requests, Resources, described, finite
 from workbench.editing.rows import build_rows
 from workbench.models import Model
 
@@ -84,4 +84,5 @@ def edit(
             if hparams.box:
                 change.data.clamp_(-hparams.box, hparams.box)
     changes = {model.down_projection_name(layer): Change(dense=change.detach())}
-    return delta_of("ft", model, requests, hparams, resources, seed, changes, losses=losses)
+    delta = WeightDelta.of(model, changes=changes)
+    return described("ft", model, delta, requests, hparams, resources, seed, losses=losses)

@@ -23,9 +23,10 @@ from torch import Tensor
 from workbench.activations import recorded, replaced
 from workbench.editing.continuation import Continuation, at
 from workbench.editing.records import Numbers, Requests, Resources, described, finite
-from workbench.editing.rows import UNREAD, Rows, build_rows
+from workbench.editing.rows import Rows, build_rows
 from workbench.edits import Codebook
 from workbench.models import Model
+from workbench.positions import UNREAD
 
 DEPTHS = (35 / 48,)  # of GPT-2 XL, as published
 REMEDY = "raise steps (now {steps}) or learning_rate (now {learning_rate})"

@@ -47,7 +47,7 @@ from workbench.checkpoints import is_world
 from workbench.closed_form import Factors
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
-from workbench.editing.records import Numbers, Requests, Resources, delta_of, finite, solvable
+from workbench.editing.records import Numbers, Requests, Resources, described, finite, solvable
 from workbench.editing.rows import Rows, build_rows
 from workbench.facts import BadInput, EditRequest
 from workbench.models import Model
@@ -222,7 +222,8 @@ def edit(
         right = right.float().contiguous()
         changes[model.down_projection_name(layer)] = Change(left=left.float(), right=right)
     about = {"hyper_network": network.digest}
-    return delta_of("malmen", model, requests, hparams, resources, seed, changes, **about)
+    delta = WeightDelta.of(model, changes=changes)
+    return described("malmen", model, delta, requests, hparams, resources, seed, **about)
 
 
 def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple[dict, dict]:

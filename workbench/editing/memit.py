@@ -91,7 +91,8 @@ def edit(
     solution = solution or targets(model, requests, hparams, resources)
     changes = spread(model, requests, hparams, resources, update, solution)[0]
     about = solution.record()
-    return records.delta_of("memit", model, requests, hparams, resources, seed, changes, **about)
+    delta = WeightDelta.of(model, changes=changes)
+    return records.described("memit", model, delta, requests, hparams, resources, seed, **about)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from torch import Tensor
 from workbench import editing
 from workbench.activations import recorded
 from workbench.closed_form import SAME_KEY, NullSpace, Singular, parallel_keys
-from workbench.deltas import WeightDelta
 from workbench.edits import Edit
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.inert import printable
@@ -142,14 +141,6 @@ def finite(values: Tensor, model: Model, layer: int, encoded: Encoded) -> Tensor
     problem = f"NaN or infinite activations at layer {min(broken, default=layer)}"
     remedy = "load the model in float32, or lower the learning rate"
     raise BadInput(f"{model.name}: {problem}; {remedy}")
-
-
-def delta_of(
-    editor: str, model: Model, requests: Requests, hparams, resources, seed, changes, **about
-) -> WeightDelta:
-    """The delta of these changes, described."""
-    delta = WeightDelta.of(model, changes=changes)
-    return described(editor, model, delta, requests, hparams, resources, seed, **about)
 
 
 def described(

@@ -105,7 +105,8 @@ def edit(
         left, right = constrained_update(columns[0], columns[1], factor, columns[2])
     changes = {model.down_projection_name(layer): Change(left=left.float(), right=right.float())}
     about = solution.record()
-    return records.delta_of("rome", model, requests, hparams, resources, seed, changes, **about)
+    delta = WeightDelta.of(model, changes=changes)
+    return records.described("rome", model, delta, requests, hparams, resources, seed, **about)
 
 
 @torch.no_grad()

@@ -12,9 +12,8 @@ from torch import Tensor
 from workbench.editing.records import Requests, finite
 from workbench.facts import BadInput, fill
 from workbench.models import Model
-from workbench.positions import Encoded, any_front, encode, padded, statement, subject_end
+from workbench.positions import UNREAD, Encoded, any_front, encode, padded, statement, subject_end
 
-UNREAD = -100  # a label of no token
 SAMPLING = {"do_sample": True, "top_k": 5, "temperature": 1.0, "top_p": 1.0}  # of the prefixes
 
 

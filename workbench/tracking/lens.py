@@ -14,8 +14,8 @@ from torch import Tensor
 
 from workbench.activations import recorded
 from workbench.models import Model
-from workbench.positions import Encoded, encode
-from workbench.tracking.retention import token_text
+from workbench.positions import encode
+from workbench.tracking.retention import next_logits, token_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +30,16 @@ class Trajectory:
     tokens: tuple[str, ...]
     position: int = -1
 
-    def __post_init__(self):
-        length = len(self.tokens)
-        if self.probs.ndim != 2 or not -length <= self.position < length:
-            shape = tuple(self.probs.shape)
-            raise ValueError(f"probs {shape} at position {self.position} of {length} tokens")
-
-
-def trajectory(model: Model, prompt: str, position: int = -1) -> Trajectory:
-    """The lens after one prompt, at its last token or another."""
-    encoded = encode(model, [prompt])
-    ids = encoded.input_ids[0].tolist()
-    logits = layer_logits(model, encoded, torch.tensor([position % len(ids)]))
-    probs = logits[0].softmax(-1).cpu()
-    tokens = tuple(model.tokenizer.decode([token]) for token in ids)
-    return Trajectory(probs=probs, tokens=tokens, position=position)
-
 
 @torch.no_grad()
-def layer_logits(model: Model, encoded: Encoded, at: Tensor | None = None) -> Tensor:
-    """Logits (n, n_blocks, vocab), float32, at one position of each text (default: the last); one
-    pass of the network.
-    """
-    at = (encoded.lengths - 1 if at is None else at).to(model.device)
-    inputs = encoded.to(model.device).arguments()
+def trajectory(model: Model, prompt: str) -> Trajectory:
+    """The lens after one prompt, in one pass of the network."""
+    encoded = encode(model, [prompt])
     with recorded(dict(enumerate(model.blocks))) as states:
-        last = model.logits_at(**inputs, positions=at)
-    return read(model, states, torch.arange(len(at)), at, last)
+        last = next_logits(model, encoded)
+    logits = read(model, states, torch.tensor([0]), encoded.lengths - 1, last)
+    tokens = [token_text(model.tokenizer, token) for token in encoded.input_ids[0].tolist()]
+    return Trajectory(probs=logits[0].softmax(-1).cpu(), tokens=tuple(tokens))
 
 
 def read(
@@ -79,21 +62,13 @@ def read(
     return torch.cat([logits, last[:, None]], dim=1)
 
 
-def top_tokens(model: Model, probs: Tensor, k: int = 10) -> list[list[tuple[str, float]]]:
-    """For each row of probs (n, vocab) the k likeliest tokens with their probabilities."""
-    likeliest = probs.topk(k)
-    rows = []
-    for tokens, values in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
-        texts = [token_text(model.tokenizer, token) for token in tokens]
-        rows.append(list(zip(texts, values, strict=True)))
-    return rows
-
-
 def table(model: Model, lens: Trajectory) -> pd.DataFrame:
     """What each block would say: its likeliest token, that token's probability, the second and the
     third token.
     """
+    probs, tokens = lens.probs.topk(3)
     rows = []
-    for (first, p), (second, _), (third, _) in top_tokens(model, lens.probs, 3):
-        rows.append((first.strip(), p, second.strip(), third.strip()))
+    for p, likeliest in zip(probs[:, 0].tolist(), tokens.tolist(), strict=True):
+        first, *others = [token_text(model.tokenizer, token).strip() for token in likeliest]
+        rows.append((first, p, *others))
     return pd.DataFrame(rows, columns=["likeliest", "p", "second", "third"]).rename_axis("block")

@@ -24,9 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workbench import words
-from workbench.facts import DATA, BadInput, EditRequest, check_objects
+from workbench.facts import DATA, EditRequest, check_objects
 from workbench.models import Model
 from workbench.positions import Encoded, encode, padded, statement, tokens_at_once
+from workbench.records import BadInput, check_choice
 
 GREEDY_TOKENS = 8
 BROKEN = "\ufffd"  # how a token is decoded that is a part of a character
@@ -477,13 +478,11 @@ def measure(model: Model, requests: Sequence[EditRequest], against: str = "targe
         DataFrame[fact_id, prompt, expected, retained, top_token, p, rank, retained_first, p_first],
         one row a request; see `measure_prompts`.
     """
+    check_choice("against", against, ("target", "object"))
+    answers = [request.target for request in requests]
     if against == "object":
         check_objects(requests)
         answers = [request.fact.object for request in requests]
-    elif against == "target":
-        answers = [request.target for request in requests]
-    else:
-        raise BadInput(f"against={against!r}: choose target or object")
     questions = [request.fact.question for request in requests]
     table = measure_prompts(model, questions, answers)[MEASURED]
     table.insert(0, "fact_id", [request.fact.id for request in requests])

@@ -99,11 +99,9 @@ def attached(
     with deltas.preserved(model.network, [f"{name}.weight" for name in modules]):
         torch.manual_seed(seed)
         network = peft.get_peft_model(model.network, config)
-        learning = []
-        for name, parameter in model.network.named_parameters():
-            if parameter.requires_grad:
-                learning.append(name)
-        moving = Plan(text=f"{kind} on {plan.text}", parameters=tuple(learning))
+        weights = model.network.named_parameters()
+        learning = tuple(name for name, weight in weights if weight.requires_grad)
+        moving = Plan(text=f"{kind} on {plan.text}", parameters=learning)
         try:
             yield Adapter(plan=moving, network=network)
         finally:

@@ -21,16 +21,15 @@ from tqdm.auto import tqdm
 from transformers.training_args import ParallelMode
 
 from workbench import deltas, runs
-from workbench.facts import BadInput, Record
 from workbench.models import Model, free_bytes
-from workbench.positions import ROW, padded
+from workbench.positions import ROW, UNREAD, pad, padded
+from workbench.records import BadInput, Record, cause
 from workbench.tuning.plans import Plan
 from workbench.tuning.tasks import Task
 
 ROWS_AT_ONCE = 16  # of a device; a larger batch is accumulated
 # parameters from which activations are computed again in the backward pass rather than kept
 LARGE = 500_000_000
-UNREAD = -100  # label of a token that no loss reads
 BAR = {"unit": "step", "leave": False, "disable": None}
 OPTIMISER = {"lr_scheduler_type": "constant", "weight_decay": 0.01}
 LOOKS = {"eval_strategy": "steps", "logging_steps": 1}
@@ -291,8 +290,8 @@ def _arguments(
     try:
         arguments = transformers.TrainingArguments(**(ours | named))
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"trainer={settings.trainer}: transformers refuses it ({reason})") from None
+        what = f"trainer={settings.trainer}: transformers refuses it ({cause(error)})"
+        raise BadInput(what) from None
     if arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         arguments._n_gpu = 1  # the model stays where it is
     return arguments
@@ -350,8 +349,7 @@ def collate(rows: Sequence[dict]) -> dict[str, torch.Tensor]:
     labels = [row["labels"] for row in rows]
     if not isinstance(labels[0], list):
         return inputs | {"labels": torch.tensor(labels)}
-    is_padding = inputs["attention_mask"] == 0
-    return inputs | {"labels": padded(labels).input_ids.masked_fill(is_padding, UNREAD)}
+    return inputs | {"labels": pad(labels, UNREAD)}
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -51,13 +51,8 @@ def presets() -> dict:
     return numbers | {"sources": sources}
 
 
-PLACES = {
-    "text": "workbench.tuning.tasks:text_task",
-    "facts": "workbench.tuning.tasks:facts_task",
-    "sentiment": "workbench.tuning.tasks:sentiment_task",
-    "instructions": "workbench.tuning.tasks:instruction_task",
-}
-TASKS = Registry("task", PLACES)
+NAMES = ("text", "facts", "sentiment", "instructions")
+TASKS = Registry("task", {name: f"workbench.tuning.tasks:{name}_task" for name in NAMES})
 
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:

@@ -6,7 +6,7 @@ head move only under `all`; tied weights count as embeddings.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,40 +19,9 @@ if TYPE_CHECKING:  # to parse a plan needs no torch
 
 KINDS = ("all", "after", "window", "outside", "edited", "edited-matrices", "not-edited")
 FORMS = "all, after:N, window:A-B, outside:A-B, edited, edited-matrices or not-edited"
-PATTERNS = (
-    r"(?P<kind>all|edited|edited-matrices|not-edited)",
-    r"(?P<kind>after):(?P<first>\d+)",
-    r"(?P<kind>window|outside):(?P<first>\d+)-(?P<last>\d+)",
+WRITTEN = re.compile(
+    r"(all|edited|edited-matrices|not-edited)|(after):(\d+)|(window|outside):(\d+)-(\d+)"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """A plan as it is written: one of KINDS, and the blocks that the text names, if any."""
-
-    kind: str
-    first: int | None = None
-    last: int | None = None
-
-    def moves(self, block: int, edited: Collection[int]) -> bool:
-        """Whether a block's weights move, of any plan but `all` and `edited-matrices`."""
-        if self.kind == "after":
-            return block > self.first
-        if self.last is None:
-            return (block in edited) == (self.kind == "edited")
-        return (self.first <= block <= self.last) == (self.kind == "window")
-
-
-def parse(text: str) -> Rule:
-    """The plan of a text; BadInput if it is none."""
-    matches = [re.fullmatch(pattern, text) for pattern in PATTERNS]
-    for match in filter(None, matches):
-        kind, *ends = match.groups()
-        rule = Rule(kind=kind, **dict(zip(("first", "last"), map(int, ends), strict=False)))
-        if rule.last is not None and rule.first > rule.last:
-            raise BadInput(f"plan {text!r}: the window ends before it begins")
-        return rule
-    raise BadInput(f"plan {text!r}: choose {FORMS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +64,32 @@ def resolve(model: "Model", text: str, edited_layers: Sequence[int] = ()) -> Pla
         edited_layers: blocks that the edit changed; `edited`, `edited-matrices` and `not-edited`
             need them.
     """
-    rule = parse(text)
+    match = WRITTEN.fullmatch(text)
+    if not match:
+        raise BadInput(f"plan {text!r}: choose {FORMS}")
+    kind, *ends = filter(None, match.groups())
+    numbers = [int(end) for end in ends] or [0]
+    first, last = numbers[0], numbers[-1]
+    if first > last:
+        raise BadInput(f"plan {text!r}: the window ends before it begins")
+    model.check_layers([first, last])
     edited = model.check_layers(edited_layers)
-    model.check_layers([end for end in (rule.first, rule.last) if end is not None])
-    if "edited" in rule.kind and not edited:
+    if "edited" in kind and not edited:
         raise BadInput(f"plan {text!r} needs edited layers, and nothing was edited")
-    blocks = [layer for layer in range(model.n_blocks) if rule.moves(layer, edited)]
-    moving = tuple(f"{model.block_name(layer)}." for layer in blocks)  # the dot: h.1. is not h.10.
-    if rule.kind == "all":
+    every = set(range(model.n_blocks))
+    window = every & set(range(first, last + 1))
+    blocks = {
+        "after": every - set(range(first + 1)),
+        "window": window,
+        "outside": every - window,
+        "edited": set(edited),
+        "not-edited": every - set(edited),
+    }
+    moved = blocks.get(kind, set())
+    moving = tuple(f"{model.block_name(layer)}." for layer in moved)  # the dot: h.1. is not h.10.
+    if kind == "all":
         moving = ("",)
-    if rule.kind == "edited-matrices":
+    if kind == "edited-matrices":
         moving = tuple(f"{model.down_projection_name(layer)}.weight" for layer in edited)
     names = [name for name, _ in model.network.named_parameters()]
     return Plan(text=text, parameters=tuple(name for name in names if name.startswith(moving)))

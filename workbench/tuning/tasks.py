@@ -24,7 +24,7 @@ from workbench import facts, prose, sources, words
 from workbench.checkpoints import is_world
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
-from workbench.positions import encode, front, packed, row_length
+from workbench.positions import UNREAD, encode, front, packed, row_length
 from workbench.tracking.retention import answers_after, measure_prompts, stop_words, token_lists
 from workbench.tuning.numbers import TASKS as TASKS
 from workbench.tuning.numbers import Source, presets
@@ -159,7 +159,7 @@ def text_task(model: Model, data: Data) -> Task:
     return _task("text", _parts(data, "text", rows), relevance.dropped)
 
 
-def instruction_task(model: Model, data: Data) -> Task:
+def instructions_task(model: Model, data: Data) -> Task:
     """Instruction and response as the tokenizer's chat template has them, else on two lines, closed
     by EOS.
 
@@ -237,7 +237,7 @@ def _task(name: str, parts: Sequence[list[dict]], dropped: int, **fields) -> Tas
 
 def _row(ids: list[int], first: int) -> dict:
     """A row whose loss is read from its token `first` on."""
-    return {"input_ids": ids, "labels": [-100] * first + ids[first:]}
+    return {"input_ids": ids, "labels": [UNREAD] * first + ids[first:]}
 
 
 # --- rows of instructions
