@@ -186,6 +186,13 @@ def test_a_studys_preset_resolves_without_the_hub(dry_run, preset):
     assert "layers = (3, 4, 5, 6, 7, 8)" in told
 
 
+@pytest.mark.parametrize("preset", ["gpt2-xl", "llama-3-8b", "smollm2", "world-large"])
+def test_a_studys_preset_tunes_at_its_own_rate(preset):
+    for name in ("02_retention.ipynb", "03_token_distribution.ipynb"):
+        spec = batch.checked(CASE_STUDY.with_name(name), {}, preset)[1]
+        assert spec.learning_rate == 0, name  # that of the model and the task
+
+
 def test_what_hangs_on_the_value_that_varies_is_told_too(dry_run):
     """An adapter has its own rank and learning rate, here as in the run."""
     told = dry_run(notebook=CASE_STUDY.with_name("07_adapters.ipynb"))[1]
