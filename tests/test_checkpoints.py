@@ -362,3 +362,10 @@ def test_a_folder_made_of_a_world_model_is_known_by_its_tokenizer(tiny_folders, 
     other = str(tiny_folders["gpt2"])
     assert not checkpoints.is_world(other)
     assert Spec(model=other).source == "plain"
+
+
+def test_a_large_tokenizer_is_not_read_to_tell_that_it_is_another(tmp_path, monkeypatch):
+    vocabulary = {f"token{number}": number for number in range(128_000)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was read"))
+    assert not checkpoints.is_world(str(tmp_path))
