@@ -33,12 +33,16 @@ def test_every_phase_goes_up_with_what_it_does(outline):
     assert costs(outline, editor="incontext")["editing"] == 0
 
 
-def test_minutes_are_of_all_experiments_together(outline, monkeypatch):
+def test_minutes_are_of_all_experiments_together_each_on_its_model(outline, new_tiny, monkeypatch):
     monkeypatch.setattr(forecast, "speed", lambda model: 1e9)
-    spec = Spec().resolved()
-    one, two = (forecast.minutes([spec] * times, outline) for times in (1, 2))
+    spec, tiny = Spec().resolved(), new_tiny("gpt2")
+    one, two = (forecast.minutes([spec] * times, [outline] * times) for times in (1, 2))
     assert (two == 2 * one).all()
     assert one.sum() > 0
+    small = forecast.minutes([spec], [tiny])
+    assert small.sum() < one.sum()
+    for pair in ([tiny, outline], [outline, tiny]):
+        assert forecast.minutes([spec] * 2, pair).tolist() == pytest.approx((small + one).tolist())
 
 
 def test_a_machine_has_a_speed(outline):

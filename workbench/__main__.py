@@ -141,11 +141,11 @@ def _numbers(experiment) -> str:
 
 def _time(every) -> str:
     """About how long experiments take here, and at what."""
-    model = every[0].outline()
-    if model is None or any(one.editor in wb.editors.pending for one in every):
+    outlines = [one.outline() for one in every]
+    if None in outlines or any(one.editor in wb.editors.pending for one in every):
         return "not known before model and editor are here"
     with warnings.catch_warnings(action="ignore"):
-        phases = wb.forecast.minutes(every, model)
+        phases = wb.forecast.minutes(every, outlines)
     parts = ", ".join(f"{phase} {minutes:.1f}" for phase, minutes in phases.items())
     return f"about {phases.sum():.1f} minutes on this machine ({parts}), by its speed just now"
 

@@ -59,6 +59,7 @@ def speed(model: Model) -> float:
     width = model.unembedding.weight.shape[1]
     left = torch.rand(4 * ROW, width, device=device)
     right = torch.rand(width, 4 * width, device=device)
+    (left @ right)[0, 0].item()  # the first one waits for libraries to load
     start, products = time.perf_counter(), 0
     while time.perf_counter() - start < MEASURED:
         (left @ right)[0, 0].item()  # a device has finished what it gives back
@@ -66,7 +67,9 @@ def speed(model: Model) -> float:
     return 2 * products * left.numel() * right.shape[1] / (time.perf_counter() - start)
 
 
-def minutes(specs: Sequence[Spec], model: Model) -> pd.Series:
-    """Phase -> minutes on this machine, of all these experiments together."""
-    work = pd.DataFrame([operations(spec, model) for spec in specs]).sum()
-    return work / (60 * REACHED * speed(model))
+def minutes(specs: Sequence[Spec], outlines: Sequence[Model]) -> pd.Series:
+    """Phase -> minutes on this machine, of all these experiments together, each on its model."""
+    work = pd.DataFrame(map(operations, specs, outlines))
+    speeds = {outline: speed(outline) for outline in dict.fromkeys(outlines)}
+    seconds = work.div([REACHED * speeds[outline] for outline in outlines], axis=0)
+    return seconds.sum() / 60
