@@ -225,6 +225,11 @@ def test_an_editor_without_a_preset_for_a_model_out_of_reach_is_said(dry_run):
     )
 
 
+def test_why_a_model_cannot_be_edited_is_said_before_it_is_loaded(dry_run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
+    assert "architecture 'gemma2' is not in the table" in dry_run("-p", "model", str(tmp_path))[1]
+
+
 def test_a_notebook_that_only_reads_runs_says_so(dry_run):
     told = dry_run(notebook=CASE_STUDY.with_name("10_collect.ipynb"))[1]
     assert "reads what runs there are" in told
