@@ -129,17 +129,15 @@ def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
-    try:
-        model = wb.models.outline(experiment.model, experiment.revision, here=True)
-    except BadInput as error:
-        reason = error
-        model = experiment.model
-    try:
-        with warnings.catch_warnings(record=True) as notes:
+    with warnings.catch_warnings(record=True) as notes:
+        try:
+            model = wb.models.outline(experiment.model, experiment.revision, here=True)
             hparams = experiment.editor_hparams(model)
-    except BadInput as error:
-        why = reason if isinstance(model, str) else error
-        return f"{title}: not known before its configuration is here ({why})"
+        except BadInput as reason:
+            try:
+                hparams = experiment.editor_hparams(experiment.model)
+            except BadInput:
+                return f"{title}: not known before its configuration is here ({reason})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
 

@@ -70,6 +70,4 @@ def speed(model: Model) -> float:
 def minutes(specs: Sequence[Spec], outlines: Sequence[Model]) -> pd.Series:
     """Phase -> minutes on this machine, of all these experiments together, each on its model."""
     work = pd.DataFrame(map(operations, specs, outlines))
-    speeds = {outline: speed(outline) for outline in dict.fromkeys(outlines)}
-    seconds = work.div([REACHED * speeds[outline] for outline in outlines], axis=0)
-    return seconds.sum() / 60
+    return work.div([60 * REACHED * speed(outline) for outline in outlines], axis=0).sum()
