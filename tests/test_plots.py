@@ -399,6 +399,7 @@ def test_a_group_or_category_that_is_none_is_one_clear_line(made, one_line):
             "category 'tru', did you mean 'true'?",
         ),
         (lambda: plots.lens_heatmap(run, categories="true"), "choose one of true, edited"),
+        (lambda: plots.lens_heatmap(run, categories=()), "category ''"),
     ):
         with pytest.raises(BadInput) as error:
             draw()

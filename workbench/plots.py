@@ -168,7 +168,7 @@ def lens_heatmap(
     is 100 or better.
     """
     check_choice("group", group, GROUPS)
-    for category in categories:
+    for category in categories or ("",):
         check_choice("category", category, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
     if not len(members):
