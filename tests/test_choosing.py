@@ -109,6 +109,10 @@ def test_a_candidate_that_is_refused_has_no_measures(model, apart, few, tmp_path
     table = choosing.choose(model, "memit", apart, tmp_path / "table.csv")
     assert table.score.isna().tolist() == [True, False]
     assert table.reached.iloc[0] == 0
+    monkeypatch.setattr(memit, "edit", change)  # a corpus that broke off is there again
+    table = choosing.choose(model, "memit", apart, tmp_path / "table.csv")
+    assert table.score.notna().tolist() == [True, True]
+    monkeypatch.setattr(memit, "edit", edit)
     other = [numbers for numbers in TRIED if numbers["weight"] != 100]
     monkeypatch.setattr(choosing, "candidates", lambda *_: other)
     with pytest.raises(BadInput, match="too heavy"):

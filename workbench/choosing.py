@@ -100,7 +100,7 @@ def choose(
         lessons: of `lessons`, for an editor that learns; default those of its own.
     Returns:
         The candidates by the rule, the chosen one last; hparams are JSON. One that the editor
-        refuses has no measures.
+        refuses has no measures, and is tried again by a choice that goes on.
     Raises:
         BadInput: too few facts, an editor without candidates, or all candidates are refused.
     """
@@ -122,12 +122,12 @@ def choose(
     tables = [asked(model, batch, watched) for batch in solver.batches]
     refusal = None
     for numbers in tqdm(candidates(editor, model), desc=f"numbers of {editor}", unit="candidate"):
-        hparams = editing.EDITORS[editor].HParams(**numbers)
         row = about | {"hparams": json.dumps(numbers)}
-        if _matching(done, row).any():
+        tried = _matching(done, row)
+        if done[tried].score.notna().any():
             continue
         try:
-            edits = solver.edits(hparams)
+            edits = solver.edits(solver.editor.HParams(**numbers))
             parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
         except BadInput as error:
             refusal = error
@@ -136,13 +136,13 @@ def choose(
         means = pd.concat(parts)[list(WANTED)].mean()
         row |= means.round(4).to_dict() | {"score": round(means.mean(), 4)}
         row["reached"] = sum(means[name] >= wanted for name, wanted in WANTED.items())
-        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+        done = pd.concat([done[~tried], pd.DataFrame([row])], ignore_index=True)
         with files.written(path) as partial:
             done.to_csv(partial, index=False)
         done = _read(path)
     mine = done[_matching(done, about)]
-    if mine.score.isna().all():
-        raise refusal or BadInput(f"{path}: every candidate was refused; name another file")
+    if refusal and mine.score.isna().all():
+        raise refusal
     by = ["reached", "score"]
     return mine.sort_values(by, kind="stable", ignore_index=True, na_position="first")
 
