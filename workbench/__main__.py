@@ -128,12 +128,17 @@ def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
-    model = experiment.outline() or experiment.model
+    try:
+        model = wb.models.outline(experiment.model, experiment.revision, here=True)
+    except BadInput as error:
+        reason = error
+        model = experiment.model
     try:
         with warnings.catch_warnings(record=True) as notes:
             hparams = experiment.editor_hparams(model)
     except BadInput as error:
-        return f"{title}: not known before its configuration is here ({error})"
+        why = reason if isinstance(model, str) else error
+        return f"{title}: not known before its configuration is here ({why})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
 

@@ -482,8 +482,9 @@ def _check_family(family: str, has_code: bool = False) -> None:
         return
     families = ", ".join(ARCHITECTURES)
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    advice = "if no norm stands behind its MLPs add its row, in workbench/models.py"
-    raise BadInput(f"architecture {family!r} is not in the table ({families}){code}; {advice}")
+    what = f"architecture {family!r} is not in the table ({families}){code}"
+    advice = "if no norm stands behind its MLPs, add a row to ARCHITECTURES in workbench/models.py"
+    raise BadInput(f"{what}; {advice}")
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
