@@ -290,6 +290,12 @@ def collect(out: str | Path, **fields) -> list[Run]:
     return runs
 
 
+def check_any(arms: Sequence[Run]) -> None:
+    """BadInput if there are no runs."""
+    if not arms:
+        raise BadInput("no runs to draw or compare; give at least one")
+
+
 def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
     """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
 
@@ -305,8 +311,7 @@ def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
         there, the same `_at_<step>` for the common step; with an adapter `merged_gap`, the largest
         difference in p(true) of any probe once the adapter is merged.
     """
-    if not arms:
-        raise BadInput("no runs to compare; give at least one")
+    check_any(arms)
     if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in arms}) > 1:
         raise BadInput("runs of several tasks or models cannot be compared; group them first")
     sign = 1 if arms[0].about["tuning"]["metric"] == "loss" else -1  # so that less is better

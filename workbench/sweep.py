@@ -61,9 +61,8 @@ class Grid(Record):
             if cell in kept[:number]:
                 raise BadInput(f"the grid holds {cell} twice; take one out")
         if not kept:
-            raise BadInput(
-                "the grid is empty: give cells, or each name in grid a value; exclude less"
-            )
+            advice = "give cells, or each name in grid a value; exclude less"
+            raise BadInput(f"the grid is empty: {advice}")
         return kept
 
 
