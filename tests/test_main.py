@@ -103,7 +103,7 @@ def test_the_margin_decides_which_facts_are_known(tmp_path, capsys, one_line):
         assert "... and 3406 more in" in capsys.readouterr().out
     assert counts[0] > counts[1]
     assert main([*arguments, "--margin", "2"]) == 2
-    assert "below 1" in one_line(capsys.readouterr().err.strip())
+    assert "margin: input should be less than 1" in one_line(capsys.readouterr().err.strip())
 
 
 def scores(model, requests, margin) -> pd.DataFrame:

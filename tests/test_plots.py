@@ -275,6 +275,7 @@ def _renamed(run, fact_id, name):
 def test_tokens_stand_in_a_table_as_text(made, loads):
     run = made(2)
     table = plots.top_tokens(run)
+    assert run.top_tokens().equals(table)
     assert table.iloc[0, 0].startswith("<b>1")
     assert "&lt;b&gt;1" in table._repr_html_()
     assert loads(table.replace("(?s).*", EVIL, regex=True)._repr_html_()) == []

@@ -216,8 +216,7 @@ def _tune_editor(options) -> None:
 
 def _facts(options) -> None:
     wb.files.check_writable(Path(options.out).parent)
-    if not 0 <= options.margin < 1:
-        raise BadInput(f"margin {options.margin}: must be at least 0 and below 1, e.g. 0.1")
+    margin = wb.Spec.of({}, margin=options.margin).margin
     requests, problems = wb.facts.inspect(options.file)
     if requests:
         model = wb.models.load(options.model)
@@ -227,7 +226,7 @@ def _facts(options) -> None:
         _print(problem, file=sys.stderr)
     if not requests:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
-    table = wb.study.known_table(model, requests, options.margin)
+    table = wb.study.known_table(model, requests, margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     inert.write_csv(table, options.out)
     _print(_table(table.drop(columns="fact_id").head(SHOWN)))

@@ -48,10 +48,8 @@ class Change:
             raise ValueError(f"{shapes}: not matrices, or not of one rank")
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
-                raise BadInput(
-                    f"the change holds NaN or infinite numbers ({name}); lower the learning rate "
-                    "or edit in float32"
-                )
+                what = f"the change holds NaN or infinite numbers ({name})"
+                raise BadInput(f"{what}; lower the learning rate or edit in float32")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         parts = {"left": self.left, "right": self.right, "dense": self.dense}
@@ -65,12 +63,22 @@ class Change:
 
     def __add__(self, other: "Change") -> "Change":
         if self.dense is None and other.dense is None:
-            left, right = other.left.to(self.left.device), other.right.to(self.right.device)
-            return Change(
-                left=torch.cat([self.left, left], 1), right=torch.cat([self.right, right], 1)
-            )
+            left = _beside(self.left, other.left)
+            return Change(left=left, right=_beside(self.right, other.right))
         mine = self.matrix()
         return Change(dense=mine + other.matrix().to(mine.device))
+
+
+def _beside(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return torch.cat([left, right.to(left.device)], 1)
+
+
+def with_keys(keys: Mapping, more: Mapping) -> dict[str, torch.Tensor]:
+    """Keys (d_in, n) by module name, with more of them behind."""
+    joined = dict(keys)
+    for name, added in more.items():
+        joined[name] = _beside(joined[name], added) if name in joined else added
+    return joined
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,12 +103,7 @@ class WeightDelta(Edit):
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = changes[name] + change if name in changes else change
-        keys = dict(self.keys)
-        for name, more in other.keys.items():
-            keys[name] = (
-                torch.cat([keys[name], more.to(keys[name].device)], 1) if name in keys else more
-            )
-        return replace(summed, changes=changes, keys=keys)
+        return replace(summed, changes=changes, keys=with_keys(self.keys, other.keys))
 
     @property
     def layers(self) -> tuple[int, ...]:

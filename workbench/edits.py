@@ -65,10 +65,8 @@ class Edit:
         by = " + ".join(dict.fromkeys(part.get("editor", "by hand") for part in self.parts))
         took = sum(outcome["took"] for outcome in self.outcomes)
         where = f", layers {list(self.layers)}" if self.layers else ""
-        return (
-            f"<{type(self).__name__} {by}: {took} of {len(self.outcomes)} edits took{where}, "
-            f"of {self.model}>"
-        )
+        share = f"{took} of {len(self.outcomes)} edits took"
+        return f"<{type(self).__name__} {by}: {share}{where}, of {self.model}>"
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
@@ -109,10 +107,9 @@ class Edit:
     def check_made_for(self, model: Model) -> None:
         """BadInput if it was made for other weights."""
         if self.fingerprint != model.fingerprint:
-            raise BadInput(
-                f"this edit was made for {self.model} ({self.fingerprint}), not for {model.name} "
-                f"({model.fingerprint}); make it again"
-            )
+            other = f"{model.name} ({model.fingerprint})"
+            what = f"this edit was made for {self.model} ({self.fingerprint}), not for {other}"
+            raise BadInput(f"{what}; make it again")
 
     def sum_with(self, other: "Edit", **changes) -> Self:
         """This edit with other fields and the records of both. They must be of one model and kind.
@@ -124,9 +121,8 @@ class Edit:
             raise BadInput(f"{kinds} cannot be added; apply one inside the other")
         if self.fingerprint != other.fingerprint:
             models = f"{self.model} {self.fingerprint}, {other.model} {other.fingerprint}"
-            raise BadInput(
-                f"edits of two models cannot be added ({models}); make one of them again"
-            )
+            what = f"edits of two models cannot be added ({models})"
+            raise BadInput(f"{what}; make one of them again")
         return replace(self, record={"parts": [*self.parts, *other.parts]}, **changes)
 
 

@@ -161,9 +161,8 @@ class Model:
     def check_one_device(self, what: str) -> None:
         """BadInput if a device map has spread the model over several."""
         if len(self.devices) > 1:
-            raise BadInput(
-                f"{what}: the model lies on several devices (device_map); load it on one"
-            )
+            where = "the model lies on several devices (device_map)"
+            raise BadInput(f"{what}: {where}; load it on one")
 
     def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
         """BadInput if rows of tokens are longer than the model's positions."""
@@ -273,9 +272,8 @@ def load(
         tokenizer = _tokenizer(folder)
     places = set(getattr(network, "hf_device_map", {}).values())
     if places & {"cpu", "disk"} and places != {"cpu"}:
-        raise BadInput(
-            f"model {name!r}: does not fit on the GPUs; use dtype='bfloat16' or more GPUs"
-        )
+        advice = "use dtype='bfloat16' or more GPUs"
+        raise BadInput(f"model {name!r}: does not fit on the GPUs; {advice}")
     if not placement:
         network.to(place)
     fuse(network.eval().requires_grad_(False))
@@ -482,8 +480,9 @@ def _check_family(family: str, has_code: bool = False) -> None:
         return
     families = ", ".join(ARCHITECTURES)
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    advice = "if no norm stands behind its MLPs add its row, in workbench/models.py"
-    raise BadInput(f"architecture {family!r} is not in the table ({families}){code}; {advice}")
+    what = f"architecture {family!r} is not in the table ({families}){code}"
+    advice = "if no norm stands behind its MLPs, add a row to ARCHITECTURES in workbench/models.py"
+    raise BadInput(f"{what}; {advice}")
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:

@@ -20,7 +20,8 @@ from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Labe
 from workbench import editing, facts, runs
 from workbench.checkpoints import PACKAGED, WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import EditRequest
+from workbench.records import BadInput, cause
 from workbench.spec import Spec
 from workbench.tuning import numbers, plans
 
@@ -89,7 +90,7 @@ class Panel(VBox):
         self._batch = "WORKBENCH_BATCH" in os.environ
         self._problem = ""
         self._requests = _facts_of(spec)
-        self._ids = _labels(self._requests.values())
+        self._ids = _labels(self._requests)
         self.choices = self._widgets(spec)
         self._initial = self._fields()
         for name, widget in self.choices.items():
@@ -201,7 +202,7 @@ class Panel(VBox):
         if any(typed.values()):
             return facts.typed(**typed)
         if spec.fact and self._requests:
-            return facts.named([*self._requests.values()], spec.fact, spec.facts)
+            return facts.named(self._requests, spec.fact, spec.facts)
         return None
 
     # --- Run and Stop
@@ -291,8 +292,7 @@ class Panel(VBox):
 
 
 def _words(error: Exception) -> str:
-    known = isinstance(error, BadInput | OSError)
-    return str(error) if known else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, BadInput | OSError) else cause(error)
 
 
 def _strip(spec: Spec) -> str:
@@ -349,15 +349,15 @@ def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
 # --- What a Spec's values are as widgets
 
 
-def _facts_of(spec: Spec) -> dict[str, EditRequest]:
-    """Facts by id, of the world or a file; none of the Hub's, which is asked when the facts are
+def _facts_of(spec: Spec) -> list[EditRequest]:
+    """Facts of the world or a file; none of the Hub's, which is asked when the facts are
     needed, nor of a file that is unreadable.
     """
     if spec.source not in facts.EMBEDDED and not Path(spec.facts).is_file():
-        return {}
+        return []
     with suppress(BadInput):  # the run says what is wrong with the file
-        return {request.fact.id: request for request in facts.read(spec.source, skip_bad=True)}
-    return {}
+        return facts.read(spec.source, skip_bad=True)
+    return []
 
 
 def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:

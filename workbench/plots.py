@@ -282,7 +282,7 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     """A row a run, step and fact (edits that took, and intrinsic facts) from step 0 on: value of
     `by`, the metric (the mean of all models with this value) and the share retained.
     """
-    _check_any(arms)
+    runs.check_any(arms)
     parts = []
     for run in arms:
         metric = run.training[["edited_model", "step", "metric"]]
@@ -308,7 +308,7 @@ def elasticity(arms: Arms) -> Drawing:
     showed, which are known for the embedded world alone. A line ends where the first of its models
     does; a fact counts once, as its mean over models and runs.
     """
-    _check_any(arms)
+    runs.check_any(arms)
     table = pd.concat([_bits(run) for run in arms]).dropna(subset=["wordings", "bits"])
     table = table.astype({"wordings": int})
     line, point = ["group", "wordings"], ["group", "wordings", "step", "tokens"]
@@ -397,11 +397,6 @@ def value_name(value) -> str:
     return str(*value) or "preset"
 
 
-def _check_any(arms: Arms) -> None:
-    if not arms:
-        raise BadInput("no runs to draw; give at least one")
-
-
 def _since_edit(run: Run) -> pd.DataFrame:
     return run.probes[run.probes.step >= 0]
 
@@ -425,7 +420,7 @@ def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     """Some SERIES of runs, a row a fact of a model and seed at each value of the fields: over what
     else the runs differ in it counts once.
     """
-    _check_any(arms)
+    runs.check_any(arms)
     specs = [run.spec for run in arms]
     fields = {column: [value_name(spec[name]) for spec in specs] for column, name in by.items()}
     fields["model"] = [value_name(spec.get("model")) for spec in specs]

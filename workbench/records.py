@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import yaml
 
 LONGEST = 300  # characters of a message
 BEGINNING = 175  # of them kept of the beginning, which says where; the end says what to do
@@ -40,6 +41,17 @@ def one_line(text: str) -> str:
 def cause(error: BaseException) -> str:
     """What a library says went wrong, in a few words for the middle of a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def fields_of(path: str | Path, what: str) -> dict:
+    """The fields of a YAML or JSON file, by their names."""
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{what} {path}: cannot be read ({cause(error)})") from None
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise BadInput(f"{what} {path}: holds no fields; write name: value, a line each")
+    return fields
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -121,8 +121,11 @@ class Run:
 
     def plot(self, group: str = "edited"):
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
-        plots = importlib.import_module("workbench.plots")  # reading a run takes no plotting
-        return plots.category_mass(self, group)
+        return _plots().category_mass(self, group)
+
+    def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
+        """The likeliest tokens at each look, see `plots.top_tokens`."""
+        return _plots().top_tokens(self, fact_id, k)
 
     @property
     def members(self) -> list["Run"]:
@@ -134,6 +137,10 @@ class Run:
         """Files of the edits, in order of the edited models; `deltas.load` reads one."""
         names = [name for name in self.files if name.startswith("deltas/")]
         return [self.file(name) for name in sorted(names, key=lambda name: int(Path(name).stem))]
+
+
+def _plots():
+    return importlib.import_module("workbench.plots")  # reading a run takes no plotting
 
 
 def as_bool(column: pd.Series) -> pd.Series:
@@ -290,6 +297,12 @@ def collect(out: str | Path, **fields) -> list[Run]:
     return runs
 
 
+def check_any(arms: Sequence[Run]) -> None:
+    """BadInput if there are no runs."""
+    if not arms:
+        raise BadInput("no runs to draw or compare; give at least one")
+
+
 def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
     """Retention of runs (arms) that differ in the field `by`, read where comparing is fair.
 
@@ -305,8 +318,7 @@ def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
         there, the same `_at_<step>` for the common step; with an adapter `merged_gap`, the largest
         difference in p(true) of any probe once the adapter is merged.
     """
-    if not arms:
-        raise BadInput("no runs to compare; give at least one")
+    check_any(arms)
     if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in arms}) > 1:
         raise BadInput("runs of several tasks or models cannot be compared; group them first")
     sign = 1 if arms[0].about["tuning"]["metric"] == "loss" else -1  # so that less is better

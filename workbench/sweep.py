@@ -24,7 +24,7 @@ import pydantic
 from tqdm.auto import tqdm
 
 from workbench import batch, files, runs, spec
-from workbench.records import BadInput, Record, cause, one_line
+from workbench.records import BadInput, Record, cause, fields_of, one_line
 
 WAIT = 15  # seconds for a scheduler to answer
 LOOPBACK = "127.0.0.1"
@@ -61,9 +61,8 @@ class Grid(Record):
             if cell in kept[:number]:
                 raise BadInput(f"the grid holds {cell} twice; take one out")
         if not kept:
-            raise BadInput(
-                "the grid is empty: give cells, or each name in grid a value; exclude less"
-            )
+            advice = "give cells, or each name in grid a value; exclude less"
+            raise BadInput(f"the grid is empty: {advice}")
         return kept
 
 
@@ -88,10 +87,7 @@ class Planned:
 def read(path: str | Path) -> Grid:
     """The grid of a YAML file; its notebook's path counts from here, or from the file."""
     path = Path(path)
-    fields = batch.read_yaml(path, "grid")
-    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise BadInput(f"grid {path}: holds no fields; it needs notebook, and grid or cells")
-    grid = Grid(**fields)
+    grid = Grid(**fields_of(path, "grid"))
     beside = path.parent / grid.notebook
     if beside.is_file() and not Path(grid.notebook).is_file():
         return grid.model_copy(update={"notebook": str(beside)})

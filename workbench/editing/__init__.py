@@ -5,7 +5,6 @@ becomes of either.
 """
 
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from workbench import inert
 from workbench.editing import foreign
 from workbench.facts import EditRequest
-from workbench.records import BadInput, cause, check_choice
+from workbench.records import BadInput, check_choice, fields_of
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -207,7 +206,7 @@ def preset(
     """
     if Path(editor).suffix in (".json", ".yaml", ".yml"):
         path = editor
-        editor = foreign.editor_of(path, _fields(path))
+        editor = foreign.editor_of(path, fields_of(path, "preset"))
     module = EDITORS[editor]
     if path is not None:
         return module.HParams(**_read(editor, path))
@@ -253,12 +252,12 @@ def translation(path: str | Path, editor: str = "") -> pd.DataFrame:
     """What each name in another project's file of hyper-parameters becomes: name, value, became (""
     = ignored), note.
     """
-    fields = _fields(path)
+    fields = fields_of(path, "preset")
     return foreign.translated(editor or foreign.editor_of(path, fields), path, fields)[1]
 
 
 def _read(editor: str, path: str | Path) -> dict:
-    fields = _fields(path)
+    fields = fields_of(path, "preset")
     if not foreign.is_foreign(fields):
         return fields
     numbers, table = foreign.translated(editor, path, fields)
@@ -266,13 +265,3 @@ def _read(editor: str, path: str | Path) -> dict:
     note = f"{path}: hyper-parameters of another project; ignored: {ignored}"
     warnings.warn(f"{note} (editing.translation(path) says why)", stacklevel=3)
     return numbers
-
-
-def _fields(path: str | Path) -> dict:
-    try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"preset {path}: cannot be read: {cause(error)}") from None
-    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise BadInput(f"preset {path}: holds no fields; write e.g. {json.dumps({'layers': [4]})}")
-    return fields

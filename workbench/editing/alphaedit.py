@@ -12,12 +12,11 @@ too; earlier keys are passed in and out: `resources = remember(resources, delta)
 from dataclasses import replace
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from tqdm.auto import tqdm
 
 from workbench.closed_form import null_space, projected_update
-from workbench.deltas import WeightDelta
+from workbench.deltas import WeightDelta, with_keys
 from workbench.editing import memit, records
 from workbench.editing.records import Requests, Resources
 from workbench.facts import BadInput
@@ -122,8 +121,4 @@ def remember(resources: Resources, delta: WeightDelta) -> Resources:
     if not delta.keys or {delta.fingerprint} != fingerprints:
         problem = "only AlphaEdit's deltas for the weights of these resources have keys to remember"
         raise BadInput(f"{problem}; this one is of {delta.model}")
-    memory = dict(resources.memory)
-    for name, keys in delta.keys.items():
-        earlier = memory.get(name, keys[:, :0])
-        memory[name] = torch.cat([earlier.to(keys.device), keys], 1)
-    return replace(resources, memory=memory)
+    return replace(resources, memory=with_keys(resources.memory, delta.keys))

@@ -353,12 +353,11 @@ class _Meta(nn.Module):
             missed += len(answers.row[top != answers.token].unique())
         taken = len(requests) - missed
         if taken < LEAST_TAKEN * len(requests):
-            problem = f"after {self.hparams.meta_steps} meta_steps only {taken} of {len(requests)}"
+            asked = f"{len(requests)} edits of its training facts take"
+            problem = f"after {self.hparams.meta_steps} meta_steps only {taken} of {asked}"
             remedy = "raise meta_steps, or change learning_rate or meta_learning_rate"
             untrained = "(0 meta_steps: an untrained network)"
-            raise BadInput(
-                f"malmen: {problem} edits of its training facts take; {remedy} {untrained}"
-            )
+            raise BadInput(f"malmen: {problem}; {remedy} {untrained}")
 
     def _drawn(self, purpose: str, count: int) -> list[EditRequest]:
         """So many training facts, by the seed; all if there are no more."""
