@@ -131,3 +131,9 @@ def test_an_experiment_that_names_a_fact_is_of_one():
         spec = Spec(**named).resolved()
         assert (spec.n_edited, spec.edits_per_model) == (1, 1)
     assert Spec().resolved().n_edited == 10
+
+
+def test_two_values_that_make_one_experiment_are_refused():
+    with pytest.raises(BadInput, match="same experiment"):
+        workbench.spec.varied(Spec(fact="capital:spain"), "edits_per_model", [1, 5])
+    assert len(workbench.spec.varied(Spec(), "edits_per_model", [1, 5])) == 2

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -198,7 +199,11 @@ def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
         )
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
-    return [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
+    specs = [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]
+    if any(one == other for one, other in combinations(specs, 2)):
+        what = f"values {values!r}: two of {vary} make the same experiment"
+        raise BadInput(f"{what}; leave one out (one that names a fact is of one fact)")
+    return specs
 
 
 def _check_units(base: "Numbers", changes: Mapping) -> None:

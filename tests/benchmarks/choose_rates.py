@@ -25,21 +25,27 @@ def main():
     model = models.load(options.model, device="cpu")
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"task": []})
     for name in TASKS:
-        rates = [rate for rate in RATES if not _has(done, name, rate)]
+        rates = [rate for rate in RATES if not _has(done, options.model, name, rate)]
         if not rates:
             continue
         spec = Spec(model=options.model, task=name).resolved()
         task = tasks.TASKS[name](model, spec.part(tasks.Data, source="", avoid=()))
         for rate in rates:
-            row = {"task": name, "learning_rate": rate, "metric": task.metric}
+            row = {
+                "model": options.model,
+                "task": name,
+                "learning_rate": rate,
+                "metric": task.metric,
+            }
             row |= _ends(model, task, spec, rate)
             done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
             done.to_csv(options.out, index=False)
-    print(ranked(done).to_string(index=False))
+    print(ranked(done[done.model == options.model]).to_string(index=False))
 
 
-def _has(done: pd.DataFrame, task: str, rate: float) -> bool:
-    return bool(len(done)) and bool(((done.task == task) & (done.learning_rate == rate)).any())
+def _has(done: pd.DataFrame, *tried) -> bool:
+    columns = ["model", "task", "learning_rate"]
+    return bool(len(done)) and bool((done[columns] == list(tried)).all(axis=1).any())
 
 
 def _ends(model, task, spec, rate: float) -> dict:

@@ -239,6 +239,9 @@ def test_unknown_names_are_one_clear_line(editor, model, named, one_line):
 def test_presets_of_published_models_and_of_depth(tiny):
     assert editing.preset("rome", "openai-community/gpt2-xl").layers == (17,)
     assert editing.preset("rome", "meta-llama/Meta-Llama-3-8B").layers == (5,)
+    assert editing.preset("rome", "smollm2-135m").layers == (6,)
+    with pytest.raises(facts.BadInput, match="no preset"):  # the base model; those are of -Instruct
+        editing.preset("rome", "HuggingFaceTB/SmolLM2-135M")
     assert editing.preset("memit", "EleutherAI/gpt-j-6B").layers == (3, 4, 5, 6, 7, 8)
     assert editing.preset("memit", "meta-llama/Llama-2-7b-hf") == editing.preset(
         "memit", "Llama-2-7b"

@@ -18,6 +18,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from workbench import inert
+from workbench.checkpoints import PACKAGED
 from workbench.editing import foreign
 from workbench.facts import EditRequest
 from workbench.records import BadInput, check_choice, fields_of
@@ -217,8 +218,9 @@ def preset(
             raise BadInput(f"variant 'reference': {editor} has none; choose published")
         convention = {"convention": "reference"}
     name = model if isinstance(model, str) else model.name
-    name = name.rstrip("/").rpartition("/")[2]
-    numbers: dict[str, Any] = presets().get(name.lower(), {}).get(editor, {})
+    where, _, name = name.rstrip("/").rpartition("/")
+    is_another = where and name.lower() in PACKAGED  # e.g. the base model of a packaged one
+    numbers: dict[str, Any] = presets().get("" if is_another else name.lower(), {}).get(editor, {})
     if variant == "paper" and "paper" not in numbers:
         what = f"variant 'paper': arXiv 2507.14198 gives no numbers of {editor} for {name}"
         raise BadInput(f"{what}; choose published")
