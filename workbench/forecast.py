@@ -38,7 +38,7 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     looks = spec.max_steps // spec.eval_every + 2
     watched = spec.n_edited + copies * spec.n_intrinsic
     asked = spec.n_edited * QUESTIONS + copies * spec.n_intrinsic
-    above = 1 - min(numbers.layers, default=0) / model.n_blocks  # blocks that run again and again
+    above = 1 - max(numbers.layers, default=0) / model.n_blocks  # blocks that run again and again
     statements = spec.n_edited * (1 + getattr(numbers, "prefixes", 0))
     lessons = 3 * getattr(numbers, "facts_at_once", 0) * getattr(numbers, "meta_steps", 0)
     solved = statements * getattr(numbers, "steps", 0) + lessons
