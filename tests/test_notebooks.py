@@ -14,6 +14,7 @@ from workbench.tuning.finetune import Settings
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+STEMS = {path.stem for path in NOTEBOOKS}
 PRESETS = [
     path
     for path in sorted((FOLDER / "presets").glob("*.yaml"))
@@ -139,19 +140,22 @@ def test_it_says_question_source_and_time(path):
 
 
 def test_its_presets_are_declared_and_make_a_spec(path):
-    found = [
-        preset
-        for preset in PRESETS
-        if set(yaml.safe_load(preset.read_text())) <= set(batch.declared(path))
-    ]
-    for preset in found:
+    settings = {}
+    for preset in PRESETS:
+        fields = yaml.safe_load(preset.read_text())
+        own = fields.get(path.stem, {})
+        fields = {name: fields[name] for name in fields if name not in STEMS} | own
+        if set(fields) <= set(batch.declared(path)):
+            settings[preset] = fields
+    for preset, fields in settings.items():
         given, spec = batch.checked(path, {}, str(preset))
-        assert given == yaml.safe_load(preset.read_text())
+        assert given == fields
         assert spec.resolved().part(Settings).max_steps > 0
         if spec.model.rpartition("/")[2].lower() in editing.presets():
             assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers
     if path.stem == "02_retention":
-        assert {"gpt2-xl", "llama-3-8b", "world-large"} <= {preset.stem for preset in found}
+        names = {preset.stem for preset in settings}
+        assert {"gpt2-xl", "llama-3-8b", "world-large", "smollm2"} <= names
 
 
 def test_it_has_small_values_for_a_quick_run(path):
