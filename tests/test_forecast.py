@@ -45,5 +45,21 @@ def test_minutes_are_of_all_experiments_together_each_on_its_model(outline, new_
         assert forecast.minutes([spec] * 2, pair).tolist() == pytest.approx((small + one).tolist())
 
 
-def test_a_machine_has_a_speed(outline):
-    assert forecast.speed(outline) > 1e6
+def test_an_editor_that_learns_costs_its_lessons_from_the_first_edited_block_on(outline):
+    def learnt(meta_steps, layers):
+        hparams = {"meta_steps": meta_steps, "facts_at_once": 10, "layers": layers}
+        return costs(outline, editor="malmen", hparams=hparams)["editing"]
+
+    weights = sum(weight.numel() for weight in outline.network.parameters())
+    lessons = 100 * 3 * 10 * forecast.PROMPT
+    assert learnt(100, [6, 11]) == pytest.approx(lessons * 4 * weights * 6 / 12)
+    assert learnt(200, [6, 11]) == 2 * learnt(100, [6, 11])
+
+
+def test_the_speed_is_of_the_products_that_were_made(outline, monkeypatch):
+    """A clock that goes on by a tenth of a second a look: at .2 no second product is begun."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks) / 10)
+    width = outline.unembedding.weight.shape[1]
+    one = 2 * 512 * width * 4 * width
+    assert forecast.speed(outline) == pytest.approx(one / 0.3)

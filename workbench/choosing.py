@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from workbench import editing, facts, files, prose
+from workbench import editing, facts, files, inert, prose
 from workbench.editing.records import Numbers, Resources
 from workbench.editing.target_vectors import Solving
 from workbench.evaluation.efficacy import asked, outcome
@@ -131,7 +131,7 @@ def choose(
             parts = [outcome(model, *pair) for pair in zip(edits, tables, strict=True)]
         except BadInput as error:
             refusal = error
-            tqdm.write(f"{numbers}: {error}", file=sys.stderr)
+            tqdm.write(inert.printable(f"{numbers}: {error}"), file=sys.stderr)
             parts = [pd.DataFrame(columns=list(WANTED), dtype=float)]
         means = pd.concat(parts)[list(WANTED)].mean()
         row |= means.round(4).to_dict() | {"score": round(means.mean(), 4)}

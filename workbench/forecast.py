@@ -38,16 +38,18 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     looks = spec.max_steps // spec.eval_every + 2
     watched = spec.n_edited + copies * spec.n_intrinsic
     asked = spec.n_edited * QUESTIONS + copies * spec.n_intrinsic
-    above = 1 - max(numbers.layers, default=0) / model.n_blocks  # blocks that run again and again
+    layers = numbers.layers or (model.n_blocks,)
     statements = spec.n_edited * (1 + getattr(numbers, "prefixes", 0))
     lessons = 3 * getattr(numbers, "facts_at_once", 0) * getattr(numbers, "meta_steps", 0)
-    solved = statements * getattr(numbers, "steps", 0) + lessons
+    # The blocks that run again and again: above the last edited one, or from the first one on.
+    solved = statements * getattr(numbers, "steps", 0) * (1 - max(layers) / model.n_blocks)
+    learnt = lessons * (1 - min(layers) / model.n_blocks)
     row = TOKENS.get(spec.task, ROW)
     trained = copies * spec.max_steps * spec.batch_size * row
     validated = copies * (looks - 1) * spec.n_valid * row
     return {
         "choosing": PASS * weights * PROMPT * ASKED * (spec.n_edited + spec.n_intrinsic),
-        "editing": SOLVED * weights * above * PROMPT * solved,
+        "editing": SOLVED * weights * PROMPT * (solved + learnt),
         "tuning": weights * (TRAINED * trained + PASS * validated),
         "looking": PASS * looks * (weights * PROMPT * asked + head * model.n_blocks * watched),
     }
