@@ -66,7 +66,8 @@ def test_the_id_changes_with_whatever_determines_the_result(
     assert identity() == base
     changed = tmp_path / "01_case_study.ipynb"
     notebook = nbformat.read(CASE_STUDY, as_version=4)
-    notebook.cells[-1].source += "\n1 + 1"
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+    last.source += "\n1 + 1"
     nbformat.write(notebook, changed)
     other_facts = tmp_path / "facts.jsonl"
     other_facts.write_text(own_facts.read_text().replace("flute", "drums"))
