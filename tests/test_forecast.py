@@ -34,7 +34,7 @@ def test_every_phase_goes_up_with_what_it_does(outline):
 
 
 def test_minutes_are_of_all_experiments_together_each_on_its_model(outline, new_tiny, monkeypatch):
-    monkeypatch.setattr(forecast, "speed", lambda model: 1e9)
+    monkeypatch.setattr(forecast, "speed", lambda model, device: 1e9)
     spec, tiny = Spec().resolved(), new_tiny("gpt2")
     one, two = (forecast.minutes([spec] * times, [outline] * times) for times in (1, 2))
     assert (two == 2 * one).all()
@@ -43,6 +43,17 @@ def test_minutes_are_of_all_experiments_together_each_on_its_model(outline, new_
     assert small.sum() < one.sum()
     for pair in ([tiny, outline], [outline, tiny]):
         assert forecast.minutes([spec] * 2, pair).tolist() == pytest.approx((small + one).tolist())
+
+
+def test_the_speed_is_the_one_of_the_device_that_is_named(outline, monkeypatch):
+    monkeypatch.setattr(
+        forecast, "speed", lambda model, device: {"cpu": 1e9, "cuda:1": 1e12}[device]
+    )
+    slow, fast = (
+        forecast.minutes([Spec(device=name).resolved()], [outline]).sum()
+        for name in ("cpu", "cuda:1")
+    )
+    assert slow == pytest.approx(1000 * fast)
 
 
 def test_an_editor_that_learns_costs_its_lessons_from_the_first_edited_block_on(outline):

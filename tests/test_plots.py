@@ -399,7 +399,7 @@ def test_a_group_or_category_that_is_none_is_one_clear_line(made, one_line):
             lambda: plots.lens_heatmap(run, categories=("tru",)),
             "category 'tru', did you mean 'true'?",
         ),
-        (lambda: plots.lens_heatmap(run, categories="true"), "choose one of true, edited"),
+        (lambda: plots.lens_heatmap(run, categories="tru"), "choose one of true, edited"),
         (lambda: plots.lens_heatmap(run, categories=()), "category ''"),
     ):
         with pytest.raises(BadInput) as error:
@@ -422,3 +422,9 @@ def test_a_quantised_model_is_named_with_what_it_was_rounded_to(made):
         assert "Q4_1, GGUF 1a2b" in words
         assert "GGUF" not in " ".join(text.get_text() for text in draw(run).figure.findobj(Text))
     assert "Q4_1, GGUF 1a2b" in plots._pooled([rounded], "editor")
+
+
+def test_one_category_needs_no_list(made):
+    run = made(0)
+    alone = plots.lens_heatmap(run, categories="true").data
+    pd.testing.assert_frame_equal(alone, plots.lens_heatmap(run, categories=["true"]).data)

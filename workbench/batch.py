@@ -21,8 +21,8 @@ from workbench import files, runs
 from workbench import spec as specs
 from workbench.cache import locked
 from workbench.editing import EDITORS
-from workbench.facts import BadInput, check_file
-from workbench.records import did_you_mean, listed, one_line
+from workbench.facts import check_file
+from workbench.records import BadInput, did_you_mean, fields_of, listed, one_line
 from workbench.registry import MEASURES
 from workbench.tuning.numbers import TASKS
 
@@ -142,23 +142,13 @@ def _preset(notebook: Path, name: str) -> dict:
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
         near = did_you_mean(name, known) or ":"
         raise BadInput(f"preset {name!r}{near} no file {path}; there are {listed(known, 20)}")
-    parameters = read_yaml(path, "preset")
-    if not isinstance(parameters, dict):
-        raise BadInput(f"preset {name!r}: {path} holds no parameters")
+    parameters = fields_of(path, "preset")
     notebooks = {path.stem for path in notebook.parent.glob("*.ipynb")}
     for_this_one = parameters.get(notebook.stem) or {}
     if not isinstance(for_this_one, dict):
         raise BadInput(f"preset {name!r}: {notebook.stem} must hold parameters, name: value")
     shared = {key: value for key, value in parameters.items() if key not in notebooks}
     return shared | for_this_one
-
-
-def read_yaml(path: Path, what: str):
-    """What a YAML file holds."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{what} {path}: cannot be read ({error})") from None
 
 
 def parsed(notebook: str | Path, pairs: Sequence[tuple[str, str]]) -> dict:

@@ -15,7 +15,7 @@ import pydantic
 import yaml
 
 from workbench import readers, words
-from workbench.records import BadInput, Record, did_you_mean, listed, one_line, shown
+from workbench.records import BadInput, Record, check_choice, did_you_mean, listed, one_line, shown
 from workbench.registry import Room
 from workbench.sources import check_file as check_file
 
@@ -234,8 +234,7 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
             request's own list), or "held_out" (a dataset's paraphrase or rephrase prompts; those
             that enter the edit no longer judge).
     """
-    if source not in ("templates", "file", "held_out"):
-        raise BadInput(f"paraphrase_source {source!r}: choose templates, file or held_out")
+    check_choice("paraphrase_source", source, ("templates", "file", "held_out"))
     pool = request.held_out if source == "held_out" else request.paraphrases
     if source == "templates" and k != 1:
         pool = _paraphrases(request.fact)

@@ -55,9 +55,9 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     }
 
 
-def speed(model: Model) -> float:
+def speed(model: Model, device: str = "auto") -> float:
     """Operations a second of products of a row of tokens with a block's width."""
-    device = models.device_named("auto")
+    device = models.device_named(device)
     width = model.unembedding.weight.shape[1]
     left = torch.rand(4 * ROW, width, device=device)
     right = torch.rand(width, 4 * width, device=device)
@@ -72,4 +72,5 @@ def speed(model: Model) -> float:
 def minutes(specs: Sequence[Spec], outlines: Sequence[Model]) -> pd.Series:
     """Phase -> minutes on this machine, of all these experiments together, each on its model."""
     work = pd.DataFrame(map(operations, specs, outlines))
-    return work.div([60 * REACHED * speed(outline) for outline in outlines], axis=0).sum()
+    speeds = [speed(model, spec.device) for model, spec in zip(outlines, specs, strict=True)]
+    return work.div(speeds, axis=0).sum() / (60 * REACHED)

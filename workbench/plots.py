@@ -159,7 +159,7 @@ def _draw_category_mass(data: pd.DataFrame) -> tuple[Figure, Axes]:
 
 
 def lens_heatmap(
-    run: Run, group: str = "edited", categories: tuple[str, ...] = ("edited", "true")
+    run: Run, group: str = "edited", categories: Sequence[str] = ("edited", "true")
 ) -> Drawing:
     """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
     block; edited blocks stand between orange lines.
@@ -168,6 +168,7 @@ def lens_heatmap(
     is 100 or better.
     """
     check_choice("group", group, GROUPS)
+    categories = [categories] if isinstance(categories, str) else categories
     for category in categories or ("",):
         check_choice("category", category, CATEGORIES)
     members = run.probes[run.probes.group == group].fact_id.unique()
