@@ -1,27 +1,31 @@
-"""The explorer: what became of each fact of a finished run, checkpoint by checkpoint.
+"""The explorer: what became of each fact of a finished run, and what the model would say after
+every block at every token of a prompt, before the edit, after it and at each checkpoint.
 
-It redraws what was recorded and needs no torch.
+Here a run is packed for it; what is seen and done is explorer.js. It needs no torch, and in a saved
+page no kernel.
 """
 
 import base64
-import io
-from html import escape
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import anywidget
 import numpy
 import pandas as pd
-from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import traitlets
 
-from workbench.plots import CATEGORIES, STEP_NAMES, step_names
+from workbench.plots import CATEGORIES
 from workbench.runs import Run
 
 OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "never held")
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
-SHOWN = ("edited", "true")
-MARK = "#D55E00"  # orange is told from every shade of cividis
-WRAP = {"flex_flow": "row wrap"}
-STYLE = {"description_width": "8em"}
+MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
+ANSWERS = ("edited", "true")
+ONE = 65535  # a probability of 1, in two bytes
+ALIGNED = 8  # bytes
 
 
 def outcomes(run: Run) -> pd.DataFrame:
@@ -44,160 +48,152 @@ def outcomes(run: Run) -> pd.DataFrame:
     outcome[last.retained.astype(bool)] = "kept"
     table = last[["group", "prompt", "target"]]
     table = table.assign(outcome=pd.Categorical(outcome, OUTCOMES, ordered=True))
-    return table.sort_values(["outcome", "group", "prompt"], kind="stable")
+    return table.sort_values(["group", "outcome", "prompt"], kind="stable")
 
 
-class _View(VBox):
-    """One run at one fact and checkpoint: heatmap, likeliest tokens, and both in words."""
-
-    def __init__(self, run: Run):
-        self.name = run.folder.name
-        self.facts = outcomes(run)
-        self.edited = run.about.get("layers", ())
-        index = [*KEY, "category", "layer"]
-        self.lens = run.lens.pivot(index=index, columns="step", values="probability").sort_index()
-        tokens = run.tokens[run.tokens.layer == run.tokens.layer.max()]
-        tokens = tokens.sort_values("rank").set_index([*KEY, "step"])
-        self.tokens = tokens.sort_index(kind="stable")
-        fitting = {"max_width": "100%", "align_self": "flex-start"}
-        self.image = Image(format="png", layout=fitting)
-        self.text, self.likeliest = HTML(), HTML()
-        beside = HBox([self.image, self.likeliest], layout=WRAP)
-        super().__init__([self.text, beside], layout={"margin": "0 1em 0 0"})
-
-    def curve(self, category: str, key: tuple) -> pd.DataFrame:
-        """Probability (layer, step) of the category's token."""
-        return self.lens.loc[(*key, category)].dropna(axis=1, how="all")
-
-    def steps(self, key: tuple) -> list[int]:
-        return self.curve("edited", key).columns.tolist()
-
-    def same_fact(self, key: tuple) -> tuple | None:
-        """The same fact in this run: in the same edited model, or else in the first that has it."""
-        if key in self.facts.index:
-            return key
-        copies = [other for other in self.facts.index if other[1] == key[1]]
-        return min(copies, default=None)
-
-    def show(self, key: tuple, step: int) -> None:
-        """Redraw at the checkpoint, or at the last one before it that this run has."""
-        key = self.same_fact(key)
-        if key is None:
-            self.image.value = b""
-            self.likeliest.value = ""
-            self.text.value = f"{escape(self.name)} does not hold this fact"
-            return
-        earlier = [known for known in self.steps(key) if known <= step]
-        step = max(earlier, default=-1)
-        self.image.value = self._png(key, step)
-        self.text.value = f"<p>{escape(self._summary(key, step))}</p>"
-        self.likeliest.value = self._table(key, step)
-
-    def still(self) -> str:
-        """The same without widgets, as markup."""
-        picture = base64.b64encode(self.image.value).decode()
-        image = f'<img alt="" src="data:image/png;base64,{picture}">' if picture else ""
-        return self.text.value + image + self.likeliest.value
-
-    def _png(self, key: tuple, step: int) -> bytes:
-        """Layer by checkpoint of each category, the chosen checkpoint framed."""
-        steps = self.steps(key)
-        blocks = self.curve("edited", key).index
-        figure = Figure(figsize=(min(2.4 + 0.8 * len(steps), 9), 3.6), dpi=90)
-        FigureCanvasAgg(figure)
-        all_axes = figure.subplots(1, len(SHOWN), sharey=True)
-        figure.subplots_adjust(left=0.11, right=0.86, bottom=0.2, top=0.88, wspace=0.06)
-        scale = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto"}
-        every = -(-len(steps) // 10)  # ten labels at most
-        for axes, category in zip(all_axes, SHOWN, strict=True):
-            image = axes.imshow(self.curve(category, key), **scale)
-            place = steps.index(step)
-            axes.axvspan(place - 0.5, place + 0.5, fill=False, ec=MARK, lw=2, clip_on=False)
-            axes.set_xticks(range(len(steps))[::every], step_names(steps)[::every])
-            axes.tick_params("x", rotation=45)
-            axes.set_title(f"p({category} token)", fontsize=10)
-        marks = [f"E {block}" if block in self.edited else block for block in blocks]
-        all_axes[0].set_yticks(range(len(marks)), marks, fontsize=8)
-        all_axes[0].set_ylabel("after block (E: edited)")
-        figure.colorbar(image, cax=figure.add_axes((0.88, 0.2, 0.02, 0.68)))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-    def _summary(self, key: tuple, step: int) -> str:
-        fact = self.facts.loc[key]
-        edited = self.curve("edited", key)[step]
-        true = self.curve("true", key)[step]
-        ends = f"p(edited) {edited.iloc[-1]:.3f}, p(true) {true.iloc[-1]:.3f}"
-        above = numpy.flatnonzero(edited > 0.5)
-        passes = f"first after block {above[0]}" if len(above) else "after no block"
-        words = f"{self.name}, {fact.group} fact, {fact.outcome} at the end. "
-        words += f"Checkpoint {STEP_NAMES.get(step, step)}: {ends} after the last block; "
-        return f"{words}the edited token passes 0.5 {passes}."
-
-    def _table(self, key: tuple, step: int) -> str:
-        prompt = escape(self.facts.loc[key].prompt)
-        caption = f"{prompt} ... ({STEP_NAMES.get(step, step)})"
-        rows = f"<caption style='text-align:left'>{caption}</caption>"
-        rows += "<tr><th>rank</th><th>token</th><th>probability</th></tr>"
-        for row in self.tokens.loc[[(*key, step)]].itertuples():
-            rank = escape(str(row.rank))
-            token = f"<code style='white-space:pre'>{escape(row.token)}</code>"
-            rows += f"<tr><td>{rank}</td><td>{token}</td><td>{row.probability:.3f}</td></tr>"
-        return f"<table style='line-height:1.3;min-width:24em;text-align:left'>{rows}</table>"
-
-
-class Explorer(VBox):
-    """Facts of a run by what became of them, and for one of them the lens and the likeliest tokens
-    at any checkpoint.
+class Explorer(anywidget.AnyWidget):
+    """Facts of a run by what became of them, and for one of them three lenses: before the edit,
+    right after it, and at a checkpoint.
 
     Args:
-        other: a second run, shown beside the first at the same fact and step.
+        other: a second run, shown below the first at the same fact and checkpoint.
+        view: what is chosen at first, as the trait `view` of another explorer says it.
     """
 
-    def __init__(self, run: Run, other: Run | None = None):
-        self.views = [_View(one) for one in (run, other) if one]
-        table = self.views[0].facts
-        edited = table.index[table.group == "edited"]
-        first = edited[0] if len(edited) else table.index[0]
-        wide = {"options": _options(table), "layout": {"width": "min(60em, 98%)"}}
-        self.fact = Dropdown(value=first, description="Explored fact", style=STYLE, **wide)
-        self.step = SelectionSlider(options=[("", "")], description="Checkpoint", style=STYLE)
-        self.step.continuous_update = False  # a picture takes a third of a second
-        self.fact.observe(lambda _: self._set_steps(), "value")
-        self.step.observe(lambda _: self._draw(), "value")
-        views = HBox(self.views, layout=WRAP)
-        super().__init__([self.fact, self.step, views], _dom_classes=("workbench-explorer",))
-        self._set_steps()
+    _esm = MODULE
+    _css = LOOKS
+    data = traitlets.Bytes().tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, run: Run, other: Run | None = None, view: Mapping | None = None):
+        shown = [one for one in (run, other) if one]
+        super().__init__(data=packed(shown), view=dict(view or {}))
 
     def _repr_mimebundle_(self, **kwargs):
-        """In a saved page what is chosen, as picture and words, stands in the explorer's place."""
-        still = "".join(view.still() for view in self.views)
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": still}
+        """In a saved page the same module is alive beside its data."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return data | {"text/html": self.page()}, metadata
 
-    def _set_steps(self) -> None:
-        """Offer the checkpoints of the chosen fact's model, at the one chosen before if it has
-        that.
-        """
-        steps = self.views[0].steps(self.fact.value)
-        options = tuple(zip(step_names(steps), steps, strict=True))
-        if options != self.step.options:  # new ones choose the first of them
-            before = self.step.value
-            self.step.options = options
-            self.step.value = before if before in steps else steps[-1]
-        self._draw()
-
-    def _draw(self) -> None:
-        for view in self.views:
-            view.show(self.fact.value, self.step.value)
+    def page(self) -> str:
+        """The explorer as markup that needs neither a kernel nor anything from outside."""
+        data = base64.b64encode(self.data).decode()
+        holder = f'<script type="text/plain" class="workbench-explorer-data">{data}</script>'
+        looks = f"<style>{LOOKS.read_text('utf-8')}</style>"
+        return f"<div>{looks}{holder}<div></div></div>{script()}"
 
 
-def _options(table: pd.DataFrame) -> list[tuple[str, tuple]]:
-    """What the list of facts shows, and the keys."""
-    several = table.index.get_level_values("edited_model").nunique() > 1
-    options = []
-    for key, row in table.iterrows():
-        which = f"{row.group}, model {key[0]}" if several else row.group
-        label = f"[{row.outcome}] {row.prompt} -> {row.target} ({which})"
-        options.append((label, key))
-    return options
+def script() -> str:
+    """The element that holds the module, the same in every page."""
+    return f'<script type="module">{MODULE.read_text("utf-8")}</script>'
+
+
+# --- A run, packed
+
+
+def packed(runs: Sequence[Run]) -> bytes:
+    """Headers as JSON, then the arrays that they name, one after another, all compressed."""
+    headers, content = [], b""
+    for run in runs:
+        header, arrays = _described(run)
+        for name, values in arrays.items():
+            about = {"type": values.dtype.name, "shape": values.shape, "offset": len(content)}
+            header["arrays"][name] = about
+            content += values.tobytes()
+            content += bytes(-len(content) % ALIGNED)
+        headers.append(header)
+    text = json.dumps(headers).encode()
+    text += b" " * (-(len(text) + 4) % ALIGNED)
+    return gzip.compress(len(text).to_bytes(4, "little") + text + content, mtime=0)
+
+
+def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
+    """The header of a run, and its arrays."""
+    facts = outcomes(run)
+    edited = facts.index[facts.group == "edited"]
+    lens = _numbered(run.lens[run.lens.category.isin(ANSWERS)], facts.index)
+    tokens = _numbered(run.tokens, facts.index)
+    cells = _numbered(run.positions, edited)
+    words, vocabulary = pd.factorize(pd.concat([tokens.word, cells.token]))
+    tokens["word"], cells["word"] = words[: len(tokens)], words[len(tokens) :]
+    steps = sorted(lens.step.unique().tolist())
+    blocks = range(int(lens.layer.max()) + 1)
+    of_facts = {"fact": range(len(facts)), "step": steps, "layer": blocks}
+    of_answers = {**of_facts, "category": ANSWERS}
+    of_tokens = {**of_facts, "rank": range(1, int(tokens["rank"].max()) + 1)}
+    of_cells = {**of_facts, "fact": range(len(edited))}
+    of_cells["position"] = range(int(cells.position.min()), 1)
+    of_ranks = {**of_cells, "rank": range(1, int(cells["rank"].max()) + 1)}
+    arrays = {
+        "lens_p": _shares(lens, "probability", of_answers),
+        "lens_rank": _array(lens, "rank", of_answers),
+        "top_ids": _array(tokens, "word", of_tokens),
+        "top_p": _shares(tokens, "probability", of_tokens),
+        "cell_ids": _array(cells, "word", of_ranks),
+        "cell_p": _shares(cells, "probability", of_ranks),
+        "cell_edited": _shares(cells, "p_edited", of_cells),
+        "cell_true": _shares(cells, "p_true", of_cells),
+    }
+    header = {
+        "name": run.folder.name,
+        "caption": _caption(run),
+        "page": f"{run.folder.name}/notebook.html",
+        "blocks": len(blocks),
+        "edited": run.about.get("layers", ()),
+        "steps": steps,
+        "vocabulary": vocabulary.tolist(),
+        "facts": _facts(run, facts, lens, cells),
+        "arrays": {},
+    }
+    return header, arrays
+
+
+def _numbered(table: pd.DataFrame, index: pd.MultiIndex) -> pd.DataFrame:
+    """The table with the number of each row's fact."""
+    return table.assign(fact=index.get_indexer(pd.MultiIndex.from_frame(table[KEY])))
+
+
+def _array(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> numpy.ndarray:
+    """The values of a column at their places along the axes, else 0."""
+    places = [pd.Index(values).get_indexer(table[name]) for name, values in axes.items()]
+    array = numpy.zeros([len(values) for values in axes.values()], "uint32")
+    array[tuple(places)] = table[column].fillna(0)
+    return array
+
+
+def _shares(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> numpy.ndarray:
+    """Probabilities, in two bytes each."""
+    coded = (table[column] * ONE).round()
+    return _array(table.assign(coded=coded), "coded", axes).astype("uint16")
+
+
+def _facts(
+    run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """What is said of each fact; `steps` are its model's, `at` the tokens of its prompt."""
+    steps = lens.groupby("fact").step.unique()
+    at = cells.sort_values("position").drop_duplicates(["fact", "position"])
+    tokens = at.groupby("fact")["at"].agg(list)
+    clear = run.probes.drop_duplicates(KEY).set_index(KEY).clear
+    number_of_edited = (facts.group == "edited").cumsum() - 1
+    described = []
+    for number, ((model, fact_id), row) in enumerate(facts.iterrows()):
+        is_edited = row.group == "edited"
+        true = run.about.get("true", {}).get(fact_id, "") if is_edited else row.target
+        place = int(number_of_edited.iloc[number])
+        fact = {"model": model, "id": fact_id, "number": number, "group": row.group}
+        fact |= {"prompt": row.prompt, "true": true, "target": row.target if is_edited else ""}
+        fact |= {"fate": row.outcome, "clear": bool(clear[model, fact_id])}
+        fact |= {"steps": sorted(steps[number].tolist())}
+        fact["cells"] = place if is_edited else -1
+        fact["at"] = tokens[place] if is_edited else [row.prompt.split()[-1]]
+        described.append(fact)
+    return described
+
+
+def _caption(run: Run) -> str:
+    """The experiment in a few words."""
+    spec = run.spec
+    blocks = ", ".join(map(str, run.about.get("layers", ())))
+    if not spec:
+        return ""
+    return f"{spec['model']}, {spec['editor']} into {blocks}, then {spec['task']}, {spec['plan']}"

@@ -10,6 +10,9 @@ runs/<id>/
   lens.parquet         edited_model, step, fact_id, layer, category, probability, rank
   tokens.parquet       edited_model, step, fact_id, layer, rank (1 to 10), token, the word that it
                        begins, probability
+  positions.parquet    of edited facts: edited_model, step, fact_id, position of the prompt (0: where
+                       the answer is read, negative before it), layer, rank (1 to 5), at (the
+                       prompt's token there), token, probability, p_true, p_edited
   training.parquet     edited_model, step, epoch, metric, loss, learning_rate
   merged.parquet       with an adapter: the last probes again, the adapter written into the weights
   deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)
@@ -39,7 +42,7 @@ from workbench.facts import BadInput
 
 SCHEMA = 2  # of the folder; raise it when a column changes its meaning
 AGAIN = "make the run again (`workbench run ... --again`; a sweep does it by itself)"
-TABLES = ("probes", "lens", "tokens", "training")
+TABLES = ("probes", "lens", "tokens", "positions", "training")
 OF_EVERY_RUN = (*TABLES, "merged")  # names that no measure of your own may take
 NOTEBOOK = ("notebook.ipynb", "notebook.html")  # papermill writes them while the notebook runs
 SERIES = {  # name -> (group, which checkpoint, only edits that took)
@@ -67,6 +70,7 @@ class Run:
     probes = _table("probes")
     lens = _table("lens")
     tokens = _table("tokens")
+    positions = _table("positions")
     training = _table("training")
 
     @property

@@ -140,7 +140,7 @@ class Recorder:
         """
         with self.timed("probe"):
             look = probe.look(step, epoch)
-            for name in ("probes", "lens", "tokens"):
+            for name in ("probes", "lens", "tokens", "positions"):
                 self.add(name, getattr(look, name), edited_model)
             edited = [asked.request for asked in probe.questions if asked.group == "edited"]
             for name in measures:
@@ -202,6 +202,7 @@ class Recorder:
             "dtype": str(model.dtype).removeprefix("torch."),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
+            "true": {request.fact.id: request.fact.object for request in chosen.edited},
             "ended": self.ended,
             "tuning": self.tuning,
             "edits": edits,

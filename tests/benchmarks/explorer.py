@@ -1,8 +1,11 @@
-"""How long the explorer needs to open a run of 150 facts and to redraw another checkpoint or fact:
-python -m tests.benchmarks.explorer
+"""How long the explorer takes to open a run of 150 facts x 12 checkpoints x 30 blocks and, in
+Chromium, to redraw another checkpoint or fact; how much data it needs.
+
+python -m tests.benchmarks.explorer [PAGE]      # keeps the page there
 """
 
-import statistics
+import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ import pandas as pd
 from workbench import runs
 from workbench.explorer import Explorer
 
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 # of the facts in turn: retained at step 0, at the end, and which category has the most there
 ENDS = (
     (True, True, "p_edited"),
@@ -21,6 +25,22 @@ ENDS = (
     (True, False, "p_other"),
     (False, False, "p_true"),
 )
+PROMPT = ("<|endoftext|>", "<i>", "The", " capital", " of", " San", " Mar", "ino", " is")
+WORDS = [f" <b>{number}" for number in range(3000)]
+REDRAWN = """async () => {
+    const slider = document.querySelector('[aria-label="Checkpoint"]');
+    const squares = [...document.querySelectorAll('.square')];
+    const timed = (act) => {
+        const start = performance.now();
+        act();
+        document.body.getBoundingClientRect();  // the browser has laid it out
+        return performance.now() - start;
+    };
+    const moved = (at) => { slider.value = at; slider.dispatchEvent(new Event('input')); };
+    const steps = [...Array(12).keys()].map((at) => timed(() => moved(at)));
+    const facts = squares.slice(0, 12).map((square) => timed(() => square.click()));
+    return [steps, facts];
+}"""
 
 
 def synthetic_run(
@@ -28,84 +48,81 @@ def synthetic_run(
     n_edited: int = 50,
     n_intrinsic: int = 100,
     models: int = 1,
-    steps=(-1, 0, 20, 40, 60, 80, 100, 120),
-    layers: int = 12,
+    steps=(-1, 0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200),
+    layers: int = 30,
 ):
     """A run of made-up numbers in the recorded form; its edited facts end as ENDS says, its
     intrinsic ones are kept.
     """
     rng = numpy.random.default_rng(0)
-    probes, lens, tokens = [], [], []
+    probes, about = [], {}
     for model in range(models):
         for number in range(n_edited + n_intrinsic):
             edited = number < n_edited
             fact_id = f"edited:{model}-{number}" if edited else f"intrinsic:{number}"
             held, kept, most = ENDS[number % len(ENDS)] if edited else (True, True, "p_true")
+            if edited:
+                about[fact_id] = "B & A"
             for step in steps:
-                masses = dict.fromkeys(
-                    ("p_true", "p_edited", "p_related", "p_stop", "p_other"), 0.1
-                )
-                masses[most if step == steps[-1] else "p_edited"] = 0.6
-                retained = kept if step == steps[-1] else held
-                about = {"edited_model": model, "step": step, "fact_id": fact_id}
-                probes.append(
-                    about
-                    | masses
-                    | {
-                        "group": "edited" if edited else "intrinsic",
-                        "prompt": f"<i>Prompt</i> {number}",
-                        "target": "A & B",
-                        "retained": retained,
-                    }
-                )
-                for layer in range(layers):
-                    lens += [
-                        about
-                        | {
-                            "layer": layer,
-                            "category": name,
-                            "probability": rng.random(),
-                            "rank": 1.0,
-                        }
-                        for name in ("true", "edited", "related")
-                    ]
-                    tokens += [
-                        about
-                        | {
-                            "layer": layer,
-                            "rank": rank,
-                            "token": f" <b>{rank}",
-                            "probability": 1 / (rank + step + 2),
-                        }
-                        for rank in range(1, 11)
-                    ]
+                names = ("p_true", "p_edited", "p_related", "p_stop", "p_other")
+                row = dict.fromkeys(names, 0.1)
+                row[most if step == steps[-1] else "p_edited"] = 0.6
+                row |= {"edited_model": model, "step": step, "fact_id": fact_id}
+                row |= {"group": "edited" if edited else "intrinsic", "clear": True}
+                row |= {"prompt": f"<i>Prompt</i> {number}", "target": "A & B"}
+                probes.append(row | {"retained": kept if step == steps[-1] else held})
+    probes = pd.DataFrame(probes)
+    keys = probes[["edited_model", "step", "fact_id"]]
+    of_edited = keys[(probes.group == "edited").to_numpy()]
+    blocks = pd.DataFrame({"layer": range(layers)})
+    lens = _crossed(keys, blocks, category=["true", "edited", "related"])
+    lens["probability"], lens["rank"] = rng.random(len(lens)), 1.0
+    tokens = _crossed(keys, blocks, rank=range(1, 11))
+    positions = _crossed(of_edited, blocks, position=range(1 - len(PROMPT), 1), rank=range(1, 6))
+    positions["at"] = [PROMPT[at - 1] for at in positions.position]
+    positions["p_true"], positions["p_edited"] = rng.random((2, len(positions)))
+    for table in (tokens, positions):
+        likely = rng.random(len(table)) ** 3 / table["rank"] ** 2
+        table["probability"] = likely.round(3)  # after tuning most cells say what they said before
+        numbers = (table.layer * 31 + table["rank"] * 7 + table.get("position", 0) * 13) % len(WORDS)
+        table["token"] = [WORDS[number] for number in numbers]
+    tokens["word"] = tokens.token.str.strip()
     folder.mkdir(parents=True)
-    tables = {
-        "probes": pd.DataFrame(probes),
-        "lens": pd.DataFrame(lens),
-        "tokens": pd.DataFrame(tokens),
-        "training": pd.DataFrame({"step": [0]}),
-    }
-    return runs.write(folder, {"spec": {}, "ended": ["budget"], "layers": [3]}, tables)
+    tables = {"probes": probes, "lens": lens, "tokens": tokens, "positions": positions}
+    tables["training"] = pd.DataFrame({"step": [0]})
+    whole = {"spec": {}, "ended": ["budget"], "layers": [3], "true": about}
+    return runs.write(folder, whole, tables)
 
 
-def main() -> None:
+def _crossed(keys: pd.DataFrame, blocks: pd.DataFrame, **axes) -> pd.DataFrame:
+    """Every combination of the rows of the two tables and of the axes' values."""
+    table = keys.merge(blocks, how="cross")
+    for name, values in axes.items():
+        table = table.merge(pd.DataFrame({name: values}), how="cross")
+    return table
+
+
+def main(page: str) -> None:
+    from playwright.sync_api import sync_playwright
+
     with tempfile.TemporaryDirectory() as folder:
         run = runs.read(synthetic_run(Path(folder) / "made-up").folder)
         start = time.perf_counter()
         explorer = Explorer(run)
-        print(f"opened in {time.perf_counter() - start:.3f} s")
-        for name, widget in (("checkpoint", explorer.step), ("fact", explorer.fact)):
-            seconds = []
-            for index in range(8):
-                start = time.perf_counter()
-                widget.index = index if widget.index != index else index + 1
-                seconds.append(time.perf_counter() - start)
-            print(
-                f"another {name}: median {statistics.median(seconds) * 1000:.0f} ms, "
-                f"longest {max(seconds) * 1000:.0f} ms"
-            )
+        seconds = time.perf_counter() - start
+        print(f"packed in {seconds:.1f} s, {len(explorer.data) / 1e6:.1f} MB")
+        saved = Path(page or f"{folder}/page.html")
+        saved.write_text(f"<!doctype html><meta charset=utf-8>{explorer.page()}", encoding="utf-8")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            shown = browser.new_page(viewport={"width": 1400, "height": 900})
+            shown.goto(saved.as_uri())
+            shown.wait_for_selector(".square")
+            for name, times in zip(("checkpoint", "fact"), shown.evaluate(REDRAWN), strict=True):
+                median = numpy.median(times)
+                print(f"another {name}: median {median:.0f} ms, longest {max(times):.0f} ms")
+            browser.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:] or [""])

@@ -43,23 +43,27 @@ def trajectory(model: Model, prompt: str) -> Trajectory:
 
 
 def read(
-    model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor, last: Tensor
+    model: Model,
+    states: Mapping[int, Tensor],
+    rows: Tensor,
+    at: Tensor,
+    last: Tensor | None = None,
 ) -> Tensor:
     """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
 
     Args:
         states: block -> hidden states after it (n, length, d_model).
         rows, at: (m,).
-        last: (m, vocab), what the model itself says there.
+        last: (m, vocab), what the model itself says there, bit for bit, if that is known.
     """
-    if model.n_blocks == 1:
-        return last[:, None]
-    device = last.device
+    device = model.device
     places = rows.to(device), at.to(device)
-    hidden = [states[layer].to(device)[places] for layer in range(model.n_blocks - 1)]
-    normed = model.final_norm(torch.stack(hidden, dim=1))  # (m, n_blocks - 1, d_model)
+    hidden = [states[layer].to(device)[places] for layer in range(model.n_blocks)]
+    normed = model.final_norm(torch.stack(hidden, dim=1))  # (m, n_blocks, d_model)
     logits = model.unembedding(normed).float().to(device)
-    return torch.cat([logits, last[:, None]], dim=1)
+    if last is not None:
+        logits[:, -1] = last.to(device)
+    return logits
 
 
 def table(model: Model, lens: Trajectory) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from workbench.tracking.retention import (
 )
 
 TOP = 10
+TOP_EVERYWHERE = 5  # at every token of a prompt, of which there are many
 OWN = ("edited", "intrinsic")  # groups of the facts' own prompts
 MASSES = [f"p_{category}" for category in CATEGORIES]
 RANKS = ["rank_true", "rank_edited"]
@@ -34,6 +35,7 @@ SAID = ["retained", "retained_first", "top_token"]
 PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
 TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
+CELL = ["position", "layer", "rank"]
 IN_WORDS = 3  # of the likeliest tokens after the last block, on the edited facts' prompts
 
 
@@ -55,12 +57,13 @@ class Question:
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """Tables of one look: probes (a row a question), lens (fact, layer, category), tokens (fact,
-    layer, rank 1 to 10).
+    layer, rank 1 to 10), positions (edited fact, position of its prompt, layer, rank 1 to 5).
     """
 
     probes: pd.DataFrame
     lens: pd.DataFrame
     tokens: pd.DataFrame
+    positions: pd.DataFrame
 
 
 def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -> list[Question]:
@@ -147,6 +150,7 @@ class Probe:
         shares = {}
         lens_rows: list[tuple] = []
         likeliest: dict[int, Any] = {}  # tokens and probabilities (n_blocks, TOP)
+        cells = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))
@@ -156,6 +160,7 @@ class Probe:
                 for index, probs in self._layers(one, states, logits):
                     lens_rows += self._lens_rows(index, probs)
                     likeliest[index] = probs.topk(TOP)
+                cells += self._everywhere(one, states)
         self._decode_words(likeliest)
         token_rows: list[tuple] = []
         for index, (values, ids) in likeliest.items():
@@ -167,10 +172,11 @@ class Probe:
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
         lenses = pd.DataFrame(lens_rows, columns=LENS)
         tokens = pd.DataFrame(token_rows, columns=TOKENS)
-        for table in (probes, lenses, tokens):
+        positions = pd.concat(cells, ignore_index=True)
+        for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
-        return Look(probes=probes[PROBES], lens=lenses, tokens=tokens)
+        return Look(probes=probes[PROBES], lens=lenses, tokens=tokens, positions=positions)
 
     def _layers(
         self, one: Pass, states: dict[int, Tensor], logits: Tensor
@@ -181,6 +187,38 @@ class Probe:
         indices = [one.indices[row] for row in rows.tolist()]
         logits = lens.read(self.model, states, rows, self._place[indices], logits[rows])
         return zip(indices, logits.softmax(-1).cpu(), strict=True)
+
+    def _everywhere(self, one: Pass, states: dict[int, Tensor]) -> Iterator[pd.DataFrame]:
+        """Of the edited facts in a pass: the lens at every token, up to where the answer is read;
+        position 0 is there, those before it are negative.
+        """
+        for row, index in enumerate(one.indices):
+            if self._about.group[index] == "edited":
+                at = torch.arange(int(self._place[index]) + 1)
+                probs = lens.read(self.model, states, torch.full_like(at, row), at).softmax(-1)
+                yield self._cells(index, probs.cpu())
+
+    def _cells(self, index: int, probs: Tensor) -> pd.DataFrame:
+        """Likeliest tokens at each position and layer of probs (positions, n_blocks, vocab)."""
+        length, n_blocks, _ = probs.shape
+        cells = range(1 - length, 1), range(n_blocks), range(1, TOP_EVERYWHERE + 1)
+        table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
+        prompt = self._asked.encoded.input_ids[index, :length]
+        at = prompt.repeat_interleave(n_blocks * TOP_EVERYWHERE)
+        values, ids = probs.topk(TOP_EVERYWHERE)
+        table.insert(0, "fact_id", self._about.fact_id[index])
+        table["at"] = self._texts(at)
+        table["token"] = self._texts(ids.flatten())
+        table["probability"] = values.flatten()
+        for name, first in (("p_true", self._first.true), ("p_edited", self._first.edited)):
+            p = probs[..., first[index]].flatten()
+            table[name] = p.repeat_interleave(TOP_EVERYWHERE)
+        return table
+
+    def _texts(self, tokens: Tensor) -> pd.Series:
+        """Each token's text."""
+        texts = {token: token_text(self.model.tokenizer, token) for token in tokens.unique().tolist()}
+        return pd.Series(tokens).map(texts)
 
     def _shares(self, index: int, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Mass by category (k, 5), NaN where first tokens are not clear, and the ranks of the true
