@@ -1,11 +1,13 @@
-import re
+import gzip
+import json
 import subprocess
 import sys
 
+import numpy
 import pytest
 
-from tests.benchmarks.explorer import ENDS, synthetic_run
-from workbench import explorer, runs
+from tests.benchmarks.explorer import ENDS, PROMPT, synthetic_run
+from workbench import explorer, pages, runs
 from workbench.explorer import Explorer
 
 
@@ -32,16 +34,33 @@ def several(tmp_path_factory):
     )
 
 
-def test_facts_are_sorted_by_what_became_of_them(run):
+def unpacked(data: bytes) -> list[dict]:
+    """What the module in the browser reads."""
+    content = gzip.decompress(data)
+    start = 4 + int.from_bytes(content[:4], "little")
+    headers = json.loads(content[4:start])
+    for header in headers:
+        for name, about in header["arrays"].items():
+            values = numpy.frombuffer(
+                content,
+                about["type"],
+                count=numpy.prod(about["shape"]),
+                offset=start + about["offset"],
+            )
+            header[name] = values.reshape(about["shape"])
+    return headers
+
+
+def test_facts_are_sorted_by_group_and_what_became_of_them(run):
     table = explorer.outcomes(run)
-    assert list(table.outcome) == ["kept"] * 3 + list(explorer.OUTCOMES[1:])
-    edited = table[table.group == "edited"].reset_index().set_index("fact_id").outcome
-    assert list(edited[[f"edited:0-{number}" for number in range(len(ENDS))]]) == list(
-        explorer.OUTCOMES
-    )
-    assert [label.split("]")[0][1:] for label, _ in Explorer(run).fact.options] == list(
-        table.outcome
-    )
+    edited = table[table.group == "edited"]
+    assert list(edited.outcome) == list(explorer.OUTCOMES)
+    assert list(edited.index.get_level_values("fact_id")) == [
+        f"edited:0-{number}" for number in range(len(ENDS))
+    ]
+    assert list(table[table.group == "intrinsic"].outcome) == ["kept"] * 2
+    (header,) = unpacked(Explorer(run).data)
+    assert [fact["fate"] for fact in header["facts"]] == list(table.outcome)
 
 
 def test_an_intrinsic_fact_that_was_lost_is_not_called_back_to_true(run):
@@ -53,113 +72,89 @@ def test_an_intrinsic_fact_that_was_lost_is_not_called_back_to_true(run):
     assert set(table[table.group == "intrinsic"].outcome) == {"lost to other"}
 
 
-def test_another_checkpoint_redraws_figure_table_and_words(run):
-    shown = Explorer(run)
-    (view,) = shown.views
-    assert shown.step.value == 40
-    image, text, table = view.image.value, view.text.value, view.likeliest.value
-    assert bytes(image[:4]) == b"\x89PNG"
-    shown.step.index = 0
-    assert shown.step.value == -1
-    assert view.image.value != image
-    assert view.text.value != text
-    assert view.likeliest.value != table
-    assert "Checkpoint before" in view.text.value
-    shown.step.value = 20
-    assert shown.step.label == "20"
+@pytest.mark.parametrize("which", ["run", "several"])
+def test_every_recorded_number_is_where_the_page_looks_for_it(which, request):
+    run = request.getfixturevalue(which)
+    (header,) = unpacked(Explorer(run).data)
+    facts = {(fact["model"], fact["id"]): fact for fact in header["facts"]}
+    place = {step: number for number, step in enumerate(header["steps"])}
+    half = 0.5 / explorer.ONE
+    for row in run.lens[run.lens.category != "related"].itertuples():
+        number = facts[row.edited_model, row.fact_id]["number"]
+        at = (number, place[row.step], row.layer, explorer.ANSWERS.index(row.category))
+        assert header["lens_p"][at] / explorer.ONE == pytest.approx(row.probability, abs=half)
+        assert header["lens_rank"][at] == row.rank
+    for row in run.tokens.itertuples():
+        number = facts[row.edited_model, row.fact_id]["number"]
+        at = (number, place[row.step], row.layer, row.rank - 1)
+        assert header["vocabulary"][header["top_ids"][at]] == row.word
+        assert header["top_p"][at] / explorer.ONE == pytest.approx(row.probability, abs=half)
+    last = header["cell_p"].shape[3] - 1
+    for row in run.positions.itertuples():
+        fact = facts[row.edited_model, row.fact_id]
+        at = (fact["cells"], place[row.step], row.layer, last + row.position)
+        assert header["vocabulary"][header["cell_ids"][(*at, row.rank - 1)]] == row.token
+        shown = header["cell_p"][(*at, row.rank - 1)], header["cell_true"][at]
+        shown = (*shown, header["cell_edited"][at])
+        recorded = row.probability, row.p_true, row.p_edited
+        assert numpy.array(shown) / explorer.ONE == pytest.approx(recorded, abs=half)
+        assert fact["at"][last + row.position] == row.at
 
 
-def test_the_words_say_the_recorded_numbers(run):
-    shown = Explorer(run)
-    shown.step.value = 20
-    model, fact_id = shown.fact.value
-    lens = run.lens[
-        (run.lens.edited_model == model)
-        & (run.lens.fact_id == fact_id)
-        & (run.lens.step == 20)
-        & (run.lens.layer == 3)
-    ]
-    said = [
-        f"p({name}) {lens[lens.category == name].probability.item():.3f}"
-        for name in ("edited", "true")
-    ]
-    assert f"Checkpoint 20: {', '.join(said)} after the last block" in shown.views[0].text.value
+def test_facts_say_their_answers_and_the_checkpoints_of_their_model(run):
+    lens = run.lens[(run.lens.step < 40) | (run.lens.fact_id != "edited:0-0")]
+    changed = runs.Run(folder=run.folder, about=run.about)
+    changed.__dict__["lens"] = lens
+    facts = {fact["id"]: fact for fact in unpacked(Explorer(changed).data)[0]["facts"]}
+    edited, intrinsic = facts["edited:0-0"], facts["intrinsic:5"]
+    assert (edited["true"], edited["target"]) == ("B & A", "A & B")
+    assert (intrinsic["true"], intrinsic["target"]) == ("A & B", "")
+    assert (edited["steps"], intrinsic["steps"]) == ([-1, 0, 20], [-1, 0, 20, 40])
+    assert edited["at"] == list(PROMPT)
 
 
-def test_text_of_facts_and_tokens_is_shown_as_text(run):
-    (view,) = Explorer(run).views
-    text = view.text.value + view.likeliest.value
-    assert "<b>" not in text
-    assert "<i>" not in text
-    assert "&lt;b&gt;1</code>" in text
-    assert len(re.findall("<tr><td>", text)) == 10
-
-
-def test_words_of_a_run_can_be_no_markup(run, loads):
-    evil = "<img src=x onerror=alert(1)>"
-    changed = runs.Run(folder=run.folder.with_name(evil), about=run.about)
-    tables = {
-        "lens": run.lens,
-        "probes": run.probes.assign(prompt=evil, target=evil),
-        "tokens": run.tokens.assign(
-            token=evil, rank=[f"{rank} {evil}" for rank in run.tokens["rank"]]
-        ),
-    }
-    changed.__dict__.update(tables)
-    shown = Explorer(changed)
-    (view,) = shown.views
-    for text in (view.text.value, view.likeliest.value):
-        assert "&lt;img" in text
-        assert loads(text) == []
-    view.show((0, "no such fact"), 0)
-    assert view.text.value == "&lt;img src=x onerror=alert(1)&gt; does not hold this fact"
-
-
-def test_in_a_saved_page_what_is_chosen_stands_in_its_place(run, several, loads):
-    shown = Explorer(run, several)
-    still = shown._repr_mimebundle_()["text/html"]
-    assert loads(still) == []
-    for view in shown.views:
-        assert view.text.value in still
-        assert view.likeliest.value in still
-    assert (
-        still.count('src="data:image/png;base64,iVBOR')
-        == sum(bool(view.image.value) for view in shown.views)
-        > 0
-    )
-
-
-def test_an_intrinsic_fact_is_listed_once_for_each_edited_model(several):
-    shown = Explorer(several)
-    keys = [key for _, key in shown.fact.options]
+def test_an_intrinsic_fact_is_there_once_for_each_edited_model(several):
+    (header,) = unpacked(Explorer(several).data)
+    keys = [(fact["model"], fact["id"]) for fact in header["facts"]]
     assert len(keys) == len(set(keys)) == 6
-    assert all("model" in label for label, _ in shown.fact.options)
-    image = shown.views[0].image.value
-    shown.fact.value = (
-        (0, "intrinsic:1") if shown.fact.value != (0, "intrinsic:1") else (1, "intrinsic:1")
+    assert (0, "intrinsic:1") in keys
+    assert (1, "intrinsic:1") in keys
+
+
+def test_two_runs_are_packed_together(run, several):
+    one, other = unpacked(Explorer(run, several).data)
+    assert (one["name"], other["name"]) == ("one", "several")
+    assert (one["lens_p"] == unpacked(Explorer(run).data)[0]["lens_p"]).all()
+    assert (other["lens_p"] == unpacked(Explorer(several).data)[0]["lens_p"]).all()
+
+
+def test_no_word_of_the_data_stands_in_the_page_as_it_is(run):
+    page = Explorer(run)._repr_mimebundle_()[0]["text/html"]
+    assert "<i>Prompt" not in page
+    assert "A & B" not in page
+
+
+def test_the_page_holds_the_script_that_the_policy_lets_run(run):
+    page = Explorer(run).page()
+    (script,) = (
+        part.partition("</script>")[0] for part in page.split('<script type="module">')[1:]
     )
-    first = shown.views[0].image.value
-    shown.fact.value = (1, "intrinsic:1")
-    assert len({image, first, shown.views[0].image.value}) == 3
+    assert script == pages.EXPLORER
+    assert "</script" not in script
 
 
-def test_a_second_run_is_shown_at_the_same_fact_and_step(run, several):
-    shown = Explorer(run, several)
-    shown.fact.value = (0, "intrinsic:6")
-    assert "does not hold this fact" in shown.views[1].text.value
-    shown = Explorer(several, run)
-    shown.fact.value = (1, "edited:1-0")
-    assert shown.views[1].image.value == b""
-    shown = Explorer(run, run)
-    assert shown.views[0].image.value == shown.views[1].image.value
+def test_the_view_is_given_and_kept(run):
+    view = {"step": 20, "mode": "change"}
+    assert Explorer(run, view=view).view == view
+    assert run.explore().view == {}
 
 
-def test_every_control_has_a_name(run):
-    shown = Explorer(run)
-    assert all(widget.description for widget in (shown.fact, shown.step))
-    assert "workbench-explorer" in shown._dom_classes
-
-
-def test_it_needs_no_torch():
-    code = "import sys, workbench.explorer; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_redrawing_a_stored_run_needs_no_torch(tmp_path):
+    run = synthetic_run(tmp_path / "one", n_edited=5, n_intrinsic=1, steps=(-1, 0, 20), layers=4)
+    code = f"""
+import sys
+from workbench import runs
+runs.read({str(run.folder)!r}).explore()
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -2,6 +2,8 @@
 pictures and words.
 """
 
+import base64
+import hashlib
 import html
 import re
 from pathlib import Path
@@ -11,7 +13,7 @@ import nbconvert
 import nbformat
 import pytest
 
-from workbench import pages
+from workbench import explorer, pages
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 MARKDOWN = r"""# Formulas
@@ -80,9 +82,11 @@ def test_what_a_page_loads_is_found(markup, loads):
     )
 
 
-def test_the_policy_allows_no_script_and_no_address():
+def test_the_policy_allows_no_script_but_the_explorers_and_no_address():
     rules = dict(rule.strip().split(" ", 1) for rule in pages.POLICY.split(";"))
     assert rules["default-src"] == "'none'"
+    script = hashlib.sha256(Path(explorer.MODULE).read_bytes()).digest()
+    assert rules.pop("script-src") == f"'sha256-{base64.b64encode(script).decode()}'"
     assert set(rules.values()) == {"'none'", "data:", "'unsafe-inline'"}
     assert [name for name, value in rules.items() if value == "'unsafe-inline'"] == ["style-src"]
 

@@ -41,6 +41,7 @@ TABLES = {
         }
     ),
     "tokens": pd.DataFrame({"edited_model": [0], "step": [0], "token": [" Herman"], "rank": [1]}),
+    "positions": pd.DataFrame({"edited_model": [0], "step": [0], "position": [-1], "at": [" of"]}),
     "training": pd.DataFrame(
         {"edited_model": [0, 0], "step": [0, 10], "loss": [3.5, float("nan")]}
     ),

@@ -56,7 +56,8 @@ class Explorer(anywidget.AnyWidget):
     right after it, and at a checkpoint.
 
     Args:
-        other: a second run, shown below the first at the same fact and checkpoint.
+        runs: the facts are the first one's; another is shown below it at the same fact and
+            checkpoint.
         view: what is chosen at first, as the trait `view` of another explorer says it.
     """
 
@@ -65,9 +66,8 @@ class Explorer(anywidget.AnyWidget):
     data = traitlets.Bytes().tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, run: Run, other: Run | None = None, view: Mapping | None = None):
-        shown = [one for one in (run, other) if one]
-        super().__init__(data=packed(shown), view=dict(view or {}))
+    def __init__(self, *runs: Run, view: Mapping | None = None):
+        super().__init__(data=packed(runs), view=dict(view or {}))
 
     def _repr_mimebundle_(self, **kwargs):
         """In a saved page the same module is alive beside its data."""

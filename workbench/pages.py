@@ -1,9 +1,11 @@
 """Pages that are kept: an executed notebook, a report. Each is one file that needs no server.
 
-No script runs in them. Formulas become MathML, which browsers draw by themselves. Of a widget its
-words or its picture stay.
+One script runs in them, the explorer's, known by its sum. Formulas become MathML, which browsers
+draw by themselves. Of any other widget its words stay.
 """
 
+import base64
+import hashlib
 import html
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,9 +18,11 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
 # What stands in a page was partly written by others: facts, tokens, names of files.
+EXPLORER = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
+SUM = base64.b64encode(hashlib.sha256(EXPLORER.encode()).digest()).decode()
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; font-src data:; "
-    "style-src 'unsafe-inline'"
+    f"style-src 'unsafe-inline'; script-src 'sha256-{SUM}'"
 )
 META = f'<meta content="{POLICY}" http-equiv="Content-Security-Policy"/>'
 DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}

@@ -10,8 +10,8 @@ runs/<id>/
   lens.parquet         edited_model, step, fact_id, layer, category, probability, rank
   tokens.parquet       edited_model, step, fact_id, layer, rank (1 to 10), token, the word that it
                        begins, probability
-  positions.parquet    of edited facts: edited_model, step, fact_id, position of the prompt (0: where
-                       the answer is read, negative before it), layer, rank (1 to 5), at (the
+  positions.parquet    edited_model, step, fact_id of edited facts, position in the prompt (0:
+                       where the answer is read, -1 before it), layer, rank (1 to 5), at (the
                        prompt's token there), token, probability, p_true, p_edited
   training.parquet     edited_model, step, epoch, metric, loss, learning_rate
   merged.parquet       with an adapter: the last probes again, the adapter written into the weights
@@ -126,6 +126,10 @@ class Run:
     def plot(self, group: str = "edited"):
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
         return _plots().category_mass(self, group)
+
+    def explore(self, *others: "Run"):
+        """The run, fact by fact and checkpoint by checkpoint, see `explorer.Explorer`."""
+        return importlib.import_module("workbench.explorer").Explorer(self, *others)
 
     def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
         """The likeliest tokens at each look, see `plots.top_tokens`."""

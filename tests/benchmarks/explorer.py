@@ -80,12 +80,13 @@ def synthetic_run(
     tokens = _crossed(keys, blocks, rank=range(1, 11))
     positions = _crossed(of_edited, blocks, position=range(1 - len(PROMPT), 1), rank=range(1, 6))
     positions["at"] = [PROMPT[at - 1] for at in positions.position]
-    positions["p_true"], positions["p_edited"] = rng.random((2, len(positions)))
+    for name in ("p_true", "p_edited"):
+        positions[name] = rng.random(len(positions) // 5).repeat(5)  # the same at every rank
     for table in (tokens, positions):
         likely = rng.random(len(table)) ** 3 / table["rank"] ** 2
         table["probability"] = likely.round(3)  # after tuning most cells say what they said before
-        numbers = (table.layer * 31 + table["rank"] * 7 + table.get("position", 0) * 13) % len(WORDS)
-        table["token"] = [WORDS[number] for number in numbers]
+        numbers = table.layer * 31 + table["rank"] * 7 + table.get("position", 0) * 13
+        table["token"] = [WORDS[number] for number in numbers % len(WORDS)]
     tokens["word"] = tokens.token.str.strip()
     folder.mkdir(parents=True)
     tables = {"probes": probes, "lens": lens, "tokens": tokens, "positions": positions}

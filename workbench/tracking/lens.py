@@ -43,11 +43,7 @@ def trajectory(model: Model, prompt: str) -> Trajectory:
 
 
 def read(
-    model: Model,
-    states: Mapping[int, Tensor],
-    rows: Tensor,
-    at: Tensor,
-    last: Tensor | None = None,
+    model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor, last: Tensor | None = None
 ) -> Tensor:
     """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
 

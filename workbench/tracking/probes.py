@@ -36,6 +36,7 @@ PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_a
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
 TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
 CELL = ["position", "layer", "rank"]
+POSITIONS = ["fact_id", *CELL, "at", "token", "probability", "p_true", "p_edited"]
 IN_WORDS = 3  # of the likeliest tokens after the last block, on the edited facts' prompts
 
 
@@ -150,7 +151,7 @@ class Probe:
         shares = {}
         lens_rows: list[tuple] = []
         likeliest: dict[int, Any] = {}  # tokens and probabilities (n_blocks, TOP)
-        cells = []
+        cells: list[pd.DataFrame] = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))
@@ -172,7 +173,8 @@ class Probe:
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
         lenses = pd.DataFrame(lens_rows, columns=LENS)
         tokens = pd.DataFrame(token_rows, columns=TOKENS)
-        positions = pd.concat(cells, ignore_index=True)
+        nothing = pd.DataFrame(columns=POSITIONS)  # no fact is edited
+        positions = pd.concat(cells, ignore_index=True) if cells else nothing
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
@@ -217,8 +219,8 @@ class Probe:
 
     def _texts(self, tokens: Tensor) -> pd.Series:
         """Each token's text."""
-        texts = {token: token_text(self.model.tokenizer, token) for token in tokens.unique().tolist()}
-        return pd.Series(tokens).map(texts)
+        tokenizer, known = self.model.tokenizer, tokens.unique().tolist()
+        return pd.Series(tokens).map({token: token_text(tokenizer, token) for token in known})
 
     def _shares(self, index: int, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Mass by category (k, 5), NaN where first tokens are not clear, and the ranks of the true
