@@ -407,7 +407,9 @@ class Explorer {
     this.steps = [...new Set(runs.flatMap(({ steps }) => steps))].sort((a, b) => a - b);
     this.views = runs.map((one) => new View(one, this));
     node.classList.add("workbench-explorer");
-    node.dataset.lmSuppressShortcuts = "true"; // keys are ours, not the notebook's
+    // Plain keys are ours: a notebook in command mode would cut its cell at an X. It looks for the
+    // mark at the focused element first.
+    node.addEventListener("focusin", ({ target }) => (target.dataset.lmSuppressShortcuts = "true"));
     node.replaceChildren(this.controls(), this.strip(), this.heading(), this.pinned(), ...this.views.map((one) => one.node));
     this.draw();
   }
