@@ -13,7 +13,7 @@ from workbench import deltas, models
 from workbench.spec import Spec
 from workbench.tuning import finetune, plans, tasks
 
-RATES = (5e-6, 2e-5, 1e-4)
+RATES = (5e-6, 2e-5, 1e-4, 5e-4)
 TASKS = ("text", "facts", "sentiment", "instructions")
 
 
