@@ -60,7 +60,7 @@ def _ends(model, task, spec, rate: float) -> dict:
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """The rates of each task, the chosen one last."""
+    """The rates of each task, the chosen one first: of two that do as well the smaller."""
     lower = table.metric == "loss"
     return (
         table.assign(better=table.after.where(~lower, -table.after))

@@ -13,7 +13,7 @@ def test_the_studies_sources_name_a_task_and_refuse_another(one_line):
     assert {"common-crawl", "counterfact", "imdb", "tulu-3", "commonsense-170k"} <= set(found)
     assert {source.task for source in found.values()} == set(tasks.TASKS)
     assert numbers.usual("text", "common-crawl").threshold == 3.1
-    assert numbers.usual("facts", "", "smollm2-135m").learning_rate == 2e-5
+    assert numbers.usual("facts", "", "smollm2-135m").learning_rate == 1e-4
     assert (
         numbers.usual("facts").learning_rate
         == numbers.usual("facts", "", "world-gpt2").learning_rate
