@@ -63,9 +63,9 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     """The rates of each task, the chosen one first: of two that do as well the smaller."""
     lower = table.metric == "loss"
     return (
-        table.assign(better=table.after.where(~lower, -table.after))
-        .sort_values(["task", "better"], kind="stable")
-        .drop(columns="better")
+        table.assign(loss=table.after.where(lower, -table.after))
+        .sort_values(["task", "loss", "learning_rate"])
+        .drop(columns="loss")
     )
 
 
