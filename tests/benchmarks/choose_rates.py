@@ -13,7 +13,7 @@ from workbench import deltas, models
 from workbench.spec import Spec
 from workbench.tuning import finetune, plans, tasks
 
-RATES = (5e-6, 2e-5, 1e-4)
+RATES = (5e-6, 2e-5, 1e-4, 5e-4)
 TASKS = ("text", "facts", "sentiment", "instructions")
 
 
@@ -60,12 +60,12 @@ def _ends(model, task, spec, rate: float) -> dict:
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """The rates of each task, the chosen one last."""
+    """The rates of each task, the chosen one first: of two that do as well the smaller."""
     lower = table.metric == "loss"
     return (
-        table.assign(better=table.after.where(~lower, -table.after))
-        .sort_values(["task", "better"], kind="stable")
-        .drop(columns="better")
+        table.assign(loss=table.after.where(lower, -table.after))
+        .sort_values(["task", "loss", "learning_rate"])
+        .drop(columns="loss")
     )
 
 
