@@ -322,10 +322,10 @@ class View {
     this.steps = new Chart(overSteps, (at) => explorer.set({ step: this.known[at] }));
     this.layers = new Chart(overBlocks, () => {});
     this.hover = h("div", { class: "hover", "aria-live": "polite" });
-    const lenses = h("div", { class: "lenses" }, ...this.lenses.map((lens) => lens.node));
+    this.row = h("div", { class: "lenses" }, ...this.lenses.map((lens) => lens.node));
     const below = h("div", { class: "below" }, this.steps.node, this.layers.node, this.hover);
     const name = h("h4", {}, run.name, h("small", {}, run.caption));
-    this.node = h("section", { "aria-label": run.name }, name, this.words, lenses, below);
+    this.node = h("section", { "aria-label": run.name }, name, this.words, this.row, below);
   }
 
   draw({ step, mode, pins }, chosen) {
@@ -341,6 +341,8 @@ class View {
     const place = run.place(fact, step);
     const places = [run.place(fact, -1), run.place(fact, 0), place];
     const names = ["before the edit", "edited", named(run.steps[place])];
+    // Three stand side by side unless the prompt's tokens could not be read then.
+    this.row.style.setProperty("--narrowest", `${7 + 1.9 * fact.at.length}em`);
     this.lenses.forEach((lens, number) => {
       lens.update(run, fact, places[number], mode, names[number], places[number - 1]);
     });

@@ -10,7 +10,6 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import anywidget
 import numpy
@@ -166,28 +165,21 @@ def _shares(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> n
     return _array(table.assign(coded=coded), "coded", axes).astype("uint16")
 
 
-def _facts(
-    run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame
-) -> list[dict[str, Any]]:
+def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame) -> list[dict]:
     """What is said of each fact; `steps` are its model's, `at` the tokens of its prompt."""
-    steps = lens.groupby("fact").step.unique()
-    at = cells.sort_values("position").drop_duplicates(["fact", "position"])
-    tokens = at.groupby("fact")["at"].agg(list)
-    clear = run.probes.drop_duplicates(KEY).set_index(KEY).clear
-    number_of_edited = (facts.group == "edited").cumsum() - 1
-    described = []
-    for number, ((model, fact_id), row) in enumerate(facts.iterrows()):
-        is_edited = row.group == "edited"
-        true = run.about.get("true", {}).get(fact_id, "") if is_edited else row.target
-        place = int(number_of_edited.iloc[number])
-        fact = {"model": model, "id": fact_id, "number": number, "group": row.group}
-        fact |= {"prompt": row.prompt, "true": true, "target": row.target if is_edited else ""}
-        fact |= {"fate": row.outcome, "clear": bool(clear[model, fact_id])}
-        fact |= {"steps": sorted(steps[number].tolist())}
-        fact["cells"] = place if is_edited else -1
-        fact["at"] = tokens[place] if is_edited else [row.prompt.split()[-1]]
-        described.append(fact)
-    return described
+    first = cells.sort_values("position").drop_duplicates(["fact", "position"])
+    names = {"edited_model": "model", "fact_id": "id", "outcome": "fate"}
+    table = facts.reset_index().rename(columns=names)
+    edited = table.group == "edited"
+    table["number"] = table.index
+    table["cells"] = (edited.cumsum() - 1).where(edited, -1)
+    table["true"] = table.id.map(run.about.get("true", {})).where(edited, table.target).fillna("")
+    table["target"] = table.target.where(edited, "")
+    table["clear"] = run.probes.groupby(KEY).clear.first().reindex(facts.index).tolist()
+    table["steps"] = lens.groupby("fact").step.agg(lambda steps: sorted(set(steps)))
+    table["at"] = table.cells.map(first.groupby("fact")["at"].agg(list))
+    table["at"] = table["at"].where(edited, table.prompt.str.split().str[-1:])
+    return table.to_dict("records")
 
 
 def _caption(run: Run) -> str:

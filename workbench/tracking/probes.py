@@ -2,9 +2,8 @@
 own prompts the lens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 import torch
@@ -150,7 +149,7 @@ class Probe:
         heard = []
         shares = {}
         lens_rows: list[tuple] = []
-        likeliest: dict[int, Any] = {}  # tokens and probabilities (n_blocks, TOP)
+        likeliest: dict[int, pd.DataFrame] = {}
         cells: list[pd.DataFrame] = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
@@ -160,21 +159,17 @@ class Probe:
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._layers(one, states, logits):
                     lens_rows += self._lens_rows(index, probs)
-                    likeliest[index] = probs.topk(TOP)
+                    likeliest[index] = self._likeliest(index, probs[None], TOP)
                 cells += self._everywhere(one, states)
         self._decode_words(likeliest)
-        token_rows: list[tuple] = []
-        for index, (values, ids) in likeliest.items():
-            token_rows += self._token_rows(index, values, ids)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
             self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
         lenses = pd.DataFrame(lens_rows, columns=LENS)
-        tokens = pd.DataFrame(token_rows, columns=TOKENS)
-        nothing = pd.DataFrame(columns=POSITIONS)  # no fact is edited
-        positions = pd.concat(cells, ignore_index=True) if cells else nothing
+        tokens = _joined(self._named(likeliest), TOKENS)
+        positions = _joined(cells, POSITIONS)
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
@@ -201,20 +196,26 @@ class Probe:
                 yield self._cells(index, probs.cpu())
 
     def _cells(self, index: int, probs: Tensor) -> pd.DataFrame:
-        """Likeliest tokens at each position and layer of probs (positions, n_blocks, vocab)."""
-        length, n_blocks, _ = probs.shape
-        cells = range(1 - length, 1), range(n_blocks), range(1, TOP_EVERYWHERE + 1)
-        table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
-        prompt = self._asked.encoded.input_ids[index, :length]
-        at = prompt.repeat_interleave(n_blocks * TOP_EVERYWHERE)
-        values, ids = probs.topk(TOP_EVERYWHERE)
-        table.insert(0, "fact_id", self._about.fact_id[index])
-        table["at"] = self._texts(at)
-        table["token"] = self._texts(ids.flatten())
-        table["probability"] = values.flatten()
+        """The table of probs (positions, n_blocks, vocab)."""
+        table = self._likeliest(index, probs, TOP_EVERYWHERE)
+        times = len(table) // len(probs)
+        prompt = self._asked.encoded.input_ids[index, : len(probs)]
+        table["at"] = self._texts(prompt.repeat_interleave(times))
         for name, first in (("p_true", self._first.true), ("p_edited", self._first.edited)):
             p = probs[..., first[index]].flatten()
             table[name] = p.repeat_interleave(TOP_EVERYWHERE)
+        return table
+
+    def _likeliest(self, index: int, probs: Tensor, count: int) -> pd.DataFrame:
+        """The likeliest tokens at each position and layer of probs (positions, n_blocks, vocab)."""
+        length, n_blocks, _ = probs.shape
+        cells = range(1 - length, 1), range(n_blocks), range(1, count + 1)
+        table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
+        values, ids = probs.topk(count)
+        table["fact_id"] = self._about.fact_id[index]
+        table["id"] = ids.flatten()
+        table["token"] = self._texts(ids.flatten())
+        table["probability"] = values.flatten()
         return table
 
     def _texts(self, tokens: Tensor) -> pd.Series:
@@ -251,26 +252,32 @@ class Probe:
             for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
                 yield fact_id, layer, *row
 
-    def _token_rows(self, index: int, values: Tensor, tokens: Tensor) -> Iterator[tuple]:
-        fact_id = self._about.fact_id[index]
-        for layer, pairs in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
-            for rank, (token, p) in enumerate(zip(*pairs, strict=True), 1):
-                text = token_text(self.model.tokenizer, token)
-                word = self._words.get((index, token), text.strip())
-                yield fact_id, layer, rank, text, word, p
+    def _named(self, likeliest: dict[int, pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        """The tables with the word that each token begins."""
+        for index, table in likeliest.items():
+            pairs = zip(table.id, table.token, strict=True)
+            words = [self._words.get((index, token), text.strip()) for token, text in pairs]
+            yield table.assign(word=words, probability=table.probability.astype(float))
 
-    def _decode_words(self, likeliest: dict[int, Any]) -> None:
+    def _decode_words(self, likeliest: dict[int, pd.DataFrame]) -> None:
         """Which words the likeliest tokens begin: a known answer's, else as decoding goes on."""
         fresh = []
-        for index, (_, tokens) in likeliest.items():
+        for index, table in likeliest.items():
             request = self.questions[index].request
             if self._about.group[index] != "edited":
                 continue
             if self._first.clear[index]:
                 self._words[index, self._first.true[index]] = request.fact.object
                 self._words[index, self._first.edited[index]] = request.target
-            places = [(index, token) for token in tokens[-1, :IN_WORDS].tolist()]
+            last = table.id[-TOP:]  # after the last block
+            places = [(index, token) for token in last[:IN_WORDS].tolist()]
             fresh += [place for place in places if place not in self._words]
         prompts = [self._about.prompt[index] for index, _ in fresh]
         words = begun_words(self.model, prompts, [token for _, token in fresh])
         self._words |= dict(zip(fresh, words, strict=True))
+
+
+def _joined(tables: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """These columns of all tables; of none, a table without rows."""
+    tables = [table[columns] for table in tables]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
