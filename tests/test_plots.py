@@ -567,6 +567,9 @@ MANY = [-1, 0, *range(100, 12_001, 100)]
         lambda made: plots.category_mass(deep(made(1), 2, MANY)),
         lambda made: plots.retention_by([made(1, model=f"{LONG} {n}") for n in range(7)], "model"),
         lambda made: plots.retention_by(
+            [made(1, editor=f"edited-matrices-{n}") for n in range(3)], "editor"
+        ),
+        lambda made: plots.retention_by(
             [made(1, paraphrases=n) for n in (1, 2, 3, 500)], "paraphrases"
         ),
         lambda made: plots.retention_by(
@@ -594,6 +597,8 @@ def test_labels_of_ticks_never_touch(made, draw):
         boxes = [label.get_window_extent() for label in labels]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
         assert len(labels) != 1
+        if axis.get_label_text() in ("model", "task", "editor"):
+            assert len(labels) == len(axis.get_ticklocs())  # names are never left out
     assert figure.get_size_inches()[0] < 26
     assert min(axes.get_window_extent().width for axes in figure.axes[:1]) > 0.2 * figure.bbox.width
 

@@ -49,7 +49,7 @@ MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
 Arms = Sequence[Run]  # runs that are compared or pooled
-NAMED = ("true answer", "edited answer", "others of its kind", "a stop word", "anything else")
+NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("workbench", ""), autoescape=True)
@@ -281,7 +281,7 @@ def retention_by(
         part = data.join(places, on="value", how="inner")
         seaborn.pointplot(part, x="place", y="retained", hue="series", native_scale=True, **looks)
         axes.legend().remove()
-        axes.set_xticks(places.place, map(_wrapped, places.index))
+        axes.set_xticks(places.place, [_wrapped(name, 12) for name in places.index])
         axes.set(ylim=SHARE, xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
     shares = data.groupby(["series", "value"]).retained
     figure.suptitle(f"n = {_span(shares.size())} a point{_pooled(arms, by)}", fontsize=10)
@@ -405,8 +405,7 @@ def retention_grid(arms: Arms, rows: str, columns: str, series: str = "edits kep
     cells = data.groupby(["row", "column"], sort=False).retained
     means = cells.mean().unstack(sort=False).rename_axis(index=rows, columns=columns)
     texts = cells.apply(_cell_text).unstack(sort=False)
-    n_rows, n_columns = means.shape
-    figure, (axes,) = _axes(1.1 + 0.62 * n_rows, 2.2 + 1.5 * n_columns)
+    figure, (axes,) = _axes(1.1 + 0.72 * len(means), 2.2 + 1.5 * means.shape[1])
     _heatmap(axes, means, texts, fontsize=8)
     axes.set_title(series + _pooled(arms, rows, columns), fontsize=10)
     figure.colorbar(axes.collections[0], ax=axes, label="share of facts")
@@ -443,9 +442,10 @@ def value_name(value) -> str:
     return str(*value) or "preset"
 
 
-def _wrapped(name: object) -> str:
-    """A name on lines so short that names side by side do not touch."""
-    return "\n".join(textwrap.wrap(str(name), 16, max_lines=4, placeholder="...")) or str(name)
+def _wrapped(name: object, width: int = 16) -> str:
+    """A name on lines so short that names side by side do not touch; of a long one both ends."""
+    text = re.sub(rf"(?s)^(.{{{width}}}).{{{2 * width},}}(.{{{width}}})$", r"\1…\2", str(name))
+    return "\n".join(textwrap.wrap(text, width)) or text
 
 
 def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
