@@ -44,7 +44,7 @@ BROUGHT += ("threshold",)
 
 # A value that is a number, or a range of them; of a plan, the blocks that it names.
 NUMBER = re.compile(r"^(?:(after|window|outside):)?(\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(\d+))?$")
-IN_CELLS = "probability of the next token\nin cells: median rank, 1 = top,\nnone beyond 100"
+IN_CELLS = "probability of the next token\nin cells: median rank of one token,\n1 = top, to 100"
 MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
@@ -213,7 +213,7 @@ def lens_heatmap(
     block; edited blocks stand between orange lines.
 
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
-    is 100 or better.
+    is 100 or better, and there is room.
     """
     check_choice("group", group, GROUPS)
     categories = [categories] if isinstance(categories, str) else categories
@@ -236,7 +236,7 @@ def lens_heatmap(
     for axes, category in zip(all_axes, categories, strict=True):
         part = data[data.category == category].set_index(["layer", "step"])
         ranks = part["rank"].unstack()
-        texts = ranks.map("{:g}".format).where(ranks <= 100, "")
+        texts = ranks.map("{:g}".format).where((ranks <= 100) & (size > 0.6), "")
         _heatmap(axes, part.probability.unstack(), texts, fontsize=7 * size)
         for layer in run.about.get("layers", ()):
             axes.hlines([layer, layer + 1], 0, len(steps), color="tab:orange", lw=1.2)
