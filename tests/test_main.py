@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.layouts import as_json, own, wikibigedit
-from workbench import batch, facts, known, models, runs, study
+from workbench import batch, facts, known, models, plots, runs, study
 from workbench.__main__ import main
 from workbench.spec import Spec
 from workbench.tuning import numbers
@@ -14,14 +14,21 @@ from workbench.tuning import numbers
 CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 
 
-def test_the_command_prints_the_folder_last(parameters, case_study, capsys):
+def test_a_run_ends_with_an_answer_and_its_folder(parameters, case_study, capsys):
     arguments = ["run", str(CASE_STUDY), "--out", str(case_study.folder.parent)]
     for name, value in parameters.items():
         arguments += ["-p", name, json.dumps(value)]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(case_study.folder)
+    *_, sentence, _, figures, folder = lines
+    assert folder == str(case_study.folder)
+    assert Path(figures.removeprefix("figures: ")).is_file()
+    assert sentence == plots.outcome(case_study)
+    assert "(flute 0." in sentence
     assert any("top 1" in line for line in lines)
+    assert len(lines) == 13
+    assert all(f"top {rank}" in lines[2] for rank in (1, 2, 3))
+    assert case_study.about["threads"] >= 1
 
 
 def test_bad_input_exits_2_with_one_line(capsys, tmp_path):
@@ -133,6 +140,32 @@ def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):
     assert main(["run", str(CASE_STUDY), "--out", str(tmp_path)]) == 130
     assert "stopped" in capsys.readouterr().err
     assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN  # a second one changes nothing
+
+
+def test_a_run_that_varies_a_field_ends_with_a_sentence_an_arm(monkeypatch, case_study, capsys):
+    one = case_study.folder.name
+    about = {**case_study.about, "members": [one, one], "vary": "layers"}
+    whole = runs.Run(folder=case_study.folder.with_name("whole"), about=about)
+    monkeypatch.setattr(batch, "run", lambda *_: whole)
+    assert main(["run", str(RETENTION)]) == 0
+    *arms, _, folder = capsys.readouterr().out.splitlines()
+    assert [line for line in arms if line] == [f"1: {plots.outcome(case_study)}"] * 2
+    assert folder == str(whole.folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["facts", "world", "--model", "m", "--margin", "x"], "invalid 'float' value"),
+        (["sweep", "g.yaml", "--workers", "2", "--scheduler", "tls://a"], "not allowed with"),
+        (["edit", "--model", "m"], "--editor, --facts, --out"),
+    ],
+)
+def test_what_the_command_line_cannot_be_is_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 RETENTION = CASE_STUDY.with_name("02_retention.ipynb")

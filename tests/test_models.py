@@ -475,3 +475,34 @@ def test_the_fingerprint_stays_that_of_the_weights_first_asked_for(tiny):
 def test_world_models_load_in_float32_with_their_tokenizer(world):
     assert (world.n_blocks, world.dtype) == (12, torch.float32)
     assert world.tokenizer.bos_token_id is not None
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    """four_cores(load) -> what torch is told to use on a machine of four cores under this load."""
+
+    def choose(load: float) -> list[int]:
+        chosen: list[int] = []
+        monkeypatch.setattr(models.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+        models.share_cores.cache_clear()
+        models.device_named("cpu")
+        models.device_named("cpu")
+        return chosen
+
+    yield choose
+    models.share_cores.cache_clear()
+
+
+@pytest.mark.parametrize(("load", "threads"), [(0.2, 4), (1.4, 3), (1.6, 2), (3.4, 1), (9.0, 1)])
+def test_threads_are_the_cores_that_the_load_leaves_chosen_once(
+    monkeypatch, four_cores, load, threads
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert four_cores(load) == [threads]
+
+
+def test_a_number_of_threads_that_a_person_set_stays(monkeypatch, four_cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert four_cores(9.0) == []

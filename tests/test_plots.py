@@ -1,12 +1,17 @@
 """Figures say what the recorded tables say, in words too, and are saved with the data they drew."""
 
+import base64
+import io
 import itertools
+import re
+from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from PIL import Image
 
 from workbench import facts, plots, runs
 from workbench.facts import BadInput
@@ -50,6 +55,7 @@ def made(tmp_path_factory):
                 "group": "edited" if edited else "intrinsic",
                 "fact_id": fact,
                 "prompt": f"{fact} is",
+                "target": f"<b>{fact}",
             }
             rows.append(
                 about | {"took": took if step >= 0 else None, "retained": retained} | masses
@@ -118,25 +124,50 @@ def test_success_is_of_all_and_kept_is_of_those_that_took(made):
     assert "edits kept: rome 0.67, ft 0.00" in drawing.summary
 
 
-def test_numbers_stand_by_size_and_other_values_as_the_runs_come(made):
-    axes = plots.retention_by(
-        [made(2, paraphrases=k) for k in (10, 1, 3)], "paraphrases", label="statements"
-    ).figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "10"]
+def marks(axes) -> dict[str, float]:
+    """The labels of the horizontal axis and where they stand."""
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    return dict(zip(names, axes.get_xticks().tolist(), strict=True))
+
+
+def drawn(axes) -> list[float]:
+    """Where the points of the middle series stand."""
+    return [x for line in axes.lines if len(line.get_xdata()) > 1 for x in line.get_xdata()]
+
+
+def test_numbers_are_spaced_as_numbers_and_other_values_stand_as_the_runs_come(made):
+    found = [made(2, paraphrases=k) for k in (10, 1, 3)]
+    drawing = plots.retention_by(found, "paraphrases", label="statements")
+    (axes,) = drawing.figure.axes
+    assert marks(axes) == {"1": 1, "3": 3, "10": 10}
+    points = axes.lines[0].get_xdata()  # of the first series, which stands a little to the left
+    assert (points[2] - points[1]) / (points[1] - points[0]) == pytest.approx(7 / 2)
     assert axes.get_xlabel() == "statements"
-    axes = plots.retention_by(
-        [made(2, editor=name) for name in ("rome", "ft")], "editor"
-    ).figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["rome", "ft"]
-    plans = ("window:10-12", "after:10", "window:2-4", "after:6", "all")
-    axes = plots.retention_by([made(2, plan=plan) for plan in plans], "plan").figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "all",
-        "after:6",
-        "after:10",
-        "window:2-4",
-        "window:10-12",
+    assert "edit success: 1 0.75, 3 0.75, 10 0.75" in drawing.summary
+    found = [made(2, editor=name) for name in ("rome", "ft")]
+    (axes,) = plots.retention_by(found, "editor").figure.axes
+    assert marks(axes) == {"rome": 0, "ft": 1}
+    found = [made(2, learning_rate=rate) for rate in (1e-3, 5e-5, 5e-4)]
+    (axes,) = plots.retention_by(found, "learning_rate").figure.axes
+    assert marks(axes) == {"5e-05": 5e-5, "0.0005": 5e-4, "0.001": 1e-3}
+
+
+def test_thresholds_and_windows_have_scales_of_their_own(made):
+    plans = ("window:10-12", "after:10", "window:2-4", "after:6", "edited", "all")
+    found = [made(2, plan=plan) for plan in plans]
+    figure = plots.retention_by(found, "plan").figure
+    assert [marks(axes) for axes in figure.axes] == [
+        {"edited": 0, "all": 1},
+        {"after:6": 6, "after:10": 10},
+        {"window:2-4": 3, "window:10-12": 11},
     ]
+    assert len(figure.axes[2].get_legend().get_texts()) == 3
+    assert figure.axes[0].get_legend() is None
+    (axes,) = plots.retention_by(found[1:3], "plan").figure.axes
+    assert marks(axes) == {"after:10": 0, "window:2-4": 1}  # one of a kind makes no scale
+    found = [made(2, layers=layers) for layers in ([2, 3, 4], [3], [1])]
+    (axes,) = plots.retention_by(found, "layers").figure.axes
+    assert sorted(marks(axes).values()) == [0, 1, 2]  # two stand at block 3: not on one spot
 
 
 def test_figures_with_bands_say_what_they_are(made):
@@ -235,13 +266,15 @@ def test_every_figure_has_words_and_can_be_saved_with_its_data(
         path = drawing.save(tmp_path / f"figure.{ending}")
         assert path.stat().st_size > 1000
     assert len(pd.read_csv(tmp_path / "figure.csv")) == len(drawing.data)
-    assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}
+    bundle = drawing._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "image/png", "text/plain"}
+    assert bundle["text/plain"] == drawing.summary
 
 
 EVIL = "<img src=x onerror=alert(1)> <script> --> $\\frac $"
 
 
-def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path):
+def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path, loads):
     """Names that would be markup, end a comment, or be a formula that cannot be set."""
     found = [made(2, editor=EVIL, task=EVIL), made(0, editor=f"=1+1 {EVIL}", task="text")]
     run = found[0]
@@ -253,7 +286,10 @@ def test_words_of_the_data_are_drawn_as_they_are(made, tmp_path):
         plots.lens_heatmap(_renamed(run, fact, EVIL)),
     ]
     for number, drawing in enumerate(drawings):
-        assert set(drawing._repr_mimebundle_()) == {"image/png", "text/plain"}
+        page = drawing._repr_mimebundle_()["text/html"]
+        assert "<script" not in page
+        assert page.count("<img") == 1
+        assert loads(page) == []
         picture = ElementTree.parse(drawing.save(tmp_path / f"{number}.svg"))
         tags = {element.tag.rpartition("}")[2] for element in picture.iter()}
         assert not tags & {"script", "foreignObject", "a"}
@@ -373,15 +409,10 @@ def test_a_figure_says_over_what_unlike_runs_it_pools(made):
         made(0, editor="rome", task="text", seed=1),
         made(3, editor="ft", task="text"),
     ]
-    assert (
-        "pooled" not in plots.retention_by(found, "editor").figure.axes[0].get_title()
-    )  # seeds are meant to be pooled
-    assert (
-        plots.retention_by(found, "task")
-        .figure.axes[0]
-        .get_title()
-        .endswith("; pooled over editor")
-    )
+    # seeds are meant to be pooled
+    assert "pooled" not in plots.retention_by(found, "editor").figure.get_suptitle()
+    title = plots.retention_by(found, "task").figure.get_suptitle()
+    assert title.endswith("; pooled over editor")
     mixed = [*found, made(1, editor="ft", task="facts", plan="edited")]
     assert plots.retention_grid(mixed, "editor", "task").figure.axes[0].get_title() == "edits kept"
     assert (
@@ -428,3 +459,213 @@ def test_one_category_needs_no_list(made):
     run = made(0)
     alone = plots.lens_heatmap(run, categories="true").data
     pd.testing.assert_frame_equal(alone, plots.lens_heatmap(run, categories=["true"]).data)
+
+
+# --- What a notebook shows
+
+
+class _Links(HTMLParser):
+    """Name and content of what the links of a page save, and the words of its pictures."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.saved, self.alt = {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        names = dict(attributes)
+        if tag == "a":
+            kind, _, content = names["href"].partition(";base64,")
+            self.saved[names["download"]] = (kind, base64.b64decode(content))
+        elif tag == "img":
+            self.alt.append(names["alt"])
+
+
+def test_links_beneath_a_figure_save_it_and_its_data(made):
+    drawing = plots.category_mass(made(1))
+    bundle = drawing._repr_mimebundle_()
+    page = _Links(bundle["text/html"])
+    assert page.alt == [drawing.summary]
+    kinds = {name.rpartition(".")[2]: content for name, content in page.saved.items()}
+    assert len({name.rpartition(".")[0] for name in page.saved}) == 1
+    assert all(re.fullmatch(r"[\w-]+\.\w+", name) for name in page.saved)
+    assert kinds["png"] == ("data:image/png", bundle["image/png"])
+    kind, svg = kinds["svg"]
+    assert kind == "data:image/svg+xml"
+    words = {element.text for element in ElementTree.fromstring(svg).iter() if element.text}
+    assert "fine-tuning step" in words  # words, not outlines of letters
+    kind, csv = kinds["csv"]
+    assert kind == "data:text/csv"
+    assert len(pd.read_csv(io.BytesIO(csv))) == len(drawing.data)
+
+
+def test_a_large_file_is_left_out_and_named(made):
+    drawing = plots.category_mass(made(1))
+    data = pd.DataFrame({"number": range(100_000)})
+    large = plots.Drawing(figure=drawing.figure, data=data, summary='of "all" <b>')
+    page = large._repr_mimebundle_()["text/html"]
+    assert {name.rpartition(".")[2] for name in _Links(page).saved} == {"svg", "png"}
+    assert "CSV: too large" in page
+    assert _Links(page).alt == ['of "all" <b>']
+
+
+def test_a_figure_is_a_light_sheet_on_any_theme(made):
+    drawing = plots.category_mass(made(1))
+    picture = Image.open(io.BytesIO(drawing.png()))
+    assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    page = drawing._repr_mimebundle_()["text/html"]
+    assert "border: 1px solid" in page
+    assert "background-color: #fff" in page
+
+
+def test_a_single_fact_is_named_by_its_answers(case_study):
+    legend = plots.category_mass(case_study).figure.axes[0].get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[:2] == ["harp (true)", "flute (edited)"]
+    titles = [axes.get_title() for axes in plots.lens_heatmap(case_study).figure.axes]
+    assert titles[:2] == ["flute (edited)", "harp (true)"]
+
+
+def test_several_facts_are_named_by_what_their_answers_are(made):
+    legend = plots.category_mass(made(1)).figure.axes[0].get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert [name.replace("\n", " ") for name in names] == list(plots.LABELS.values())
+
+
+def test_a_word_that_would_be_blank_is_named(made):
+    run = made(1)
+    tokens = run.tokens.assign(
+        word=run.tokens.token.replace({" <b>1": "", " <b>2": "<|endoftext|>"})
+    )
+    run.__dict__["tokens"] = tokens
+    first = plots.top_tokens(run).iloc[0]
+    assert first["top 1"] == "(space) 0.100"
+    assert first["top 2"] == "(end of text) 0.100"
+
+
+def deep(run, n_layers: int, steps: list[int]):
+    """The run with a lens of so many blocks and checkpoints."""
+    rows = itertools.product(steps, IDS, range(n_layers), LENS)
+    lens = pd.DataFrame(rows, columns=["step", "fact_id", "layer", "category"])
+    changed = runs.Run(folder=run.folder, about=run.about)
+    changed.__dict__["lens"] = lens.assign(edited_model=0, probability=0.5, rank=2.0)
+    first = run.probes[run.probes.step == 0]
+    changed.__dict__["probes"] = pd.concat([first.assign(step=step) for step in steps])
+    return changed
+
+
+LONG = "a-folder/of/SomeFamily-135M-Instruct-with-a-very-long-name, and more words than fit"
+MANY = [-1, 0, *range(100, 12_001, 100)]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda made: plots.lens_heatmap(deep(made(1), 30, [-1, 0, 5, 10])),
+        lambda made: plots.lens_heatmap(deep(made(1), 30, MANY)),
+        lambda made: plots.lens_heatmap(deep(made(1), 120, MANY), categories="true"),
+        lambda made: plots.category_mass(deep(made(1), 2, MANY)),
+        lambda made: plots.retention_by([made(1, model=f"{LONG} {n}") for n in range(7)], "model"),
+        lambda made: plots.retention_by(
+            [made(1, editor=f"edited-matrices-{n}") for n in range(3)], "editor"
+        ),
+        lambda made: plots.retention_by(
+            [made(1, paraphrases=n) for n in (1, 2, 3, 500)], "paraphrases"
+        ),
+        lambda made: plots.retention_by(
+            [
+                made(1, plan=plan)
+                for start in range(9)
+                for plan in (f"after:{start}", f"window:{start}-{start + 3}")
+            ],
+            "plan",
+        ),
+        lambda made: plots.retention_grid(
+            [made(1, model=f"{LONG} {n}", task=f"{n} {LONG}") for n in range(3)], "model", "task"
+        ),
+        lambda made: plots.retention_curves(
+            [made(1, editor=LONG), made(1, editor="short")], "editor", "metric"
+        ),
+        lambda made: plots.elasticity([made(1)]),
+    ],
+)
+def test_labels_of_ticks_never_touch(made, draw):
+    figure = draw(made).figure
+    figure.draw_without_rendering()
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        labels = [label for label in axis.get_ticklabels() if label.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert len(labels) != 1
+        if axis.get_label_text() in ("model", "task", "editor"):
+            assert len(labels) == len(axis.get_ticklocs())  # names are never left out
+    assert figure.get_size_inches()[0] < 26
+    assert min(axes.get_window_extent().width for axes in figure.axes[:1]) > 0.2 * figure.bbox.width
+
+
+# --- What became of the edits, as one sentence
+
+
+def outcome(held, took=True, others=(1.0, 1.0), n=1, ended=("budget",), judged=()) -> str:
+    """The sentence of a run with these shares kept at steps 0, 20, 40 ..., n edits and ten facts
+    that are only watched.
+    """
+    rows = []
+    for number, share in enumerate(held):
+        for fact in range(n):
+            about = {"group": "edited", "fact_id": f"e{fact}", "p_edited": 0.966, "target": "Apple"}
+            kept = fact < round(share * n)
+            rows.append(about | {"step": 20 * number, "took": took, "retained": kept})
+        for fact in range(10 if others else 0):
+            about = {"group": "intrinsic", "fact_id": f"i{fact}", "took": None}
+            first, last = others
+            share = first if number == 0 else last
+            rows.append(about | {"step": 20 * number, "retained": fact < round(10 * share)})
+        for place, said in enumerate(judged):
+            about = {"group": "paraphrase", "fact_id": "e0", "prompt": str(place), "took": took}
+            rows.append(about | {"step": 20 * number, "retained": said})
+    run = runs.Run(folder=None, about={"ended": list(ended)})
+    run.__dict__["probes"] = pd.DataFrame(rows).assign(edited_model=0)
+    return plots.outcome(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        (
+            {"held": (1, 1, 0, 0)},
+            "The edit took (Apple 0.97) and was gone after 40 steps; "
+            "the 10 watched facts stayed at 1.00.",
+        ),
+        (
+            {"held": (1, 1, 1), "others": (1.0, 0.9)},
+            "The edit took (Apple 0.97) and was still there after 40 steps; "
+            "the 10 watched facts went from 1.00 to 0.90.",
+        ),
+        (
+            {"held": (1, 0, 1), "others": ()},
+            "The edit took (Apple 0.97) and was gone after 20 steps, but there again after 40.",
+        ),
+        (
+            {"held": (1, 0, 1, 0), "others": ()},
+            "The edit took (Apple 0.97) and was gone after 60 steps.",
+        ),
+        (
+            {"held": (0, 0, 1), "took": False, "judged": (False,)},
+            "The edit did not take (Apple 0.97); the 10 watched facts stayed at 1.00.",
+        ),
+        (
+            {"held": (1, 1), "others": (), "judged": (True, False), "ended": ("reached",)},
+            "The edit took (Apple 0.97; 1 of 2 withheld wordings said it too) and was still there "
+            "after 20 steps; the tuning ended at its threshold.",
+        ),
+        (
+            {"held": (1, 0.25), "n": 4, "others": (), "ended": ("reached", "budget")},
+            "4 of 4 edits took (mean p 0.97), and 1 was still there after 20 steps; "
+            "the tuning ended at its threshold in 1 of 2 models.",
+        ),
+        ({"held": (0, 0), "took": False, "n": 4, "others": ()}, "0 of 4 edits took (mean p 0.97)."),
+    ],
+)
+def test_what_became_of_the_edits_is_one_sentence(run, sentence):
+    assert outcome(**run) == sentence

@@ -26,7 +26,7 @@ import pytest
 import torch
 import yaml
 
-from workbench import batch, runs, sweep
+from workbench import batch, models, runs, sweep
 from workbench.__main__ import main
 from workbench.facts import BadInput
 from workbench.sweep import Grid
@@ -171,6 +171,15 @@ def test_workers_with_other_code_are_refused(monkeypatch, one_line):
     with pytest.raises(BadInput) as error:
         sweep._check_code(Client())
     assert "another version" in one_line(error)
+
+
+def test_workers_share_the_cores_that_the_load_leaves(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(models.psutil, "getloadavg", lambda: (2.3, 0.0, 0.0))
+    assert sweep._local_options(2)["env"]["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert sweep._local_options(2)["env"] == {"OMP_NUM_THREADS": "5", "MKL_NUM_THREADS": "5"}
 
 
 def test_workers_are_one_a_gpu_and_each_has_its_own(monkeypatch, one_line, tmp_path):

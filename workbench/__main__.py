@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,10 +19,6 @@ from workbench.facts import BadInput
 
 PURPOSE = "Edit facts into a language model, fine-tune it, see what survives."
 SHOWN = 100  # rows of a long table that are printed
-OUT = "folder of the runs; default runs/ of the notebook's project"
-CORPUS = "text of the second moments: wikipedia, a file or a Hub dataset id"
-MARGIN = "by which a known fact's true token must lead the second"
-PAIR: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,53 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(does: Callable, text: str) -> argparse.ArgumentParser:
+    table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
+    for does in (_run, _sweep, _report, _edit, _tune_editor, _facts):
         name = does.__name__.strip("_").replace("_", "-")
-        added = commands.add_parser(name, help=text)
-        added.set_defaults(command=does)
-        return added
-
-    run = command(_run, "run a notebook in batch; prints the run folder")
-    run.add_argument("notebook")
-    run.add_argument("-p", **PAIR, help="a parameter, its value as YAML")
-    run.add_argument("--preset", default="", help="a name in notebooks/presets, or a YAML file")
-    run.add_argument("--again", action="store_true", help="run even if a finished run is there")
-    run.add_argument("--out", default="", help=OUT)
-    run.add_argument("--dry-run", action="store_true", help="print every setting; run nothing")
-
-    sweep = command(_sweep, "run every combination of a grid once; finished runs are kept")
-    sweep.add_argument("grid", help="a YAML file: notebook, parameters, grid, cells, exclude")
-    sweep.add_argument("--out", default="", help=OUT)
-    where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=0, help="processes; 0 is one a GPU, or one")
-    where.add_argument("--scheduler", default="", help="a running one of Dask, tls:// or tcp://...")
-    sweep.add_argument("--retry-failed", action="store_true", help="try the runs that failed again")
-
-    report = command(_report, "tables with intervals, paired differences, figures, on one page")
-    report.add_argument("runs", help="the folder of the runs")
-    report.add_argument("--out", default="report")
-
-    edit = command(_edit, "write an edited model as an ordinary Hugging Face folder")
-    for name in ("model", "editor", "facts", "out"):
-        edit.add_argument(f"--{name}", required=True)
-    edit.add_argument("--hparams", help="a YAML or JSON file of numbers instead of the preset")
-    edit.add_argument("--corpus", default="", help=CORPUS)
-    edit.add_argument("--seed", type=int, default=0)
-
-    tune = command(_tune_editor, "choose layers and numbers of an editor for a model")
-    tune.add_argument("model")
-    tune.add_argument("--editor", required=True)
-    tune.add_argument("--facts", default="world", help="of which a fifth is set apart for this")
-    tune.add_argument("--corpus", default="", help=CORPUS)
-    tune.add_argument("--out", default="", help="the table of all candidates, CSV; goes on with it")
-
-    facts = command(_facts, "which facts a model knows, which records are bad and why")
-    facts.add_argument("file", help="'world', a file or a Hub dataset id")
-    facts.add_argument("--model", required=True)
-    facts.add_argument("--out", default="known-facts.csv", help="the table to write")
-    facts.add_argument("--margin", type=float, default=0.1, help=MARGIN)
-
+        about = table[name]
+        command = commands.add_parser(name, help=about["help"])
+        command.set_defaults(command=does)
+        command.register("type", "int", int)  # by the names that the table has for them
+        command.register("type", "float", float)
+        either: Any = "either" in about and command.add_mutually_exclusive_group()
+        for argument, options in about["arguments"].items():
+            group = either if argument in about.get("either", ()) else command
+            group.add_argument(argument, **options)
     return parser
 
 
@@ -101,9 +62,16 @@ def _run(options) -> None:
         _dry_run(Path(options.notebook), parameters, options.preset, options.out)
         return
     done = wb.batch.run(options.notebook, parameters, options.preset, options.again, options.out)
-    for part in done.members if "members" in done.about else [done]:
-        _show(part, done.about.get("vary", "editor"))
-    print(done.folder / "notebook.html")
+    for arm in done.members:
+        value = wb.plots.value_name(arm.spec.get(done.about.get("vary"), arm.folder.name))
+        _print(f"{value}: {wb.plots.outcome(arm)}\n")
+    if "members" not in done.about:
+        edited = done.probes[done.probes.group == "edited"]
+        if edited.fact_id.nunique() == 1:
+            _print(f"{edited.prompt.iloc[0]} ...: the three likeliest next tokens\n")
+            _print(f"{wb.plots.top_tokens(done).to_string()}\n")
+        _print(f"{wb.plots.outcome(done)}\n")
+    print(f"figures: {done.folder / 'notebook.html'}")
     print(done.folder)
 
 
@@ -151,17 +119,6 @@ def _time(every) -> str:
         phases = wb.forecast.minutes(every, outlines)
     parts = ", ".join(f"{phase} {minutes:.1f}" for phase, minutes in phases.items())
     return f"about {phases.sum():.1f} minutes on this machine ({parts}), by its speed just now"
-
-
-def _show(run, field: str) -> None:
-    """Print what became of the facts of a run, and of a single one its likeliest tokens."""
-    _print(f"{field} = {run.spec[field]}: {run.folder}\n")
-    edited = run.probes[run.probes.group == "edited"]
-    if edited.fact_id.nunique() == 1:
-        fact = edited.iloc[0]
-        _print(f"{fact.prompt} ... ({fact.target}): the three likeliest next tokens\n")
-        _print(f"{wb.plots.top_tokens(run)}\n")
-    _print(f"{_table(wb.plots.retention_table(run))}\n")
 
 
 def _sweep(options) -> None:

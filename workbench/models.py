@@ -494,11 +494,27 @@ def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     return ARCHITECTURES[config.model_type]
 
 
+@cache
+def share_cores() -> None:
+    """Let torch use as many cores as nothing else keeps busy, chosen once a process: two threads on
+    two busy cores are far slower than one. OMP_NUM_THREADS decides if it is set.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(free_cores(torch.get_num_threads()))
+
+
+def free_cores(cores: int) -> int:
+    """How many of them the load of the last minute leaves; at least one."""
+    return max(1, cores - round(psutil.getloadavg()[0]))
+
+
 def device_named(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA, else MPS, else the CPU.
+    """The device of a name; "auto" is CUDA, else MPS, else the CPU. What is computed from now on
+    shares the CPU's cores, see `share_cores`.
 
     Under `accelerate launch` each process has a CUDA device of its own.
     """
+    share_cores()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif name == "auto":

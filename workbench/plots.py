@@ -3,12 +3,16 @@
 Each figure is a Drawing: the figure, the tidy data it shows, and a sentence that says what is seen.
 """
 
+import base64
 import io
 import re
+import tempfile
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import matplotlib
 import numpy
 import pandas as pd
@@ -17,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from workbench import facts, files, inert, runs
 from workbench.records import BadInput, check_choice
@@ -34,50 +39,79 @@ UNCLEAR = "the first tokens of their answers do not tell these apart"
 ASIDE = ("seed", "device", "device_map", "fact", "subject", "prompt", "object", "target")
 # Fields that bring usual numbers for those in BROUGHT
 BRING = ("model", "task", "task_data", "adapter")
-BROUGHT = (
-    *("learning_rate", "max_steps", "eval_every", "n_train", "n_valid"),
-    *("batch_size", "threshold"),
-)
+BROUGHT: tuple = ("learning_rate", "max_steps", "eval_every", "n_train", "n_valid", "batch_size")
+BROUGHT += ("threshold",)
 
-BLOCKS = re.compile(r"(after|window|outside):(\d+(?:-\d+)?)")  # a plan that names blocks
+# A value that is a number, or a range of them; of a plan, the blocks that it names.
+NUMBER = re.compile(r"^(?:(after|window|outside):)?(\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(\d+))?$")
+IN_CELLS = "probability of the next token\nin cells: median rank of one token,\n1 = top, to 100"
 MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
 Arms = Sequence[Run]  # runs that are compared or pooled
-RESAMPLED = 2_000_000  # values held at once by the bootstrap
+NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
+LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
+BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("workbench", ""), autoescape=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure with the tidy data it shows and a summary in words. A notebook shows it as PNG."""
+    """A figure with the tidy data it shows and a summary in words. A notebook shows it as PNG, and
+    under it links by which figure and data are saved; they need no kernel and no script.
+    """
 
     figure: Figure
     data: pd.DataFrame
     summary: str
 
+    def __post_init__(self):
+        for text in self.figure.findobj(Text):
+            text.set_parse_math(False)  # a dollar sign in a name begins no formula
+        _keep_apart(self.figure)
+
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/png": self.png(), "text/plain": self.summary}
+        png = self.png()
+        name = "-".join(re.findall(r"\w+", self.summary)[:5])
+        with tempfile.TemporaryDirectory() as folder:
+            svg = self.save(Path(folder) / "figure.svg")
+            saved = {"svg": svg.read_bytes(), "csv": svg.with_suffix(".csv").read_bytes()}
+        about = {"summary": self.summary, "name": name, "encoded": base64.b64encode}
+        page = TEMPLATES.get_template("figure.html.j2").render(about, png=png, **saved)
+        return {"text/html": page, "image/png": png, "text/plain": self.summary}
 
     def png(self, dpi: int = 110) -> bytes:
-        buffer = io.BytesIO()
-        self._write(buffer, format="png", dpi=dpi)
-        return buffer.getvalue()
+        """In 256 colours, which take a third of the room."""
+        drawn, reduced = io.BytesIO(), io.BytesIO()
+        self._write(drawn, format="png", dpi=dpi)
+        Image.open(drawn).convert("RGB").quantize().save(reduced, "PNG", optimize=True)
+        return reduced.getvalue()
 
     def save(self, path: str | Path) -> Path:
         """PNG or SVG by the path's ending, and the data as CSV beside it."""
         path = Path(path)
         if path.suffix not in (".png", ".svg"):
             raise BadInput(f"{path}: a figure ends in .png or .svg")
-        salted = matplotlib.rc_context({"svg.hashsalt": "workbench"})
-        with salted, files.written(path) as partial:
+        with files.written(path) as partial:
             self._write(partial, format=path.suffix[1:], dpi=150)
         inert.write_csv(self.data, path.with_suffix(".csv"))
         return path
 
     def _write(self, to: str | Path | io.BytesIO, **options) -> None:
-        for text in self.figure.findobj(Text):
-            text.set_parse_math(False)  # a dollar sign in a name begins no formula
-        self.figure.savefig(to, bbox_inches="tight", **options)
+        # Words of an SVG stay words, and its names are the same each time.
+        with matplotlib.rc_context({"svg.hashsalt": "workbench", "svg.fonttype": "none"}):
+            self.figure.savefig(to, bbox_inches="tight", **options)
+
+
+def _keep_apart(figure: Figure) -> None:
+    """Hide labels of ticks that would touch the one before."""
+    figure.draw_without_rendering()
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        shown: list[Text] = []
+        for label in axis.get_ticklabels():
+            box = label.get_window_extent().padded(2)
+            label.set_visible(not shown or not box.overlaps(shown[-1].get_window_extent()))
+            shown += [label] * label.get_visible()
 
 
 # --- Tables
@@ -93,7 +127,7 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
         raise BadInput(f"{run.folder}: holds no fact {fact_id!r}")
     tokens = tokens[(tokens.layer == tokens.layer.max()) & (tokens["rank"] <= k)]
     words = tokens.get("word", tokens.token.str.strip())  # older runs have none
-    cells = words + " " + tokens.probability.map("{:.3f}".format)
+    cells = words.replace(BLANK) + " " + tokens.probability.map("{:.3f}".format)
     table = cells.groupby([tokens.step, tokens["rank"]]).first().unstack()
     table.columns = [f"top {rank}" for rank in table.columns]
     return table.set_axis(step_names(table.index)).rename_axis("step")
@@ -102,10 +136,20 @@ def top_tokens(run: Run, fact_id: str = "", k: int = 3) -> pd.DataFrame:
 def retention_table(run: Run) -> pd.DataFrame:
     """Share retained by group and step, over all facts and over those whose edit took, with n."""
     by = ["group", "step"]
-    probes = _to_the_end(_since_edit(run), ["edited_model"])
+    probes = _to_the_end(run.probes.query("step >= 0"), ["edited_model"])
     every = probes.groupby(by).retained.agg(n="size", retained="mean")
     took = probes[runs.as_bool(probes.took)].groupby(by).retained
     return every.join(took.agg(n_took="size", retained_of_took="mean")).reset_index()
+
+
+def outcome(run: Run) -> str:
+    """What became of a run's edits and of the facts that were only watched, as one sentence."""
+    probes = _to_the_end(run.probes.query("step >= 0"), ["edited_model"])
+    probes = probes.assign(took=runs.as_bool(probes.took), retained=runs.as_bool(probes.retained))
+    first = dict(list(probes[probes.step == 0].groupby("group")))
+    watched = runs.watched(probes).groupby(["group", "step"]).retained.agg(["sum", "mean", "size"])
+    kept = {group: watched.loc[group] for group in watched.index.unique("group")}
+    return TEMPLATES.get_template("outcome.txt.j2").render(first=first, kept=kept, about=run.about)
 
 
 # --- One run
@@ -119,43 +163,47 @@ def category_mass(run: Run, group: str = "edited") -> Drawing:
     probes = run.probes[run.probes.group == group]
     if probes.empty:
         return _nothing(f"this run has no {group} facts")
-    data = _category_mass(probes)
-    if data.empty:
-        return _nothing(f"{group} facts: {UNCLEAR}")
-    figure, axes = _draw_category_mass(data)
-    n = data.fact_id.nunique()
-    bands = "; bands: 95 % interval over facts" if n > 1 else ""
-    axes.set_title(f"{group} facts (n = {n}{bands}){_rounded([run])}")
-    end = data.step.max()
-    name = "edited" if group == "edited" else "true"
-    mean = data[data.category == name].groupby("step").probability.mean()
-    summary = f"{group}, n = {n}: mean p({name}) is {mean[0]:.2f} after the edit"
-    summary += f" and {mean[end]:.2f} after {end} steps{bands}"
-    return Drawing(figure=figure, data=data, summary=summary)
-
-
-def _category_mass(probes: pd.DataFrame) -> pd.DataFrame:
-    """A row a category, step and fact, its mean probability over models and prompts."""
     masses = {f"p_{name}": name for name in CATEGORIES}
     table = _to_the_end(probes, ["edited_model"]).rename(columns=masses)
     long = table.melt(["step", "fact_id"], list(CATEGORIES), "category", "probability").dropna()
     by_fact = long.groupby(["category", "step", "fact_id"], as_index=False, sort=False)
-    return by_fact.probability.mean()
-
-
-def _draw_category_mass(data: pd.DataFrame) -> tuple[Figure, Axes]:
+    data = by_fact.probability.mean()  # over models and prompts
+    if data.empty:
+        return _nothing(f"{group} facts: {UNCLEAR}")
+    labels = _labels(run, group)
     steps = sorted(data.step.unique())
-    place = data.step.map(steps.index)  # checkpoints stand at equal distances
-    palette = dict(zip(CATEGORIES, seaborn.color_palette("colorblind", 5), strict=True))
-    markers = dict(zip(CATEGORIES, MARKERS, strict=True))
-    figure, (axes,) = _axes(6.4, 3.6)
-    looks = {"palette": palette, "markers": markers, "dashes": False}
-    names = list(data.category.unique())
-    _lines(axes, data.assign(place=place), "category", names, x="place", y="probability", **looks)
+    # checkpoints stand at equal distances
+    drawn = data.assign(place=data.step.map(steps.index), category=data.category.map(labels))
+    palette = dict(zip(labels.values(), seaborn.color_palette("colorblind"), strict=False))
+    markers = dict(zip(labels.values(), MARKERS, strict=True))
+    figure, (axes,) = _axes(3.6, 6.4)
+    looks = {"palette": palette, "markers": markers, "dashes": False, "x": "place"}
+    _lines(axes, drawn, "category", list(drawn.category.unique()), y="probability", **looks)
     axes.set(xlabel="fine-tuning step", ylabel="probability of the next token", ylim=SHARE)
     axes.set_xticks(range(len(steps)), step_names(steps))
-    _legend_beside(axes, "first token of")
-    return figure, axes
+    _legend_beside(axes, "the next token begins")
+    n = data.fact_id.nunique()
+    bands = "; bands: 95 % interval over facts" if n > 1 else ""
+    axes.set_title(f"{group} facts (n = {n}{bands}){_rounded([run])}")
+    name = "edited" if group == "edited" else "true"
+    mean = data[data.category == name].groupby("step").probability.mean()
+    summary = f"{group}, n = {n}: mean p({name}) is {mean[0]:.2f} after the edit"
+    summary += f" and {mean[steps[-1]]:.2f} after {steps[-1]} steps{bands}"
+    return Drawing(figure=figure, data=data, summary=summary)
+
+
+def _labels(run: Run, group: str) -> dict[str, str]:
+    """What the categories are called: of a single fact by its answers."""
+    members = run.probes[run.probes.group == group].drop_duplicates("fact_id")
+    if len(members) > 1 or group not in KEPT_GROUPS:
+        return LABELS
+    answers = {"true": members.target.iloc[0]}
+    if group == "edited":
+        from workbench import deltas  # with torch, which figures of several facts do not take
+
+        request = deltas.load(run.deltas[0]).parts[0]["requests"][0]
+        answers = {"true": request["fact"]["object"], "edited": request["target"]}
+    return LABELS | {name: _wrapped(f"{answer} ({name})") for name, answer in answers.items()}
 
 
 def lens_heatmap(
@@ -165,7 +213,7 @@ def lens_heatmap(
     block; edited blocks stand between orange lines.
 
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
-    is 100 or better.
+    is 100 or better, and there is room.
     """
     check_choice("group", group, GROUPS)
     categories = [categories] if isinstance(categories, str) else categories
@@ -180,38 +228,29 @@ def lens_heatmap(
         return _nothing(f"{group} facts: {UNCLEAR}")
     cells = _to_the_end(lens, ["edited_model"]).groupby(["category", "layer", "step"])
     data = cells.agg(probability=("probability", "mean"), rank=("rank", "median")).reset_index()
-    figure = _draw_lens(data, categories, run.about.get("layers", ()))
-    title = f"{group} facts, mean (n = {n}); edited block between orange lines{_rounded([run])}"
-    figure.suptitle(title, fontsize=10)
-    last = data[data.layer == data.layer.max()].set_index(["category", "step"]).probability
-    name = categories[0]
-    p = last[name]
-    end = data.step.max()
-    summary = f"p({name} token) after the last block: {p[0]:.2f} after the edit, "
-    summary += f"{p[end]:.2f} after {end} steps (n = {n})"
-    return Drawing(figure=figure, data=data, summary=summary)
-
-
-def _draw_lens(data: pd.DataFrame, categories: Sequence[str], edited: Sequence[int]) -> Figure:
-    """A heatmap a category, block 0 at the bottom."""
     steps = sorted(data.step.unique())
     n_layers = data.layer.max() + 1
-    width = 1.6 + 0.62 * len(steps) * len(categories)
-    figure, all_axes = _axes(width, 0.8 + 0.27 * n_layers, len(categories))
+    size = min(1, 32 / len(categories) / len(steps))  # of a cell, so that the page is wide enough
+    width = 1.6 / len(categories) + 0.62 * size * len(steps)
+    figure, all_axes = _axes(0.8 + 0.27 * n_layers, *[width] * len(categories))
     for axes, category in zip(all_axes, categories, strict=True):
         part = data[data.category == category].set_index(["layer", "step"])
         ranks = part["rank"].unstack()
-        texts = ranks.map("{:g}".format).where(ranks <= 100, "")
-        _heatmap(axes, part.probability.unstack(), texts, fontsize=7)
-        for layer in edited:
+        texts = ranks.map("{:g}".format).where((ranks <= 100) & (size > 0.6), "")
+        _heatmap(axes, part.probability.unstack(), texts, fontsize=7 * size)
+        for layer in run.about.get("layers", ()):
             axes.hlines([layer, layer + 1], 0, len(steps), color="tab:orange", lw=1.2)
-        axes.set(xlabel="fine-tuning step", ylabel="", title=f"{category} token")
-        axes.set_xticklabels(step_names(steps), rotation=45, ha="right")
-    all_axes[0].invert_yaxis()
-    all_axes[0].set_ylabel("block (lens after it)")
-    label = "probability (cell text: median rank)"
-    figure.colorbar(axes.collections[0], ax=list(all_axes), label=label, fraction=0.05)
-    return figure
+        axes.set(xlabel="fine-tuning step", ylabel="", title=_labels(run, group)[category])
+        axes.set_xticklabels(step_names(steps))
+    all_axes[0].invert_yaxis()  # block 0 at the bottom
+    all_axes[0].set_ylabel("lens after block")
+    figure.colorbar(axes.collections[0], ax=list(all_axes), label=IN_CELLS, fraction=0.05)
+    title = f"{group} facts, mean (n = {n}); edited block between orange lines{_rounded([run])}"
+    figure.suptitle(title, fontsize=10)
+    p = data[data.layer == n_layers - 1].set_index(["category", "step"]).probability[categories[0]]
+    summary = f"p({categories[0]} token) after the last block: {p[0]:.2f} after the edit, "
+    summary += f"{p[steps[-1]]:.2f} after {steps[-1]} steps (n = {n})"
+    return Drawing(figure=figure, data=data, summary=summary)
 
 
 # --- Several runs
@@ -230,26 +269,41 @@ def retention_by(
     are of this kind.
     """
     data = _series(arms, series, value=by)
-    order = _order(value_name(run.spec[by]) for run in arms)
-    width = max(4.2, 1.1 * len(order) + 2.6)
-    figure, (axes,) = _axes(width, 3.6)
-    _points(axes, data, order, list(series))
-    axes.set(ylim=SHARE, xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
-    points = data.groupby(["series", "value"]).retained
-    n = _span(points.size())
-    axes.set_title(f"n = {n} a point{_pooled(arms, by)}", fontsize=10)
-    _legend_beside(axes)
-    return Drawing(figure=figure, data=data, summary=_in_words(points.mean(), series, order))
-
-
-def _points(axes: Axes, data: pd.DataFrame, order: list[str], series: list[str]) -> None:
-    """Means by value, a series in one colour in every figure; whiskers: 95 % intervals."""
-    names = SERIES if set(series) <= set(SERIES) else series
+    values = _places(value_name(run.spec[by]) for run in arms)
+    names = SERIES if set(series) <= set(SERIES) else series  # one colour in every figure
     palette = dict(zip(names, seaborn.color_palette("colorblind"), strict=False))
-    looks = {"palette": palette, "markers": list(MARKERS), "linestyles": list(DASHES)}
-    sizes = {"dodge": 0.25, "capsize": 0.08, "markersize": 7, "linewidth": 1.4}
-    columns = {"x": "value", "y": "retained", "hue": "series", "order": order, "hue_order": series}
-    seaborn.pointplot(data, **columns, **looks, **sizes, seed=0, ax=axes)
+    points = {"palette": palette, "markers": list(MARKERS), "hue_order": list(series), "seed": 0}
+    points |= {"dodge": 0.25, "capsize": 0.08, "markersize": 7, "linewidth": 1.4}
+    kinds = values.groupby("kind", sort=False)
+    figure, all_axes = _axes(3.8, *(1.15 * kinds.size() + 1.5))
+    for axes, (kind, places) in zip(all_axes, kinds, strict=True):
+        looks = {**points, "linestyles": list(DASHES) if kind else "none", "ax": axes}
+        part = data.join(places, on="value", how="inner")
+        seaborn.pointplot(part, x="place", y="retained", hue="series", native_scale=True, **looks)
+        axes.legend().remove()
+        axes.set_xticks(places.place, [_wrapped(name, 12) for name in places.index])
+        axes.set(ylim=SHARE, xlabel=label or by, ylabel="share of facts (95 % interval over facts)")
+    shares = data.groupby(["series", "value"]).retained
+    figure.suptitle(f"n = {_span(shares.size())} a point{_pooled(arms, by)}", fontsize=10)
+    _legend_beside(axes)
+    return Drawing(figure=figure, data=data, summary=_in_words(shares.mean(), series, values.index))
+
+
+def _places(values: Iterable[str]) -> pd.DataFrame:
+    """Values in order, with the `kind` of each and its `place` on an axis of this kind: numbers,
+    thresholds, and windows at their centres, by size. Before them, side by side as the runs come,
+    names and what is the only one of its kind.
+    """
+    order = list(dict.fromkeys(values))
+    parts = pd.Series(order, index=order).str.extract(NUMBER)
+    place = parts[[1, 2]].astype(float).mean(axis=1)
+    kind = parts[0].fillna("number").where(place.notna(), "")
+    table = pd.DataFrame({"kind": kind, "place": place})
+    alone = ~kind.duplicated(keep=False) | table.duplicated(keep=False)  # or of one centre
+    is_name = kind.isin(kind[alone]) | (kind == "")
+    table.loc[is_name, "kind"] = ""
+    table.loc[is_name, "place"] = range(is_name.sum())
+    return table.sort_values(["kind", "place"])
 
 
 def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
@@ -262,11 +316,11 @@ def retention_curves(arms: Arms, by: str, against: str = "step") -> Drawing:
     check_choice("against", against, ("step", "metric"))
     data = _kept(arms, by)
     metric = arms[0].about["tuning"]["metric"]
-    order = _order(value_name(run.spec[by]) for run in arms)
+    order = list(_places(value_name(run.spec[by]) for run in arms).index)
     figure, all_axes = _two_groups(data, "value", order, by, x=against, y="retained")
     label = "fine-tuning step" if against == "step" else METRICS[metric]
     for axes in all_axes:
-        axes.set(ylim=SHARE, xlabel=label, ylabel="share kept")
+        axes.set(ylim=SHARE, xlabel=label, ylabel="share of facts kept")
         if against == "metric":
             axes.set_xinverted(metric == "loss")  # learning goes to the right
             level = runs.compare(arms, by).level.iloc[0]  # where all arms can be compared
@@ -284,16 +338,15 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     `by`, the metric (the mean of all models with this value) and the share retained.
     """
     runs.check_any(arms)
-    parts = []
-    for run in arms:
-        metric = run.training[["edited_model", "step", "metric"]]
-        probes = runs.watched(_since_edit(run)).merge(metric, on=["edited_model", "step"])
-        probes["value"] = value_name(run.spec[by])
-        probes["run"] = run.folder.name
-        parts.append(probes)
+    metric = ["edited_model", "step", "metric"]
+    parts = [
+        runs.watched(run.probes.query("step >= 0"))
+        .merge(run.training[metric], on=metric[:2])
+        .assign(value=value_name(run.spec[by]), run=run.folder.name)
+        for run in arms
+    ]
     by_value = pd.concat(parts).groupby("value", sort=False)
-    model = ["run", "edited_model"]
-    table = pd.concat(_to_the_end(part, model) for _, part in by_value)
+    table = pd.concat(_to_the_end(part, ["run", "edited_model"]) for _, part in by_value)
     row = ["run", "value", "step", "group", "fact_id"]
     by_fact = table.groupby(row, as_index=False, sort=False)
     data = by_fact[["metric", "retained"]].mean()
@@ -310,7 +363,7 @@ def elasticity(arms: Arms) -> Drawing:
     does; a fact counts once, as its mean over models and runs.
     """
     runs.check_any(arms)
-    table = pd.concat([_bits(run) for run in arms]).dropna(subset=["wordings", "bits"])
+    table = pd.concat(map(_bits, arms)).dropna(subset=["wordings", "bits"])
     table = table.astype({"wordings": int})
     line, point = ["group", "wordings"], ["group", "wordings", "step", "tokens"]
     n_models = table.groupby([*line, "tokens"]).model.transform("nunique")
@@ -331,7 +384,7 @@ def _bits(run: Run) -> pd.DataFrame:
     """A row a model, step and prompt of the edits that took and of the intrinsic facts."""
     known = [request.fact for request in facts.read(Spec(**run.spec).source)]
     wordings = {fact.id: fact.exposure.paraphrases for fact in known if fact.exposure}
-    table = runs.watched(_since_edit(run))
+    table = runs.watched(run.probes.query("step >= 0"))
     is_edited = table.group == "edited"
     shown = table.fact_id.map(wordings)
     table = table.assign(wordings=shown.mask(is_edited, run.spec["paraphrases"]))
@@ -352,8 +405,7 @@ def retention_grid(arms: Arms, rows: str, columns: str, series: str = "edits kep
     cells = data.groupby(["row", "column"], sort=False).retained
     means = cells.mean().unstack(sort=False).rename_axis(index=rows, columns=columns)
     texts = cells.apply(_cell_text).unstack(sort=False)
-    n_rows, n_columns = means.shape
-    figure, (axes,) = _axes(2.2 + 1.5 * n_columns, 1.1 + 0.62 * n_rows)
+    figure, (axes,) = _axes(1.1 + 0.72 * len(means), 2.2 + 1.5 * means.shape[1])
     _heatmap(axes, means, texts, fontsize=8)
     axes.set_title(series + _pooled(arms, rows, columns), fontsize=10)
     figure.colorbar(axes.collections[0], ax=axes, label="share of facts")
@@ -363,25 +415,17 @@ def retention_grid(arms: Arms, rows: str, columns: str, series: str = "edits kep
 
 
 def _cell_text(values: pd.Series) -> str:
-    low, high = interval(values)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]\nn = {len(values)}"
+    return "{:.2f} [{:.2f}, {:.2f}]\nn = {}".format(values.mean(), *interval(values), len(values))
 
 
 # --- What the tables of several figures share
 
 
-def interval(values: pd.Series, draws: int = 1000) -> tuple[float, float]:
+def interval(values: pd.Series, draws: int = 1000) -> tuple[float, ...]:
     """Bootstrap 95 % interval of the mean of independent values."""
-    rng = numpy.random.default_rng(0)
-    sample = values.to_numpy(dtype="float32")
-    n = len(sample)
-    means = []
-    at_once = max(1, RESAMPLED // n)
-    for start in range(0, draws, at_once):
-        size = (min(at_once, draws - start), n)
-        means.append(sample[rng.integers(n, size=size)].mean(1))
-    low, high = numpy.quantile(numpy.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+    every, counts = numpy.unique(values.to_numpy(dtype=float), return_counts=True)
+    drawn = numpy.random.default_rng(0).multinomial(len(values), counts / len(values), draws)
+    return tuple(numpy.quantile(drawn @ every / len(values), [0.025, 0.975]).tolist())
 
 
 def step_names(steps: Iterable[int]) -> list[str]:
@@ -398,8 +442,10 @@ def value_name(value) -> str:
     return str(*value) or "preset"
 
 
-def _since_edit(run: Run) -> pd.DataFrame:
-    return run.probes[run.probes.step >= 0]
+def _wrapped(name: object, width: int = 16) -> str:
+    """A name on lines so short that names side by side do not touch; of a long one both ends."""
+    text = re.sub(rf"(?s)^(.{{{width}}}).{{{2 * width},}}(.{{{width}}})$", r"\1…\2", str(name))
+    return "\n".join(textwrap.wrap(text, width)) or text
 
 
 def _to_the_end(table: pd.DataFrame, model: list[str]) -> pd.DataFrame:
@@ -431,23 +477,6 @@ def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     return by_fact.retained.mean()
 
 
-def _order(values: Iterable[str]) -> list[str]:
-    """Numbers by size, plans of one kind by their blocks (thresholds, then windows from below),
-    anything else as the runs come.
-    """
-    order = list(dict.fromkeys(values))
-    if all(re.fullmatch(r"[\d.]+", value) for value in order):
-        return sorted(order, key=float)
-    if any(map(BLOCKS.fullmatch, order)):
-        return sorted(order, key=_kind_and_blocks)
-    return order
-
-
-def _kind_and_blocks(plan: str) -> tuple[str, list[int]]:
-    match = BLOCKS.fullmatch(plan)
-    return (match[1], [int(block) for block in match[2].split("-")]) if match else ("", [])
-
-
 def _pooled(arms: Arms, *by: str) -> str:
     """Which choices, beside `by` and the seed, differ among runs that share a point; "" if none
     does.
@@ -470,9 +499,7 @@ def _rounded(arms: Arms) -> str:
 
 
 def _span(counts: pd.Series) -> str:
-    low = counts.min()
-    high = counts.max()
-    return f"{low} to {high}" if low < high else f"{low}"
+    return " to ".join(map(str, sorted({counts.min(), counts.max()})))
 
 
 def _in_words(means: pd.Series, names: Iterable[str], order: Iterable) -> str:
@@ -488,16 +515,16 @@ def _in_words(means: pd.Series, names: Iterable[str], order: Iterable) -> str:
 # --- What the figures share
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, numpy.ndarray]:
+def _axes(height: float, *widths: float) -> tuple[Figure, numpy.ndarray]:
     """A figure and its axes side by side; without pyplot, which would keep it."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    figure = FigureCanvasAgg(Figure((sum(widths), height), layout="constrained")).figure
+    looks: dict = {"squeeze": False, "sharey": True, "width_ratios": widths}
+    return figure, figure.subplots(1, len(widths), **looks)[0]
 
 
 def _nothing(why: str) -> Drawing:
     """In the place of a figure, why there is none."""
-    figure, (axes,) = _axes(4, 0.6)
+    figure, (axes,) = _axes(0.6, 4)
     axes.set_axis_off()
     axes.text(0.5, 0.5, why, ha="center", va="center")
     return Drawing(figure=figure, data=pd.DataFrame(), summary=why)
@@ -511,9 +538,9 @@ def _lines(axes: Axes, data: pd.DataFrame, by: str, order: list, **looks) -> Non
 
 def _two_groups(data: pd.DataFrame, by: str, order: list, title: str, **x_and_y) -> tuple:
     """The figure, and its axes: lines of the edited facts left, of the intrinsic ones right."""
-    figure, (left, right) = _axes(8.2, 3.5, 2)
-    name = "viridis" if by == "wordings" else "colorblind"  # a count is a scale
-    palette = seaborn.color_palette(name, len(order))
+    figure, (left, right) = _axes(3.5, 4.1, 4.1)
+    # a count is a scale
+    palette = seaborn.color_palette("viridis" if by == "wordings" else "colorblind", len(order))
     for axes, group in ((left, "edited"), (right, "intrinsic")):
         part = data[data.group == group]
         looks = {"markers": True, "palette": palette, "legend": axes is right}
@@ -527,15 +554,17 @@ def _two_groups(data: pd.DataFrame, by: str, order: list, title: str, **x_and_y)
 def _heatmap(axes: Axes, table: pd.DataFrame, texts: pd.DataFrame, fontsize: float) -> None:
     """Shares or probabilities as colours from 0 to 1, each cell with its text."""
     scale = {"cmap": "cividis", "vmin": 0, "vmax": 1, "cbar": False}
+    font = {"annot_kws": {"fontsize": fontsize}, "fmt": ""}
     unlabelled = {"xticklabels": False, "yticklabels": False}  # seaborn would take $ for formulas
-    font = {"fontsize": fontsize}
-    seaborn.heatmap(table, annot=texts, fmt="", annot_kws=font, ax=axes, **scale, **unlabelled)
+    seaborn.heatmap(table, annot=texts, ax=axes, **font, **scale, **unlabelled)
     for text, value in zip(axes.texts, table.stack().dropna(), strict=True):
         text.set_color("black" if value > 0.5 else "white")
     n_rows, n_columns = table.shape
-    axes.set_xticks(numpy.arange(n_columns) + 0.5, table.columns)
-    axes.set_yticks(numpy.arange(n_rows) + 0.5, table.index)
+    axes.set_xticks(numpy.arange(n_columns) + 0.5, map(_wrapped, table.columns))
+    axes.set_yticks(numpy.arange(n_rows) + 0.5, map(_wrapped, table.index))
 
 
 def _legend_beside(axes: Axes, title: str | None = None) -> None:
-    axes.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    handles, names = axes.get_legend_handles_labels()
+    place: dict = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    axes.legend(handles, map(_wrapped, names), title=title, **place)

@@ -200,6 +200,7 @@ class Recorder:
             "weights": model.fingerprint,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
             "true": {request.fact.id: request.fact.object for request in chosen.edited},

@@ -193,12 +193,16 @@ def _local_options(workers: int) -> dict:
     that live in memory alone.
 
     Whoever reaches a Dask worker or nanny runs code as its owner, so other users of the machine are
-    kept out too. The cores are shared out, so that workers do not fight for them.
+    kept out too. The free cores are shared out, so that workers do not fight for them;
+    OMP_NUM_THREADS, if it is set, is the number of threads of each.
     """
+    from workbench.models import free_cores  # with torch, which a plan of the runs has loaded
+
     if workers < 0:
         raise BadInput(f"workers {workers}: give at least one, or 0 for one a GPU")
     workers = workers or max(1, len(_gpus()))
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    share = str(max(1, free_cores(os.cpu_count() or 1) // workers))
+    threads = os.environ.get("OMP_NUM_THREADS", share)
     return {
         "n_workers": workers,
         "threads_per_worker": 1,
