@@ -183,12 +183,14 @@ function render({ model, el }) {
 
   function words({ count, edited, moving }) {
     if (!count) return "The model is not here yet: its blocks are shown once it is loaded.";
+    const panel = el.closest(".workbench-panel");
+    const varied = panel?.querySelector(".workbench-field-values") ? "In one run or another: " : "";
     const blocks = [...Array(count).keys()];
     const rest = moving.includes("embeddings") ? " and embeddings, final norm and head" : "";
     const moves = spans(blocks.filter((block) => moving.includes(block)));
     const still = spans(blocks.filter((block) => !moving.includes(block)));
     const changed = spans(blocks.filter((block) => edited.includes(block)));
-    return `E edited: ${changed}. M may move in tuning: ${moves}${rest}. Still: ${still}.`;
+    return `${varied}E edited: ${changed}. M may move in tuning: ${moves}${rest}. Still: ${still}.`;
   }
 
   // The field that a problem is about: one that stands there as name=value, else the first that is
@@ -261,8 +263,8 @@ function render({ model, el }) {
   model.on("change:state", draw);
   model.on("msg:custom", settle);
   draw();
-  setTimeout(() => {  // once all of it stands in the panel
-    place(model.get("state").problem);
+  setTimeout(() => { // once all of it stands in the panel
+    draw();
     foldable();
   }, 300);
   return () => {

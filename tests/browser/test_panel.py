@@ -220,6 +220,7 @@ def test_blocks_are_chosen_on_the_strip_with_the_mouse(page):
     drag(page, "layers", 1, 5)  # ROME edits one block: the last that the mouse was on
     expect(blocks).to_have_value("5")
     panel.get_by_label("Editor").select_option("memit")
+    expect(panel).to_contain_text("MEMIT writes")
     for first, last, text in ((2, 4, "2-4"), (8, 6, "6-8"), (7, 7, "7")):
         drag(page, "layers", first, last)
         expect(blocks).to_have_value(text)
@@ -261,6 +262,7 @@ def test_blocks_are_chosen_on_the_strip_with_keys(page):
 
     written = page.evaluate(CELLS)
     panel.get_by_label("Editor").select_option("memit")
+    expect(panel).to_contain_text("MEMIT writes")
     panel.get_by_label("Editor").focus()
     page.keyboard.press("Shift+Tab")
     for _ in range(5):  # from the model, backwards to before the strip
@@ -310,7 +312,8 @@ def of_cells(lab, name: str, *cells: str) -> str:
     """A notebook of these cells, the first of which are parameters."""
     made = [nbformat.v4.new_code_cell(cell) for cell in cells]
     made[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=made), lab.root / name)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), lab.root / name)
     return name
 
 
@@ -369,7 +372,9 @@ def test_what_a_notebook_varies_is_chosen_in_the_panel(lab, open_notebook):
     values.fill('["after:6", "window:0-1"]')
     values.press("Tab")
     expect(panel).to_contain_text("after:6 / window:0-1 moving; plan takes each of")
-    expect(panel).to_contain_text("M may move in tuning: 0-1, 7-11.")
+    expect(panel).to_contain_text(
+        "In one run or another: E edited: 2-4. M may move in tuning: 0-1, 7-11."
+    )
     shoot(page, "panel-values")
 
 
