@@ -46,8 +46,8 @@ def with_panel(open_notebook, name: str):
             await commands.execute('notebook:run-cell');
         }"""
     )
-    page.locator(".workbench-panel .workbench-words").wait_for()
-    page.locator(".workbench-panel").scroll_into_view_if_needed()
+    page.locator(".workbench-panel .workbench-words").first.wait_for()
+    page.locator(".workbench-panel").first.scroll_into_view_if_needed()
     return page
 
 
@@ -313,6 +313,7 @@ def of_cells(lab, name: str, *cells: str) -> str:
     made = [nbformat.v4.new_code_cell(cell) for cell in cells]
     made[0].metadata["tags"] = ["parameters"]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    kernel["language_info"] = {"name": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), lab.root / name)
     return name
 
@@ -351,7 +352,7 @@ def test_a_tuning_that_reaches_its_threshold_is_a_full_green_bar_and_its_page_a_
     cell.wait_for(timeout=150_000)
     bar = cell.locator(".progress-bar").last
     assert "progress-bar-success" in bar.get_attribute("class")
-    assert page.locator(".progress-bar-danger").count() == 0
+    assert cell.locator(".progress-bar-danger").count() == 0
     cell.scroll_into_view_if_needed()
     shoot(page, "panel-threshold-cell")
 
