@@ -161,7 +161,7 @@ function render({ model, el }) {
     grid.setAttribute("aria-label", "Blocks of the model");
     grid.classList.toggle("many", count > 24);
     grid.style.setProperty("--count", count);
-    const every = Math.ceil(count / 60); // numbers beside each other must not touch
+    const every = Math.ceil(count / 30); // numbers beside each other must not touch
     for (let block = 0; block < count; block++) {
       const number = element("span", "number", block % every ? "" : block);
       number.style.gridArea = `1 / ${block + 2}`;
