@@ -36,6 +36,11 @@ def test_the_notebook_is_given_what_differs_from_its_defaults():
         text = job._yaml(value)
         assert "\n" not in text
         assert yaml.safe_load(text) == value
+    varied = NOTEBOOK.with_name("02_retention.ipynb")
+    others = {"vary": "editor", "values": ["ft", "rome"]}
+    assert job.parameters(varied, study.Spec(), others=others)["values"] == ["ft", "rome"]
+    others["values"] = ["ft", "memit", "alphaedit"]  # the notebook's own
+    assert not {"vary", "values"} & set(job.parameters(varied, study.Spec(), others=others))
     with pytest.raises(BadInput, match="declares no parameter n_edited"):
         job.parameters(NOTEBOOK, spec, ["editor", "n_edited"])
 
@@ -50,7 +55,8 @@ def test_a_kernel_that_ends_takes_its_run_along(tmp_path):
     code = f"""import sys, time, pathlib
 from workbench import job
 sys.executable = {str(script)!r}
-job.Job(pathlib.Path("n.ipynb"), {{}}, pathlib.Path({str(tmp_path)!r}))
+from workbench.spec import Spec
+job.Job(pathlib.Path({str(NOTEBOOK)!r}), pathlib.Path({str(tmp_path)!r})).start(Spec())
 while not pathlib.Path({str(tmp_path / "pid")!r}).exists(): time.sleep(0.05)"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
@@ -71,10 +77,12 @@ sys.exit(3)
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(job.sys, "executable", str(script))
-    one = job.Job(NOTEBOOK, {"layers": [2, 3]}, tmp_path / "runs")
+    one = job.Job(NOTEBOOK, tmp_path / "runs")
+    one.start(study.Spec(fact=FACT, task="text", editor="memit", layers=[2, 3]))
     assert one.status() == 3
     assert not one.running
-    command = ["-m", "workbench", "run", str(NOTEBOOK), "-p", "layers", "[2, 3]"]
+    command = ["-m", "workbench", "run", str(NOTEBOOK), "-p", "editor", "memit"]
+    command += ["-p", "layers", "[2, 3]"]
     assert json.loads(one.last("stdout")) == [*command, "--out", str(tmp_path / "runs")]
     assert one.last("stderr") == "20%"
     assert one.progress() == {"phase": "tuning"}

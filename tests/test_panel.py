@@ -1,6 +1,8 @@
 import html
 import json
+import re
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -161,7 +163,10 @@ def test_a_typed_fact_reaches_the_spec_when_all_four_parts_are_there(one_line):
     ("moves", "said"),
     [
         ({"layers": "2-4"}, "layers: tuple should have at most 1 item"),
-        ({"layers": "2 to 4"}, "write numbers and spans, such as 2-4 or 3, 5"),
+        (
+            {"layers": "2 to 4"},
+            "layers &#x27;2 to 4&#x27;: write numbers and spans, such as 2-4 or 3, 5",
+        ),
         ({"layers": "4-2", "editor": "memit"}, "write numbers and spans"),
         ({"plan": "outside:0-11"}, "moves no weight"),
         ({"plan": "after:11"}, "moves no weight"),
@@ -213,7 +218,7 @@ def test_text_of_people_and_facts_is_shown_as_text(tmp_path):
         study.Spec(facts="owner/data", fact=EVIL),
     ):
         controls = Panel(spec)
-        shown = controls.headline.value + controls.strip.value + controls.message.value
+        shown = controls.headline.value + controls.message.value
         assert "<img" not in shown
         assert "&lt;img" in shown
 
@@ -234,7 +239,7 @@ def test_words_of_a_run_are_shown_as_text(stand_in, tmp_path, loads):
     controls.run_button.click()
     wait_until(lambda: controls.job is None)
     summary, explored = controls.result.children
-    assert "the tuning ended by 3, &lt;img" in summary.value
+    assert "the tuning &lt;img" in summary.value
     assert summary.value.count("&lt;img") == 3  # folder, ending, page
     assert "<img" not in summary.value
     assert loads(explored._repr_mimebundle_()["text/html"]) == []
@@ -243,8 +248,8 @@ def test_words_of_a_run_are_shown_as_text(stand_in, tmp_path, loads):
 def test_in_a_saved_page_its_words_stand_in_its_place(loads):
     controls = Panel(study.Spec(subject=EVIL, prompt="{} is", object="a", target=EVIL))
     still = controls._repr_mimebundle_()["text/html"]
-    assert html.escape(f"{EVIL} is ... a") in still
-    assert "E edited: 3." in still
+    assert html.escape(f"{EVIL} is ... {EVIL} (not a)") in still
+    assert "into block 3 of" in still
     assert loads(still) == []
 
 
@@ -252,51 +257,87 @@ def test_in_a_saved_page_its_words_stand_in_its_place(loads):
 # ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (
-            {},
-            "E edited: 3. M may move in tuning: 0-11 and embeddings, final norm and head. "
-            "Still: none.",
-        ),
-        (
-            {"editor": "memit", "plan": "not-edited"},
-            "E edited: 2-4. M may move in tuning: 0-1, 5-11. Still: 2-4.",
-        ),
-        (
-            {"editor": "memit", "layers": [2, 4, 5], "plan": "window:4-6"},
-            "E edited: 2, 4-5. M may move in tuning: 4-6. Still: 0-3, 7-11.",
-        ),
-        (
-            {"plan": "edited-matrices"},
-            "E edited: 3. M may move in tuning: 3, the edited matrices alone. Still: 0-2, 4-11.",
-        ),
-    ],
-)
-def test_the_strip_shows_edited_and_moving_blocks_by_letter_colour_and_words(fields, words):
-    strip = Panel(study.Spec(**fields)).strip.value
-    assert strip.count(words) == 2  # for the eye and as the label of the picture
-    marks = [part.split("</b>")[0] for part in strip.split("<b>")[1:]]
-    assert len(marks) == 12
-    assert marks[3] == (
-        "EM"
-        if fields.get("plan") in (None, "edited-matrices")
-        else "E"
-        if "layers" not in fields
-        else "-"
-    )
+def headline(controls: Panel) -> str:
+    """As it is read."""
+    text = re.sub("<[^>]*>", "", controls.headline.value)
+    return html.unescape(text).replace("\n", " ")
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "sentence"),
     [
-        ({"model": "gpt2-xl", "editor": "memit", "layers": [13, 14]}, "[13, 14]"),
-        ({"model": "a/b"}, "the preset&#x27;s"),
+        (
+            {"fact": FACT, "max_steps": 100},
+            "ROME writes Windows Mobile 6.5 was developed by ... Apple (not Microsoft) into block "
+            "3 of world-gpt2, one wording; then at most 100 steps of text, all blocks moving.",
+        ),
+        (
+            {"editor": "memit", "plan": "not-edited", "paraphrases": 3, "adapter": "lora"},
+            "MEMIT writes 10 facts into blocks 2-4 of world-gpt2, 3 wordings; then at most 160 "
+            "steps of text, blocks 0-1, 5-11 moving, adapter lora.",
+        ),
+        (
+            {"editor": "alphaedit", "layers": [2, 4, 5], "plan": "window:4-6", "n_edited": 7},
+            "AlphaEdit writes 7 facts into blocks 2, 4-5 of world-gpt2, one wording; then at most "
+            "160 steps of text, blocks 4-6 moving.",
+        ),
+        (
+            {"plan": "edited-matrices", "fact": FACT, "subject": "A", "prompt": "{} b"}
+            | {"target": "d", "object": "c"},
+            "ROME writes A b ... d (not c) into block 3 of world-gpt2, one wording; then at most "
+            "160 steps of text, the edited matrices alone moving.",
+        ),
+        (
+            {"model": "gpt2-xl", "editor": "memit", "layers": [13, 14], "plan": "after:9"},
+            "MEMIT writes 10 facts into blocks 13-14 of gpt2-xl, one wording; then at most 40 "
+            "steps of text, plan after:9 moving.",
+        ),
+        (
+            {"model": "a/b"},
+            "ROME writes 10 facts into the preset's blocks of a/b, one wording; then at most 40 "
+            "steps of text, plan all moving.",
+        ),
     ],
 )
-def test_of_a_model_that_is_not_here_the_strip_says_what_is_known(fields, said):
-    assert said in Panel(study.Spec(**fields)).strip.value
+def test_the_headline_says_the_whole_experiment_in_one_sentence(fields, sentence):
+    assert headline(Panel(study.Spec(**fields))) == sentence
+
+
+@pytest.mark.parametrize(
+    ("fields", "edited", "moving", "most"),
+    [
+        ({}, {3}, {*range(12), "embeddings", "final norm"}, 1),
+        ({"editor": "memit", "plan": "not-edited"}, {2, 3, 4}, {0, 1, *range(5, 12)}, 0),
+        ({"editor": "memit", "layers": [2, 4, 5], "plan": "window:4-6"}, {2, 4, 5}, {4, 5, 6}, 0),
+        ({"plan": "edited-matrices"}, {3}, {3}, 1),
+        ({"model": "gpt2-xl"}, set(), set(), 0),
+    ],
+)
+def test_the_strip_draws_what_is_edited_and_what_may_move(fields, edited, moving, most):
+    state = Panel(study.Spec(**fields)).blocks.state
+    assert (set(state["edited"]), set(state["moving"])) == (edited, moving)
+    assert (state["count"], state["most"]) == (12 if edited else 0, most)
+
+
+def test_a_choice_on_the_strip_goes_into_its_field_and_is_acknowledged(monkeypatch):
+    controls = Panel(study.Spec(editor="memit"))
+    answers = []
+    monkeypatch.setattr(controls.blocks, "send", answers.append)
+    controls._picked(field="layers", text="4-6", number=1)
+    controls._picked(field="plan", text="after:6", number=2)
+    assert (controls.spec.layers, controls.spec.plan) == ((4, 5, 6), "after:6")
+    assert controls.blocks.state["edited"] == [4, 5, 6]
+    assert answers == [{"settled": 1}, {"settled": 2}]
+
+
+def test_a_problem_is_told_to_the_strip_which_shows_it_beside_its_field():
+    controls = Panel(study.Spec())
+    choose(controls, layers="2-4")
+    assert "layers: tuple should have at most 1 item" in controls.blocks.state["problem"]
+    assert controls.blocks.state["edited"] == [3]
+    choose(controls, editor="memit")
+    assert controls.blocks.state["problem"] == ""
+    assert controls.blocks.state["edited"] == [2, 3, 4]
 
 
 def test_every_control_has_a_name_for_screen_and_keyboard():
@@ -327,7 +368,7 @@ def test_without_a_notebook_run_is_off_and_says_why(monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     controls = Panel(study.Spec())
     assert controls.run_button.disabled
-    assert "Panel(spec, notebook=" in controls.phase.value
+    assert "give Panel its notebook=" in controls.phase.value
     monkeypatch.setenv("JPY_SESSION_NAME", str(NOTEBOOK))
     assert not Panel(study.Spec()).run_button.disabled
 
@@ -390,10 +431,9 @@ print("a table"); print({str(made.folder)!r})"""
     assert controls.run.folder == made.folder
     summary, explored = controls.result.children
     assert (
-        "edited: 1 kept, 1 lost to related, 1 back to true, 1 lost to other, 1 never held"
-        in summary.value
+        "1 edited kept, 1 edited lost to related, 1 edited back to true, 1 edited lost to other, "
+        "1 edited never held, 2 intrinsic kept" in summary.value
     )
-    assert "intrinsic: 2 kept" in summary.value
     assert "workbench-explorer" in explored._dom_classes
     assert not controls.run_button.disabled
     arguments = json.loads((tmp_path / "arguments").read_text())
@@ -421,7 +461,10 @@ print("a table"); print({str(made.folder)!r})"""
             'print("workbench: cell 3: too <b>hot", file=sys.stderr); sys.exit(2)',
             "cell 3: too &lt;b&gt;hot",
         ),
-        ('print("Killed", file=sys.stderr); os.kill(os.getpid(), 9)', "status -9: Killed"),
+        (
+            'print("Killed", file=sys.stderr); os.kill(os.getpid(), 9)',
+            "Killed (the run&#x27;s status is -9)",
+        ),
         ('print("no/such/run")', "no finished run there"),
     ],
 )
@@ -465,27 +508,135 @@ while True: time.sleep(0.1)"""
 
 
 def test_a_field_that_the_notebook_varies_cannot_be_moved_and_it_is_said_why():
-    controls = Panel(study.Spec(), notebook=NOTEBOOK, vary="plan")
+    controls = Panel(study.Spec(), notebook=NOTEBOOK, vary="plan", values=["all", "after:6"])
     assert [name for name, widget in controls.choices.items() if widget.disabled] == ["plan"]
-    assert "plan takes each of the notebook's `values` in turn" in html.unescape(
-        controls.headline.value
+    assert "all / after:6 moving; plan takes each of the notebook's `values` in turn" in headline(
+        controls
     )
+    assert controls.blocks.state["off"] == "plan"
     choose(controls, editor="ft")
     assert controls.choices["plan"].disabled
     assert controls.spec.editor == "ft"
 
 
+VARIED = NOTEBOOK.with_name("02_retention.ipynb")
+
+
+def test_the_values_of_what_the_notebook_varies_can_be_chosen(stand_in, tmp_path):
+    arguments = tmp_path / "arguments"
+    stand_in(f"pathlib.Path({str(arguments)!r}).write_text(json.dumps(sys.argv[1:])); sys.exit(1)")
+    controls = Panel(study.Spec(editor=None), VARIED, tmp_path, "editor", ["ft", "memit"])
+    assert controls.choices["values"].value == "['ft', 'memit']"
+    choose(controls, values='["memit", "rome"]')
+    assert controls.values == ["memit", "rome"]
+    assert headline(controls).startswith("memit / rome writes 10 facts into blocks of its own of")
+    assert controls.blocks.state["edited"] == [2, 3, 4, 3]  # of either
+    controls.run_button.click()
+    wait_until(lambda: controls.job is None)
+    given = json.loads(arguments.read_text())
+    assert given[given.index("values") + 1] == "[memit, rome]"
+    assert "editor" not in given
+
+
+@pytest.mark.parametrize(
+    ("vary", "values", "text", "said"),
+    [
+        ("editor", ["ft", "memit"], "ft, memit", "values &#x27;ft, memit&#x27;: give a list"),
+        ("editor", ["ft", "memit"], "['ft', 'mimet']", "editor &#x27;mimet&#x27;: choose one of"),
+        ("editor", ["ft", "memit"], "['ft', 'ft']", "two of editor make the same experiment"),
+        ("plan", ["all", "after:6"], "['all', 'after:11']", "moves no weight"),
+        ("paraphrases", [1, 3], "[]", "give a list of at least one value"),
+    ],
+)
+def test_values_that_have_no_meaning_are_explained(vary, values, text, said, one_line):
+    controls = Panel(study.Spec(), vary=vary, values=values)
+    choose(controls, values=text)
+    assert said in one_line(controls.message.value)
+    assert controls.values == values
+
+
+@pytest.mark.parametrize("values", [[1e-5, 1e-4], ["", "lora"], [[1], [3]], [None, True]])
+def test_values_that_nobody_touches_pass_through_unchanged(values):
+    vary = {float: "learning_rate", str: "adapter", list: "layers"}.get(type(values[0]), "seed")
+    assert Panel(study.Spec(), vary=vary, values=values).values == values
+
+
 def test_the_field_that_the_notebook_varies_is_passed_on_only_if_the_spec_was_given_it():
-    notebook = NOTEBOOK.with_name("02_retention.ipynb")
-    controls = Panel(study.Spec(editor=None, n_edited=3), notebook=notebook, vary="editor")
+    spec = study.Spec(editor=None, n_edited=3)
+    controls = Panel(spec, notebook=VARIED, vary="editor", values=["ft", "rome"])
     choose(controls, task="sentiment")
-    assert "editor" not in job.parameters(notebook, controls.spec)
-    assert study.arms(controls.spec, "editor", ["ft", "rome"]) == ["ft", "rome"]
-    controls = Panel(study.Spec(editor="rome"), notebook=notebook, vary="editor")
+    assert "editor" not in job.parameters(VARIED, controls.spec)
+    assert controls.values == ["ft", "rome"]
+    spec = study.Spec(editor="rome")
+    controls = Panel(spec, notebook=VARIED, vary="editor", values=["ft", "memit"])
     choose(controls, task="sentiment")
-    assert "editor is 'rome' alone" in html.unescape(controls.headline.value)
-    assert job.parameters(notebook, controls.spec)["editor"] == "rome"
-    assert study.arms(controls.spec, "editor", ["ft", "memit"]) == ["rome"]
+    assert "editor is 'rome' alone" in headline(controls)
+    assert "values" not in controls.choices
+    assert job.parameters(VARIED, controls.spec)["editor"] == "rome"
+    assert controls.values == ["rome"]
+
+
+# --- what the run says at its end
+# ----------------------------------------------------------------------------------------
+
+
+def made_run(folder: Path, **about):
+    """A made-up run of 120 steps, of which this is said."""
+    made = synthetic_run(folder, n_edited=5, n_intrinsic=2, steps=(-1, 0, 100), layers=4)
+    known = {name: value for name, value in made.about.items() if name not in ("schema", "status")}
+    return runs.write(folder, known | about, {})
+
+
+def test_a_run_that_reached_its_threshold_ends_with_a_full_green_bar_that_says_so(
+    stand_in, tmp_path
+):
+    made = made_run(tmp_path / "made", ended=["reached"], spec={"max_steps": 160})
+    tell = TELL.replace('"done": 3, "total": 9', '"done": 100, "total": 160')
+    controls = stand_in(f"{tell}\ntime.sleep(1); print({str(made.folder)!r})")
+    controls.run_button.click()
+    wait_until(lambda: "step 100 of 160" in controls.phase.value)
+    wait_until(lambda: controls.job is None)
+    assert controls.bar.value == controls.bar.max
+    assert controls.bar.bar_style == "success"
+    assert "reached its threshold after 100 of 160 steps" in controls.phase.value
+
+
+def test_the_result_links_its_page_where_jupyterlab_serves_it(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    page = root / "runs" / "a & b" / "notebook.html"
+    page.parent.mkdir(parents=True)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("JPY_PARENT_PID", "12")
+    assert panel._link(page) == html.escape(str(page))  # no JupyterLab
+    server = {"root_dir": str(root), "base_url": "/user/ann/"}
+    (tmp_path / "jpserver-12.json").write_text(json.dumps(server))
+    address = "/user/ann/files/runs/a%20%26%20b/notebook.html"
+    shown = "runs/a &amp; b/notebook.html"
+    assert panel._link(page) == f'<a href="{address}" target="_blank">{shown}</a>'
+    assert panel._link(tmp_path / "elsewhere.html") == html.escape(str(tmp_path / "elsewhere.html"))
+
+
+def test_the_click_on_run_imports_nothing_heavy(tmp_path):
+    code = f"""import sys, threading
+from workbench import panel, study
+threading.Thread.start = lambda self: None
+controls = panel.Panel(study.Spec(), {str(NOTEBOOK)!r}, {str(tmp_path)!r})
+controls.run_button.click()
+assert controls.phase.value == "starting" and controls.run_button.disabled
+assert not controls.stop_button.disabled
+assert not {{"papermill", "nbclient", "nbconvert"}} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_run_that_is_stopped_before_its_process_began_never_begins(stand_in, tmp_path):
+    controls = stand_in(f"pathlib.Path({str(tmp_path / 'begun')!r}).touch()")
+    begun = job.Job(NOTEBOOK, tmp_path / "runs")
+    begun.stop()
+    begun.start(controls.spec)
+    assert (begun.stopped, begun.running) == (True, False)
+    controls._follow(begun, controls.spec)
+    assert "stopped after" in controls.phase.value
+    assert not (tmp_path / "begun").exists()
 
 
 def test_an_editor_that_must_learn_first_says_so():

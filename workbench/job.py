@@ -1,5 +1,7 @@
 """A notebook run in a process of its own (`workbench run`), which can be watched and stopped; the
 panel's Run and Stop.
+
+Importing it is quick: batch, which takes seconds, is imported where a thread may wait for it.
 """
 
 import atexit
@@ -13,11 +15,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
-from workbench import batch, runs
+from workbench import runs
 from workbench.facts import BadInput
 from workbench.spec import Spec
 
@@ -30,45 +33,49 @@ class Job:
     Its log, progress and temporary files lie in a folder that goes with it.
     """
 
-    def __init__(self, notebook: Path, given: dict, out: Path):
+    def __init__(self, notebook: Path, out: Path):
+        self.notebook = notebook
         self.out = out
         self.stopped = False
+        self.process: subprocess.Popen | None = None
         self._settling = threading.Lock()
         self._start = time.monotonic()
         self._work = tempfile.TemporaryDirectory(prefix="workbench-", ignore_cleanup_errors=True)
         self.folder = Path(self._work.name)
-        command = [sys.executable, "-m", "workbench", "run", str(notebook.resolve())]
-        for name, value in given.items():
+
+    def start(self, spec: Spec, moved: Iterable[str] = (), others: Iterable = ()) -> None:
+        """Start the process; see `parameters`. A job that was stopped before is not started."""
+        command = [sys.executable, "-m", "workbench", "run", str(self.notebook.resolve())]
+        for name, value in parameters(self.notebook, spec, moved, others).items():
             command += ["-p", name, _yaml(value)]
-        progress = str(self.folder / "progress.json")
-        with (
-            open(self.folder / "stdout", "wb") as out_file,
-            open(self.folder / "stderr", "wb") as log,
-        ):
-            self.process = subprocess.Popen(
-                [*command, "--out", str(out)],
-                env=os.environ | {"WORKBENCH_PROGRESS": progress, "TMPDIR": str(self.folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=out_file,
-                stderr=log,
-                start_new_session=True,
-            )
-        atexit.register(self.stop)  # a kernel that ends takes its run along
+        command += ["--out", str(self.out)]
+        at = self.folder
+        with self._settling, open(at / "stdout", "wb") as out, open(at / "stderr", "wb") as log:
+            if self.stopped:
+                return
+            env = {"WORKBENCH_PROGRESS": str(at / "progress.json"), "TMPDIR": str(at)}
+            how: dict = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": log}
+            how["start_new_session"] = True
+            self.process = subprocess.Popen(command, env=os.environ | env, **how)
+            atexit.register(self.stop)  # a kernel that ends takes its run along
 
     @property
     def running(self) -> bool:
-        return self.process.poll() is None
+        return self.process is not None and self.process.poll() is None
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
     def progress(self) -> dict:
-        """`phase`, and how many steps of it are `done` of a `total`."""
-        try:
+        """`phase`, and how many steps of it are `done` of a `total`; before the notebook says so,
+        what comes before it.
+        """
+        with suppress(OSError, ValueError):
             return json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {"phase": "starting", "done": 0, "total": 0}
+        is_read = self.last("stderr").startswith("Executing")  # papermill's bar
+        phase = "importing and loading the model" if is_read else "starting Python"
+        return {"phase": phase, "done": 0, "total": 0}
 
     def last(self, stream: str) -> str:
         """The last line so far of stdout or stderr; a progress bar's carriage returns end lines
@@ -80,55 +87,55 @@ class Job:
 
     def stop(self) -> None:
         """End the run, within GRACE seconds, and leave nothing half-written."""
+        from workbench import batch
+
         with self._settling:
+            self.stopped = self.process is None or self.running
             if not self.running:
                 return
-            self.stopped = True
-            pid = self.process.pid
-            below = batch.family(pid)[1:]
+            below = batch.family(self.process.pid)[1:]
             self.process.send_signal(signal.SIGINT)
-            self._ends_within(GRACE / 6)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE / 6)
             batch.kill(below)  # a kernel outlives its parent, which else would wait for it
-            if not self._ends_within(GRACE * 5 / 6):
-                batch.kill(batch.family(pid))
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE * 5 / 6)
+            if self.running:
+                batch.kill(batch.family(self.process.pid))
                 self.process.wait()
             runs.clean(self.out)
 
-    def _ends_within(self, seconds: float) -> bool:
-        try:
-            return self.process.wait(seconds) is not None
-        except subprocess.TimeoutExpired:
-            return False
-
     def status(self) -> int:
-        """The exit status, once whoever stops the run is done with it."""
+        """The exit status, once whoever stops the run is done with it; 1 if it never started."""
         with self._settling:
-            return self.process.wait()
+            return self.process.wait() if self.process else 1
 
     def close(self) -> None:
         atexit.unregister(self.stop)
         self._work.cleanup()
 
 
-def parameters(notebook: Path, spec: Spec, moved: Iterable[str] = ()) -> dict:
+def parameters(
+    notebook: Path, spec: Spec, moved: Iterable[str] = (), others: Iterable = ()
+) -> dict:
     """What to tell a notebook so that it runs this Spec: each parameter it declares whose value is
     not its default.
 
     Args:
         moved: fields that a person changed; BadInput if the notebook does not declare one.
+        others: parameters that are no fields of a Spec, as a mapping.
     """
+    from workbench import batch
+
     usual = batch.defaults(notebook)
     missing = [name for name in moved if name not in usual]
     if missing:
-        names = ", ".join(missing)
-        advice = "run its cells below instead, or put the choice back"
-        raise BadInput(f"{notebook.name} declares no parameter {names}; {advice}")
-    changed = {}
-    for name, value in spec.model_dump(mode="json").items():
-        is_given = name in spec.model_fields_set or usual.get(name) is not None
-        if name in usual and is_given and value != usual[name]:
-            changed[name] = value
-    return changed
+        what = f"{notebook.name} declares no parameter {', '.join(missing)}"
+        raise BadInput(f"{what}; run its cells below instead, or put the choice back")
+    fields = {**spec.model_dump(mode="json"), **dict(others)}
+    given = {name for name, value in usual.items() if value is not None} | spec.model_fields_set
+    known = [name for name in fields if name in usual and name in given]
+    return {name: fields[name] for name in known if fields[name] != usual[name]}
 
 
 def _yaml(value) -> str:

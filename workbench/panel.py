@@ -2,9 +2,11 @@
 
 Whatever nobody touches is passed through unchanged, so a value outside a list is never clamped. Run
 starts the notebook in a process of its own (`workbench run`): the kernel stays free, Stop works,
-and a thread that reads how far the run is only sets traits.
+and a thread that starts the run and reads how far it is only sets traits.
 """
 
+import ast
+import json
 import os
 import re
 import threading
@@ -12,139 +14,134 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from html import escape
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from ipywidgets import HTML, Button, Combobox, Dropdown, HBox, IntProgress, Label, VBox
+from anywidget import AnyWidget
+from ipywidgets import HTML, Box, Button, Combobox, Dropdown, IntProgress, Label, VBox
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import Dict
 
 from workbench import editing, facts, runs
 from workbench.checkpoints import PACKAGED, WORLD_MODELS
 from workbench.explorer import Explorer, outcomes
 from workbench.facts import EditRequest
+from workbench.job import Job
 from workbench.records import BadInput, cause
-from workbench.spec import Spec
+from workbench.spec import Spec, arms, varied
 from workbench.tuning import numbers, plans
 
-if TYPE_CHECKING:
-    from workbench.job import Job
-
-OFFERED = {  # field -> (label, values)
+TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
+OFFERED = {  # field -> (label, values), or (label, what it shows while it is empty)
     "model": ("Model", (*WORLD_MODELS, *PACKAGED)),
     "editor": ("Editor", editing.EDITORS),
     "paraphrases": ("Paraphrases", (1, 2, 3, 5, 10)),
+    "fact": ("Fact", "type words of it and choose, or its id; empty is a sample"),
+    "subject": ("Own subject", ""),
+    "prompt": ("Own prompt", "with {} for the subject"),
+    "object": ("True object", ""),
+    "target": ("New object", ""),
+    "layers": ("Edited blocks", "such as 2-4 or 3, 5; empty is the preset's"),
+    "plan": ("What may move", plans.FORMS),
     "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
+    "values": ("Values", 'as in the notebook, such as ["all", "after:6"]'),
 }
 EMPTY = {"max_steps": "the task's", "adapter": "none"}  # what an empty value is called
-TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
-TEXTS = {  # field -> (label, what an empty one shows, width)
-    "fact": ("Fact", "type words of it and choose, or its id; empty is a sample", "min(66em, 98%)"),
-    "subject": ("Own subject", "", "33em"),
-    "prompt": ("Own prompt", "with {} for the subject", "33em"),
-    "object": ("True object", "", "33em"),
-    "target": ("New object", "", "33em"),
-    "layers": ("Edited blocks", "such as 2-4 or 3, 5; empty is the preset's", "33em"),
-    "plan": ("What may move", plans.FORMS, "33em"),
-}
-ROWS = (
-    ("model", "editor", "layers"),
-    ("fact",),
-    TYPED,
-    ("paraphrases", "task", "adapter", "max_steps"),
-    ("plan",),
-)
-# Of blocks: neither, edited, may move, both; told apart by their letters too
-COLOURS = {"-": "#e8e8e8", "E": "#e69f00", "M": "#56b4e9", "EM": "#2fae86"}
-BOX = "display:inline-block;width:2.4em;margin:1px;text-align:center;color:#000"
-STYLE = {"description_width": "9em"}
+SENTENCE = """<p class="workbench-headline"><b>{editor} writes <i>{fact}</i> into {layers} of
+{model}, {paraphrases}; then at most {max_steps} steps of {task}, {plan} moving{rest}.</b></p>"""
+ENDINGS = {"reached": "reached its threshold", "patience": "got no better", "budget": "ended"}
+OFF = "Run is off in batch, and where the notebook's path is not known: give Panel its notebook="
 MOST_FACTS = 3000  # in the list; the id of another can be typed
 INTERVAL = 0.3  # seconds between two looks at a run
 
-# For the keyboard: a ring that is seen (inside, for widgets cut off what stands out), and plain
-# keys that reach the focused control. A notebook in command mode takes them for itself: an arrow
-# leaves the panel, X cuts its cell. Widgets cannot carry the attribute that forbids it, so it is
-# set as such a key is pressed; those with Ctrl, Alt or Meta stay the notebook's.
-KEYBOARD = Path(__file__).with_name("panel.html")
+
+class Blocks(AnyWidget):
+    """The strip of the model's blocks, and whatever else of the panel is the browser's: what lies
+    where, what is folded away, the field that a problem is about, and keys.
+    """
+
+    _esm = Path(__file__).with_name("panel.js")
+    _css = Path(__file__).with_name("panel.css")
+    state = Dict().tag(sync=True)  # `_drawn`, which blocks cannot be chosen (`off`), the `problem`
 
 
-class Panel(VBox):
-    """Widgets over a Spec: `.spec` is the last sound choice, `.message` says in place what is
-    wrong, `.run` is the run that Run made.
+class Panel(Box):
+    """Widgets over a Spec: `.spec` is the last sound choice and `.values` what the varied field
+    takes, `.message` says in place what is wrong, `.run` is the run that Run made.
 
     Args:
         spec: the starting point; its values are always among those offered.
-        notebook: what Run runs, as saved; "" = the notebook that JupyterLab has open here.
+        notebook: path of what Run runs, as saved; "" = the notebook that JupyterLab has open here.
         out: folder of the runs; "" = where the notebook's cells put them.
         vary: a field that the notebook takes from a list of values, unless the Spec was given it;
             its widgets are shown but cannot be moved.
+        values: that list.
     """
 
-    def __init__(self, spec: Spec, notebook: str | Path = "", out: str | Path = "", vary: str = ""):
+    def __init__(self, spec: Spec, notebook="", out="", vary="", values: Sequence = ()):
         self.spec = self._start = spec
         self.notebook = Path(notebook or os.environ.get("JPY_SESSION_NAME", ""))
         self.out = out
         self.run: runs.Run | None = None
         self.job: Job | None = None
         self._vary = vary
+        self._varies = bool(vary) and vary not in spec.model_fields_set
+        self.values = arms(spec, vary, values) if vary else ()
         self._batch = "WORKBENCH_BATCH" in os.environ
         self._problem = ""
+        self._off = OFF if self._batch or not self.notebook.is_file() else ""
         self._requests = _facts_of(spec)
         self._ids = _labels(self._requests)
         self.choices = self._widgets(spec)
         self._initial = self._fields()
-        for name, widget in self.choices.items():
-            widget.observe(lambda _, name=name: self._changed(name), "value")
         super().__init__(self._arranged(), _dom_classes=("workbench-panel",))
         self._refresh()
 
     def _repr_mimebundle_(self, **kwargs):
-        """In a saved page the choice and the blocks, as words, stand in the panel's place."""
-        still = self.headline.value + self.strip.value + self.message.value
+        """In a saved page the choice, as words, stands in the panel's place."""
+        still = self.headline.value + self.message.value
         return super()._repr_mimebundle_(**kwargs) | {"text/html": still}
 
     # --- Widgets
 
     def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox]:
+        labels = {fact: label for label, fact in self._ids.items()}
+        shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact), "values": str(self.values)}
+        shown["layers"] = spans(sorted(spec.layers)) if spec.layers else ""
         widgets: dict[str, Dropdown | Combobox] = {}
         for name, (label, offered) in OFFERED.items():
-            widgets[name] = _dropdown(label, getattr(spec, name), offered, EMPTY.get(name))
-        labels = {fact: label for label, fact in self._ids.items()}
-        shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact)}
-        shown["layers"] = spans(sorted(spec.layers)) if spec.layers else ""
-        for name, (label, empty, width) in TEXTS.items():
-            looks = {"style": STYLE, "layout": {"width": width}, "continuous_update": False}
-            about = {"description": label, "placeholder": empty}
-            widgets[name] = Combobox(value=shown[name], **about, **looks)
+            if name != "values" or (self._varies and self.values):
+                widgets[name] = _widget(label, shown[name], offered, EMPTY.get(name))
+                widgets[name].disabled = name == self._vary
+                widgets[name].add_class(f"workbench-field-{name}")
+                widgets[name].observe(lambda _, name=name: self._changed(name), "value")
         widgets["fact"].options = [] if self._batch else list(self._ids)[:MOST_FACTS]
         widgets["plan"].options = list(plans.KINDS)
-        if self._vary in widgets:
-            widgets[self._vary].disabled = True
         return widgets
 
     def _arranged(self) -> list:
-        self.headline, self.strip, self.message, self.tail = HTML(), HTML(), HTML(), HTML()
-        tooltip = "Run the notebook, as saved, like this"
-        self.run_button = Button(description="Run", icon="play", tooltip=tooltip)
+        self.headline, self.message, self.tail, self.result = HTML(), HTML(), HTML(), VBox()
+        self.blocks = Blocks(state={"count": 0})
+        self.blocks.on_msg(lambda _, picked, __: self._picked(**picked))
+        self.run_button = Button(description="Run", icon="play", tooltip="Run this, as saved")
         self.run_button.button_style = "primary"
-        tooltip = "End the run; nothing half-written is kept"
-        self.stop_button = Button(description="Stop", icon="stop", tooltip=tooltip)
+        self.stop_button = Button(description="Stop", icon="stop", tooltip="End it, keep nothing")
         self.run_button.on_click(lambda _: self._run())
         self.stop_button.on_click(lambda _: self._stop())
         self.bar = IntProgress(max=1, description="Progress")
-        self.phase = Label()
-        self.result = VBox()
-        rows = [_row([self.choices[name] for name in names]) for names in ROWS]
-        buttons = _row([self.run_button, self.stop_button, self.bar, self.phase])
-        keyboard = HTML(KEYBOARD.read_text(encoding="utf-8"), layout={"display": "none"})
-        below = [self.strip, self.message, buttons, self.tail, self.result, keyboard]
-        return [self.headline, *rows, *below]
+        self.phase = Label(self._off)
+        running = [self.run_button, self.stop_button, self.bar, self.phase, self.tail]
+        fields = self.choices.values()
+        return [self.headline, self.blocks, *fields, *running, self.message, self.result]
 
     # --- From the widgets to the Spec
 
     def _fields(self) -> dict:
         """The fields of a Spec as the widgets stand."""
-        fields = {name: widget.value for name, widget in self.choices.items()}
+        fields = {name: one.value for name, one in self.choices.items() if name != "values"}
         fact = fields["fact"].strip()
         fields["fact"] = self._ids.get(fact, fact)
         fields["layers"] = _blocks(fields["layers"])
@@ -152,8 +149,7 @@ class Panel(VBox):
 
     def _moved(self) -> dict:
         """The fields that a person has changed."""
-        fields = self._fields().items()
-        return {name: value for name, value in fields if value != self._initial[name]}
+        return {name: one for name, one in self._fields().items() if one != self._initial[name]}
 
     def _changed(self, name: str) -> None:
         """Take the widgets into the Spec; of a fact and one typed, whichever came last is meant."""
@@ -162,90 +158,95 @@ class Panel(VBox):
                 self.choices[typed].value = ""
         self._refresh()
 
+    def _picked(self, field: str, text: str, number: int) -> None:
+        """Take what was chosen on the strip into its field, and tell the strip that it is done."""
+        self.choices[field].value = text
+        self.blocks.send({"settled": number})
+
     def _refresh(self) -> None:
         """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
         try:
             moved = self._moved()
             given = self._start.model_dump(exclude_unset=True)
             spec = Spec(**given | moved) if moved else self._start
-            self.headline.value = self._headline(spec)
-            self.strip.value = _strip(spec)
-            self.spec = spec
+            values, specs = self.values, [spec]
+            if "values" in self.choices:
+                values = self.choices["values"].value
+                with suppress(ValueError, SyntaxError):  # a text is refused as no list
+                    values = ast.literal_eval(values)
+                specs = varied(spec, self._vary, values)
+            drawn = _drawn(specs) | {"off": self._vary}
+            self.headline.value = self._headline(spec, values, drawn)
+            self.blocks.state = drawn
+            self.spec, self.values = spec, values
             self._problem = ""
         except Exception as error:  # nobody hears of an exception in a callback
             self._problem = _words(error)
         self._say(self._problem)
         self._enable()
 
-    def _headline(self, spec: Spec) -> str:
-        """What will be done, in words; BadInput if the fact is none."""
-        request = self._request(spec)
-        text = f"fact {spec.fact}" if spec.fact else f"a sample of {spec.n_edited} facts"
-        if request:
-            request = facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
-            true = request.fact.object or "(what the model says)"
-            text = f"{request.fact.question} ... {true} \N{RIGHTWARDS ARROW} {request.target}"
-        steps = spec.resolved().max_steps
-        tuned = f"{spec.model}, then tuned on {spec.task} for at most {steps} steps"
-        learns = editing.EDITORS[spec.editor].LEARNS
-        if learns:
-            tuned += f"; {spec.editor} {learns}"
-        if self._vary in spec.model_fields_set:
-            tuned += f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
-        elif self._vary:
-            tuned += f"; {self._vary} takes each of the notebook's `values` in turn"
-        return f"<p><b>{escape(text)}</b><br>in {escape(tuned)}</p>"
-
-    def _request(self, spec: Spec) -> EditRequest | None:
-        """The one fact that is named, as far as it can be known here."""
+    def _headline(self, spec: Spec, values: Sequence, drawn: dict) -> str:
+        """The whole experiment in a sentence; BadInput if the fact is none."""
+        words = dict(spec.resolved()) | {"rest": ""}
+        words["fact"] = f"fact {spec.fact}" if spec.fact else f"{spec.n_edited} facts"
         typed = spec.model_dump(include=set(TYPED))
-        if any(typed.values()):
-            return facts.typed(**typed)
-        if spec.fact and self._requests:
-            return facts.named(self._requests, spec.fact, spec.facts)
-        return None
+        request = facts.typed(**typed) if any(typed.values()) else None
+        if not request and spec.fact and self._requests:  # as far as it can be known here
+            request = facts.named(self._requests, spec.fact, spec.facts)
+        if request:
+            facts.with_paraphrases(request, spec.paraphrases, spec.paraphrase_source)
+            true = f" (not {request.fact.object})" if request.fact.object else ""
+            words["fact"] = f"{request.fact.question} ... {request.target}{true}"
+        words["editor"] = spec.editor.upper().replace("ALPHAEDIT", "AlphaEdit")
+        words["layers"] = _named(drawn["edited"] or spec.layers, "the preset's blocks")
+        words["plan"] = _named(drawn["moving"], f"plan {spec.plan}")
+        if spec.plan == "edited-matrices":
+            words["plan"] = "the edited matrices alone"
+        if self._vary == "editor" and self._varies and not spec.layers:
+            words["layers"] = "blocks of its own"
+        if self._varies:
+            words[self._vary] = " / ".join(str(one) or "none" for one in values) or "each"
+            words["rest"] = f"; {self._vary} takes each of the notebook's `values` in turn"
+        elif self._vary:
+            words["rest"] = f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
+        if words["adapter"]:
+            words["rest"] = f", adapter {words['adapter']}{words['rest']}"
+        if learns := editing.EDITORS[spec.editor].LEARNS:
+            words["rest"] += f"; {spec.editor} {learns}"
+        many = words["paraphrases"]
+        words["paraphrases"] = "one wording" if many == 1 else f"{many} wordings"
+        return SENTENCE.format_map({name: escape(str(text)) for name, text in words.items()})
 
     # --- Run and Stop
 
     def _say(self, problem: str) -> None:
         self.message.value = f'<b role="alert">{escape(problem)}</b>' if problem else ""
+        self.blocks.state = self.blocks.state | {"problem": problem}
 
     def _enable(self) -> None:
-        off = ""
-        if self._batch:
-            off = "in batch the cells below do the work"
-        elif not self.notebook.is_file():
-            off = "Run is off: this notebook's path is not known; write Panel(spec, notebook=...)"
         running = self.job is not None
-        self.run_button.disabled = bool(running or self._problem or off)
+        self.run_button.disabled = bool(running or self._problem or self._off)
         self.stop_button.disabled = not running
-        if off and not running:
-            self.phase.value = off
 
     def _run(self) -> None:
-        try:
-            # papermill takes a second to import, and a notebook in batch needs none
-            from workbench.job import Job, parameters
-
-            given = parameters(self.notebook, self.spec, self._moved())
-            self.job = Job(self.notebook, given, runs.place(self.out, self.notebook))
-        except Exception as error:
-            self._say(_words(error))
-            return
+        """Answer at once; whatever takes longer is done by the thread."""
+        others = {"vary": self._vary, "values": list(self.values)}
+        given = (self.spec, self._moved(), others if "values" in self.choices else {})
+        self.job = Job(self.notebook, runs.place(self.out, self.notebook))
         self._say("")
-        self.bar.value = 0
-        self.bar.bar_style = ""
+        self.bar.value, self.bar.bar_style = 0, ""
         self.phase.value = "starting"
         self._enable()
-        threading.Thread(target=self._follow, args=(self.job,), daemon=True).start()
+        threading.Thread(target=self._follow, args=(self.job, *given), daemon=True).start()
 
     def _stop(self) -> None:
         if self.job:
             threading.Thread(target=self.job.stop).start()
 
-    def _follow(self, job: "Job") -> None:
-        """In a thread: show how far the job is, then what it made. It sets traits only."""
+    def _follow(self, job: Job, *given) -> None:
+        """In a thread: start the job, show how far it is, then what it made. Only traits change."""
         try:
+            job.start(*given)
             while job.running:
                 self._show_progress(job)
                 time.sleep(INTERVAL)
@@ -260,32 +261,30 @@ class Panel(VBox):
             self.tail.value = ""
             self._enable()
 
-    def _show_progress(self, job: "Job") -> None:
-        progress = job.progress()
-        done, total = progress["done"], progress["total"]
+    def _show_progress(self, job: Job) -> None:
+        phase, done, total = job.progress().values()
         self.bar.max = max(total, 1)
         self.bar.value = done
-        step = f", step {done} of {total}" if total else ""
-        self.phase.value = f"{progress['phase']}{step}, {job.seconds:.0f} s"
+        step = f", step {done} of {total}" if done < total else ""
+        self.phase.value = f"{phase}{step}, {job.seconds:.0f} s"
         self.tail.value = f"<code>{escape(job.last('stderr'))}</code>"
 
-    def _show_end(self, job: "Job", status: int) -> None:
+    def _show_end(self, job: Job, status: int) -> None:
         """What became of the job, in words; its run and the explorer are shown if it ended well."""
         if status and job.stopped:
             self.phase.value = f"stopped after {job.seconds:.0f} s; nothing half-written was kept"
             self.bar.bar_style = "warning"
             return
         if status:
-            last = job.last("stderr")
-            refusal = last.removeprefix("workbench: ")
-            raise BadInput(refusal if refusal != last else f"run: status {status}: {last}")
+            last = job.last("stderr").removeprefix("workbench: ")
+            raise BadInput(f"{last} (the run's status is {status})")
         run = runs.read(job.last("stdout"))
         members = run.members or [run]
         self.result.children = (HTML(_summary(run, members)), Explorer(*members[:2]))
         self.run = run
         self.bar.value = self.bar.max
         self.bar.bar_style = "success"
-        self.phase.value = f"finished in {job.seconds:.0f} s"
+        self.phase.value = f"finished in {job.seconds:.0f} s: {_ended(members[-1])}"
 
 
 # --- Words
@@ -295,30 +294,25 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, BadInput | OSError) else cause(error)
 
 
-def _strip(spec: Spec) -> str:
-    """The model's blocks as boxes, E for edited, M for one that may move in tuning, and the same in
-    words.
+def _drawn(specs: Sequence[Spec]) -> dict:
+    """What the strip shows of experiments that differ in one value: the blocks edited and those
+    that may move in any of them, of how many, and the most that can be edited at once (0 = all).
     """
-    known = spec.blocks()
-    if known is None:
-        edited = list(spec.layers) or "the preset's"
-        words = f"Edited blocks: {edited}; plan {spec.plan}; {spec.model} is not loaded yet."
-        return f"<p>{escape(words)}</p>"
-    edited, moving, n_blocks = known
-    boxes = ""
-    for block in range(n_blocks):
-        mark = "E" * (block in edited) + "M" * (block in moving) or "-"
-        style = f"{BOX};background:{COLOURS[mark]}"
-        boxes += f'<span style="{style}">{block}<br><b>{mark}</b></span>'
-    rest = " and embeddings, final norm and head" if "embeddings" in moving else ""
-    if spec.plan == "edited-matrices":
-        rest = ", the edited matrices alone"
-    moves = [block for block in range(n_blocks) if block in moving]
-    still = [block for block in range(n_blocks) if block not in moving]
-    words = f"E edited: {spans(edited)}. M may move in tuning: {spans(moves)}{rest}. "
-    words += f"Still: {spans(still)}."
-    boxes = f'<div role="img" aria-label="{words}" style="line-height:1.2">{boxes}</div>'
-    return f"{boxes}<p>Blocks: {words}</p>"
+    known = [spec.blocks() or ((), (), 0) for spec in specs]
+    edited, moving, counts = zip(*known, strict=True)
+    drawn = {"edited": [*chain(*edited)], "moving": [*chain(*moving)], "count": max(counts)}
+    limits = []
+    if drawn["count"]:
+        limits = editing.EDITORS[specs[-1].editor].HParams.model_fields["layers"].metadata
+    return drawn | {"most": max((getattr(one, "max_length", 0) for one in limits), default=0)}
+
+
+def _named(parts: Iterable, otherwise: str) -> str:
+    """The blocks among parts of the model, in words; if there are none, something else."""
+    blocks = sorted({part for part in parts if isinstance(part, int)})
+    if "embeddings" in parts:
+        return "all blocks"
+    return f"block{'s' * (len(blocks) > 1)} {spans(blocks)}" if blocks else otherwise
 
 
 def spans(blocks: Sequence[int]) -> str:
@@ -331,19 +325,35 @@ def spans(blocks: Sequence[int]) -> str:
 
 
 def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
-    """How many facts of each run ended how."""
+    """How many facts of each run ended how, and where all its figures are."""
     lines = []
     for member in members:
-        groups = []
-        for group, rows in outcomes(member).groupby("group"):
-            counts = rows.outcome.value_counts(sort=False)
-            parts = [f"{n} {outcome}" for outcome, n in counts.items() if n]
-            groups.append(f"{group}: {', '.join(parts)}")
-        ended = ", ".join(sorted(set(map(str, member.about["ended"]))))
-        words = escape(f"{'; '.join(groups)}; the tuning ended by {ended}")
+        counts = outcomes(member).groupby("group").outcome.value_counts(sort=False)
+        parts = [f"{n} {group} {outcome}" for (group, outcome), n in counts.items() if n]
+        words = escape(f"{', '.join(parts)}; {_ended(member)}")
         lines.append(f"<b>{escape(member.folder.name)}</b>: {words}")
-    page = escape(str(run.folder / "notebook.html"))
+    page = _link(run.folder / "notebook.html")
     return f"<p>{'<br>'.join(lines)}<br>All figures: {page}</p>"
+
+
+def _ended(run: runs.Run) -> str:
+    """How the tuning of each edited model came to its end, after how many steps."""
+    steps = run.probes.groupby("edited_model").step.max()
+    most = run.spec.get("max_steps", "its")
+    ends = zip(run.about["ended"], steps, strict=False)
+    words = {f"{ENDINGS.get(how, how)} after {step} of {most} steps" for how, step in ends}
+    return f"the tuning {' or '.join(sorted(words))}"
+
+
+def _link(page: Path) -> str:
+    """A link if the JupyterLab that started this kernel serves the page, else its path."""
+    server = Path(jupyter_runtime_dir(), f"jpserver-{os.environ.get('JPY_PARENT_PID')}.json")
+    with suppress(OSError, ValueError, KeyError):  # no JupyterLab, or a page outside its folder
+        about = json.loads(server.read_text(encoding="utf-8"))
+        inside = page.resolve().relative_to(Path(about["root_dir"]).resolve()).as_posix()
+        address = escape(f"{about['base_url']}files/{quote(inside)}")
+        return f'<a href="{address}" target="_blank">{escape(inside)}</a>'
+    return escape(str(page))
 
 
 # --- What a Spec's values are as widgets
@@ -353,44 +363,33 @@ def _facts_of(spec: Spec) -> list[EditRequest]:
     """Facts of the world or a file; none of the Hub's, which is asked when the facts are
     needed, nor of a file that is unreadable.
     """
-    if spec.source not in facts.EMBEDDED and not Path(spec.facts).is_file():
-        return []
     with suppress(BadInput):  # the run says what is wrong with the file
-        return facts.read(spec.source, skip_bad=True)
+        if spec.source in facts.EMBEDDED or Path(spec.facts).is_file():
+            return facts.read(spec.source, skip_bad=True)
     return []
 
 
 def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
     """What the list of facts shows -> id; the world's for reports alone."""
-    labels = {}
-    for request in requests:
-        fact = request.fact
-        if fact.split in ("", "study"):
-            labels[f"{fact.id}: {fact.question} -> {request.target}"] = fact.id
-    return labels
+    shown = [request for request in requests if request.fact.split in ("", "study")]
+    label = "{fact.id}: {fact.question} -> {target}".format
+    return {label(fact=one.fact, target=one.target): one.fact.id for one in shown}
 
 
 def _blocks(text: str) -> tuple[int, ...]:
     """The blocks that are written "0-2, 5"; see `spans`."""
-    blocks: list[int] = []
-    for part in text.replace(",", " ").split():
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not span:
-            raise BadInput(f"edited blocks {text!r}: write numbers and spans, such as 2-4 or 3, 5")
-        blocks += span
-    return tuple(blocks)
+    parts = re.findall(r"(\d+)(?:-(\d+))?|(\S)", text.replace(",", " "))
+    written = [range(int(first), int(last or first) + 1) for first, last, _ in parts if first]
+    if any(other for _, _, other in parts) or not all(written):
+        raise BadInput(f"layers {text!r}: write numbers and spans, such as 2-4 or 3, 5")
+    return tuple(block for span in written for block in span)
 
 
-def _dropdown(label: str, value, offered: Iterable, empty: str | None = None) -> Dropdown:
-    """A list of values, `value` among them even if it is not one that is offered."""
-    values = [*offered]
-    if value not in values:
-        values.insert(0, value)
+def _widget(label: str, value, offered: Iterable | str, empty: str | None) -> Dropdown | Combobox:
+    """A field to write in, or a list of values, `value` among them even if it is not offered."""
+    looks = {"description": label, "style": {"description_width": "9em"}}
+    if isinstance(offered, str):
+        return Combobox(value=value, placeholder=offered, continuous_update=False, **looks)
+    values = [*offered] if value in offered else [value, *offered]
     options = [(str(one) if one else empty, one) for one in values]
-    looks = {"style": STYLE, "layout": {"width": "20em"}}
-    return Dropdown(value=value, options=options, description=label, **looks)
-
-
-def _row(widgets: Sequence) -> HBox:
-    return HBox(widgets, layout={"flex_flow": "row wrap"})
+    return Dropdown(value=value, options=options, **looks)

@@ -1,12 +1,14 @@
 """The tuning: what moves, what is recorded, when it ends, and that it can be killed and resumed."""
 
 import gc
+import json
 import math
 import weakref
 
 import pandas as pd
 import pytest
 import torch
+import tqdm.notebook
 
 from workbench import deltas, facts, models
 from workbench.tuning import plans, tasks
@@ -137,6 +139,30 @@ def test_the_threshold_ends_it_but_never_before_the_first_step(tiny_gpt2, text, 
     assert history.log.step.tolist() == [0, 2]
     history, _ = tuned(tiny_gpt2, made["facts"], threshold=-1.0)  # of an accuracy, from below
     assert history.ended == "reached"
+
+
+def test_a_tuning_that_ends_early_leaves_a_full_green_bar_that_says_so(
+    tiny_gpt2, text, monkeypatch, tmp_path
+):
+    bars = []
+
+    class Bar(tqdm.notebook.tqdm):  # as in a notebook, where a bar left short turns red
+        def close(self):
+            super().close()
+            _, bar, words = self.container.children
+            bars.append((bar.value, bar.max, bar.bar_style, words.value.replace("\u2007", " ")))
+
+    monkeypatch.setattr("workbench.tuning.finetune.tqdm", Bar)
+    monkeypatch.setenv("WORKBENCH_PROGRESS", str(tmp_path / "progress.json"))
+    tuned(tiny_gpt2, text, threshold=100.0)
+    (value, most, style, words) = bars.pop()
+    assert (value, most, style) == (2, 2, "success")
+    assert "reached after 2 of 4 steps" in words
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert "reached after 2 of 4 steps" in progress.pop("phase")
+    assert progress == {"done": 2, "total": 2}
+    tuned(tiny_gpt2, text)
+    assert bars.pop()[:2] == (4, 4)
 
 
 def test_a_threshold_out_of_reach_ends_with_the_budget_and_says_so(tiny_gpt2, made):

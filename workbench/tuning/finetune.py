@@ -130,6 +130,16 @@ class _Watch(transformers.TrainerCallback):
             self.ended = "patience"
         control.should_training_stop |= self.ended != "budget"
 
+    def on_train_end(self, args, state, control, **_):
+        """A tuning that ended early is done: a bar that is left short turns red in a notebook."""
+        done = state.global_step
+        ended = f"{self.ended} after {done} of {self.bar.total} steps"
+        runs.progress(f"after fine-tuning on {self.task.name} ({ended})", done, done)
+        self.bar.leave = done < self.bar.total
+        self.bar.reset(total=done)
+        self.bar.update(done)
+        self.bar.set_postfix_str(ended)
+
 
 def log_of(history: Sequence[dict], task: Task) -> pd.DataFrame:
     """History.log from the Trainer's own log."""
