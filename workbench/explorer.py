@@ -78,12 +78,8 @@ class Explorer(anywidget.AnyWidget):
         data = base64.b64encode(self.data).decode()
         holder = f'<script type="text/plain" class="workbench-explorer-data">{data}</script>'
         looks = f"<style>{LOOKS.read_text('utf-8')}</style>"
-        return f"<div>{looks}{holder}<div></div></div>{script()}"
-
-
-def script() -> str:
-    """The element that holds the module, the same in every page."""
-    return f'<script type="module">{MODULE.read_text("utf-8")}</script>'
+        script = f'<script type="module">{MODULE.read_text("utf-8")}</script>'
+        return f"<div>{looks}{holder}<div></div></div>{script}"
 
 
 # --- A run, packed
@@ -122,22 +118,21 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     of_cells = {**of_facts, "fact": range(len(edited))}
     of_cells["position"] = range(int(cells.position.min()), 1)
     of_ranks = {**of_cells, "rank": range(1, int(cells["rank"].max()) + 1)}
-    arrays = {
-        "lens_p": _shares(lens, "probability", of_answers),
-        "lens_rank": _array(lens, "rank", of_answers),
-        "top_ids": _array(tokens, "word", of_tokens),
-        "top_p": _shares(tokens, "probability", of_tokens),
-        "cell_ids": _array(cells, "word", of_ranks),
-        "cell_p": _shares(cells, "probability", of_ranks),
-        "cell_edited": _shares(cells, "p_edited", of_cells),
-        "cell_true": _shares(cells, "p_true", of_cells),
-    }
+    arrays = {}
+    arrays["lens_p"] = _shares(lens, "probability", of_answers)
+    arrays["lens_rank"] = _array(lens, "rank", of_answers)
+    arrays["top_ids"] = _array(tokens, "word", of_tokens)
+    arrays["top_p"] = _shares(tokens, "probability", of_tokens)
+    arrays["cell_ids"] = _array(cells, "word", of_ranks)
+    arrays["cell_p"] = _shares(cells, "probability", of_ranks)
+    arrays["cell_edited"] = _shares(cells, "p_edited", of_cells)
+    arrays["cell_true"] = _shares(cells, "p_true", of_cells)
     header = {
         "name": run.folder.name,
         "caption": _caption(run),
         "page": f"{run.folder.name}/notebook.html",
         "blocks": len(blocks),
-        "edited": run.about.get("layers", ()),
+        "edited": run.about["layers"],
         "steps": steps,
         "vocabulary": vocabulary.tolist(),
         "facts": _facts(run, facts, lens, cells),
@@ -184,8 +179,6 @@ def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFram
 
 def _caption(run: Run) -> str:
     """The experiment in a few words."""
-    spec = run.spec
-    blocks = ", ".join(map(str, run.about.get("layers", ())))
-    if not spec:
-        return ""
-    return f"{spec['model']}, {spec['editor']} into {blocks}, then {spec['task']}, {spec['plan']}"
+    blocks = ", ".join(map(str, run.about["layers"]))
+    words = "{model}, {editor} into {blocks}, then {task}, {plan} moving"
+    return words.format(blocks=blocks, **run.spec)

@@ -23,9 +23,9 @@ from ipywidgets import HTML, Box, Button, Combobox, Dropdown, IntProgress, Label
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Dict
 
-from workbench import editing, facts, runs
+from workbench import editing, facts, plots, runs
 from workbench.checkpoints import PACKAGED, WORLD_MODELS
-from workbench.explorer import Explorer, outcomes
+from workbench.explorer import Explorer
 from workbench.facts import EditRequest
 from workbench.job import Job
 from workbench.records import BadInput, cause
@@ -325,13 +325,11 @@ def spans(blocks: Sequence[int]) -> str:
 
 
 def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
-    """How many facts of each run ended how, and where all its figures are."""
+    """What became of the facts of each run, and where all its figures are."""
     lines = []
     for member in members:
-        counts = outcomes(member).groupby("group").outcome.value_counts(sort=False)
-        parts = [f"{n} {group} {outcome}" for (group, outcome), n in counts.items() if n]
-        words = escape(f"{', '.join(parts)}; {_ended(member)}")
-        lines.append(f"<b>{escape(member.folder.name)}</b>: {words}")
+        name, words = escape(member.folder.name), escape(plots.outcome(member))
+        lines.append(f"<b>{name}</b>: {words}")
     page = _link(run.folder / "notebook.html")
     return f"<p>{'<br>'.join(lines)}<br>All figures: {page}</p>"
 

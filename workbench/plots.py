@@ -197,12 +197,10 @@ def _labels(run: Run, group: str) -> dict[str, str]:
     members = run.probes[run.probes.group == group].drop_duplicates("fact_id")
     if len(members) > 1 or group not in KEPT_GROUPS:
         return LABELS
-    answers = {"true": members.target.iloc[0]}
+    fact = members.iloc[0]
+    answers = {"true": fact.target}
     if group == "edited":
-        from workbench import deltas  # with torch, which figures of several facts do not take
-
-        request = deltas.load(run.deltas[0]).parts[0]["requests"][0]
-        answers = {"true": request["fact"]["object"], "edited": request["target"]}
+        answers = {"true": run.about["true"][fact.fact_id], "edited": fact.target}
     return LABELS | {name: _wrapped(f"{answer} ({name})") for name, answer in answers.items()}
 
 

@@ -69,7 +69,7 @@ def synthetic_run(
                 row[most if step == steps[-1] else "p_edited"] = 0.6
                 row |= {"edited_model": model, "step": step, "fact_id": fact_id}
                 row |= {"group": "edited" if edited else "intrinsic", "clear": True}
-                row |= {"prompt": f"<i>Prompt</i> {number}", "target": "A & B"}
+                row |= {"prompt": f"<i>Prompt</i> {number}", "target": "A & B", "took": held}
                 probes.append(row | {"retained": kept if step == steps[-1] else held})
     probes = pd.DataFrame(probes)
     keys = probes[["edited_model", "step", "fact_id"]]
@@ -91,7 +91,8 @@ def synthetic_run(
     folder.mkdir(parents=True)
     tables = {"probes": probes, "lens": lens, "tokens": tokens, "positions": positions}
     tables["training"] = pd.DataFrame({"step": [0]})
-    whole = {"spec": {}, "ended": ["budget"], "layers": [3], "true": about}
+    spec = {"model": "a <b>model</b>", "editor": "rome", "task": "text", "plan": "all"}
+    whole = {"spec": spec, "ended": ["budget"], "layers": [3], "true": about}
     return runs.write(folder, whole, tables)
 
 

@@ -67,7 +67,7 @@ def test_run_all_shows_panel_and_figures_and_stays_on_this_machine(lab, open_not
     page.wait_for_function(
         """() => window.jupyterapp.shell.currentWidget.model.sharedModel.cells
                  .flatMap(cell => cell.cell_type === 'code' ? cell.getOutputs() : [])
-                 .filter(output => output.data?.['image/png']).length >= 4"""
+                 .filter(output => output.data?.['image/png']).length >= 3"""
     )
     shoot(page, "panel-figures")
     assert page.outside == []
@@ -99,16 +99,14 @@ def test_what_is_chosen_is_run_and_shown(lab, page):
     )
     expect(panel).to_contain_text("finished in")
 
-    picture = explorer.locator("img")
-    source = picture.get_attribute("src")
+    caption = explorer.get_by_role("grid").nth(2).locator("caption")
     explorer.get_by_role("slider").focus()
     page.keyboard.press("Home")
-    expect(explorer).to_contain_text("Checkpoint before")
-    expect(picture).not_to_have_attribute("src", source)
+    expect(caption).to_have_text("before")
     explorer.scroll_into_view_if_needed()
     shoot(page, "panel-explorer")
     page.keyboard.press("ArrowRight")
-    expect(explorer).to_contain_text("Checkpoint edited")
+    expect(caption).to_have_text("edited")
     assert page.outside == []
 
 
@@ -516,9 +514,10 @@ def test_the_keyboard_alone_will_do(lab, open_notebook):
         4,
     )
     tab_to(page, explorer.get_by_role("slider"))
+    caption = explorer.get_by_role("grid").nth(2).locator("caption")
     page.keyboard.press("Home")
-    expect(explorer).to_contain_text("Checkpoint before")
+    expect(caption).to_have_text("before")
     page.keyboard.press("ArrowRight")
-    expect(explorer).to_contain_text("Checkpoint edited")
+    expect(caption).to_have_text("edited")
     shoot(page, "keyboard-explorer")
     assert page.evaluate(CELLS) == written
