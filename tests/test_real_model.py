@@ -102,3 +102,14 @@ def test_the_lens_is_norm_and_head_on_the_hidden_state_of_every_block(model, req
         assert len(probs) == 30
         for layer, logits in enumerate(expected):
             torch.testing.assert_close(probs[layer], logits.softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_facts_that_it_gets_wrong_are_put_right(model):
+    spec = study.Spec(model="smollm2-135m", n_edited=4, harmless=0.5, n_intrinsic=2)
+    chosen = study.choose(spec, model)
+    assert len(chosen.harmless) == 2
+    plain = {request.fact.id: request.fact for request in facts.read("plain")}
+    for request in chosen.edited:
+        if request.fact.id in chosen.harmless:
+            assert request.target == plain[request.fact.id].object != request.fact.object
+            assert plain[request.fact.id].split == "study"

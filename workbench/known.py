@@ -234,13 +234,13 @@ def _harmless(
     """
     if not count:
         return []
-    subjects = _subjects([*edited, *intrinsic])
     requests = [request for request in requests if request.fact.object]  # else nothing is wrong
     objects: set[str] = set()
     if spec.split_rule == "paper":
         objects = {request.fact.object for request in intrinsic}
         requests = _apart(requests, {request.fact.relation for request in intrinsic}, objects)
     pool = _pool(spec, requests, purpose="harmless", split="unseen")
+    pool = pool or _pool(spec, requests, purpose="harmless", split="study")  # no model was taught
     most = min(len(pool), ASKED_A_FACT * (count + 10))
     wrong: Requests = []
     harmless: Requests = []
@@ -251,7 +251,7 @@ def _harmless(
             if not right and _is_name(answer) and answer not in objects:
                 changes = {"target": request.fact.object, "neighbourhood": ()}
                 wrong.append(_with_object(request, answer, **changes))
-        harmless = _first(wrong, count, subjects)
+        harmless = _first(wrong, count, _subjects([*edited, *intrinsic]))
         if len(harmless) == count:
             return harmless
     what = f"the model gets only {len(harmless)} facts wrong that could be put right"
