@@ -8,10 +8,11 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
        notebook/            the executed notebook, as a run
 """
 
+import html
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,8 @@ EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "ed
 TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")
 FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
 SUMMARY = ["mean", "low", "high", "n"]
+KEPT = ("edits kept", "intrinsic kept")  # the series of which a report speaks
+FEWEST = 6  # facts; fewer reach no 5 % in a sign test, however unanimous
 COLLECT = DATA.parent / "notebooks" / "10_collect.ipynb"  # a wheel has it too
 
 
@@ -41,10 +44,9 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
         whole = runs.listed(folder)
-    if left_out and not whole:
-        raise BadInput(f"no run can be read; {left_out[0].message}")
     if not whole:
-        raise BadInput(f"{folder}: holds no finished run; make some with `workbench run`")
+        nothing = f"{folder}: holds no finished run; make some with `workbench run`"
+        raise BadInput(f"no run can be read; {left_out[0].message}" if left_out else nothing)
     for note in left_out:
         print(inert.printable(str(note.message)), file=sys.stderr)
     parameters = {"folder": str(folder), "tables": str(out.resolve())}
@@ -67,10 +69,8 @@ def shares(collected: Sequence[Run]) -> pd.DataFrame:
 def _fields(run: Run) -> dict:
     """The fields of a run's Spec as they stand on an axis, and its seed."""
     fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS}
-    for name, value in run.spec.items():
-        if name not in (*FIELDS, *ASIDE):
-            fields[name] = str(value)
-    return fields | {"seed": run.spec.get("seed", 0)}
+    others = {name: str(run.spec[name]) for name in run.spec if name not in (*FIELDS, *ASIDE)}
+    return fields | others | {"seed": run.spec.get("seed", 0)}
 
 
 def varying(table: pd.DataFrame) -> list[str]:
@@ -97,12 +97,12 @@ def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return groups.apply(_summary).unstack().reset_index().astype({"n": int})
 
 
-def paired(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """For each field, each value against the field's first: the mean difference over facts that
-    both have, all else equal.
+def paired(table: pd.DataFrame, by: Sequence[str], of: Sequence[str] = ()) -> pd.DataFrame:
+    """For each field of `by`, or of those in `of` alone, each value against the field's first: the
+    mean difference over facts that both have, all else equal.
     """
     rows = []
-    for name in by:
+    for name in of or by:
         rest = [other for other in by if other != name]
         facts = table.groupby(["series", *rest, "seed", "fact_id", name], observed=True)
         wide = facts.retained.mean().unstack()
@@ -120,6 +120,49 @@ def paired(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def _summary(values: pd.Series) -> pd.Series:
     low, high = interval(values)
     return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
+
+
+class Findings(list):
+    """Sentences; in a notebook a list of them."""
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self)
+        return f"<ul>{items}</ul>"
+
+
+def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -> Findings:
+    """How many runs and seeds these are, then a sentence for each field, task and series of which
+    two values share facts, all else equal: what each value keeps, and which can be told apart.
+
+    Two values cannot where the interval of their difference holds 0, or where they share fewer
+    than FEWEST facts.
+    """
+    counts = {"run": len(collected), "seed": table.seed.nunique()}
+    counted = [f"{number} {name}{'s'[: number != 1]}" for name, number in counts.items()]
+    sentences = [", ".join(counted)]
+    kept = table[table.series.isin(KEPT)]
+    for name in by:
+        split = ["series"] if name == "task" else ["series", "task"]
+        for (series, *task), part in kept.groupby(split, observed=True):
+            differences = paired(part, by, [name]).to_dict("records")
+            if differences or len(by) == 1:
+                under = "".join(f" under {value}" for value in task)
+                means = retention(part, [name]).to_dict("records")
+                values = [f"{row[name]} {_range(row)} of {row['n']}" for row in means]
+                told_apart = "".join(map(_difference, differences))
+                sentences.append(f"{series}{under}, by {name}: {', '.join(values)}{told_apart}")
+    return Findings(sentences)
+
+
+def _difference(row: Mapping) -> str:
+    if row["n"] < FEWEST or row["low"] <= 0 <= row["high"]:
+        pair = f"; {row['of']} and {row['against']} cannot be told apart at n = {row['n']}"
+        return f"{pair} (difference {_range(row)})"
+    return f"; {row['of']} less {row['against']} {_range(row)} over {row['n']}"
+
+
+def _range(row: Mapping) -> str:
+    return f"{row['mean']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}]"
 
 
 def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
