@@ -134,7 +134,7 @@ def test_a_sentence_a_finding_says_what_the_tables_say(folder):
     row = differences.loc["edits kept"]
     assert row.high < 0
     interval = f"{row['mean']:.2f} [{row.low:.2f}, {row.high:.2f}]"
-    assert sentence.endswith(f"; rome less ft {interval} over {row.n:.0f}")
+    assert sentence.endswith(f"; rome less ft at n = {row.n:.0f}, difference {interval}")
     (sentence,) = [one for one in sentences if one.startswith("edits kept, by task: ")]
     assert "text and facts cannot be told apart at n = " in sentence
 

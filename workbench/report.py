@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
+from pyarrow.parquet import ParquetWriter
 
 from workbench import batch, files, inert, runs
 from workbench.facts import DATA, BadInput
@@ -77,15 +77,10 @@ def varying(table: pd.DataFrame) -> list[str]:
     """The fields in which runs differ of themselves: a task's usual numbers differ with the task,
     and nothing would pair.
     """
+    bring = table.groupby([name for name in BRING if name in table], observed=True)
+    values = table.nunique().where(~table.columns.isin(BROUGHT), bring.nunique().max())
     fields = table.columns.drop(["series", "fact_id", "retained", "seed"])
-    return [name for name in fields if _varies(table, name)] or ["editor"]
-
-
-def _varies(table: pd.DataFrame, name: str) -> bool:
-    if name not in BROUGHT:
-        return table[name].nunique() > 1
-    bring = [other for other in BRING if other in table]
-    return table.groupby(bring, observed=True)[name].nunique().max() > 1
+    return [name for name in fields if values[name] > 1] or ["editor"]
 
 
 def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -138,8 +133,7 @@ def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -
     than FEWEST facts.
     """
     counts = {"run": len(collected), "seed": table.seed.nunique()}
-    counted = [f"{number} {name}{'s'[: number != 1]}" for name, number in counts.items()]
-    sentences = [", ".join(counted)]
+    sentences = [", ".join(f"{n} {name}{'s'[: n != 1]}" for name, n in counts.items())]
     kept = table[table.series.isin(KEPT)]
     for name in by:
         split = ["series"] if name == "task" else ["series", "task"]
@@ -149,16 +143,15 @@ def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -
                 under = "".join(f" under {value}" for value in task)
                 means = retention(part, [name]).to_dict("records")
                 values = [f"{row[name]} {_range(row)} of {row['n']}" for row in means]
-                told_apart = "".join(map(_difference, differences))
-                sentences.append(f"{series}{under}, by {name}: {', '.join(values)}{told_apart}")
+                apart = "".join(map(_difference, differences))
+                sentences.append(f"{series}{under}, by {name}: {', '.join(values)}{apart}")
     return Findings(sentences)
 
 
 def _difference(row: Mapping) -> str:
-    if row["n"] < FEWEST or row["low"] <= 0 <= row["high"]:
-        pair = f"; {row['of']} and {row['against']} cannot be told apart at n = {row['n']}"
-        return f"{pair} (difference {_range(row)})"
-    return f"; {row['of']} less {row['against']} {_range(row)} over {row['n']}"
+    is_open = row["n"] < FEWEST or row["low"] <= 0 <= row["high"]
+    pair = "{of} and {against} cannot be told apart" if is_open else "{of} less {against}"
+    return f"; {pair.format_map(row)} at n = {row['n']}, difference {_range(row)}"
 
 
 def _range(row: Mapping) -> str:
@@ -173,10 +166,7 @@ def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> N
     for name, table in tables.items():
         inert.write_csv(table, out / f"{name}.csv")
     schema = pyarrow.Schema.from_pandas(_probes(collected[0]), preserve_index=False)
-    with (
-        files.written(out / "probes.parquet") as partial,
-        pyarrow.parquet.ParquetWriter(partial, schema) as writer,
-    ):
+    with files.written(out / "probes.parquet") as partial, ParquetWriter(partial, schema) as writer:
         for run in collected:  # never all at once in memory
             writer.write_table(pyarrow.Table.from_pandas(_probes(run), schema))
 
@@ -186,6 +176,5 @@ def _probes(run: Run) -> pd.DataFrame:
     probes = pd.read_parquet(run.file("probes.parquet"))
     # p_related of facts without a category holds nothing, and no type.
     numbers = {name: "float64" for name in probes if name.startswith("p_")}
-    fields = _fields(run)
-    named = {name: fields[name] for name in (*FIELDS, "seed")}
+    named = pd.Series(_fields(run))[[*FIELDS, "seed"]]
     return probes.astype(numbers).assign(**named, run=run.folder.name)
