@@ -2,6 +2,7 @@
 more than a run at a time.
 """
 
+import html
 import itertools
 import re
 from pathlib import Path
@@ -116,11 +117,18 @@ def test_any_field_that_runs_differ_in_keeps_them_apart(tmp_path):
     )
 
 
+def sentences_of(collected: list[runs.Run]) -> list[str]:
+    """What is said of runs, without its markup."""
+    shares = report.shares(collected)
+    markup = report.findings(collected, shares, report.varying(shares)).data
+    sentences = re.findall("(?s)<li>(.*?)</li>", markup)
+    return [html.unescape(re.sub("</?b>", "", sentence)) for sentence in sentences]
+
+
 def test_a_sentence_a_finding_says_what_the_tables_say(folder):
     collected = runs.collect(folder)
     shares = report.shares(collected)
-    fields = report.varying(shares)
-    counts, *sentences = report.findings(collected, shares, fields)
+    counts, *sentences = sentences_of(collected)
     assert counts == "12 runs, 3 seeds"
     assert len(sentences) == 6  # two series: by editor under each task, by task
     text = shares[shares.task == "text"]
@@ -139,13 +147,11 @@ def test_a_sentence_a_finding_says_what_the_tables_say(folder):
     assert "text and facts cannot be told apart at n = " in sentence
 
 
-def two_editors(tmp_path: Path, kept: dict[str, float], facts: int) -> report.Findings:
+def two_editors(tmp_path: Path, kept: dict[str, float], facts: int) -> list[str]:
     """What is said of a run of each editor that keeps this share."""
     for editor, share in kept.items():
         synthetic(tmp_path, share, facts, editor=editor, task="text", seed=0)
-    collected = runs.collect(tmp_path)
-    shares = report.shares(collected)
-    return report.findings(collected, shares, report.varying(shares))
+    return sentences_of(runs.collect(tmp_path))
 
 
 @pytest.mark.parametrize(("facts", "apart"), [(report.FEWEST - 1, False), (30, True)])
@@ -162,9 +168,7 @@ def test_of_one_run_its_share_is_said_and_of_runs_that_share_no_fact_nothing(tmp
     assert re.fullmatch(r"edits kept under text, by editor: rome 1.00 \[1.00, 1.00\] of \d+", edits)
     for seed, (editor, plan) in enumerate((("rome", "all"), ("ft", "edited"))):
         synthetic(tmp_path / "two", 1.0, editor=editor, plan=plan, task="text", seed=seed)
-    collected = runs.collect(tmp_path / "two")
-    shares = report.shares(collected)
-    assert report.findings(collected, shares, report.varying(shares)) == ["2 runs, 2 seeds"]
+    assert sentences_of(runs.collect(tmp_path / "two")) == ["2 runs, 2 seeds"]
 
 
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):

@@ -8,15 +8,16 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
        notebook/            the executed notebook, as a run
 """
 
-import html
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 import pyarrow
+from IPython.display import HTML
 from pyarrow.parquet import ParquetWriter
 
 from workbench import batch, files, inert, runs
@@ -30,6 +31,7 @@ FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
 SUMMARY = ["mean", "low", "high", "n"]
 KEPT = ("edits kept", "intrinsic kept")  # the series of which a report speaks
 FEWEST = 6  # facts; fewer reach no 5 % in a sign test, however unanimous
+FINDINGS = Path(__file__).with_name("findings.html.j2")
 COLLECT = DATA.parent / "notebooks" / "10_collect.ipynb"  # a wheel has it too
 
 
@@ -117,45 +119,26 @@ def _summary(values: pd.Series) -> pd.Series:
     return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
 
 
-class Findings(list):
-    """Sentences; in a notebook a list of them."""
-
-    def _repr_html_(self) -> str:
-        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self)
-        return f"<ul>{items}</ul>"
-
-
-def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -> Findings:
+def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -> HTML:
     """How many runs and seeds these are, then a sentence for each field, task and series of which
     two values share facts, all else equal: what each value keeps, and which can be told apart.
 
     Two values cannot where the interval of their difference holds 0, or where they share fewer
     than FEWEST facts.
     """
-    counts = {"run": len(collected), "seed": table.seed.nunique()}
-    sentences = [", ".join(f"{n} {name}{'s'[: n != 1]}" for name, n in counts.items())]
+    sentences = []
     kept = table[table.series.isin(KEPT)]
     for name in by:
         split = ["series"] if name == "task" else ["series", "task"]
         for (series, *task), part in kept.groupby(split, observed=True):
             differences = paired(part, by, [name]).to_dict("records")
             if differences or len(by) == 1:
-                under = "".join(f" under {value}" for value in task)
                 means = retention(part, [name]).to_dict("records")
-                values = [f"{row[name]} {_range(row)} of {row['n']}" for row in means]
-                apart = "".join(map(_difference, differences))
-                sentences.append(f"{series}{under}, by {name}: {', '.join(values)}{apart}")
-    return Findings(sentences)
-
-
-def _difference(row: Mapping) -> str:
-    is_open = row["n"] < FEWEST or row["low"] <= 0 <= row["high"]
-    pair = "{of} and {against} cannot be told apart" if is_open else "{of} less {against}"
-    return f"; {pair.format_map(row)} at n = {row['n']}, difference {_range(row)}"
-
-
-def _range(row: Mapping) -> str:
-    return f"{row['mean']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}]"
+                about = {"field": name, "series": series, "task": task}
+                sentences.append(about | {"means": means, "differences": differences})
+    template = jinja2.Template(FINDINGS.read_text("utf-8"), autoescape=True, trim_blocks=True)
+    counts = {"runs": len(collected), "seeds": table.seed.nunique(), "fewest": FEWEST}
+    return HTML(template.render(sentences=sentences, **counts))
 
 
 def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
