@@ -158,6 +158,27 @@ def test_its_presets_are_declared_and_make_a_spec(path):
         assert {"gpt2-xl", "llama-3-8b", "world-large", "smollm2"} <= names
 
 
+def test_an_exercise_waits_for_an_answer_and_does_not_give_it_away(path):
+    cells = [cell for cell in code_cells(path) if "your answer" in cell.source]
+    assert len(cells) == (3 if path.stem == "00_tour" else 0)
+    for cell in cells:
+        name = cell.source.partition(" = ")[0]
+        first, worked_out, judged = cell.source.splitlines()
+        assert first == f"{name} = None  # your answer"
+        assert re.fullmatch(r"answer = teaching\.\w+\([\w., ]+\)", worked_out)
+        assert re.fullmatch(rf'teaching\.check\({name}, answer, "[^"]+"\)', judged)
+
+
+def test_no_solution_is_one_that_comes_of_itself(path):
+    if path.stem == "00_tour":
+        text = (FOLDER / "solutions.md").read_text(encoding="utf-8")
+        solutions = re.findall(r"^    (my_\w+) = (.+)$", text, re.MULTILINE)
+        exercises = re.findall(r"(my_\w+) = None", path.read_text(encoding="utf-8"))
+        assert [name for name, _ in solutions] == exercises
+        degenerate = {"None", "0", "-1", '"none"', '"never"'}
+        assert not degenerate & {answer for _, answer in solutions}
+
+
 def test_it_has_small_values_for_a_quick_run(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     mock = cell.metadata["nbmake"]["mock"]

@@ -16,6 +16,7 @@ from workbench import batch, runs
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.ipynb")) if path.stem != "10_collect"]
+SOLUTIONS = FOLDER / "solutions.md"
 FEW = {"n_edited": 2, "n_intrinsic": 3, "edits_per_model": 2, "max_steps": 2, "eval_every": 2}
 OTHERS = [
     {"model": "world-llama", "editor": "ft", "task": "sentiment", "seed": 3},
@@ -95,46 +96,29 @@ def test_collect_reads_four_runs(tmp_path):
     )
 
 
-def test_the_exercises_of_the_tour_know_the_right_answers(tmp_path):
-    """Answered from what a first run recorded; the answers that stand in the notebook are wrong
-    ones.
-    """
-    tour, few = (
-        nbformat.read(FOLDER / "00_tour.ipynb", as_version=4),
-        {"max_steps": 20, "eval_every": 10},
-    )
-
-    def said(run) -> list[str]:
-        cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
-        return [
-            cell.outputs[-1].data["text/plain"].strip("'")
-            for cell in cells
-            if "# your answer" in cell.source
-        ]
-
-    first = batch.run(FOLDER / "00_tour.ipynb", few, out=tmp_path / "first")
-    assert "Right." not in said(first)
-    own = first.probes[first.probes.group == "edited"].set_index("step")
-    lens = first.lens[
-        (first.lens.fact_id == own.fact_id.iloc[0])
-        & (first.lens.step == -1)
-        & (first.lens.category == "true")
-    ]
-    block = lens[lens["rank"] > 1].layer.max() + 1
-    near = first.probes[(first.probes.group == "neighbourhood") & (first.probes.step == 0)]
-    lost = own[(own.index > 0) & (own.rank_edited > 1)].index
-    answers = {
-        "my_block": block,
-        "my_count": int((~near.retained).sum()),
-        "my_step": lost.min() if len(lost) else -1,
-    }
-    for cell in tour.cells:
-        for name, answer in answers.items():
-            cell.source = re.sub(rf"^{name} = -?\d+", f"{name} = {answer}", cell.source)
+def test_the_solutions_are_right_of_the_tour_as_it_is_shipped(tmp_path):
+    """Filled in they are "Right."; and they are what can be read off the run's tables."""
+    solutions = dict(re.findall(r"^    (my_\w+) = (.+)$", SOLUTIONS.read_text(), re.MULTILINE))
+    tour = nbformat.read(FOLDER / "00_tour.ipynb", as_version=4)
+    exercises = [cell for cell in tour.cells if "# your answer" in cell.source]
+    for cell in exercises:
+        name = cell.source.partition(" = ")[0]
+        cell.source = cell.source.replace("None", solutions[name], 1)
     (tmp_path / "notebooks").mkdir()
     nbformat.write(tour, tmp_path / "notebooks" / "00_tour.ipynb")
-    second = batch.run(tmp_path / "notebooks" / "00_tour.ipynb", few, out=tmp_path / "second")
-    assert said(second) == ["Right."] * 3
+    run = batch.run(tmp_path / "notebooks" / "00_tour.ipynb", out=tmp_path / "runs")
+    cells = nbformat.read(run.folder / "notebook.ipynb", as_version=4).cells
+    judged = [cell.outputs[-1].data["text/plain"] for cell in cells if "# your" in cell.source]
+    assert judged == ["'Right.'"] * 3
+
+    probes = run.probes.set_index(["group", "step"])
+    edited = probes.loc["edited"]
+    lens = run.lens[run.lens.fact_id == edited.fact_id.iloc[0]]
+    wrong = lens.query("step == -1 and category == 'true' and rank > 1")
+    before, after = (probes.loc[("neighbourhood", step)].p_answer.to_numpy() for step in (-1, 0))
+    weak = edited.index[(edited.index > 0) & (edited.p_answer < edited.p_answer[0] / 2)]
+    read_off = [wrong.layer.max() + 1, (before - after).argmax(), weak.min()]
+    assert [int(answer) for answer in solutions.values()] == read_off
 
 
 STEPS = [

@@ -2,7 +2,9 @@
 more than a run at a time.
 """
 
+import html
 import itertools
+import re
 from pathlib import Path
 
 import numpy
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks.synthetic_runs import synthetic
-from workbench import batch, pages, plots, report, runs, sweep
+from workbench import batch, explorer, pages, plots, report, runs, sweep
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -115,6 +117,60 @@ def test_any_field_that_runs_differ_in_keeps_them_apart(tmp_path):
     )
 
 
+def sentences_of(collected: list[runs.Run]) -> list[str]:
+    """What is said of runs, without its markup."""
+    shares = report.shares(collected)
+    markup = report.findings(collected, shares, report.varying(shares)).data
+    sentences = re.findall("(?s)<li>(.*?)</li>", markup)
+    return [html.unescape(re.sub("</?b>", "", sentence)) for sentence in sentences]
+
+
+def test_a_sentence_a_finding_says_what_the_tables_say(folder):
+    collected = runs.collect(folder)
+    shares = report.shares(collected)
+    counts, *sentences = sentences_of(collected)
+    assert counts == "12 runs, 3 seeds"
+    assert len(sentences) == 6  # two series: by editor under each task, by task
+    text = shares[shares.task == "text"]
+    (sentence,) = [one for one in sentences if one.startswith("edits kept under text, by editor: ")]
+    means = report.retention(text, ["editor"]).set_index(["editor", "series"])
+    for editor in ("ft", "rome"):
+        row = means.loc[(editor, "edits kept")]
+        interval = f"{row['mean']:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        assert f"{editor} {interval} of {row.n:.0f}" in sentence
+    differences = report.paired(text, ["editor"]).set_index("series")
+    row = differences.loc["edits kept"]
+    assert row.high < 0
+    interval = f"{row['mean']:.2f} [{row.low:.2f}, {row.high:.2f}]"
+    assert sentence.endswith(f"; rome less ft at n = {row.n:.0f}, difference {interval}")
+    (sentence,) = [one for one in sentences if one.startswith("edits kept, by task: ")]
+    assert "text and facts cannot be told apart at n = " in sentence
+
+
+def two_editors(tmp_path: Path, kept: dict[str, float], facts: int) -> list[str]:
+    """What is said of a run of each editor that keeps this share."""
+    for editor, share in kept.items():
+        synthetic(tmp_path, share, facts, editor=editor, task="text", seed=0)
+    return sentences_of(runs.collect(tmp_path))
+
+
+@pytest.mark.parametrize(("facts", "apart"), [(report.FEWEST - 1, False), (30, True)])
+def test_a_few_facts_tell_nothing_apart_however_unanimous(facts, apart, tmp_path):
+    counts, edits, _ = two_editors(tmp_path, {"ft": 1.0, "rome": 0.0}, facts)
+    assert counts == "2 runs, 1 seed"
+    assert "-1.00 [-1.00, -1.00]" in edits
+    assert ("cannot be told apart" in edits) != apart
+
+
+def test_of_one_run_its_share_is_said_and_of_runs_that_share_no_fact_nothing(tmp_path):
+    counts, edits, _ = two_editors(tmp_path / "one", {"rome": 1.0}, 30)
+    assert counts == "1 run, 1 seed"
+    assert re.fullmatch(r"edits kept under text, by editor: rome 1.00 \[1.00, 1.00\] of \d+", edits)
+    for seed, (editor, plan) in enumerate((("rome", "all"), ("ft", "edited"))):
+        synthetic(tmp_path / "two", 1.0, editor=editor, plan=plan, task="text", seed=seed)
+    assert sentences_of(runs.collect(tmp_path / "two")) == ["2 runs, 2 seeds"]
+
+
 def test_an_unknown_schema_and_an_empty_folder_are_one_clear_line(folder, tmp_path, one_line):
     (tmp_path / "runs" / "new").mkdir(parents=True)
     for text, named in (('{"schema": 99}', "schema 99"), ("", "damaged")):
@@ -142,6 +198,9 @@ def test_the_page_shows_tables_and_figures_and_words_of_the_runs_are_no_markup_a
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     text = page.read_text()
     assert loads(text) == []
+    found = [text.index(part) for part in ("<li>3 runs, 1 seed</li>", "<img alt=", "<table")]
+    assert found == sorted(found)  # what was found opens the page, then figures, then tables
+    assert "no run recorded every position" in text
     assert pages.META in text
     assert text.count("<img alt=") == 6
     assert "edits kept" in text
@@ -155,6 +214,13 @@ def test_the_page_shows_tables_and_figures_and_words_of_the_runs_are_no_markup_a
     assert f"'={EVIL}" in set(differences.field)
     assert differences["mean"].dtype == float
     assert len(pd.read_parquet(page.parent / "probes.parquet")) == 3 * 90 * 4
+
+
+def test_runs_that_recorded_every_position_are_explored_at_the_end(case_study, tmp_path, loads):
+    text = report.report(case_study.folder.parent, tmp_path / "report").read_text()
+    assert loads(text) == ["<script>", "<script>"]  # its data, and what the policy knows by its sum
+    assert text.rindex(explorer.script()) > text.rindex("<img alt=")
+    assert text.count('class="workbench-explorer-data"') == 1
 
 
 @pytest.mark.parametrize(

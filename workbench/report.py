@@ -14,9 +14,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
+from IPython.display import HTML
+from pyarrow.parquet import ParquetWriter
 
 from workbench import batch, files, inert, runs
 from workbench.facts import DATA, BadInput
@@ -27,6 +29,9 @@ EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "ed
 TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")
 FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
 SUMMARY = ["mean", "low", "high", "n"]
+KEPT = ("edits kept", "intrinsic kept")  # the series of which a report speaks
+FEWEST = 6  # facts; fewer reach no 5 % in a sign test, however unanimous
+FINDINGS = Path(__file__).with_name("findings.html.j2")
 COLLECT = DATA.parent / "notebooks" / "10_collect.ipynb"  # a wheel has it too
 
 
@@ -41,10 +46,9 @@ def report(folder: str | Path, out: str | Path = "report") -> Path:
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
         whole = runs.listed(folder)
-    if left_out and not whole:
-        raise BadInput(f"no run can be read; {left_out[0].message}")
     if not whole:
-        raise BadInput(f"{folder}: holds no finished run; make some with `workbench run`")
+        nothing = f"{folder}: holds no finished run; make some with `workbench run`"
+        raise BadInput(f"no run can be read; {left_out[0].message}" if left_out else nothing)
     for note in left_out:
         print(inert.printable(str(note.message)), file=sys.stderr)
     parameters = {"folder": str(folder), "tables": str(out.resolve())}
@@ -67,25 +71,18 @@ def shares(collected: Sequence[Run]) -> pd.DataFrame:
 def _fields(run: Run) -> dict:
     """The fields of a run's Spec as they stand on an axis, and its seed."""
     fields = {name: value_name(run.spec.get(name, "")) for name in FIELDS}
-    for name, value in run.spec.items():
-        if name not in (*FIELDS, *ASIDE):
-            fields[name] = str(value)
-    return fields | {"seed": run.spec.get("seed", 0)}
+    others = {name: str(run.spec[name]) for name in run.spec if name not in (*FIELDS, *ASIDE)}
+    return fields | others | {"seed": run.spec.get("seed", 0)}
 
 
 def varying(table: pd.DataFrame) -> list[str]:
     """The fields in which runs differ of themselves: a task's usual numbers differ with the task,
     and nothing would pair.
     """
+    bring = table.groupby([name for name in BRING if name in table], observed=True)
+    values = table.nunique().where(~table.columns.isin(BROUGHT), bring.nunique().max())
     fields = table.columns.drop(["series", "fact_id", "retained", "seed"])
-    return [name for name in fields if _varies(table, name)] or ["editor"]
-
-
-def _varies(table: pd.DataFrame, name: str) -> bool:
-    if name not in BROUGHT:
-        return table[name].nunique() > 1
-    bring = [other for other in BRING if other in table]
-    return table.groupby(bring, observed=True)[name].nunique().max() > 1
+    return [name for name in fields if values[name] > 1] or ["editor"]
 
 
 def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -97,12 +94,12 @@ def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return groups.apply(_summary).unstack().reset_index().astype({"n": int})
 
 
-def paired(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """For each field, each value against the field's first: the mean difference over facts that
-    both have, all else equal.
+def paired(table: pd.DataFrame, by: Sequence[str], of: Sequence[str] = ()) -> pd.DataFrame:
+    """For each field of `by`, or of those in `of` alone, each value against the field's first: the
+    mean difference over facts that both have, all else equal.
     """
     rows = []
-    for name in by:
+    for name in of or by:
         rest = [other for other in by if other != name]
         facts = table.groupby(["series", *rest, "seed", "fact_id", name], observed=True)
         wide = facts.retained.mean().unstack()
@@ -122,6 +119,28 @@ def _summary(values: pd.Series) -> pd.Series:
     return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
 
 
+def findings(collected: Sequence[Run], table: pd.DataFrame, by: Sequence[str]) -> HTML:
+    """How many runs and seeds these are, then a sentence for each field, task and series of which
+    two values share facts, all else equal: what each value keeps, and which can be told apart.
+
+    Two values cannot where the interval of their difference holds 0, or where they share fewer
+    than FEWEST facts.
+    """
+    sentences = []
+    kept = table[table.series.isin(KEPT)]
+    for name in by:
+        split = ["series"] if name == "task" else ["series", "task"]
+        for (series, *task), part in kept.groupby(split, observed=True):
+            differences = paired(part, by, [name]).to_dict("records")
+            if differences or len(by) == 1:
+                means = retention(part, [name]).to_dict("records")
+                about = {"field": name, "series": series, "task": task}
+                sentences.append(about | {"means": means, "differences": differences})
+    template = jinja2.Template(FINDINGS.read_text("utf-8"), autoescape=True, trim_blocks=True)
+    counts = {"runs": len(collected), "seeds": table.seed.nunique(), "fewest": FEWEST}
+    return HTML(template.render(sentences=sentences, **counts))
+
+
 def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> None:
     """Write tables as CSV, and all probes of the runs as one parquet, into a folder; "" is none."""
     if not str(out):
@@ -130,10 +149,7 @@ def save(collected: Sequence[Run], out: str | Path, **tables: pd.DataFrame) -> N
     for name, table in tables.items():
         inert.write_csv(table, out / f"{name}.csv")
     schema = pyarrow.Schema.from_pandas(_probes(collected[0]), preserve_index=False)
-    with (
-        files.written(out / "probes.parquet") as partial,
-        pyarrow.parquet.ParquetWriter(partial, schema) as writer,
-    ):
+    with files.written(out / "probes.parquet") as partial, ParquetWriter(partial, schema) as writer:
         for run in collected:  # never all at once in memory
             writer.write_table(pyarrow.Table.from_pandas(_probes(run), schema))
 
@@ -143,6 +159,5 @@ def _probes(run: Run) -> pd.DataFrame:
     probes = pd.read_parquet(run.file("probes.parquet"))
     # p_related of facts without a category holds nothing, and no type.
     numbers = {name: "float64" for name in probes if name.startswith("p_")}
-    fields = _fields(run)
-    named = {name: fields[name] for name in (*FIELDS, "seed")}
+    named = pd.Series(_fields(run))[[*FIELDS, "seed"]]
     return probes.astype(numbers).assign(**named, run=run.folder.name)
