@@ -342,7 +342,7 @@ class View {
     const places = [run.place(fact, -1), run.place(fact, 0), place];
     const names = ["before the edit", "edited", named(run.steps[place])];
     // Three stand side by side unless the prompt's tokens could not be read then.
-    this.row.style.setProperty("--narrowest", `${7 + 1.9 * fact.at.length}em`);
+    this.row.style.setProperty("--narrowest", `${6 + 1.7 * fact.at.length}em`);
     this.lenses.forEach((lens, number) => {
       lens.update(run, fact, places[number], mode, names[number], places[number - 1]);
     });
