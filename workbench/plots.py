@@ -200,7 +200,8 @@ def _labels(run: Run, group: str) -> dict[str, str]:
     fact = members.iloc[0]
     answers = {"true": fact.target}
     if group == "edited":
-        answers = {"true": run.about["true"][fact.fact_id], "edited": fact.target}
+        true = run.about.get("true", {}).get(fact.fact_id, "answer")  # older runs do not say it
+        answers = {"true": true, "edited": fact.target}
     return LABELS | {name: _wrapped(f"{answer} ({name})") for name, answer in answers.items()}
 
 
