@@ -158,3 +158,18 @@ runs.read({str(run.folder)!r}).explore()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_is_not_known_is_no_probability_of_zero(run):
+    changed = runs.Run(folder=run.folder, about=run.about)
+    lens, positions = run.lens.copy(), run.positions
+    lens.loc[lens.fact_id == "edited:0-1", "probability"] = float("nan")
+    early = (positions.step == -1) & (positions.position == -8)  # an edit puts it in front later
+    changed.__dict__.update(lens=lens, positions=positions[~early])
+    (header,) = unpacked(Explorer(changed).data)
+    number = {fact["id"]: fact["number"] for fact in header["facts"]}
+    assert (header["lens_p"][number["edited:0-1"]] == explorer.UNKNOWN).all()
+    assert (header["lens_p"][number["edited:0-2"]] <= explorer.ONE).all()
+    assert (header["cell_p"][:, 0, :, 0] == explorer.UNKNOWN).all()
+    assert (header["cell_p"][:, 1, :, 0] <= explorer.ONE).all()
+    assert header["facts"][0]["at"] == list(PROMPT)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks.synthetic_runs import synthetic
-from workbench import batch, explorer, pages, plots, report, runs, sweep
+from workbench import batch, pages, plots, report, runs, sweep
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -219,7 +219,7 @@ def test_the_page_shows_tables_and_figures_and_words_of_the_runs_are_no_markup_a
 def test_runs_that_recorded_every_position_are_explored_at_the_end(case_study, tmp_path, loads):
     text = report.report(case_study.folder.parent, tmp_path / "report").read_text()
     assert loads(text) == ["<script>", "<script>"]  # its data, and what the policy knows by its sum
-    assert text.rindex(explorer.script()) > text.rindex("<img alt=")
+    assert text.rindex(pages.EXPLORER) > text.rindex("<img alt=")
     assert text.count('class="workbench-explorer-data"') == 1
 
 

@@ -147,7 +147,7 @@ def test_a_run_whose_tables_are_not_all_written_is_no_run(tmp_path, one_line, br
 def test_run_json_is_the_last_to_be_written(tmp_path):
     folder = make(tmp_path).folder
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert len(written) == 5
+    assert len(written) == 6
     assert max(written.values()) == written["run.json"]
 
 

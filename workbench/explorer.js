@@ -50,6 +50,11 @@ function shown(text) {
   return text.trim() ? text.trim() : text.includes("\n") ? "\u23ce" : "\u2423";
 }
 
+// A probability as it is packed; one that is not known, or not told apart, is undefined.
+function share(code) {
+  return code === 65535 ? undefined : code / 65534;
+}
+
 function percent(p) {
   return p >= 0.9995 ? "1.00" : p.toFixed(3).replace(/^0/, "");
 }
@@ -128,7 +133,7 @@ class Run {
     const count = this.arrays[ids].shape.at(-1);
     const tokens = [];
     for (let rank = 0; rank < count; rank++) {
-      const p = this.at(ps, ...before, rank) / 65535;
+      const p = share(this.at(ps, ...before, rank));
       tokens.push({ text: this.vocabulary[this.at(ids, ...before, rank)], p });
     }
     return tokens;
@@ -144,11 +149,11 @@ class Run {
   answer(which, fact, place, position, layer) {
     if (position === fact.at.length - 1) return this.answerAtEnd(which, fact, place, layer);
     const name = ["cell_edited", "cell_true"][which];
-    return this.at(name, ...this.cell(fact, place, position, layer)) / 65535;
+    return share(this.at(name, ...this.cell(fact, place, position, layer)));
   }
 
   answerAtEnd(which, fact, place, layer) {
-    return this.at("lens_p", fact.number, place, layer, which) / 65535;
+    return share(this.at("lens_p", fact.number, place, layer, which));
   }
 
   // Probability of a pinned token where the answer is read; none if it is below the ten likeliest.
@@ -156,7 +161,8 @@ class Run {
     if (token === EDITED) return this.answerAtEnd(0, fact, place, layer);
     if (token === TRUE) return this.answerAtEnd(1, fact, place, layer);
     const tokens = this.likeliest(fact, place, fact.at.length - 1, layer);
-    return tokens.find(({ text }) => text === token)?.p;
+    const same = tokens.filter(({ text }) => text.trim() === token);
+    return same.length ? same.reduce((sum, { p }) => sum + p, 0) : undefined;
   }
 }
 
@@ -192,8 +198,8 @@ class Lens {
       let p = top.p;
       if (mode !== "likeliest") p = run.answer(which, fact, place, position, layer);
       if (isChange) p = (1 + p - run.answer(which, fact, earlier, position, layer)) / 2;
-      const [fill, ink] = colours[Math.round(100 * p)];
-      cell.firstChild.data = shown(top.text);
+      const [fill, ink] = colours[Math.round(100 * p)] ?? ["none", "inherit"];
+      cell.firstChild.data = top.p === undefined ? "" : shown(top.text); // not in this prompt yet
       cell.style.cssText = `background:${fill};color:${ink}`;
     }
   }
@@ -234,7 +240,7 @@ class Lens {
   pin(cell) {
     if (!cell) return;
     const { position, layer } = cell.place;
-    this.explorer.pin(this.run.likeliest(this.fact, this.place, position, layer)[0].text);
+    this.explorer.pin(this.run.likeliest(this.fact, this.place, position, layer)[0].text.trim());
   }
 
   key(event) {
@@ -305,7 +311,7 @@ class Chart {
     this.plot.replaceChildren(...parts);
     const words = lines.map(({ name, values }) => {
       const p = values[marked];
-      return `${name} ${p === undefined ? "below the ten likeliest" : percent(p)}`;
+      return `${name} ${p === undefined ? "not known or below the ten likeliest" : percent(p)}`;
     });
     this.plot.setAttribute("aria-label", `${this.label}; at ${names[marked]}: ${words.join(", ")}`);
   }
@@ -349,7 +355,7 @@ class View {
     const last = run.blocks - 1;
     const lines = pins.map((token, number) => ({
       token,
-      name: this.explorer.label(token),
+      name: this.explorer.label(token, fact),
       colour: LINES[number % LINES.length],
       dash: DASHES[number % DASHES.length],
     }));
@@ -374,14 +380,15 @@ class View {
     const masses = fact.clear
       ? `p(${fact.target || fact.true}) ${percent(fact.target ? edited : truth)}` +
         (fact.target ? `, p(${fact.true}) ${percent(truth)}` : "")
-      : "the answers begin with one token, whose probability says nothing of either";
+      : "its answers are not told apart by their first tokens";
     return `${fact.group} fact, ${fact.fate} at the end. ${named(run.steps[place])}: ${masses}.`;
   }
 
   inspect(lens, { position, layer }) {
     const { run, fact, place } = lens;
     const tokens = run.likeliest(fact, place, position, layer);
-    const rows = tokens.map(({ text, p }, rank) =>
+    const there = tokens.filter(({ p }) => p !== undefined);
+    const rows = there.map(({ text, p }, rank) =>
       h("tr", {}, h("td", {}, rank + 1), h("td", {}, shown(text)), h("td", {}, percent(p))),
     );
     const where = `${lens.caption.textContent}, after block ${layer}, at `;
@@ -405,8 +412,11 @@ class Explorer {
     this.facts = run.facts;
     const first = this.facts.find(({ group }) => group === "edited") ?? this.facts[0];
     const start = { model: first.model, fact: first.id, step: run.steps.at(-1), mode: "likeliest" };
-    this.view = { ...start, pins: [EDITED, TRUE], fates: [], words: "", range: [], ...view };
     this.steps = [...new Set(runs.flatMap(({ steps }) => steps))].sort((a, b) => a - b);
+    this.view = { ...start, pins: [EDITED, TRUE], fates: [], words: "", range: [] };
+    for (const [name, value] of Object.entries(view)) {
+      if (this.isSound(name, value)) this.view[name] = value;
+    }
     this.views = runs.map((one) => new View(one, this));
     node.classList.add("workbench-explorer");
     // Plain keys are ours: a notebook in command mode would cut its cell at an X. It looks for the
@@ -414,6 +424,15 @@ class Explorer {
     node.addEventListener("focusin", ({ target }) => (target.dataset.lmSuppressShortcuts = "true"));
     node.replaceChildren(this.controls(), this.strip(), this.heading(), this.pinned(), ...this.views.map((one) => one.node));
     this.draw();
+  }
+
+  // Whether a part of a view, which an address may hold, can be shown.
+  isSound(name, value) {
+    if (name === "step") return this.steps.includes(value);
+    if (name === "mode") return value in MODES;
+    if (name === "fact") return this.facts.some(({ id }) => id === value);
+    if (Array.isArray(this.view[name])) return Array.isArray(value);
+    return typeof value === typeof this.view[name];
   }
 
   set(changes) {
@@ -427,13 +446,13 @@ class Explorer {
     return this.facts.find((one) => one.model === model && one.id === fact) ?? this.facts[0];
   }
 
-  label(token) {
-    if (token === EDITED) return this.fact.target || "edited";
-    return token === TRUE ? this.fact.true || "true" : shown(token);
+  label(token, fact = this.fact) {
+    if (token === EDITED) return fact.target || "edited";
+    return token === TRUE ? fact.true || "true" : shown(token);
   }
 
   pin(token) {
-    const { pins, step } = this.view;
+    const { pins } = this.view;
     const fact = this.fact;
     if (token === fact.target) token = EDITED;
     if (token === fact.true) token = TRUE;
@@ -489,7 +508,7 @@ class Explorer {
       onpointerdown: (event) => (from = over(event)),
       onpointerup: (event) => {
         const to = over(event);
-        const ends = [from, to].sort((a, b) => a - b);
+        const ends = [from ?? -1, to].sort((a, b) => a - b); // one begun elsewhere is no drag
         if (ends[0] >= 0 && from !== to) this.set({ range: ends });
         from = null;
       },
@@ -620,13 +639,19 @@ function boot() {
     place.dataset.shown = "true";
     const name = `explorer${[...document.querySelectorAll(".workbench-explorer-data")].indexOf(place)}`;
     const bytes = Uint8Array.from(atob(place.textContent.trim()), (sign) => sign.charCodeAt(0));
-    const parameters = new URLSearchParams(location.hash.slice(1));
+    const asked = () => new URLSearchParams(location.hash.slice(1)); // others write there too
     const link = (view) => {
+      const parameters = asked();
       parameters.set(name, JSON.stringify(view));
       return `${location.href.split("#")[0]}#${parameters}`;
     };
     const save = (view) => history.replaceState(null, "", link(view));
-    const view = JSON.parse(parameters.get(name) ?? "{}");
+    let view = {};
+    try {
+      view = JSON.parse(asked().get(name) ?? "{}");
+    } catch {
+      // an address that was cut short shows the page as it is at first
+    }
     new Explorer(place.nextElementSibling, await unpack(bytes), view, save, link);
   });
 }

@@ -23,7 +23,7 @@ OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "never h
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
 MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
 ANSWERS = ("edited", "true")
-ONE = 65535  # a probability of 1, in two bytes
+ONE, UNKNOWN = 65534, 65535  # a probability of 1, in two bytes; one that is not known
 ALIGNED = 8  # bytes
 
 
@@ -146,23 +146,28 @@ def _numbered(table: pd.DataFrame, index: pd.MultiIndex) -> pd.DataFrame:
     return table.assign(fact=index.get_indexer(pd.MultiIndex.from_frame(table[KEY])))
 
 
-def _array(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> numpy.ndarray:
-    """The values of a column at their places along the axes, else 0."""
+def _array(
+    table: pd.DataFrame, column: str, axes: Mapping[str, Sequence], empty: int = 0
+) -> numpy.ndarray:
+    """The values of a column at their places along the axes, else what stands for none."""
     places = [pd.Index(values).get_indexer(table[name]) for name, values in axes.items()]
-    array = numpy.zeros([len(values) for values in axes.values()], "uint32")
-    array[tuple(places)] = table[column].fillna(0)
+    array = numpy.full([len(values) for values in axes.values()], empty, "uint32")
+    array[tuple(places)] = table[column].fillna(empty)
     return array
 
 
 def _shares(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> numpy.ndarray:
     """Probabilities, in two bytes each."""
     coded = (table[column] * ONE).round()
-    return _array(table.assign(coded=coded), "coded", axes).astype("uint16")
+    return _array(table.assign(coded=coded), "coded", axes, UNKNOWN).astype("uint16")
 
 
 def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame) -> list[dict]:
     """What is said of each fact; `steps` are its model's, `at` the tokens of its prompt."""
-    first = cells.sort_values("position").drop_duplicates(["fact", "position"])
+    # What an edit puts in front of a prompt is not there before it.
+    first = cells.sort_values(["position", "step"]).drop_duplicates(
+        ["fact", "position"], keep="last"
+    )
     names = {"edited_model": "model", "fact_id": "id", "outcome": "fate"}
     table = facts.reset_index().rename(columns=names)
     edited = table.group == "edited"

@@ -149,7 +149,9 @@ def outcome(run: Run) -> str:
     first = dict(list(probes[probes.step == 0].groupby("group")))
     watched = runs.watched(probes).groupby(["group", "step"]).retained.agg(["sum", "mean", "size"])
     kept = {group: watched.loc[group] for group in watched.index.unique("group")}
-    return TEMPLATES.get_template("outcome.txt.j2").render(first=first, kept=kept, about=run.about)
+    n_watched = probes[probes.group == "intrinsic"].fact_id.nunique()
+    about = {"first": first, "kept": kept, "about": run.about, "n_watched": n_watched}
+    return TEMPLATES.get_template("outcome.txt.j2").render(about)
 
 
 # --- One run

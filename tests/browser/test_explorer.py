@@ -217,6 +217,41 @@ def test_nothing_is_wider_than_the_page(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(
+    "fragment",
+    ["#explorer0=%7Bbroken", '#explorer0={"pins":5,"step":33,"mode":"x","fact":"no such"}'],
+)
+def test_an_address_that_says_nonsense_shows_the_page_as_it_is_at_first(opened, fragment):
+    page = opened(fragment)
+    assert page.locator(".pins button").count() == 2
+    assert (
+        page.get_by_role("slider", name="Checkpoint").get_attribute("aria-valuetext") == "step 40"
+    )
+    assert "<i>Prompt</i> 0" in page.locator(".prompt").inner_text()
+
+
+def test_a_token_pinned_anywhere_is_found_among_the_answers(opened, made):
+    run, _ = made
+    page = opened()
+    row = recorded(run, 40)
+    lens(page, 2).locator("tbody tr").first.locator("td").last.click()
+    over = page.locator("section").first.locator("figure").first.locator("svg")
+    assert f"{row.word} {row.probability:.3f}".replace(" 0.", " .") in over.get_attribute(
+        "aria-label"
+    )
+
+
+def test_a_pointer_that_comes_from_elsewhere_filters_nothing(opened):
+    page = opened()
+    squares = page.get_by_role("listbox").get_by_role("option")
+    place = squares.nth(4).bounding_box()
+    page.mouse.move(700, 300)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 8, place["y"] + 8)
+    page.mouse.up()
+    assert squares.count() == 8
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_in_jupyterlab_it_follows_the_theme_and_keeps_its_keys(lab, open_notebook, made, theme):
