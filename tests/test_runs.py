@@ -565,3 +565,12 @@ def test_runs_that_cannot_be_read_are_left_out_of_a_list_with_a_line(tmp_path):
     (whole(tmp_path, "bad").folder / "lens.parquet").unlink()
     with pytest.warns(UserWarning, match=r"left out: .*bad/lens.parquet: damaged"):
         assert [run.folder.name for run in runs.listed(tmp_path)] == ["good"]
+
+
+def test_the_gap_of_a_merged_adapter_is_of_the_probes_that_are_known():
+    probes = pd.DataFrame(
+        {"edited_model": 0, "step": [0, 8, 8], "p_true": [0.9, 0.5, float("nan")]}
+    )
+    run = runs.Run(folder=Path("nowhere"), about={})
+    run.__dict__.update(probes=probes, merged=pd.DataFrame({"p_true": [0.25, float("nan")]}))
+    assert runs._merged_gap(run) == 0.25

@@ -357,7 +357,8 @@ def _metric_curves(run: Run) -> pd.DataFrame:
 def _merged_gap(run: Run) -> float:
     newest = run.probes.groupby("edited_model").step.transform("max")
     active = run.probes[run.probes.step == newest]
-    return abs(run.merged.p_true.to_numpy() - active.p_true.to_numpy()).max()
+    gaps = pd.Series(run.merged.p_true.to_numpy() - active.p_true.to_numpy())
+    return gaps.abs().max()  # of those that are known
 
 
 def _retained(run: Run, steps: pd.Series) -> dict[str, float]:
