@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks.explorer import ENDS, PROMPT, synthetic_run
 from workbench import explorer, pages, runs
 from workbench.explorer import Explorer
+from workbench.plots import CATEGORIES
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def unpacked(data: bytes) -> list[dict]:
 def test_facts_are_sorted_by_group_and_what_became_of_them(run):
     table = explorer.outcomes(run)
     edited = table[table.group == "edited"]
-    assert list(edited.outcome) == list(explorer.OUTCOMES)
+    assert list(edited.outcome) == [name for name in explorer.OUTCOMES if name != "lost"]
     assert list(edited.index.get_level_values("fact_id")) == [
         f"edited:0-{number}" for number in range(len(ENDS))
     ]
@@ -158,6 +159,24 @@ runs.read({str(run.folder)!r}).explore()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_fact_whose_first_tokens_tell_nothing_is_lost_to_nothing_named(run):
+    probes = run.probes.copy()
+    masses = [f"p_{name}" for name in CATEGORIES]
+    probes.loc[probes.fact_id.isin(["edited:0-0", "edited:0-1", "edited:0-4"]), masses] = None
+    changed = runs.Run(folder=run.folder, about=run.about)
+    changed.__dict__["probes"] = probes
+    fate = explorer.outcomes(changed).outcome.droplevel("edited_model")
+    assert (fate["edited:0-0"], fate["edited:0-1"]) == ("kept", "lost")
+    assert (fate["edited:0-2"], fate["edited:0-4"]) == ("back to true", "never held")
+
+
+def test_a_view_is_linked_to_where_there_is_a_page(run):
+    assert unpacked(Explorer(run).data)[0]["page"] == ""
+    files = {**run.about["files"], "notebook.html": {}}
+    paged = runs.Run(folder=run.folder, about={**run.about, "files": files})
+    assert unpacked(Explorer(paged).data)[0]["page"] == "one/notebook.html"
 
 
 def test_what_is_not_known_is_no_probability_of_zero(run):

@@ -9,6 +9,7 @@ const FATES = {
   "lost to related": ["R", "#e69f00"],
   "back to true": ["T", "#56b4e9"],
   "lost to other": ["O", "#cc79a7"],
+  lost: ["?", "#f0e442"], // to what, the first tokens of its answers do not tell
   "never held": ["N", "#999999"],
 };
 const LINES = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
@@ -45,9 +46,10 @@ function assign(node, attributes) {
   }
 }
 
-// What cannot be seen is shown by a sign.
+// What cannot be seen is shown by a sign, or by its number.
 function shown(text) {
-  return text.trim() ? text.trim() : text.includes("\n") ? "\u23ce" : "\u2423";
+  if (!text.trim()) return text.includes("\n") ? "\u23ce" : "\u2423";
+  return text.trim().replace(/\p{C}/gu, (sign) => `\\u{${sign.codePointAt(0).toString(16)}}`);
 }
 
 // A probability as it is packed; one that is not known, or not told apart, is undefined.
@@ -429,9 +431,12 @@ class Explorer {
   // Whether a part of a view, which an address may hold, can be shown.
   isSound(name, value) {
     if (name === "step") return this.steps.includes(value);
-    if (name === "mode") return value in MODES;
+    if (name === "mode") return Object.hasOwn(MODES, value);
     if (name === "fact") return this.facts.some(({ id }) => id === value);
-    if (Array.isArray(this.view[name])) return Array.isArray(value);
+    const kind = name === "range" ? "number" : "string"; // of what a list holds
+    if (Array.isArray(this.view[name])) {
+      return Array.isArray(value) && value.every((one) => typeof one === kind);
+    }
     return typeof value === typeof this.view[name];
   }
 
@@ -494,7 +499,8 @@ class Explorer {
     const over = (event) => this.squares.indexOf(event.target.closest(".square"));
     this.squares = this.facts.map((fact, number) => {
       const [letter, colour] = FATES[fact.fate];
-      const label = `${fact.prompt} ${fact.target || fact.true}: ${fact.group}, ${fact.fate}`;
+      const answer = fact.target || fact.true;
+      const label = `${fact.prompt} ${answer}: ${fact.group}${this.which(fact)}, ${fact.fate}`;
       const looks = { class: "square", role: "option", tabindex: -1, title: label };
       const style = `background:${colour}`;
       const pick = () => this.set({ model: fact.model, fact: fact.id });
@@ -515,6 +521,12 @@ class Explorer {
       onkeydown: (event) => this.key(event),
     };
     return h("div", { class: "strip", role: "listbox", "aria-label": "Facts", ...brush }, ...groups);
+  }
+
+  // An intrinsic fact is watched in each of several edited models.
+  which(fact) {
+    const models = new Set(this.facts.map(({ model }) => model));
+    return models.size > 1 ? ` in model ${fact.model}` : "";
   }
 
   heading() {
@@ -601,7 +613,7 @@ class Explorer {
     this.slider.setAttribute("aria-valuetext", named(step));
     this.stepName.textContent = named(step);
     const arrow = fact.target ? `${fact.true} \u2192 ${fact.target}` : fact.true;
-    this.prompt.textContent = `${fact.prompt} \u2026 ${arrow}`;
+    this.prompt.textContent = `${fact.prompt} \u2026 ${arrow}${this.which(fact)}`;
     const chips = pins.map((token, index) => {
       const line = svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, stroke: LINES[index % LINES.length],
         "stroke-width": 3, "stroke-dasharray": DASHES[index % DASHES.length] });
@@ -624,7 +636,11 @@ async function render({ model, el }) {
     model.set("view", { ...view });
     model.save_changes();
   };
-  const link = (view) => `${runs[0].page}#explorer0=${encodeURIComponent(JSON.stringify(view))}`;
+  const link = (view) => {
+    const words = JSON.stringify(view);
+    const { page } = runs[0]; // a run made in a notebook has none
+    return page ? `${page}#explorer0=${encodeURIComponent(words)}` : `run.explore(view=${words})`;
+  };
   const explorer = new Explorer(el, runs, model.get("view"), save, link);
   return () => explorer.pause();
 }

@@ -19,12 +19,13 @@ import traitlets
 from workbench.plots import CATEGORIES
 from workbench.runs import Run
 
-OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "never held")
+OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "lost", "never held")
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
 MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
 ANSWERS = ("edited", "true")
 ONE, UNKNOWN = 65534, 65535  # a probability of 1, in two bytes; one that is not known
 ALIGNED = 8  # bytes
+EMPTY = "<div>The explorer is drawn here by a script: trust this notebook, or open its page.</div>"
 
 
 def outcomes(run: Run) -> pd.DataFrame:
@@ -39,10 +40,11 @@ def outcomes(run: Run) -> pd.DataFrame:
     last = probes.groupby(KEY).tail(1)
     held = probes[probes.step == 0].retained.reindex(last.index).astype(bool)
     masses = last[[f"p_{name}" for name in CATEGORIES]].fillna(0)
-    most = masses.idxmax(axis=1).mask(masses.sum(axis=1) == 0)  # else no mass is known
+    most = masses.idxmax(axis=1)
     outcome = pd.Series("lost to other", last.index)
     outcome[most == "p_related"] = "lost to related"
     outcome[(most == "p_true") & (last.group == "edited")] = "back to true"
+    outcome[masses.sum(axis=1) == 0] = "lost"  # to what, first tokens do not tell
     outcome[~held] = "never held"
     outcome[last.retained.astype(bool)] = "kept"
     table = last[["group", "prompt", "target"]]
@@ -77,9 +79,8 @@ class Explorer(anywidget.AnyWidget):
         """The explorer as markup that needs neither a kernel nor anything from outside."""
         data = base64.b64encode(self.data).decode()
         holder = f'<script type="text/plain" class="workbench-explorer-data">{data}</script>'
-        looks = f"<style>{LOOKS.read_text('utf-8')}</style>"
         script = f'<script type="module">{MODULE.read_text("utf-8")}</script>'
-        return f"<div>{looks}{holder}<div></div></div>{script}"
+        return f"<div><style>{LOOKS.read_text('utf-8')}</style>{holder}{EMPTY}</div>{script}"
 
 
 # --- A run, packed
@@ -130,7 +131,7 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     header = {
         "name": run.folder.name,
         "caption": _caption(run),
-        "page": f"{run.folder.name}/notebook.html",
+        "page": f"{run.folder.name}/notebook.html" if "notebook.html" in run.files else "",
         "blocks": len(blocks),
         "edited": run.about["layers"],
         "steps": steps,

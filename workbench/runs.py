@@ -357,8 +357,8 @@ def _metric_curves(run: Run) -> pd.DataFrame:
 def _merged_gap(run: Run) -> float:
     newest = run.probes.groupby("edited_model").step.transform("max")
     active = run.probes[run.probes.step == newest]
-    gaps = pd.Series(run.merged.p_true.to_numpy() - active.p_true.to_numpy())
-    return gaps.abs().max()  # of those that are known
+    # of those that are known
+    return run.merged.p_true.sub(active.p_true.reset_index(drop=True)).abs().max()
 
 
 def _retained(run: Run, steps: pd.Series) -> dict[str, float]:

@@ -219,7 +219,11 @@ def test_nothing_is_wider_than_the_page(opened, width):
 
 @pytest.mark.parametrize(
     "fragment",
-    ["#explorer0=%7Bbroken", '#explorer0={"pins":5,"step":33,"mode":"x","fact":"no such"}'],
+    [
+        "#explorer0=%7Bbroken",
+        '#explorer0={"pins":5,"step":33,"mode":"x","fact":"no such"}',
+        '#explorer0={"pins":[5],"mode":"constructor","fates":[null],"range":["a"]}',
+    ],
 )
 def test_an_address_that_says_nonsense_shows_the_page_as_it_is_at_first(opened, fragment):
     page = opened(fragment)
