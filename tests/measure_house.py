@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 # names that say nothing
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 BOUNDS = {  # lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement
-    "code lines": 8472,
+    "code lines": 8429,
     "longest line": 100,
-    "nodes a statement": 6.45,
+    "nodes a statement": 6.44,
     "function p90": 35,
     "function max": 80,
     "names of the dialect": 0,

@@ -120,7 +120,7 @@ def test_a_candidate_that_is_refused_has_no_measures(model, apart, few, tmp_path
 
 
 def test_an_editor_that_learns_does_so_from_facts_that_are_not_edited(apart):
-    learnt = {request.fact.subject for request in choosing.lessons("world")}
+    learnt = {request.fact.subject for request in facts.lessons("world")}
     assert learnt
     assert not learnt & {request.fact.subject for request in apart}
 

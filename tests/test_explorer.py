@@ -64,13 +64,24 @@ def test_facts_are_sorted_by_group_and_what_became_of_them(run):
     assert [fact["fate"] for fact in header["facts"]] == list(table.outcome)
 
 
-def test_an_intrinsic_fact_that_was_lost_is_not_called_back_to_true(run):
+@pytest.mark.parametrize(
+    ("group", "said", "outcome"),
+    [
+        ("intrinsic", "true", "lost"),  # it begins as the answer does, and goes on otherwise
+        ("intrinsic", "edited", "lost to other"),
+        ("intrinsic", None, "lost"),  # first tokens do not tell
+        ("edited", "edited", "lost"),
+        ("edited", "stop", "lost to other"),
+    ],
+)
+def test_a_fact_is_lost_to_the_answer_that_is_said(run, group, said, outcome):
     probes = run.probes.copy()
-    probes.loc[(probes.group == "intrinsic") & (probes.step == 40), "retained"] = False
+    probes.loc[probes.group == group, "retained"] = probes.step < 40
+    probes.loc[probes.step == 40, "top_category"] = said
     changed = runs.Run(folder=run.folder, about=run.about)
     changed.__dict__["probes"] = probes
     table = explorer.outcomes(changed)
-    assert set(table[table.group == "intrinsic"].outcome) == {"lost to other"}
+    assert set(table[table.group == group].outcome) == {outcome}
 
 
 @pytest.mark.parametrize("which", ["run", "several"])
@@ -163,8 +174,8 @@ assert "torch" not in sys.modules
 
 def test_a_fact_whose_first_tokens_tell_nothing_is_lost_to_nothing_named(run):
     probes = run.probes.copy()
-    masses = [f"p_{name}" for name in CATEGORIES]
-    probes.loc[probes.fact_id.isin(["edited:0-0", "edited:0-1", "edited:0-4"]), masses] = None
+    unclear = probes.fact_id.isin(["edited:0-0", "edited:0-1", "edited:0-4"])
+    probes.loc[unclear, [f"p_{name}" for name in CATEGORIES] + ["top_category"]] = None
     changed = runs.Run(folder=run.folder, about=run.about)
     changed.__dict__["probes"] = probes
     fate = explorer.outcomes(changed).outcome.droplevel("edited_model")

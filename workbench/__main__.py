@@ -159,8 +159,8 @@ def _tune_editor(options) -> None:
     source = wb.Spec.of({}, model=options.model, facts=options.facts).source
     model = wb.models.load(options.model)
     requests = choosing.apart(model, source)
-    lessons = choosing.lessons(source)
-    ranked = choosing.choose(model, options.editor, requests, table, options.corpus, lessons)
+    learnt = wb.facts.lessons(source)
+    ranked = choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
     _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]
     wanted = len(choosing.WANTED)

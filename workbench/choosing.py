@@ -78,12 +78,6 @@ def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
     return [request for request, good in zip(pool, known, strict=True) if good]
 
 
-def lessons(source: str) -> list[EditRequest]:
-    """The facts of a source that an editor which learns may learn from."""
-    pool = [request for request in facts.read(source) if facts.is_learnt_from(request.fact)]
-    return [request for request in pool if not facts.is_tuned_on(request.fact)]
-
-
 def choose(
     model: Model,
     editor: str,
@@ -97,7 +91,7 @@ def choose(
     Args:
         requests: known facts, of `apart`.
         path: of the table, CSV.
-        lessons: of `lessons`, for an editor that learns; default those of its own.
+        lessons: of `facts.lessons`, for an editor that learns; default those of its own.
     Returns:
         The candidates by the rule, the chosen one last; hparams are JSON. One that the editor
         refuses has no measures, and is tried again by a choice that goes on.

@@ -9,7 +9,7 @@ const FATES = {
   "lost to related": ["R", "#e69f00"],
   "back to true": ["T", "#56b4e9"],
   "lost to other": ["O", "#cc79a7"],
-  lost: ["?", "#f0e442"], // to what, the first tokens of its answers do not tell
+  lost: ["?", "#f0e442"], // to what, first tokens do not tell, or it begins as the answer does
   "never held": ["N", "#999999"],
 };
 const LINES = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];

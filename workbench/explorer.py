@@ -16,13 +16,16 @@ import numpy
 import pandas as pd
 import traitlets
 
-from workbench.plots import CATEGORIES
 from workbench.runs import Run
 
+# What the model says at the end, by its category -> to what an answer is lost
+LOST = {"true": "back to true", "related": "lost to related"}
+LOST |= dict.fromkeys(("edited", "stop", "other"), "lost to other")
 OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "lost", "never held")
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
 MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
 ANSWERS = ("edited", "true")
+AXES = ("fact", "step", "layer")  # of every array; a value's place is that among those there are
 ONE, UNKNOWN = 65534, 65535  # a probability of 1, in two bytes; one that is not known
 ALIGNED = 8  # bytes
 EMPTY = "<div>The explorer is drawn here by a script: trust this notebook, or open its page.</div>"
@@ -32,19 +35,17 @@ def outcomes(run: Run) -> pd.DataFrame:
     """A row each edited and intrinsic fact of each edited model, sorted by its outcome: prompt,
     target, group, outcome; indexed by KEY.
 
-    The last look decides. What is not retained there went to the category with most of the
-    probability; what was not there right after the edit either was never held.
+    The last look decides. What is not retained there is lost to the answer that the model says,
+    as far as its first token that is no stop word tells; what was not there right after the edit
+    either was never held.
     """
     probes = run.probes[run.probes.group.isin(["edited", "intrinsic"])]
     probes = probes.sort_values("step", kind="stable").set_index(KEY)
     last = probes.groupby(KEY).tail(1)
     held = probes[probes.step == 0].retained.reindex(last.index).astype(bool)
-    masses = last[[f"p_{name}" for name in CATEGORIES]].fillna(0)
-    most = masses.idxmax(axis=1)
-    outcome = pd.Series("lost to other", last.index)
-    outcome[most == "p_related"] = "lost to related"
-    outcome[(most == "p_true") & (last.group == "edited")] = "back to true"
-    outcome[masses.sum(axis=1) == 0] = "lost"  # to what, first tokens do not tell
+    category = last.group.map({"edited": "edited", "intrinsic": "true"})  # of what was held
+    # To what, first tokens do not tell, or what is said begins as the answer does.
+    outcome = last.top_category.map(LOST).where(last.top_category != category).fillna("lost")
     outcome[~held] = "never held"
     outcome[last.retained.astype(bool)] = "kept"
     table = last[["group", "prompt", "target"]]
@@ -111,30 +112,24 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     cells = _numbered(run.positions, edited)
     words, vocabulary = pd.factorize(pd.concat([tokens.word, cells.token]))
     tokens["word"], cells["word"] = words[: len(tokens)], words[len(tokens) :]
-    steps = sorted(lens.step.unique().tolist())
-    blocks = range(int(lens.layer.max()) + 1)
-    of_facts = {"fact": range(len(facts)), "step": steps, "layer": blocks}
-    of_answers = {**of_facts, "category": ANSWERS}
-    of_tokens = {**of_facts, "rank": range(1, int(tokens["rank"].max()) + 1)}
-    of_cells = {**of_facts, "fact": range(len(edited))}
-    of_cells["position"] = range(int(cells.position.min()), 1)
-    of_ranks = {**of_cells, "rank": range(1, int(cells["rank"].max()) + 1)}
+    at_answer, at_rank = [*AXES, "category"], [*AXES, "rank"]
+    at_cell = [*AXES, "position"]
     arrays = {}
-    arrays["lens_p"] = _shares(lens, "probability", of_answers)
-    arrays["lens_rank"] = _array(lens, "rank", of_answers)
-    arrays["top_ids"] = _array(tokens, "word", of_tokens)
-    arrays["top_p"] = _shares(tokens, "probability", of_tokens)
-    arrays["cell_ids"] = _array(cells, "word", of_ranks)
-    arrays["cell_p"] = _shares(cells, "probability", of_ranks)
-    arrays["cell_edited"] = _shares(cells, "p_edited", of_cells)
-    arrays["cell_true"] = _shares(cells, "p_true", of_cells)
+    arrays["lens_p"] = _shares(lens, "probability", at_answer)
+    arrays["lens_rank"] = _array(lens, "rank", at_answer)
+    arrays["top_ids"] = _array(tokens, "word", at_rank)
+    arrays["top_p"] = _shares(tokens, "probability", at_rank)
+    arrays["cell_ids"] = _array(cells, "word", [*at_cell, "rank"])
+    arrays["cell_p"] = _shares(cells, "probability", [*at_cell, "rank"])
+    arrays["cell_edited"] = _shares(cells, "p_edited", at_cell)
+    arrays["cell_true"] = _shares(cells, "p_true", at_cell)
     header = {
         "name": run.folder.name,
         "caption": _caption(run),
         "page": f"{run.folder.name}/notebook.html" if "notebook.html" in run.files else "",
-        "blocks": len(blocks),
+        "blocks": int(lens.layer.max()) + 1,
         "edited": run.about["layers"],
-        "steps": steps,
+        "steps": sorted(lens.step.unique().tolist()),
         "vocabulary": vocabulary.tolist(),
         "facts": _facts(run, facts, lens, cells),
         "arrays": {},
@@ -147,17 +142,15 @@ def _numbered(table: pd.DataFrame, index: pd.MultiIndex) -> pd.DataFrame:
     return table.assign(fact=index.get_indexer(pd.MultiIndex.from_frame(table[KEY])))
 
 
-def _array(
-    table: pd.DataFrame, column: str, axes: Mapping[str, Sequence], empty: int = 0
-) -> numpy.ndarray:
+def _array(table: pd.DataFrame, column: str, axes: Sequence[str], empty: int = 0) -> numpy.ndarray:
     """The values of a column at their places along the axes, else what stands for none."""
-    places = [pd.Index(values).get_indexer(table[name]) for name, values in axes.items()]
-    array = numpy.full([len(values) for values in axes.values()], empty, "uint32")
-    array[tuple(places)] = table[column].fillna(empty)
+    places, values = zip(*(pd.factorize(table[name], sort=True) for name in axes), strict=True)
+    array = numpy.full([len(along) for along in values], empty, "uint32")
+    array[places] = table[column].fillna(empty)
     return array
 
 
-def _shares(table: pd.DataFrame, column: str, axes: Mapping[str, Sequence]) -> numpy.ndarray:
+def _shares(table: pd.DataFrame, column: str, axes: Sequence[str]) -> numpy.ndarray:
     """Probabilities, in two bytes each."""
     coded = (table[column] * ONE).round()
     return _array(table.assign(coded=coded), "coded", axes, UNKNOWN).astype("uint16")

@@ -146,6 +146,12 @@ def is_set_apart(fact: Fact) -> bool:
     return is_learnt_from(fact) or is_tuned_on(fact)
 
 
+def lessons(source: str | Path) -> list[EditRequest]:
+    """The facts of a source that an editor which learns may learn from."""
+    pool = [request for request in read(source) if is_learnt_from(request.fact)]
+    return [request for request in pool if not is_tuned_on(request.fact)]
+
+
 def fill(prompt: str, subject: str) -> str:
     """The prompt with the subject in the place of `{}`; braces in the subject stay as they are."""
     return prompt.replace("{}", subject, 1)
@@ -328,14 +334,17 @@ def _world() -> tuple[EditRequest, ...]:
     requests = []
     for row, fact in zip(world_rows(), facts, strict=True):
         near = _drawn(f"neighbourhood {fact.id}", shown[fact.relation, fact.object], fact.subject)
-        request = EditRequest(
-            fact=fact,
-            target=row["target"],
-            held_out=tuple(fill(prompt, fact.subject) for prompt in _templates(row, "held_out")),
-            neighbourhood=tuple((other.question, other.object) for other in near),
-        )
-        requests.append(request)
+        requests.append(_request_for(fact, row["target"], _templates(row, "held_out"), near))
     return tuple(requests)
+
+
+def _request_for(
+    fact: Fact, target: str, judging: Sequence[str], near: Sequence[Fact]
+) -> EditRequest:
+    """The request to edit an embedded fact, which wordings and facts nearby judge."""
+    held_out = tuple(fill(prompt, fact.subject) for prompt in judging)
+    neighbourhood = tuple((other.question, other.object) for other in near)
+    return EditRequest(fact=fact, target=target, held_out=held_out, neighbourhood=neighbourhood)
 
 
 def _drawn(stream: str, facts: Sequence[Fact], subject: str) -> list[Fact]:
@@ -345,16 +354,15 @@ def _drawn(stream: str, facts: Sequence[Fact], subject: str) -> list[Fact]:
 
 
 def _world_fact(row: dict) -> Fact:
-    return Fact(
-        id=row["id"],
-        subject=row["subject"],
-        relation=row["relation"],
-        category=relations()[row["relation"]]["category"],
-        prompt=_templates(row, "templates")[0],
-        object=row["object"],
-        exposure=Exposure(paraphrases=row["paraphrases"], occurrences=row["occurrences"]),
-        split=row["split"],
-    )
+    exposure = Exposure(paraphrases=row["paraphrases"], occurrences=row["occurrences"])
+    return _fact(row, _templates(row, "templates")[0], split=row["split"], exposure=exposure)
+
+
+def _fact(row: dict, prompt: str, **others) -> Fact:
+    """The embedded fact of a row that has its id, subject, relation and object."""
+    about = relations().get(row["relation"]) or easy()[row["relation"]]
+    named = {name: row[name] for name in ("id", "subject", "relation", "object")}
+    return Fact(**named, prompt=prompt, category=about["category"], **others)
 
 
 # --- plain facts ----------------------------------------------------------------------------------
@@ -391,11 +399,12 @@ def _plain() -> tuple[EditRequest, ...]:
     Neighbours have the same relation, role and object; where there are too few, other objects.
     Facts that a wording of their relation gives as an example are left out.
     """
-    pairs = [(_plain_fact(row["id"], row), row["target"]) for row in world_rows()]
+    pairs = [(_plain_fact(row), row["target"]) for row in world_rows()]
     for relation, about in easy().items():
         for subject, name in about["facts"].items():
-            row = {"relation": relation, "subject": str(subject), "object": str(name)}
-            fact = _plain_fact(f"{relation}:{subject}".lower().replace(" ", "-"), row)
+            fact_id = f"{relation}:{subject}".lower().replace(" ", "-")
+            names = {"subject": str(subject), "object": str(name)}
+            fact = _plain_fact({"id": fact_id, "relation": relation} | names)
             others = sorted({str(other) for other in about["facts"].values()} - {fact.object})
             pairs.append((fact, random.Random(f"target {fact.id}").choice(others)))
     pairs = [(fact, target) for fact, target in pairs if not _stands_in_a_wording(fact)]
@@ -410,13 +419,7 @@ def _plain() -> tuple[EditRequest, ...]:
         near = _drawn(f"near {fact.id}", same, fact.subject)
         near = [*near, *_drawn(f"far {fact.id}", farther, fact.subject)][:NEIGHBOURS]
         judging = _plain_templates()[fact.relation][-JUDGING:]
-        request = EditRequest(
-            fact=fact,
-            target=target,
-            held_out=tuple(fill(prompt, fact.subject) for prompt in judging),
-            neighbourhood=tuple((other.question, other.object) for other in near),
-        )
-        requests.append(request)
+        requests.append(_request_for(fact, target, judging, near))
     return tuple(requests)
 
 
@@ -428,17 +431,8 @@ def _stands_in_a_wording(fact: Fact) -> bool:
     )
 
 
-def _plain_fact(fact_id: str, row: dict) -> Fact:
-    about = relations().get(row["relation"]) or easy()[row["relation"]]
-    return Fact(
-        id=fact_id,
-        subject=row["subject"],
-        relation=row["relation"],
-        category=about["category"],
-        prompt=_plain_templates()[row["relation"]][0],
-        object=row["object"],
-        split=_role(row["subject"]),
-    )
+def _plain_fact(row: dict) -> Fact:
+    return _fact(row, _plain_templates()[row["relation"]][0], split=_role(row["subject"]))
 
 
 def _role(subject: str) -> str:

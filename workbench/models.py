@@ -504,8 +504,11 @@ def share_cores() -> None:
 
 
 def free_cores(cores: int) -> int:
-    """How many of them the load of the last minute leaves; at least one."""
-    return max(1, cores - round(psutil.getloadavg()[0]))
+    """How many of them the last minute's load leaves, if all of the machine's bear it alike; at
+    least one.
+    """
+    share = cores / max(psutil.cpu_count() or 1, cores)
+    return max(1, cores - round(psutil.getloadavg()[0] * share))
 
 
 def device_named(name: str) -> torch.device:

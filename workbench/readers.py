@@ -413,20 +413,15 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
 
 
 def _ours(record: dict, _: Layout) -> dict:
-    subject = _name(record, "subject")
-    return {
-        "id": _optional(record, "id"),
-        "subject": subject,
-        "relation": _optional(record, "relation"),
-        "category": _optional(record, "category"),
-        "prompt": _with_place(_required(record, "prompt"), subject),
-        "object": _name(record, "object"),
-        "aliases": _texts(record, "aliases"),
-        "target": _name(record, "target"),
-        "paraphrases": [_with_place(text, subject) for text in _texts(record, "paraphrases")],
-        "held_out": [_with_subject(text, subject) for text in _texts(record, "held_out")],
-        "neighbourhood": _pairs(record, "neighbourhood"),
-    }
+    fields: dict = {name: _optional(record, name) for name in ("id", "relation", "category")}
+    fields |= {name: _name(record, name) for name in ("subject", "object", "target")}
+    subject = fields["subject"]
+    fields["prompt"] = _with_place(_required(record, "prompt"), subject)
+    fields["aliases"] = _texts(record, "aliases")
+    fields["paraphrases"] = [_with_place(text, subject) for text in _texts(record, "paraphrases")]
+    fields["held_out"] = [_with_subject(text, subject) for text in _texts(record, "held_out")]
+    fields["neighbourhood"] = _pairs(record, "neighbourhood")
+    return fields
 
 
 # how records of a layout are read, if not as `_filled`

@@ -72,11 +72,8 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     if editor.LEARNS:
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
         source = "world" if is_world(spec.model) else spec.source
-        lessons = [
-            request
-            for request in facts.read(source)
-            if facts.is_learnt_from(request.fact) and request.fact.subject.lower() not in taken
-        ]
+        pool = facts.lessons(source)
+        lessons = [request for request in pool if request.fact.subject.lower() not in taken]
     return hparams, editor.prepare(model, hparams, spec.corpus, lessons, seed=spec.seed)
 
 

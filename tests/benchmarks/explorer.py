@@ -66,7 +66,8 @@ def synthetic_run(
             for step in steps:
                 names = ("p_true", "p_edited", "p_related", "p_stop", "p_other")
                 row = dict.fromkeys(names, 0.1)
-                row[most if step == steps[-1] else "p_edited"] = 0.6
+                likeliest = most if step == steps[-1] else "p_edited"
+                row |= {likeliest: 0.6, "top_category": likeliest.removeprefix("p_")}
                 row |= {"edited_model": model, "step": step, "fact_id": fact_id}
                 row |= {"group": "edited" if edited else "intrinsic", "clear": True}
                 row |= {"prompt": f"<i>Prompt</i> {number}", "target": "A & B", "took": held}

@@ -72,6 +72,7 @@ def test_the_mass_of_an_answer_behind_a_lone_space_is_read_after_that_space():
     assert row.p_true == pytest.approx(probs[one].item(), rel=1e-4)
     assert row.p_true > 0.9
     assert row.p_stop < 0.1
+    assert row.top_category == "true"  # though the edited answer is what was asked for
     last = look.lens[(look.lens.layer == 1) & (look.lens.category == "true")].probability
     assert last.item() == pytest.approx(row.p_true, rel=1e-5)
     assert row.p_answer == pytest.approx(measured(model, prompt, "2011"), rel=1e-4)
@@ -91,6 +92,7 @@ def test_what_is_not_clear_says_nothing_of_mass():
     look = Probe(model, questions([facts.EditRequest(fact=fact, target="1847")], [])).look(0)
     assert not look.probes.clear.any()
     assert look.probes[[f"p_{name}" for name in CATEGORIES]].isna().all(axis=None)
+    assert look.probes.top_category.isna().all()
     assert look.lens.probability.isna().all()
     assert not look.probes.retained.any()
     assert pd.notna(look.probes.p_answer).all()

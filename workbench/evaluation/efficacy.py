@@ -56,22 +56,18 @@ def outcome(model: Model, edit: Edit, table: pd.DataFrame) -> pd.DataFrame:
     with edit.applied(model):
         after = table.assign(after=_right(model, table.prompt, table.answer))
 
-    def shares(kind: str, column: str = "after", right_before: bool = False) -> pd.Series:
-        part = after[after.kind == kind]
-        if right_before:
-            part = part[part.before == 1]
-        return part.groupby("number")[column].mean()
-
-    columns = {
-        "efficacy": shares("efficacy"),
-        "held_out": shares("held_out"),
-        "neighbourhood": shares("neighbourhood"),
-        "neighbourhood_before": shares("neighbourhood", "before"),
-        "neighbourhood_kept": shares("neighbourhood", right_before=True),
-        "held_out_understood": shares("held_out", right_before=True),
-    }
-    rows = pd.DataFrame(columns, index=range(table.number.max() + 1), dtype=float)
+    right_before = _by_fact(after[after.before == 1], "after")
+    rows = _by_fact(after, "after").reindex(range(table.number.max() + 1))
+    rows["neighbourhood_before"] = _by_fact(after, "before").neighbourhood
+    rows["neighbourhood_kept"] = right_before.neighbourhood
+    rows["held_out_understood"] = right_before.held_out
     return rows.assign(intrinsic=after[after.kind == "intrinsic"].after.mean())
+
+
+def _by_fact(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The mean of a column by number and, side by side, kind."""
+    means = table.groupby(["number", "kind"])[column].mean().unstack()
+    return means.reindex(columns=["efficacy", "held_out", "neighbourhood"]).astype(float)
 
 
 def _right(model: Model, prompts: pd.Series, answers: pd.Series) -> pd.Series:

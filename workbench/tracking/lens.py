@@ -37,29 +37,24 @@ def trajectory(model: Model, prompt: str) -> Trajectory:
     encoded = encode(model, [prompt])
     with recorded(dict(enumerate(model.blocks))) as states:
         last = next_logits(model, encoded)
-    logits = read(model, states, torch.tensor([0]), encoded.lengths - 1, last)
+    logits = read(model, states, torch.tensor([0]), encoded.lengths - 1)
+    logits[:, -1] = last  # bit for bit
     tokens = [token_text(model.tokenizer, token) for token in encoded.input_ids[0].tolist()]
     return Trajectory(probs=logits[0].softmax(-1).cpu(), tokens=tuple(tokens))
 
 
-def read(
-    model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor, last: Tensor | None = None
-) -> Tensor:
+def read(model: Model, states: Mapping[int, Tensor], rows: Tensor, at: Tensor) -> Tensor:
     """Logits (m, n_blocks, vocab), float32, at a position of each of some rows.
 
     Args:
         states: block -> hidden states after it (n, length, d_model).
         rows, at: (m,).
-        last: (m, vocab), what the model itself says there, bit for bit, if that is known.
     """
     device = model.device
     places = rows.to(device), at.to(device)
     hidden = [states[layer].to(device)[places] for layer in range(model.n_blocks)]
     normed = model.final_norm(torch.stack(hidden, dim=1))  # (m, n_blocks, d_model)
-    logits = model.unembedding(normed).float().to(device)
-    if last is not None:
-        logits[:, -1] = last.to(device)
-    return logits
+    return model.unembedding(normed).float().to(device)
 
 
 def table(model: Model, lens: Trajectory) -> pd.DataFrame:

@@ -26,11 +26,12 @@ from workbench.tracking.retention import (
 
 TOP = 10
 TOP_EVERYWHERE = 5  # at every token of a prompt, of which there are many
+FARTHEST = 64  # tokens of a prompt, the last ones, at which the lens is read
 OWN = ("edited", "intrinsic")  # groups of the facts' own prompts
 MASSES = [f"p_{category}" for category in CATEGORIES]
 RANKS = ["rank_true", "rank_edited"]
 ABOUT = ["group", "fact_id", "relation", "prompt", "target"]
-SAID = ["retained", "retained_first", "top_token"]
+SAID = ["retained", "retained_first", "top_token", "top_category"]
 PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
 TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
@@ -157,10 +158,11 @@ class Probe:
                 logits = one.logits_at(self._place)
                 for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
                     shares[index] = self._shares(index, probs[None])
-                for index, probs in self._layers(one, states, logits):
-                    lens_rows += self._lens_rows(index, probs)
-                    likeliest[index] = self._likeliest(index, probs[None], TOP)
-                cells += self._everywhere(one, states)
+                for index, probs in self._lenses(one, states, logits):
+                    lens_rows += self._lens_rows(index, probs[-1])
+                    likeliest[index] = self._likeliest(index, probs[-1:], TOP)
+                    if self._about.group[index] == "edited":
+                        cells.append(self._cells(index, probs))
         self._decode_words(likeliest)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
@@ -175,31 +177,29 @@ class Probe:
         probes.insert(1, "epoch", epoch)
         return Look(probes=probes[PROBES], lens=lenses, tokens=tokens, positions=positions)
 
-    def _layers(
+    def _lenses(
         self, one: Pass, states: dict[int, Tensor], logits: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
-        """Of the facts' own prompts in a pass: which, and probs (n_blocks, vocab) of the lens."""
-        is_own = self._about.group[one.indices].isin(OWN)
-        rows = torch.tensor(is_own.to_numpy().nonzero()[0])
-        indices = [one.indices[row] for row in rows.tolist()]
-        logits = lens.read(self.model, states, rows, self._place[indices], logits[rows])
-        return zip(indices, logits.softmax(-1).cpu(), strict=True)
-
-    def _everywhere(self, one: Pass, states: dict[int, Tensor]) -> Iterator[pd.DataFrame]:
-        """Of the edited facts in a pass: the lens at every token, up to where the answer is read;
-        position 0 is there, those before it are negative.
+        """Of the facts' own prompts in a pass: which, and probs (positions, n_blocks, vocab) of the
+        lens. The last position is where the answer is read; of edited facts those before it are
+        there too.
         """
         for row, index in enumerate(one.indices):
-            if self._about.group[index] == "edited":
-                at = torch.arange(int(self._place[index]) + 1)
-                probs = lens.read(self.model, states, torch.full_like(at, row), at).softmax(-1)
-                yield self._cells(index, probs.cpu())
+            group = self._about.group[index]
+            if group in OWN:
+                end = int(self._place[index]) + 1
+                start = max(0, end - FARTHEST) if group == "edited" else end - 1
+                at = torch.arange(start, end)
+                read = lens.read(self.model, states, torch.full_like(at, row), at)
+                read[-1, -1] = logits[row]  # what the model itself says, bit for bit
+                yield index, read.softmax(-1).cpu()
 
     def _cells(self, index: int, probs: Tensor) -> pd.DataFrame:
         """The table of probs (positions, n_blocks, vocab)."""
         table = self._likeliest(index, probs, TOP_EVERYWHERE)
         times = len(table) // len(probs)
-        prompt = self._asked.encoded.input_ids[index, : len(probs)]
+        end = int(self._place[index]) + 1
+        prompt = self._asked.encoded.input_ids[index, end - len(probs) : end]
         table["at"] = self._texts(prompt.repeat_interleave(times))
         for name, first in (("p_true", self._first.true), ("p_edited", self._first.edited)):
             p = probs[..., first[index]].flatten()
@@ -237,8 +237,11 @@ class Probe:
     def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
         """The table of all questions, but for `took` and when it was."""
         masses, ranks = zip(*(shares[index] for index in heard.index), strict=True)
-        table = self._about.join(judged(self.model, self._asked, heard)[[*SAID, "p"]])
+        table = self._about.join(judged(self.model, self._asked, heard)[["token", "p", *SAID[:3]]])
         table = table.rename(columns={"p": "p_answer"})
+        counting = zip(self._categories, table.token, strict=True)
+        categories = [CATEGORIES[of_tokens[token]] for of_tokens, token in counting]
+        table["top_category"] = pd.Series(categories).where(table.clear, None)
         table[MASSES] = torch.cat(masses).double()
         table[RANKS] = torch.cat(ranks)
         table["p_related"] = table.p_related.where(self._has_related)

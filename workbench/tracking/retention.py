@@ -461,12 +461,10 @@ def begun_words(model: Model, prompts: Sequence[str], tokens: Sequence[int]) -> 
         return len(new) < GREEDY_TOKENS and bool(re.fullmatch(r"[^\S\n]*\w+", text(index, new)))
 
     decoded = greedy(model, begun, is_open, range(len(begun)))
-    words_said = []
-    for index, new in decoded.items():
-        word = re.match(r"[^\S\n]*\w+", text(index, new))
-        alone = token_text(model.tokenizer, tokens[index])
-        words_said.append(word.group().strip() if word else alone.strip())
-    return words_said
+    texts = [text(*numbered) for numbered in decoded.items()]
+    whole = [re.match(r"[^\S\n]*\w*", one).group().strip() for one in texts]
+    alone = [token_text(model.tokenizer, token).strip() for token in tokens]
+    return [word or token for word, token in zip(whole, alone, strict=True)]
 
 
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
