@@ -15,10 +15,10 @@ const FATES = {
 const LINES = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2", "10 4", "4 2"];
 const MODES = {
-  likeliest: "probability of the likeliest token",
-  edited: "probability of the edited token",
-  true: "probability of the true token",
-  change: "change of the edited token, to the lens on the left",
+  likeliest: "colour: the likeliest token",
+  edited: "colour: the edited answer",
+  true: "colour: the true answer",
+  change: "colour: change of the answer, from the lens on the left",
 };
 const [EDITED, TRUE] = ["\u0000edited", "\u0000true"]; // pinned tokens that are no text
 const PLAY = 700; // milliseconds a checkpoint
@@ -416,9 +416,7 @@ class Explorer {
     const start = { model: first.model, fact: first.id, step: run.steps.at(-1), mode: "likeliest" };
     this.steps = [...new Set(runs.flatMap(({ steps }) => steps))].sort((a, b) => a - b);
     this.view = { ...start, pins: [EDITED, TRUE], fates: [], words: "", range: [] };
-    for (const [name, value] of Object.entries(view)) {
-      if (this.isSound(name, value)) this.view[name] = value;
-    }
+    this.take(view);
     this.views = runs.map((one) => new View(one, this));
     node.classList.add("workbench-explorer");
     // Plain keys are ours: a notebook in command mode would cut its cell at an X. It looks for the
@@ -438,6 +436,13 @@ class Explorer {
       return Array.isArray(value) && value.every((one) => typeof one === kind);
     }
     return typeof value === typeof this.view[name];
+  }
+
+  // What is sound of a view, which may come from an address or from Python.
+  take(view) {
+    for (const [name, value] of Object.entries(view)) {
+      if (this.isSound(name, value)) this.view[name] = value;
+    }
   }
 
   set(changes) {
@@ -489,7 +494,9 @@ class Explorer {
     this.clear = h("button", { type: "button", onclick: clear }, "Show all");
     const copy = h("button", { type: "button", onclick: () => this.copy() }, "Link to this view");
     this.address = h("input", { type: "text", readonly: true, hidden: true, "aria-label": "Link" });
-    const time = h("div", { class: "row" }, this.button, this.slider, this.stepName, this.mode, copy, this.address);
+    this.legend = h("span", { class: "legend" });
+    const parts = [this.slider, this.stepName, this.mode, this.legend, copy, this.address];
+    const time = h("div", { class: "row" }, this.button, ...parts);
     return h("div", {}, h("div", { class: "row" }, this.search, ...this.fateButtons, this.clear), time);
   }
 
@@ -548,8 +555,8 @@ class Explorer {
   key(event) {
     const visible = this.squares.filter((square) => !square.hidden);
     const at = visible.indexOf(event.target);
-    const ends = { Home: 0, End: visible.length - 1 };
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ...ends }[event.key];
+    const others = { Home: 0, End: visible.length - 1, Enter: at, " ": at };
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ...others }[event.key];
     if (at < 0 || to === undefined || !visible[to]) return;
     event.preventDefault();
     const fact = this.facts[this.squares.indexOf(visible[to])];
@@ -590,6 +597,17 @@ class Explorer {
     return inRange && hasFate && text.includes(words.toLowerCase());
   }
 
+  // What the colours of the cells mean for this fact.
+  explain(mode, fact) {
+    const isChange = mode === "change";
+    const answer = this.label(mode === "true" || fact.group === "intrinsic" ? TRUE : EDITED, fact);
+    const about = mode === "likeliest" ? "the likeliest token" : answer;
+    const colours = (isChange ? DIVERGING : SEQUENTIAL).map(([fill]) => fill);
+    const bar = h("i", { style: `background:linear-gradient(to right,${colours.join(",")})` });
+    const name = `${isChange ? "change of " : ""}p(${about}): ${isChange ? "\u22121" : "0"} `;
+    this.legend.replaceChildren(name, bar, isChange ? " +1" : " 1");
+  }
+
   draw() {
     const { step, mode, fates, words, pins, range } = this.view;
     const fact = this.fact;
@@ -609,6 +627,7 @@ class Explorer {
     this.clear.disabled = !(fates.length || words || range.length);
     if (this.search.value !== words) this.search.value = words;
     this.mode.value = mode;
+    this.explain(mode, fact);
     this.slider.value = this.steps.indexOf(step);
     this.slider.setAttribute("aria-valuetext", named(step));
     this.stepName.textContent = named(step);
@@ -642,7 +661,17 @@ async function render({ model, el }) {
     return page ? `${page}#explorer0=${encodeURIComponent(words)}` : `run.explore(view=${words})`;
   };
   const explorer = new Explorer(el, runs, model.get("view"), save, link);
-  return () => explorer.pause();
+  const taken = () => {
+    const view = model.get("view");
+    if (JSON.stringify(view) === JSON.stringify(explorer.view)) return; // it is what was saved here
+    explorer.take(view);
+    explorer.draw();
+  };
+  model.on("change:view", taken);
+  return () => {
+    model.off("change:view", taken);
+    explorer.pause();
+  };
 }
 
 export default { render };

@@ -16,6 +16,7 @@ import numpy
 import pandas as pd
 import traitlets
 
+from workbench.records import BadInput, check_choice
 from workbench.runs import Run
 
 # What the model says at the end, by its category -> to what an answer is lost
@@ -25,6 +26,7 @@ OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "lost", 
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
 MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
 ANSWERS = ("edited", "true")
+VIEWED = ("model", "fact", "step", "mode", "pins", "fates", "words", "range")
 AXES = ("fact", "step", "layer")  # of every array; a value's place is that among those there are
 ONE, UNKNOWN = 65534, 65535  # a probability of 1, in two bytes; one that is not known
 ALIGNED = 8  # bytes
@@ -61,6 +63,8 @@ class Explorer(anywidget.AnyWidget):
         runs: the facts are the first one's; another is shown below it at the same fact and
             checkpoint.
         view: what is chosen at first, as the trait `view` of another explorer says it.
+    Raises:
+        BadInput: the view is of a fact, a step or another thing that is not in the first run.
     """
 
     _esm = MODULE
@@ -69,7 +73,17 @@ class Explorer(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
 
     def __init__(self, *runs: Run, view: Mapping | None = None):
+        self._probes = runs[0].probes
         super().__init__(data=packed(runs), view=dict(view or {}))
+
+    @traitlets.validate("view")
+    def _known(self, proposal: Mapping) -> dict:
+        for name, value in proposal["value"].items():
+            check_choice("view", name, VIEWED)
+            column = {"fact": "fact_id", "step": "step"}.get(name)
+            if column and value not in set(self._probes[column]):
+                raise BadInput(f"view: {name} {value!r} is not in the first run; choose another")
+        return proposal["value"]
 
     def _repr_mimebundle_(self, **kwargs):
         """In a saved page the same module is alive beside its data."""
@@ -112,8 +126,7 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     cells = _numbered(run.positions, edited)
     words, vocabulary = pd.factorize(pd.concat([tokens.word, cells.token]))
     tokens["word"], cells["word"] = words[: len(tokens)], words[len(tokens) :]
-    at_answer, at_rank = [*AXES, "category"], [*AXES, "rank"]
-    at_cell = [*AXES, "position"]
+    at_answer, at_rank, at_cell = ([*AXES, one] for one in ("category", "rank", "position"))
     arrays = {}
     arrays["lens_p"] = _shares(lens, "probability", at_answer)
     arrays["lens_rank"] = _array(lens, "rank", at_answer)
@@ -159,9 +172,7 @@ def _shares(table: pd.DataFrame, column: str, axes: Sequence[str]) -> numpy.ndar
 def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame) -> list[dict]:
     """What is said of each fact; `steps` are its model's, `at` the tokens of its prompt."""
     # What an edit puts in front of a prompt is not there before it.
-    first = cells.sort_values(["position", "step"]).drop_duplicates(
-        ["fact", "position"], keep="last"
-    )
+    at = cells.sort_values("step").groupby(["fact", "position"])["at"].last()
     names = {"edited_model": "model", "fact_id": "id", "outcome": "fate"}
     table = facts.reset_index().rename(columns=names)
     edited = table.group == "edited"
@@ -171,7 +182,7 @@ def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFram
     table["target"] = table.target.where(edited, "")
     table["clear"] = run.probes.groupby(KEY).clear.first().reindex(facts.index).tolist()
     table["steps"] = lens.groupby("fact").step.agg(lambda steps: sorted(set(steps)))
-    table["at"] = table.cells.map(first.groupby("fact")["at"].agg(list))
+    table["at"] = table.cells.map(at.groupby("fact").agg(list))
     table["at"] = table["at"].where(edited, table.prompt.str.split().str[-1:])
     return table.to_dict("records")
 

@@ -108,6 +108,9 @@ class EditRequest(Record):
         return self
 
 
+Requests = Sequence[EditRequest]
+
+
 def _check_prompt(fact_id: str, prompt: str) -> None:
     count = prompt.count("{}")
     if count != 1:

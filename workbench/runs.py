@@ -127,9 +127,9 @@ class Run:
         """Where the probability of a group's facts goes, see `plots.category_mass`."""
         return _plots().category_mass(self, group)
 
-    def explore(self, *others: "Run"):
+    def explore(self, *others: "Run", view: Mapping | None = None):
         """The run, fact by fact and checkpoint by checkpoint, see `explorer.Explorer`."""
-        return importlib.import_module("workbench.explorer").Explorer(self, *others)
+        return importlib.import_module("workbench.explorer").Explorer(self, *others, view=view)
 
     def top_tokens(self, fact_id: str = "", k: int = 3) -> pd.DataFrame:
         """The likeliest tokens at each look, see `plots.top_tokens`."""

@@ -31,7 +31,7 @@ from workbench.cache import tensor_sum
 from workbench.checkpoints import is_world
 from workbench.editing.records import Numbers, Resources
 from workbench.edits import Edit
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import BadInput, Requests
 from workbench.known import Chosen, choose
 from workbench.known import known_table as known_table
 from workbench.known import with_objects as with_objects
@@ -78,11 +78,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
 
 
 def make_edit(
-    spec: Spec,
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: Numbers,
-    resources: Resources,
+    spec: Spec, model: Model, requests: Requests, hparams: Numbers, resources: Resources
 ) -> Edit:
     """The edit of one edited model."""
     runs.progress(f"editing with {spec.editor}")
@@ -320,7 +316,7 @@ def _followed(
     out: str | Path,
     again: bool,
     edit: Edit | None = None,
-    requests: Sequence[EditRequest] = (),
+    requests: Requests = (),
     cells: str = "",
 ) -> runs.Run:
     """The run of a resolved Spec, made or found; of facts that were edited before, if given.
@@ -362,7 +358,7 @@ def _followed(
 def of_edit(
     model: Model,
     edit: Edit,
-    requests: Sequence[EditRequest],
+    requests: Requests,
     out: str | Path = "",
     again: bool = False,
     **fields,

@@ -16,7 +16,7 @@ from workbench import editing
 from workbench.activations import recorded
 from workbench.closed_form import SAME_KEY, NullSpace, Singular, parallel_keys
 from workbench.edits import Edit
-from workbench.facts import BadInput, EditRequest, Record
+from workbench.facts import BadInput, Record, Requests
 from workbench.inert import printable
 from workbench.models import Model
 from workbench.moments import SecondMoment
@@ -25,7 +25,6 @@ from workbench.records import listed
 from workbench.tracking.retention import measure
 
 SOLVED = 0.5  # p(target) above which a target vector counts as solved
-Requests = Sequence[EditRequest]
 Kind = TypeVar("Kind", bound=Edit)
 
 

@@ -1,18 +1,14 @@
 """What an edit did to its facts, to their neighbours and to other facts."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from workbench.edits import Edit
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.models import Model
 from workbench.tracking.retention import measure_prompts
 
 
-def asked(
-    model: Model, edited: Sequence[EditRequest], watched: Sequence[EditRequest]
-) -> pd.DataFrame:
+def asked(model: Model, edited: Requests, watched: Requests) -> pd.DataFrame:
     """What is asked about an edit, and what the unedited model answers.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.activations import recorded
-from workbench.facts import EditRequest, check_objects
+from workbench.facts import EditRequest, Requests, check_objects
 from workbench.models import Model
 from workbench.tracking import lens
 from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
@@ -67,7 +67,7 @@ class Look:
     positions: pd.DataFrame
 
 
-def questions(edited: Sequence[EditRequest], intrinsic: Sequence[EditRequest]) -> list[Question]:
+def questions(edited: Requests, intrinsic: Requests) -> list[Question]:
     """What is asked of a model with these edits.
 
     A neighbour that was itself edited, or is asked already, is left out.
