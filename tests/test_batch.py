@@ -245,12 +245,12 @@ def test_what_is_named_takes_the_place_of_the_presets(tmp_path):
     preset = tmp_path / "preset.yaml"
     preset.write_text("values: [ft, rome]\n")
     notebook = CASE_STUDY.with_name("02_retention.ipynb")
-    given = batch.checked(notebook, {"editor": "memit"}, str(preset))[0]
-    assert batch.values(notebook, given) == ("editor", ["memit"])
+    checked = batch.checked(notebook, {"editor": "memit"}, str(preset))
+    assert [one.editor for one in batch.experiments(notebook, *checked)] == ["memit"]
     preset.write_text("editor: memit\n")
-    given = batch.checked(notebook, {"values": ["ft", "rome"]}, str(preset))[0]
-    assert batch.values(notebook, given) == ("editor", ["ft", "rome"])
-    assert "editor" not in given
+    checked = batch.checked(notebook, {"values": ["ft", "rome"]}, str(preset))
+    assert [one.editor for one in batch.experiments(notebook, *checked)] == ["ft", "rome"]
+    assert "editor" not in checked[0]
 
 
 def test_checking_and_naming_a_run_needs_no_torch():

@@ -119,12 +119,12 @@ def test_naming_the_field_that_varies_gives_that_value_alone(path, monkeypatch, 
     declared = batch.declared(path)
     if "vary" not in declared:
         return
-    vary, values = batch.values(path, {})
-    assert values == ast.literal_eval(declared["values"]["default"])
+    vary, values = (ast.literal_eval(declared[name]["default"]) for name in ("vary", "values"))
     assert varied_by(path, {}, monkeypatch) == values
     empty = study.Spec.model_fields[vary].get_default(call_default_factory=True)
     for value in (EVERY[vary], values[0], list(empty) if vary == "layers" else empty):
-        assert batch.values(path, batch.checked(path, {vary: value})[0]) == (vary, [value])
+        (only,) = batch.experiments(path, *batch.checked(path, {vary: value}))
+        assert json.dumps(getattr(only, vary)) == json.dumps(value)
         ran = varied_by(path, {vary: value}, monkeypatch)
         assert [*map(json.dumps, ran)] == [json.dumps(value)]
     with pytest.raises(BadInput) as error:

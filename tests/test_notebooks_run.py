@@ -59,8 +59,7 @@ def test_other_parameters(name, others, tmp_path):
     path = FOLDER / f"{name}.ipynb"
     values = json.loads(batch.declared(path).get("values", {"default": "[]"})["default"])
     given = declared_only(path, FEW | {"values": values[-2:]} | others)
-    varied = batch.values(path, {})
-    if varied and varied[0] in given:  # which is then the one value
+    if batch.defaults(path).get("vary") in given:  # which is then the one value
         del given["values"]
     run = batch.run(path, given, out=tmp_path)
     for each in run.members or [run]:

@@ -182,6 +182,9 @@ def test_figures_with_bands_say_what_they_are(made):
         ([], "preset"),
         ([3], "3"),
         ([2, 3, 4], "2-4"),
+        ([1, 5, 9], "1, 5, 9"),  # not the name of the blocks from 1 to 9
+        ([4, 3, 9], "3-4, 9"),
+        (["q_proj", "v_proj"], "q_proj, v_proj"),
         ("", "none"),
         (5, "5"),
         ("after:3", "after:3"),

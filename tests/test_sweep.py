@@ -120,7 +120,9 @@ def test_a_grid_over_the_field_that_a_notebook_varies_has_one_value_a_run(tmp_pa
     notebook = Path(__file__).parents[1] / "notebooks" / "02_retention.ipynb"
     grid = Grid(notebook=str(notebook), grid={"editor": ["ft", "memit"]})
     every = sweep.planned(grid, tmp_path)
-    assert [batch.values(notebook, each.parameters)[1] for each in every] == [["ft"], ["memit"]]
+    checked = [batch.checked(notebook, one.parameters) for one in every]
+    editors = [[one.editor for one in batch.experiments(notebook, *pair)] for pair in checked]
+    assert editors == [["ft"], ["memit"]]
     assert every[0].folder != every[1].folder
     with pytest.raises(BadInput) as error:
         sweep.planned(grid.model_copy(update={"parameters": {"values": ["ft", "rome"]}}), tmp_path)

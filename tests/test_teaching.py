@@ -19,6 +19,7 @@ SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions.md"
         (None, "none", "Not answered yet"),
         (4, 4, "Right."),
         ("4", 4, "Right."),
+        (4.0, 4, "Right."),
         (" Never ", "never", "Right."),
         (0, "never", "Not yet: look again."),
         (-1, "none", "Not yet: look again."),

@@ -159,7 +159,7 @@ def _tune_editor(options) -> None:
     source = wb.Spec.of({}, model=options.model, facts=options.facts).source
     model = wb.models.load(options.model)
     requests = choosing.apart(model, source)
-    learnt = wb.facts.lessons(source)
+    learnt = [one for one in wb.facts.lessons(source) if not wb.facts.is_tuned_on(one.fact)]
     ranked = choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
     _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]

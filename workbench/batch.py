@@ -169,25 +169,16 @@ def _value(name: str, text: str, is_text: bool):
     return text if is_text and not isinstance(value, str) else value
 
 
-def values(notebook: Path, given: Mapping) -> tuple[str, list] | None:
-    """The field that a notebook varies and its values; None if it varies none.
+def experiments(notebook: Path, given: Mapping, spec: specs.Spec) -> list[specs.Spec]:
+    """The Specs, resolved, that a notebook runs: one, or one for each value of what it varies.
 
-    A notebook declares the field that it varies as None: a value that is given is then the only
-    one.
+    It declares the field that it varies as None: a value that is given is then the only one.
     """
     parameters = defaults(notebook) | dict(given)
     if "vary" not in parameters:
-        return None
+        return [spec.resolved()]
     vary = parameters["vary"]
-    if isinstance(vary, str) and given.get(vary) is not None:
-        return vary, [given[vary]]
-    return vary, parameters["values"]
-
-
-def experiments(notebook: Path, given: Mapping, spec: specs.Spec) -> list[specs.Spec]:
-    """The Specs, resolved, that a notebook runs: one, or one for each value of what it varies."""
-    varying = values(notebook, given)
-    return specs.varied(spec, *varying) if varying else [spec.resolved()]
+    return specs.varied(spec, vary, specs.arms(spec, vary, parameters["values"]))
 
 
 def identify(notebook: Path, given: Mapping, spec: specs.Spec) -> str:

@@ -16,6 +16,7 @@ import numpy
 import pandas as pd
 import traitlets
 
+from workbench.plots import spans
 from workbench.records import BadInput, check_choice
 from workbench.runs import Run
 
@@ -25,6 +26,7 @@ LOST |= dict.fromkeys(("edited", "stop", "other"), "lost to other")
 OUTCOMES = ("kept", "lost to related", "back to true", "lost to other", "lost", "never held")
 KEY = ["edited_model", "fact_id"]  # an intrinsic fact is watched in every edited model
 MODULE, LOOKS = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
+CAPTION = "{model}, {editor} into {blocks}, then {task}, {plan} moving"
 ANSWERS = ("edited", "true")
 VIEWED = ("model", "fact", "step", "mode", "pins", "fates", "words", "range")
 AXES = ("fact", "step", "layer")  # of every array; a value's place is that among those there are
@@ -138,7 +140,7 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     arrays["cell_true"] = _shares(cells, "p_true", at_cell)
     header = {
         "name": run.folder.name,
-        "caption": _caption(run),
+        "caption": CAPTION.format(blocks=spans(run.about["layers"]), **run.spec),
         "page": f"{run.folder.name}/notebook.html" if "notebook.html" in run.files else "",
         "blocks": int(lens.layer.max()) + 1,
         "edited": run.about["layers"],
@@ -185,10 +187,3 @@ def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFram
     table["at"] = table.cells.map(at.groupby("fact").agg(list))
     table["at"] = table["at"].where(edited, table.prompt.str.split().str[-1:])
     return table.to_dict("records")
-
-
-def _caption(run: Run) -> str:
-    """The experiment in a few words."""
-    blocks = ", ".join(map(str, run.about["layers"]))
-    words = "{model}, {editor} into {blocks}, then {task}, {plan} moving"
-    return words.format(blocks=blocks, **run.spec)

@@ -151,8 +151,7 @@ def is_set_apart(fact: Fact) -> bool:
 
 def lessons(source: str | Path) -> list[EditRequest]:
     """The facts of a source that an editor which learns may learn from."""
-    pool = [request for request in read(source) if is_learnt_from(request.fact)]
-    return [request for request in pool if not is_tuned_on(request.fact)]
+    return [request for request in read(source) if is_learnt_from(request.fact)]
 
 
 def fill(prompt: str, subject: str) -> str:

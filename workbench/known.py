@@ -325,10 +325,13 @@ def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests
     """A few requests at a time; more than one such part has a bar."""
     hidden = True if len(requests) <= size else None
     with tqdm(total=len(requests), desc=what, unit="fact", disable=hidden) as bar:
-        for start in range(0, len(requests), size):
-            part = requests[start : start + size]
-            yield part
-            bar.update(len(part))
+        try:
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
+                yield part
+                bar.update(len(part))
+        finally:
+            bar.total = bar.n  # what was enough is all: a bar that is left short turns red
 
 
 def _answers(model: Model, requests: Requests, past_stop_words: bool = False) -> pd.DataFrame:

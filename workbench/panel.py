@@ -32,6 +32,7 @@ from workbench.records import BadInput, cause
 from workbench.spec import Spec, arms, varied
 from workbench.tuning import numbers, plans
 
+SEEN = 2  # runs side by side in the explorer
 TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
 OFFERED = {  # field -> (label, values), or (label, what it shows while it is empty)
     "model": ("Model", (*WORLD_MODELS, *PACKAGED)),
@@ -110,7 +111,7 @@ class Panel(Box):
     def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox]:
         labels = {fact: label for label, fact in self._ids.items()}
         shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact), "values": str(self.values)}
-        shown["layers"] = spans(sorted(spec.layers)) if spec.layers else ""
+        shown["layers"] = plots.spans(spec.layers) if spec.layers else ""
         widgets: dict[str, Dropdown | Combobox] = {}
         for name, (label, offered) in OFFERED.items():
             if name != "values" or (self._varies and self.values):
@@ -280,7 +281,7 @@ class Panel(Box):
             raise BadInput(f"{last} (the run's status is {status})")
         run = runs.read(job.last("stdout"))
         members = run.members or [run]
-        self.result.children = (HTML(_summary(run, members)), Explorer(*members[:2]))
+        self.result.children = (HTML(_summary(run, members)), Explorer(*members[:SEEN]))
         self.run = run
         self.bar.value = self.bar.max
         self.bar.bar_style = "success"
@@ -312,16 +313,7 @@ def _named(parts: Iterable, otherwise: str) -> str:
     blocks = sorted({part for part in parts if isinstance(part, int)})
     if "embeddings" in parts:
         return "all blocks"
-    return f"block{'s' * (len(blocks) > 1)} {spans(blocks)}" if blocks else otherwise
-
-
-def spans(blocks: Sequence[int]) -> str:
-    """0, 1, 2, 5 as "0-2, 5"."""
-    starts = [block for block in blocks if block - 1 not in blocks]
-    ends = [block for block in blocks if block + 1 not in blocks]
-    pairs = zip(starts, ends, strict=True)
-    words = [str(start) if start == end else f"{start}-{end}" for start, end in pairs]
-    return ", ".join(words) or "none"
+    return f"block{'s' * (len(blocks) > 1)} {plots.spans(blocks)}" if blocks else otherwise
 
 
 def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
@@ -330,8 +322,10 @@ def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
     for member in members:
         name, words = escape(member.folder.name), escape(plots.outcome(member))
         lines.append(f"<b>{name}</b>: {words}")
-    page = _link(run.folder / "notebook.html")
-    return f"<p>{'<br>'.join(lines)}<br>All figures: {page}</p>"
+    lines.append(f"All figures: {_link(run.folder / 'notebook.html')}")
+    if len(members) > SEEN:
+        lines.append(f"Fact by fact, the first {SEEN} of {len(members)}:")
+    return f"<p>{'<br>'.join(lines)}</p>"
 
 
 def _ended(run: runs.Run) -> str:
@@ -375,7 +369,7 @@ def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
 
 
 def _blocks(text: str) -> tuple[int, ...]:
-    """The blocks that are written "0-2, 5"; see `spans`."""
+    """The blocks that are written "0-2, 5"; see `plots.spans`."""
     parts = re.findall(r"(\d+)(?:-(\d+))?|(\S)", text.replace(",", " "))
     written = [range(int(first), int(last or first) + 1) for first, last, _ in parts if first]
     if any(other for _, _, other in parts) or not all(written):

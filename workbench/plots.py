@@ -438,9 +438,19 @@ def value_name(value) -> str:
     """A field's value as it stands on an axis; an empty one is the preset's, or none."""
     if not isinstance(value, list | tuple):
         return str(value) or "none"
-    if len(value) > 1:
-        return f"{value[0]}-{value[-1]}"
-    return str(*value) or "preset"
+    is_blocks = all(isinstance(one, int) for one in value)
+    name = spans(value) if is_blocks else ", ".join(map(str, value))
+    return name if value else "preset"
+
+
+def spans(blocks: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    blocks = sorted(blocks)
+    starts = [block for block in blocks if block - 1 not in blocks]
+    ends = [block for block in blocks if block + 1 not in blocks]
+    pairs = zip(starts, ends, strict=True)
+    words = [str(start) if start == end else f"{start}-{end}" for start, end in pairs]
+    return ", ".join(words) or "none"
 
 
 def _wrapped(name: object, width: int = 16) -> str:

@@ -221,7 +221,7 @@ def _check_units(base: "Numbers", changes: Mapping) -> None:
 
 def arms(spec: Spec, vary: str, values: Sequence) -> Sequence:
     """The values of the field that varies: the one that the Spec was given for it, else all."""
-    return [getattr(spec, vary)] if vary in spec.model_fields_set else values
+    return [getattr(spec, vary)] if vary in [*spec.model_fields_set] else values
 
 
 @cache

@@ -11,7 +11,8 @@ def check(given: object, answer: object, hint: str) -> str:
     """What is said of an answer; None is none."""
     if given is None:
         return 'Not answered yet: write a number, or a word in quotes, in place of "None".'
-    return "Right." if str(given).strip().lower() == str(answer) else f"Not yet: {hint}."
+    written = f"{given:g}" if isinstance(given, float) else str(given).strip().lower()
+    return "Right." if written == str(answer) else f"Not yet: {hint}."
 
 
 def settled(blocks: pd.DataFrame, answer: str) -> int | str:
