@@ -10,6 +10,7 @@ from tests.benchmarks.explorer import ENDS, PROMPT, synthetic_run
 from workbench import explorer, pages, runs
 from workbench.explorer import Explorer
 from workbench.plots import CATEGORIES
+from workbench.records import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,18 @@ def test_the_page_holds_the_script_that_the_policy_lets_run(run):
 def test_the_view_is_given_and_kept(run):
     view = {"step": 20, "mode": "change"}
     assert Explorer(run, view=view).view == view
+    assert run.explore(view=view).view == view
     assert run.explore().view == {}
+
+
+@pytest.mark.parametrize("view", [{"step": 7}, {"fact": "edited:0-9"}, {"steps": 20}])
+def test_a_view_of_what_is_not_there_is_refused(run, view, one_line):
+    with pytest.raises(BadInput) as error:
+        run.explore(view=view)
+    assert one_line(error).startswith("view")
+    shown = run.explore()
+    with pytest.raises(BadInput):
+        shown.view = view
 
 
 def test_redrawing_a_stored_run_needs_no_torch(tmp_path):

@@ -180,6 +180,18 @@ def test_the_mode_of_change_says_what_moved(opened, made):
         assert (red > blue) == (change > 0)
 
 
+def test_the_legend_says_what_the_colours_mean_for_the_fact(opened):
+    page = opened()
+    legend, mode = page.locator(".legend"), page.get_by_role("combobox")
+    assert legend.inner_text().split() == ["p(the", "likeliest", "token):", "0", "1"]
+    mode.select_option("edited")
+    assert legend.inner_text().startswith("p(A & B): 0")
+    page.locator(".square").last.click()  # nothing was edited there
+    assert legend.inner_text().startswith("p(A & B): 0")
+    mode.select_option("change")
+    assert legend.inner_text().split() == ["change", "of", "p(A", "&", "B):", "\u22121", "+1"]
+
+
 def test_the_keyboard_alone_will_do(opened):
     page = opened()
     squares = page.get_by_role("listbox").get_by_role("option")
@@ -261,7 +273,8 @@ def test_a_pointer_that_comes_from_elsewhere_filters_nothing(opened):
 def test_in_jupyterlab_it_follows_the_theme_and_keeps_its_keys(lab, open_notebook, made, theme):
     run, _ = made
     code = f"from workbench import runs\nshown = runs.read({str(run.folder)!r}).explore()\nshown"
-    cells = [nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell("shown.view")]
+    codes = [code, "shown.view", "shown.view = {'step': 20, 'fact': 'edited:0-2'}"]
+    cells = [nbformat.v4.new_code_cell(one) for one in codes]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     nbformat.write(notebook, lab.root / "explore.ipynb")
@@ -284,13 +297,15 @@ def test_in_jupyterlab_it_follows_the_theme_and_keeps_its_keys(lab, open_noteboo
     assert explorer.get_by_role("grid").nth(2).locator("caption").inner_text() == "edited"
     if SHOTS:
         explorer.screenshot(path=f"{SHOTS}/explorer-{theme[11:].lower()}.png")
-    page.evaluate(
-        """async () => {
-            const notebook = window.jupyterapp.shell.currentWidget.content;
-            notebook.activeCellIndex = 1;
-            await window.jupyterapp.commands.execute('notebook:run-cell');
-        }"""
-    )
+    run_cell = """async (index) => {
+        const notebook = window.jupyterapp.shell.currentWidget.content;
+        notebook.activeCellIndex = index;
+        await window.jupyterapp.commands.execute('notebook:run-cell');
+    }"""
+    page.evaluate(run_cell, 1)
     page.get_by_text("'step': 0").wait_for()  # the kernel knows what is looked at
-    assert page.locator(".jp-CodeCell").count() == 2
+    page.evaluate(run_cell, 2)  # and says what is to be
+    explorer.get_by_text("<i>Prompt</i> 2").wait_for()
+    assert explorer.get_by_role("grid").nth(2).locator("caption").inner_text() == "step 20"
+    assert page.locator(".jp-CodeCell").count() == 3
     assert page.outside == []
