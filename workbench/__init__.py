@@ -36,6 +36,7 @@ _ELSEWHERE = {
     "editors": "workbench.editing:EDITORS",
     "tasks": "workbench.tuning.numbers:TASKS",
     "measures": "workbench.registry:MEASURES",
+    "evaluate": "workbench.evaluation:evaluate",
     "Spec": "workbench.spec:Spec",
     "WeightDelta": "workbench.deltas:WeightDelta",
     "Change": "workbench.deltas:Change",

@@ -3,12 +3,13 @@
     wb.editors.register("mine", function_or_module)
 
 A package offers its own through the entry-point groups `workbench.editors`, `workbench.tasks` and
-`workbench.measures`. What each kind of thing must be is written here, and only here.
+`workbench.evaluation`. What each kind of thing must be is written here, and only here.
 """
 
 import inspect
 import marshal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -43,10 +44,30 @@ class TaskBuilder(Protocol):
     def __call__(self, model: "Model", data: "Data") -> "Task": ...
 
 
-class Measure(Protocol):
+class MeasureFunction(Protocol):
     """A tidy table about requests, of a model that may be edited; it becomes a table of the run."""
 
     def __call__(self, model: "Model", requests: "Sequence[EditRequest]") -> "pd.DataFrame": ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is asked of a model about requests: a table, or anything that `compare` makes a table
+    of, given what the unedited model said and what this one says.
+    """
+
+    name: str
+    ask: Callable[[Any, Any], Any]
+    compare: Callable[[Any, Any], "pd.DataFrame"] | None = None
+
+    @classmethod
+    def of(cls, name: str, thing: Any) -> "Measure":
+        """The measure that a function is, or a module with `ask`; BadInput if it is none."""
+        ask = getattr(thing, "ask", thing)
+        if not callable(ask):
+            what = f"measure {name}: {thing!r} is no function"
+            raise BadInput(f"{what}; give one of (model, requests), or a module that has it as ask")
+        return cls(name=name, ask=ask, compare=getattr(thing, "compare", None))
 
 
 class Room(ModuleType):
@@ -148,4 +169,7 @@ class Registry(Mapping):
         return len(list(iter(self)))
 
 
-MEASURES = Registry("measure", {"retention": "workbench.tracking.retention:measure"})
+ASKED = ("counterfact", "generation", "locality", "ability", "superficiality")
+PLACES = {name: f"workbench.evaluation.{name}" for name in ASKED}
+PLACES["retention"] = "workbench.tracking.retention:measure"
+MEASURES = Registry("measure", PLACES, Measure.of)

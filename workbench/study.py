@@ -106,6 +106,7 @@ class Recorder:
     tuning: dict = field(default_factory=dict)
     specs: list[Spec] = field(default_factory=list)  # under which each edited model was tuned
     _adapters: tempfile.TemporaryDirectory | None = None
+    _unedited: dict[tuple[str, int], Any] = field(default_factory=dict)  # for measures that compare
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -137,7 +138,11 @@ class Recorder:
                 self.add(name, getattr(look, name), edited_model)
             edited = [asked.request for asked in probe.questions if asked.group == "edited"]
             for name in measures:
-                table = MEASURES[name](probe.model, edited)
+                measure = MEASURES[name]
+                table = measure.ask(probe.model, edited)
+                if measure.compare:
+                    before = self._unedited.setdefault((name, edited_model), table)
+                    table = measure.compare(before, table)
                 if not isinstance(table, pd.DataFrame) or {"edited_model", "step"} & set(table):
                     what = f"measure {name}: give back a table without columns edited_model and"
                     raise BadInput(f"{what} step, which the run adds, not a {type(table).__name__}")

@@ -32,7 +32,7 @@ from workbench.records import BadInput, check_choice
 GREEDY_TOKENS = 8
 BROKEN = "\ufffd"  # how a token is decoded that is a part of a character
 MEASURED = ["prompt", "expected", "retained", "top_token", "p", "rank", "retained_first", "p_first"]
-MORE = ["p_second", "margin", "top_is_expected"]
+MORE = ["p_second", "margin", "top_is_expected", "p_token"]
 
 
 @cache
@@ -226,10 +226,11 @@ def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
     """What a pass shows of its answers, by their indices.
 
     Returns:
-        `p`: of all the answer's tokens; `margin`: the smallest lead of one of them over the
-        likeliest other token; `rank`, `p_first` and `p_second` (of the second likeliest), where the
-        paper reads the answer's first token; `top`: the likeliest token right after the prompt;
-        `at_once`: greedy decoding says the answer there and then ends the word.
+        `p`: of all the answer's tokens; `p_token`: their geometric mean; `margin`: the smallest
+        lead of one of them over the likeliest other token; `rank`, `p_first` and `p_second` (of
+        the second likeliest), where the paper reads the answer's first token; `top`: the likeliest
+        token right after the prompt; `at_once`: greedy decoding says the answer there and then
+        ends the word.
     """
     device = one.logits.device
     lengths = asked.encoded.lengths
@@ -250,7 +251,9 @@ def readings(model: Model, asked: Answers, one: Pass) -> pd.DataFrame:
     is_first = position == asked.first[row]
     rank = (probs[is_first] > p[is_first, None]).sum(1) + 1
     table = pd.DataFrame(index=one.indices)
-    table["p"] = total[one.indices].exp().tolist()
+    log_p = total[one.indices].cpu()
+    table["p"] = log_p.exp().tolist()
+    table["p_token"] = (log_p / (lengths - asked.start)[one.indices]).exp().tolist()
     table["rank"] = rank.tolist()
     table["p_first"] = p[is_first].tolist()
     table["p_second"] = p_second[is_first].tolist()
@@ -418,7 +421,7 @@ def measure_prompts(
         stop word; `retained_first`, whether that is the answer's; `p_first`, `rank` (1 = top) and
         `p_second`, of the second likeliest. `margin`: the smallest lead of one of the answer's
         tokens over any other, its own tokens before it given; `top_is_expected`: it is said at
-        once.
+        once; `p_token`: the geometric mean of its tokens' probabilities.
     """
     columns = [*MEASURED, *MORE]
     if not prompts:

@@ -1,0 +1,39 @@
+"""Does the new answer beat the old one? The scores of CounterFact, and the exact reading beside.
+
+efficacy, paraphrase: share of prompts with p(new) > p(true), in [0, 1]; neighbourhood: share of the
+neighbours' prompts with p(true) > p(new); *_magnitude: the difference of the two, in [-1, 1];
+*_exact: share where greedy decoding says the answer itself. Source: arXiv 2202.05262, section 3.2.
+p is the geometric mean over an answer's tokens, as in that paper's code; exact is our reading.
+"""
+
+import pandas as pd
+
+from workbench.facts import Requests
+from workbench.models import Model
+from workbench.tracking.retention import measure_prompts
+
+COLUMNS = ["quantity", "fact_id", "prompt", "wanted", "other"]
+
+
+def ask(model: Model, requests: Requests) -> pd.DataFrame:
+    rows = []
+    for request in requests:
+        fact = request.fact
+        for quantity, prompts in (("efficacy", [fact.question]), ("paraphrase", request.held_out)):
+            rows += [(quantity, fact.id, prompt, request.target, fact.object) for prompt in prompts]
+        for prompt, answer in request.neighbourhood:
+            rows.append(("neighbourhood", fact.id, prompt, answer, request.target))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    prompts = table.prompt.tolist()
+    wanted = measure_prompts(model, prompts, table.wanted.tolist())
+    other = measure_prompts(model, prompts, table.other.tolist(), past_stop_words=False)
+    values = {
+        "": wanted.p_token > other.p_token,
+        "_magnitude": wanted.p_token - other.p_token,
+        "_exact": wanted.retained,
+    }
+    named = [
+        table[["fact_id"]].assign(quantity=table.quantity + ending, value=value.astype(float))
+        for ending, value in values.items()
+    ]
+    return pd.concat(named, ignore_index=True)
