@@ -916,7 +916,7 @@ def _first(value: object) -> str:
 
 def as_reading(request: facts.EditRequest) -> dict:
     fact = request.fact.model_dump(exclude={"exposure", "split"})
-    return fact | request.model_dump(exclude={"fact"})
+    return fact | request.model_dump(exclude={"fact", "portability"})  # which has tests of its own
 
 
 def differs(reading: dict, record: object, number: int) -> bool:

@@ -432,10 +432,10 @@ def test_of_many_fields_of_no_use_a_handful_is_named(tmp_path):
 
 UNUSED = {
     counterfact: ["case_id", "pararel_idx", "attribute_prompts", "generation_prompts"],
-    flat: ["case_id", "relation_id", "portability_prompt"],
+    flat: ["case_id", "relation_id"],
     zsre: ["case_id", "pred", "cond", "portability"],
-    mquake: ["case_id", "answer", "answer_alias", "new_answer", "new_answer_alias", "orig"],
-    knowedit: ["case_id", "cond", "portability"],
+    mquake: ["case_id", "answer", "answer_alias", "new_answer_alias", "orig"],
+    knowedit: ["case_id", "cond"],
     mzsre: ["case_id"],
     tracing: ["relation", "relation_id", "relation_prefix", "relation_suffix"],
     wikibigedit: ["tag", "subject_id", "relation", "object_id", "mhop", "mhop_ans"],
@@ -681,3 +681,46 @@ def test_a_reader_without_one_of_its_rules_is_caught(monkeypatch, rule):
     monkeypatch.setattr(module, name, replacement, raising=False)
     _, wrong = fuzz_facts.fuzz(400, seed=1)
     assert wrong
+
+
+FOLLOWING = [
+    (
+        knowedit(
+            portability={
+                "Logical Generalization": [
+                    {"prompt": "Of Karelo's kin", "ground_truth": [["Sorno", "S."]]},
+                    {"prompt": "", "ground_truth": []},
+                ]
+            }
+        ),
+        (("Logical Generalization", "Of Karelo's kin", "Sorno"),),
+    ),
+    (
+        flat(portability_prompt="Those who read Karelo read", portability_ground_truth="Sorno"),
+        (("portability", "Those who read Karelo read", "Sorno"),),
+    ),
+    (wikibigedit(mhop="Whose?", mhop_ans="Una"), (("mhop", "Whose?", "Una"),)),
+    (mquake(new_answer="Una"), (("hops", "Whose?", "Una"),)),
+    (mquake(), ()),  # nobody says what the answer becomes
+    (
+        mquake(new_answer="Una") | {"requested_rewrite": 2 * mquake()["requested_rewrite"]},
+        (),  # what two edits bring about follows from neither alone
+    ),
+    (
+        ripple() | {"Compositionality_I": ripple()["Relation_Specificity"]},
+        (("Compositionality_I", "The eye color of Karelo is", "red"),),
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "follows"), FOLLOWING)
+def test_what_should_follow_from_an_edit_is_read_with_its_kind(tmp_path, record, follows):
+    for request in facts.read(as_json(tmp_path, record)):
+        assert request.portability == follows
+
+
+@pytest.mark.parametrize("value", [7, [], {"kind": 7}, {"kind": [{"prompt": ["a", "b"]}]}])
+def test_what_should_follow_is_refused_where_it_is_in_no_form(tmp_path, value, one_line):
+    with pytest.raises(BadInput) as error:
+        facts.read(as_json(tmp_path, knowedit(portability=value)))
+    assert "portability" in one_line(error) or "kind" in one_line(error)

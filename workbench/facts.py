@@ -86,7 +86,7 @@ class EditRequest(Record):
 
     `paraphrases` (templates with one `{}`) is all that an editor may see beside the fact's own
     prompt; `held_out` (texts) only judges; `neighbourhood` holds (text, answer) pairs that should
-    stay as they are.
+    stay as they are, `portability` (kind, text, answer) what should follow from the change.
     """
 
     fact: Fact
@@ -94,6 +94,7 @@ class EditRequest(Record):
     paraphrases: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     neighbourhood: tuple[tuple[str, str], ...] = ()
+    portability: tuple[tuple[str, str, str], ...] = ()
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

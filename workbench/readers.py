@@ -72,7 +72,10 @@ def _edits(record: object) -> dict[str, dict]:
         return {}
     rewrites = record.get("requested_rewrite")
     if isinstance(rewrites, list):
-        return {str(n): {"requested_rewrite": rewrite} for n, rewrite in enumerate(rewrites)}
+        # What several rewrites bring about together follows from none of them alone.
+        alone = {} if len(rewrites) == 1 else {"questions": None}
+        edits = [{"requested_rewrite": rewrite} | alone for rewrite in rewrites]
+        return {str(number): edit for number, edit in enumerate(edits)}
     if _layout(record):
         return {}
     dicts = {name: value for name, value in record.items() if isinstance(value, dict)}
@@ -268,6 +271,7 @@ class Layout(NamedTuple):
     object: str = ""
     held_out: str = ""
     near: str = ""
+    follows: str = ""
     more: str = ""
 
     @property
@@ -302,6 +306,10 @@ def _filled(record: dict, layout: Layout) -> dict:
         "target": _name(record, layout.target),
         "held_out": [text for name in layout.held_out.split() for text in _texts(record, name)],
         "neighbourhood": _paired(record, *layout.near.split()) if layout.near else [],
+        "portability": [
+            (layout.follows.split()[0].removesuffix("_prompt"), *pair)
+            for pair in (_paired(record, *layout.follows.split()) if layout.follows else [])
+        ],
         **_true(layout.object, _answers(record, layout.object) if layout.object else []),
     }
 
@@ -315,25 +323,32 @@ def _true(field: str, names: Sequence[str]) -> dict:
 
 def _knowedit(record: dict, layout: Layout) -> dict:
     """The flat form with kinds of neighbours, answers lists of lists; wiki_recent has no object."""
-    kinds = record["locality"]
-    if not isinstance(kinds, dict):
-        what = f"the field 'locality' must be an object, it is {kinds!r:.80}"
-        raise BadInput(f"{what}; write kinds of neighbours, each with a list of them")
-    near = []
-    for question in [question for kind in kinds for question in _objects(kinds, kind)]:
-        question = {name: _flattened(value) for name, value in question.items()}
-        prompts = _texts(question, "prompt")
-        answers = _texts(question, "ground_truth")
-        if len(prompts) > 1:
-            what = "'locality' has several prompts for one answer"
-            raise BadInput(f"{what}; write one prompt an entry")
-        if prompts and answers:
-            near.append((prompts[0], answers[0]))
+    near = [pair for _, *pair in _of_kinds(record, "locality")]
+    others = {"neighbourhood": near, "portability": _of_kinds(record, "portability")}
     if "ground_truth" in record:
         record = record | {"ground_truth": _flattened(record["ground_truth"])}
     else:
         layout = layout._replace(object="")
-    return _filled(record, layout) | {"neighbourhood": near}
+    return _filled(record, layout) | others
+
+
+def _of_kinds(record: dict, field: str) -> list[tuple[str, str, str]]:
+    """(kind, prompt, answer) of an object of kinds of questions, each with a list of them."""
+    kinds = record.get(field, {})
+    if not isinstance(kinds, dict):
+        what = f"the field {field!r} must be an object, it is {kinds!r:.80}"
+        raise BadInput(f"{what}; write kinds of questions, each with a list of them")
+    asked = []
+    for kind, question in [(name, one) for name in kinds for one in _objects(kinds, name)]:
+        question = {name: _flattened(value) for name, value in question.items()}
+        prompts = _texts(question, "prompt")
+        answers = _texts(question, "ground_truth")
+        if len(prompts) > 1:
+            what = f"{field!r} has several prompts for one answer"
+            raise BadInput(f"{what}; write one prompt an entry")
+        if prompts and answers:
+            asked.append((kind, prompts[0], answers[0]))
+    return asked
 
 
 def _flattened(value: object) -> list:
@@ -351,6 +366,8 @@ def _counterfact(record: dict, _: Layout) -> dict:
     hops = _objects(record, "single_hops")
     same = [hop for hop in hops if _optional(hop, "answer") == true]
     question = _optional(record, "requested_rewrite.question")
+    hop = _optional(record, "new_answer")
+    asked = _texts(record, "questions") if hop else []
     return {
         "id": _optional(record, "case_id"),
         "subject": _name(record, "requested_rewrite.subject"),
@@ -361,6 +378,7 @@ def _counterfact(record: dict, _: Layout) -> dict:
         "target": _name(record, "requested_rewrite.target_new.str"),
         "held_out": [*_texts(record, "paraphrase_prompts"), *filter(None, [question])],
         "neighbourhood": [(text, true) for text in _texts(record, "neighborhood_prompts")],
+        "portability": [("hops", text, hop) for text in asked],
     }
 
 
@@ -372,23 +390,32 @@ def _ripple(record: dict, _: Layout) -> dict:
     before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
     question, subject = _taken_apart(statement, before, relation)
     true = [before[len(question) :].strip()] if before else []
-    tests = [test for name in _STAYS for test in _objects(record, name)]
-    near = []
-    for query in [query for test in tests for query in _objects(test, "test_queries")]:
-        for answer in _objects(query, "answers")[:1]:
-            near.append((_optional(query, "prompt"), _optional(answer, "value")))
+    near = [pair for _, *pair in _queries(record, _STAYS)]
     return {
         "id": _optional(record, "case_id"),
         "subject": subject,
         "relation": relation,
         "prompt": template(question, subject),
         "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
-        "neighbourhood": [pair for pair in near if all(pair)],
+        "neighbourhood": near,
+        "portability": _queries(record, _FOLLOWS),
         **_true("edit.original_fact", true),
     }
 
 
+def _queries(record: dict, kinds: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(kind, prompt, answer) of the tests of some kinds."""
+    asked = []
+    for kind, test in [(name, test) for name in kinds for test in _objects(record, name)]:
+        for query in _objects(test, "test_queries"):
+            for answer in _objects(query, "answers")[:1]:
+                asked.append((kind, _optional(query, "prompt"), _optional(answer, "value")))
+    return [question for question in asked if all(question)]
+
+
 _STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")
+_FOLLOWS = ("Subject_Aliasing", "Logical_Generalization", "Compositionality_I")
+_FOLLOWS += ("Compositionality_II",)
 
 
 def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:

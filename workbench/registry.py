@@ -169,7 +169,7 @@ class Registry(Mapping):
         return len(list(iter(self)))
 
 
-ASKED = ("counterfact", "generation", "locality", "ability", "superficiality")
+ASKED = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
 PLACES = {name: f"workbench.evaluation.{name}" for name in ASKED}
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)

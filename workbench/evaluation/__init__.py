@@ -16,7 +16,7 @@ from workbench.facts import Requests
 from workbench.models import Model
 from workbench.registry import MEASURES
 
-STANDARD = ("counterfact", "generation", "locality", "ability", "superficiality")
+STANDARD = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
 TIDY = ["fact_id", "quantity", "value"]
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
 DRAWS = 1000  # of the bootstrap

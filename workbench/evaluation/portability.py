@@ -1,0 +1,48 @@
+"""What should follow from an edit, and what should stay of the same things.
+
+A quantity a kind, the share of its prompts whose answer is said, in [0, 1]: of a file the kinds
+that it brings (KnowEdit, RippleEdits, MQuAKE, WikiBigEdit, the flat form of CounterFact); of
+embedded facts `same_subject`, what else is known of the subject, and `new_object`, what is known
+of the new object. Source: arXiv 2305.13172, 2307.12976. Reversal is asked only where a file does.
+"""
+
+import re
+from collections import defaultdict
+
+import pandas as pd
+
+from workbench import facts
+from workbench.checkpoints import is_world
+from workbench.facts import Requests
+from workbench.models import Model
+from workbench.tracking.retention import measure_prompts
+
+
+def ask(model: Model, requests: Requests) -> pd.DataFrame:
+    rows = []
+    for request in requests:
+        for kind, prompt, answer in request.portability:
+            quantity = re.sub(r"\W+", "_", kind).lower()
+            rows.append((request.fact.id, quantity, prompt, answer))
+    rows += _embedded(model, requests)
+    table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
+    said = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    return table[["fact_id", "quantity"]].assign(value=said.astype(float))
+
+
+def _embedded(model: Model, requests: Requests) -> list[tuple]:
+    """What is known of the subjects and new objects of embedded facts that are not edited."""
+    source = facts.read("world" if is_world(model.name) else "plain")
+    edited = {request.fact.id for request in requests}
+    about = defaultdict(list)
+    for one in source:
+        if one.fact.id not in edited and one.fact.split != "unseen":
+            about[one.fact.subject].append(one.fact)
+    embedded = {one.fact.id for one in source}
+    rows = []
+    for request in [request for request in requests if request.fact.id in embedded]:
+        names = {"same_subject": request.fact.subject, "new_object": request.target}
+        for quantity, name in names.items():
+            for fact in about[name]:
+                rows.append((request.fact.id, quantity, fact.question, fact.object))
+    return rows
