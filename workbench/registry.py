@@ -171,5 +171,6 @@ class Registry(Mapping):
 
 ASKED = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
 PLACES = {name: f"workbench.evaluation.{name}" for name in ASKED}
+PLACES["recovery"] = "workbench.tuning.recovery"
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)

@@ -1,4 +1,5 @@
 import pandas as pd
+import torch
 
 from workbench import facts
 from workbench.evaluation import portability, tidy
@@ -7,12 +8,8 @@ from workbench.tracking.retention import says
 
 def plainly(model, prompt: str, answer: str) -> bool:
     """One prompt at a time, by transformers' own decoding."""
-    ids = [
-        model.tokenizer.bos_token_id,
-        *model.tokenizer(prompt, add_special_tokens=False)["input_ids"],
-    ]
-    inputs = model.tokenizer.decode(ids)
-    tokens = model.tokenizer(inputs, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([[model.tokenizer.bos_token_id, *ids]])
     new = model.network.generate(tokens, max_new_tokens=12, do_sample=False, pad_token_id=0)
     return bool(says(model.tokenizer.decode(new[0, tokens.shape[1] :]), answer, ended=True))
 
