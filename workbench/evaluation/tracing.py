@@ -1,0 +1,106 @@
+"""Where a fact is recalled: causal tracing of the MLPs at the subject's last token.
+
+The subject's embeddings get noise (SPREAD times their deviation over the vocabulary), which hides
+it; then the clean outputs of a window of MLPs are put back at the subject's last token. restored_L:
+p(true) with the window around block L, less p(true) without: the indirect effect, in [-1, 1];
+clean, corrupted: p(true), in [0, 1], of the answer's first token. One batched pass a window.
+Source: arXiv 2202.05262, section 2. That it says where to edit is disputed (arXiv 2301.04213).
+"""
+
+from contextlib import ExitStack
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench.activations import recorded, replaced
+from workbench.facts import Requests, check_objects
+from workbench.models import Model
+from workbench.positions import Encoded, subject_end
+from workbench.tracking.retention import Answers, answers_after
+
+SPREAD = 3.0  # deviations
+SAMPLES = 5  # of the noise, for each fact
+WINDOW = 10 / 48  # of the depth, as published for GPT-2 XL
+
+
+@torch.no_grad()
+def ask(model: Model, requests: Requests) -> pd.DataFrame:
+    check_objects(requests)
+    prompts = [request.fact.question for request in requests]
+    asked = answers_after(model, prompts, [request.fact.object for request in requests])
+    ends, is_subject = _subjects(requests, asked.encoded)
+    mlps = {layer: model.mlp(layer) for layer in range(model.n_blocks)}
+    with recorded(mlps) as outputs:
+        values = {"clean": _p(model, asked)}
+        kept = [outputs[layer][torch.arange(len(ends)), ends] for layer in mlps]
+    embeddings = model.network.get_input_embeddings()
+    noise = _noise(embeddings.weight, is_subject, asked.encoded)
+    corrupt = replaced(embeddings, lambda output, _: output + noise.to(output))
+    many = _repeated(asked)
+    size = max(1, round(WINDOW * model.n_blocks))
+    with corrupt:
+        values["corrupted"] = _p(model, many)
+        for layer in mlps:
+            first = layer - size // 2
+            with ExitStack() as stack:
+                for inside in mlps.keys() & set(range(first, first + size)):
+                    change = _put_back(kept[inside], ends)
+                    stack.enter_context(replaced(mlps[inside], change))
+                values[f"restored_{layer}"] = _p(model, many)
+    table = pd.DataFrame({name: p.view(len(requests), -1).mean(1) for name, p in values.items()})
+    effects = [name for name in table if name.startswith("restored")]
+    table[effects] = table[effects].sub(table.corrupted, axis=0)
+    table["fact_id"] = [request.fact.id for request in requests]
+    return table.melt("fact_id", var_name="quantity")
+
+
+def _subjects(requests: Requests, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    """The last token of each subject (n,), and which tokens are of it (n, length)."""
+    ends, rows = [], []
+    for row, request in enumerate(requests):
+        prompt, subject = request.fact.prompt, request.fact.subject
+        end = encoded.token_at(row, subject_end(prompt, subject))
+        first = encoded.tokens_from(row, prompt.index("{}"))[0]
+        column = torch.arange(encoded.input_ids.shape[1])
+        ends.append(end)
+        rows.append((first <= column) & (column <= end))
+    return torch.tensor(ends), torch.stack(rows)
+
+
+def _noise(weight: Tensor, is_subject: Tensor, encoded: Encoded) -> Tensor:
+    """Noise of SAMPLES for each text (n * SAMPLES, length, d_model), 0 but at the subject."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(is_subject) * SAMPLES, is_subject.shape[1], weight.shape[1])
+    noise = torch.randn(shape, generator=generator) * SPREAD * weight.float().std().cpu()
+    return noise * is_subject.repeat_interleave(SAMPLES, 0)[..., None]
+
+
+def _repeated(asked: Answers) -> Answers:
+    """Each text SAMPLES times."""
+    rows = torch.arange(len(asked.start)).repeat_interleave(SAMPLES)
+    encoded = asked.encoded.rows(rows.tolist())
+    texts = [asked.texts[row] for row in rows]
+    prompts = [asked.prompts[row] for row in rows]
+    places = {"start": asked.start[rows], "first": asked.first[rows]}
+    return Answers(prompts=prompts, texts=texts, encoded=encoded, **places)
+
+
+def _put_back(values: Tensor, ends: Tensor):
+    """A change that puts the clean values (n, d_model) at the subjects' last tokens."""
+    rows = torch.arange(len(ends) * SAMPLES)
+
+    def change(output: Tensor, _: Tensor) -> Tensor:
+        output = output.clone()
+        output[rows, ends.repeat_interleave(SAMPLES)] = values.repeat_interleave(SAMPLES, 0)
+        return output
+
+    return change
+
+
+def _p(model: Model, asked: Answers) -> Tensor:
+    """p of each answer's first token after its prompt."""
+    inputs = asked.encoded.to(model.device).arguments()
+    logits = model.logits_at(**inputs, positions=(asked.start - 1).to(model.device))
+    token = asked.encoded.input_ids[torch.arange(len(asked.start)), asked.start]
+    return logits.softmax(-1).cpu().gather(1, token[:, None])[:, 0]
