@@ -419,6 +419,34 @@ def _cell_text(values: pd.Series) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]\nn = {}".format(values.mean(), *interval(values), len(values))
 
 
+def measured(table: pd.DataFrame) -> Drawing:
+    """An edit by its measures, a panel each: means before (circles) and after (squares, with their
+    95 % intervals over facts).
+
+    Args:
+        table: of `evaluation.summary`.
+    """
+    parts = list(table.groupby("measure", sort=False))
+    sizes = [len(part) + 1.5 for _, part in parts]
+    figure = FigureCanvasAgg(Figure((6.4, 0.24 * sum(sizes)), layout="constrained")).figure
+    every = figure.subplots(len(parts), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, (name, part) in zip(every, parts, strict=True):
+        y = range(len(part))
+        errors = [part.after - part.low, part.high - part.after]
+        axes.errorbar(part.after, y, xerr=errors, fmt="s", ms=5, color="tab:blue", label="after")
+        axes.plot(part.before, y, "o", mfc="none", color="tab:orange", label="before")
+        axes.set_yticks(y, part.quantity)
+        axes.set(title=name, ylim=(len(part) - 0.5, -0.5))
+        axes.grid(axis="x", alpha=0.4)
+    _legend_beside(every[0])
+    changed = (table.after - table.before).abs().idxmax()
+    most = table.loc[changed]
+    summary = (
+        f"most changed: {most.measure}, {most.quantity}, {most.before:.2f} to {most.after:.2f}"
+    )
+    return Drawing(figure=figure, data=table, summary=summary)
+
+
 # --- What the tables of several figures share
 
 
