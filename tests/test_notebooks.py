@@ -80,13 +80,14 @@ def test_no_cell_takes_the_name_of_a_parameter(path):
                 assert (node.asname or node.name) not in study.Spec.model_fields
 
 
-NEEDED = ("hparams", "margin", "batch_size", "n_train", "n_valid")
+NEEDED, TUNED = ("hparams", "margin"), ("batch_size", "n_train", "n_valid")
 EVERY = {"editor": "malmen", "paraphrases": 2, "plan": "edited", "layers": [4], "adapter": "dora"}
 
 
 def test_whatever_makes_a_spec_can_set_what_an_experiment_needs(path):
     if batch.makes_spec(path):
-        assert set(NEEDED) <= set(batch.declared(path))
+        tunes = "task" in batch.declared(path)
+        assert {*NEEDED, *(TUNED if tunes else ())} <= set(batch.declared(path))
 
 
 def varied_by(path: Path, given: dict, monkeypatch) -> list:

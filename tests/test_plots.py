@@ -672,3 +672,21 @@ def outcome(held, took=True, others=(1.0, 1.0), n=1, ended=("budget",), judged=(
 )
 def test_what_became_of_the_edits_is_one_sentence(run, sentence):
     assert outcome(**run) == sentence
+
+
+def test_measures_are_drawn_with_all_their_names_and_what_changed_most():
+    rows = [
+        ("counterfact", "efficacy", 0.0, 1.0, 1.0, 1.0, 9),
+        ("counterfact", "paraphrase", 0.1, 0.7, 0.5, 0.9, 9),
+        ("locality", "text", None, 0.2, 0.1, 0.3, 4),
+    ]
+    columns = ["measure", "quantity", "before", "after", "low", "high", "n"]
+    drawing = plots.measured(pd.DataFrame(rows, columns=columns))
+    first, second = drawing.figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["efficacy", "paraphrase"]
+    assert all(label.get_visible() for label in first.get_yticklabels())
+    assert (first.get_title(), second.get_xlabel()) == ("counterfact", "nats")
+    (after, *_), (before,) = first.containers[0], first.lines[-1:]
+    assert after.get_xdata().tolist() == [1.0, 0.7]
+    assert before.get_xdata().tolist() == [0.0, 0.1]
+    assert drawing.summary == "most changed is efficacy of counterfact: 0.00 to 1.00"

@@ -50,6 +50,10 @@ DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
 Arms = Sequence[Run]  # runs that are compared or pooled
 NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
+SHARES = "share of prompts; of a magnitude or flattery a difference"
+UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
+UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
+UNITS |= {"recovery": "steps", "tracing": "probability"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("workbench", ""), autoescape=True)
@@ -427,8 +431,8 @@ def measured(table: pd.DataFrame) -> Drawing:
         table: of `evaluation.summary`.
     """
     parts = list(table.groupby("measure", sort=False))
-    sizes = [len(part) + 1.5 for _, part in parts]
-    figure = FigureCanvasAgg(Figure((6.4, 0.24 * sum(sizes)), layout="constrained")).figure
+    sizes = [len(part) + 3 for _, part in parts]
+    figure = FigureCanvasAgg(Figure((6.4, 0.27 * sum(sizes)), layout="constrained")).figure
     every = figure.subplots(len(parts), 1, squeeze=False, height_ratios=sizes)[:, 0]
     for axes, (name, part) in zip(every, parts, strict=True):
         y = range(len(part))
@@ -436,14 +440,12 @@ def measured(table: pd.DataFrame) -> Drawing:
         axes.errorbar(part.after, y, xerr=errors, fmt="s", ms=5, color="tab:blue", label="after")
         axes.plot(part.before, y, "o", mfc="none", color="tab:orange", label="before")
         axes.set_yticks(y, part.quantity)
-        axes.set(title=name, ylim=(len(part) - 0.5, -0.5))
+        axes.set(title=name, ylim=(len(part) - 0.5, -0.5), xlabel=UNITS.get(name, ""))
         axes.grid(axis="x", alpha=0.4)
     _legend_beside(every[0])
-    changed = (table.after - table.before).abs().idxmax()
-    most = table.loc[changed]
-    summary = (
-        f"most changed: {most.measure}, {most.quantity}, {most.before:.2f} to {most.after:.2f}"
-    )
+    most = table.loc[(table.after - table.before).abs().idxmax()]
+    summary = f"most changed is {most.quantity} of {most.measure}: "
+    summary += f"{most.before:.2f} to {most.after:.2f}"
     return Drawing(figure=figure, data=table, summary=summary)
 
 
