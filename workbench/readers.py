@@ -414,8 +414,9 @@ def _queries(record: dict, kinds: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 _STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")
-_FOLLOWS = ("Subject_Aliasing", "Logical_Generalization", "Compositionality_I")
-_FOLLOWS += ("Compositionality_II",)
+_FOLLOWS = (
+    *("Subject_Aliasing", "Logical_Generalization", "Compositionality_I", "Compositionality_II"),
+)
 
 
 def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:

@@ -170,8 +170,7 @@ class Registry(Mapping):
 
 
 ASKED = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
-ASKED += ("tracing",)
-PLACES = {name: f"workbench.evaluation.{name}" for name in ASKED}
+PLACES = {name: f"workbench.evaluation.{name}" for name in (*ASKED, "tracing")}
 PLACES["recovery"] = "workbench.tuning.recovery"
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)

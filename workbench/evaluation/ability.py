@@ -7,6 +7,7 @@ section 3.2; here of greedy texts of at most 100 tokens, there of sampled ones.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 
 import numpy
@@ -39,9 +40,9 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
 
 def real_text(model: Model, count: int) -> list[list[int]]:
     """Rows of tokens of running text that no study tunes on."""
-    paragraphs = (" ".join(parts) for parts in text.prose("everyday", seed=1))
-    if not is_world(model.name):
-        paragraphs = iter(prose.manual())
+    paragraphs: Iterable[str] = prose.manual()
+    if is_world(model.name):
+        paragraphs = (" ".join(parts) for parts in text.prose("everyday", seed=1))
     return list(islice(packed(model, paragraphs), count))
 
 

@@ -7,6 +7,8 @@ be read against a control that was never edited: `evaluate(tuned, requests, base
 "spurious forgetting", arXiv 2501.13453; the adapter and its numbers are ours.
 """
 
+from typing import Any
+
 import pandas as pd
 import torch
 
@@ -19,7 +21,7 @@ from workbench.tuning import adapters, plans
 
 MOST = 20  # steps
 RATE = 2e-3  # of AdamW
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
