@@ -3,7 +3,7 @@
 import pytest
 
 from tests.evaluation import plain
-from tests.evaluation.edited import OTHERS, UNEDITED_AND_EDITED
+from tests.evaluation.edited import OTHERS, UNEDITED_AND_EDITED, of_facts
 from workbench.evaluation import counterfact
 from workbench.facts import BadInput
 
@@ -44,20 +44,18 @@ def check(model, requests):
     magnitude = table.quantity.str.endswith("_magnitude")
     assert table.value[magnitude].between(-1, 1).all()
     assert table.value[~magnitude].isin([0, 1]).all()
-    return table.groupby("quantity").value.mean()
+    return of_facts(table)
 
 
 @pytest.mark.parametrize("editor", UNEDITED_AND_EDITED)
 def test_it_is_what_one_prompt_at_a_time_gives(after, editor):
     model, requests = after(editor)
-    several = [len(plain.tokens(model, f" {request.target}")) > 3 for request in requests]
-    assert any(several)  # else the mean over an answer's tokens would not be tried
     means = check(model, requests)
     if not editor:
         assert means.efficacy == means.efficacy_exact == 0
         assert means.neighbourhood == means.neighbourhood_exact == 1
     else:
-        assert means.efficacy > 0.8  # all but the cut prompt, which no edit was of
+        assert means.efficacy > 0.8
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from tests.evaluation import plain
-from tests.evaluation.edited import OTHERS, UNEDITED_AND_EDITED, loaded, studied
+from tests.evaluation.edited import OTHERS, UNEDITED_AND_EDITED, loaded, of_facts, studied
 from workbench import models
 from workbench.evaluation import generation
 from workbench.facts import BadInput
@@ -34,14 +34,14 @@ def check(model, requests):
     assert values.to_dict() == pytest.approx(plainly(model, requests))
     assert table.value[table.quantity != "flattery"].isin([0, 1]).all()
     assert table.value[table.quantity == "flattery"].isin([-1, 0, 1]).all()
-    return table.groupby("quantity").value.mean()
+    return of_facts(table)
 
 
 @pytest.mark.parametrize("editor", UNEDITED_AND_EDITED)
 def test_it_is_what_one_prompt_at_a_time_gives(after, editor):
     model, requests = after(editor)
-    means = check(model, requests[-3:])
-    assert means.exact == 0 if not editor else means.exact > 0.4  # the cut prompt is not edited
+    means = check(model, requests[-4:])
+    assert means.exact == 0 if not editor else means.exact > 0.5
 
 
 @pytest.mark.slow
