@@ -166,6 +166,15 @@ def test_a_measure_of_ones_own_may_compare(model, few, measures):
     assert table.after.tolist() == pytest.approx([norm] * len(few), rel=1e-3)
 
 
+def test_other_code_under_the_same_name_is_another_measure(measures):
+    prints = []
+    for thing in (drifting(), drifting(), types.SimpleNamespace(ask=lambda model, requests: 1)):
+        measures.register("drift", thing)
+        prints.append(measures.fingerprint("drift"))
+    assert prints[0] == prints[1] != prints[2]
+    assert "norm" in prints[0]  # the code of both halves
+
+
 def test_what_is_no_table_of_facts_is_refused(model, few, measures, one_line):
     for thing in (3, pd.DataFrame({"words": [1]})):
         measures.register("wrong", lambda model, requests, thing=thing: thing)
