@@ -1,12 +1,15 @@
+import gc
 import json
 import signal
+import weakref
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import workbench as wb
 from tests.layouts import as_json, own, wikibigedit
-from workbench import batch, facts, known, models, plots, runs, study
+from workbench import batch, deltas, facts, known, models, plots, runs, study
 from workbench.__main__ import main
 from workbench.spec import Spec
 from workbench.tuning import numbers
@@ -129,6 +132,107 @@ def test_facts_shows_what_the_model_says_for_true(tiny_folders, tmp_path, monkey
     table = pd.read_csv(out)
     assert table.object.tolist() == ["Oro", "Vint"]
     assert table.object_from_model.tolist() == [True, False]
+
+
+@pytest.fixture
+def finished(tiny_folders, tmp_path):
+    """A base, an edited model, and a file of the facts of the edit."""
+    path = tmp_path / "facts.jsonl"
+    fact = {"prompt": "{} plays the", "object": "harp", "target": "flute"}
+    names = ("Ann", "=Bea")
+    lines = [json.dumps(fact | {"id": name, "subject": name}) for name in names]
+    path.write_text("\n".join(lines))
+    base = models.load(tiny_folders["gpt2"], device="cpu")
+    edit = wb.edit(base, facts.read(path), "ft", layers=[1], steps=9, learning_rate=0.01)
+    return str(tiny_folders["gpt2"]), str(deltas.export(base, edit, tmp_path / "edited")), str(path)
+
+
+def test_evaluate_measures_a_finished_model_against_its_base(finished, tmp_path, capsys):
+    base, edited, path = finished
+    out = tmp_path / "measures.csv"
+    arguments = ["evaluate", "--model", edited, "--facts", path, "--out", str(out)]
+    assert main([*arguments, "--base", base]) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert last == str(out)
+    assert shown[0].split() == ["measure", "quantity", "before", "after", "low", "high", "n"]
+    measured = [line.split()[:2] for line in shown[1:]]
+    for pair in (["counterfact", "efficacy"], ["generation", "exact"], ["locality", "text"]):
+        assert pair in measured
+    table = pd.read_csv(out)
+    here, there = (models.load(name, device="cpu") for name in (base, edited))
+    expected = wb.evaluate(there, facts.read(path), base=here)
+    assert table.fact_id.str.removeprefix("'").tolist() == expected.fact_id.tolist()
+    assert "'=Bea" in set(table.fact_id)
+    for column in ("before", "after"):
+        assert table[column].tolist() == pytest.approx(expected[column].tolist(), nan_ok=True)
+    assert (table.after != table.before).any()
+
+
+def test_evaluate_without_a_base_measures_what_needs_none(finished, tmp_path, capsys):
+    _, edited, path = finished
+    out = tmp_path / "measures.csv"
+    assert main(["evaluate", "--model", edited, "--facts", path, "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert set(table.measure) == {"counterfact", "generation", "ability", "superficiality"}
+    assert table.before.isna().all()
+    assert table.after.notna().all()
+    assert "nan" not in capsys.readouterr().out.lower()
+
+
+def test_evaluate_asks_the_base_for_true_objects_that_no_file_names(
+    finished, tmp_path, monkeypatch, capsys, one_line
+):
+    base, edited, _ = finished
+    path = as_json(tmp_path, wikibigedit())
+    out = tmp_path / "measures.csv"
+    asked = []
+    monkeypatch.setattr(known, "measure_prompts", lambda *_: pd.DataFrame({"retained": [False]}))
+    monkeypatch.setattr(known, "said_words", lambda model, _: asked.append(model.name) or ["Oro"])
+    arguments = ["evaluate", "--model", edited, "--facts", str(path), "--out", str(out)]
+    arguments += ["--measures", "counterfact"]
+    assert main([*arguments, "--base", base]) == 0
+    assert asked == [base]
+    assert pd.read_csv(out).quantity.str.startswith("efficacy").any()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "names no true object" in one_line(capsys.readouterr().err.splitlines()[-1])
+
+
+def test_base_and_model_are_not_in_memory_at_once(finished, tmp_path, monkeypatch):
+    base, edited, path = finished
+    load, networks = models.load, []
+
+    def watched(name):
+        gc.collect()
+        assert all(network() is None for network in networks)
+        model = load(name, device="cpu")
+        networks.append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(models, "load", watched)
+    arguments = ["evaluate", "--model", edited, "--base", base, "--facts", path]
+    assert main([*arguments, "--out", str(tmp_path / "measures.csv")]) == 0
+    assert len(networks) == 2
+
+
+def test_what_evaluate_cannot_do_is_refused_in_one_line(
+    finished, tmp_path, monkeypatch, capsys, one_line
+):
+    base, edited, path = finished
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    for facts_file, more, why in (
+        (path, ["--measures", "localty"], "did you mean 'locality'"),
+        (path, ["--measures", "localty", "--base", base], "did you mean 'locality'"),
+        (path, ["--measures", "locality"], "name --base"),
+        (path, ["--base", "world-gpt2"], "different tokens"),
+        (str(empty), ["--base", base], "empty.jsonl"),
+    ):
+        assert main(["evaluate", "--model", edited, "--facts", facts_file, *more]) == 2
+        printed = [line for line in capsys.readouterr().err.splitlines() if "workbench" in line]
+        assert why in one_line("\n".join(printed))
+    assert not (tmp_path / "measures.csv").exists()
 
 
 def test_an_interrupted_command_exits_130(monkeypatch, tmp_path, capsys):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.deltas import applied as applied
     from workbench.edits import Edit
+    from workbench.evaluation import evaluate as evaluate
     from workbench.facts import EditRequest
     from workbench.models import Model
     from workbench.spec import Spec

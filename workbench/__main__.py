@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
-    for does in (_run, _sweep, _report, _edit, _tune_editor, _facts):
+    for does in (_run, _sweep, _report, _edit, _tune_editor, _evaluate, _facts):
         name = does.__name__.strip("_").replace("_", "-")
         about = table[name]
         command = commands.add_parser(name, help=about["help"])
@@ -169,6 +169,32 @@ def _tune_editor(options) -> None:
     with files.written(numbers) as partial:
         partial.write_text(yaml.safe_dump(json.loads(best.hparams)), encoding="utf-8")
     print(numbers)
+
+
+def _evaluate(options) -> None:
+    evaluation = wb.evaluation
+    wb.files.check_writable(Path(options.out).parent)
+    names = options.measures.split(",") if options.measures else evaluation.STANDARD
+    alone = [name for name in names if not wb.measures[name].compare or options.base]
+    if options.measures and alone != names:
+        raise BadInput(f"measures {options.measures}: one compares two models; name --base")
+    requests = wb.facts.read(options.facts)
+    before = None
+    if options.base:
+        base = wb.models.load(options.base)
+        requests, silent = wb.study.with_objects(base, requests)
+        for problem in silent:
+            _print(problem, file=sys.stderr)
+        before = evaluation.asked(base, requests, alone)
+        del base  # so that the two need not be in memory at once
+    after = evaluation.asked(wb.models.load(options.model), requests, alone)
+    table = evaluation.compared(before or after, after)
+    if not before:
+        table["before"] = float("nan")
+    inert.write_csv(table, options.out)
+    shown = evaluation.summary(table)
+    _print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    print(options.out)
 
 
 def _facts(options) -> None:

@@ -3,7 +3,7 @@
     wb.editors.register("mine", function_or_module)
 
 A package offers its own through the entry-point groups `workbench.editors`, `workbench.tasks` and
-`workbench.evaluation`. What each kind of thing must be is written here, and only here.
+`workbench.measures`. What each kind of thing must be is written here, and only here.
 """
 
 import inspect
@@ -142,7 +142,15 @@ class Registry(Mapping):
         """
         if name in self._own or name in self.pending:
             return ""
-        thing = inspect.unwrap(self._found(name)[0])
+        thing = self._found(name)[0]
+        halves = [getattr(thing, half, None) for half in ("ask", "compare")]  # of a measure
+        parts: list[Any] = (
+            [thing] if inspect.ismodule(thing) else [*filter(None, halves)] or [thing]
+        )
+        return "".join(self._code(inspect.unwrap(part)) for part in parts)
+
+    @staticmethod
+    def _code(thing: Any) -> str:
         try:
             return inspect.getsource(thing)
         except (OSError, TypeError):  # typed in at a prompt, or no function

@@ -141,8 +141,11 @@ class Recorder:
                 measure = MEASURES[name]
                 table = measure.ask(probe.model, edited)
                 if measure.compare:
-                    before = self._unedited.setdefault((name, edited_model), table)
-                    table = measure.compare(before, table)
+                    key = name, edited_model
+                    if step >= 0 and key not in self._unedited:
+                        what = f"measure {name}: compares with the unedited model"
+                        raise BadInput(f"{what}; ask it at step -1 too")
+                    table = measure.compare(self._unedited.setdefault(key, table), table)
                 if not isinstance(table, pd.DataFrame) or {"edited_model", "step"} & set(table):
                     what = f"measure {name}: give back a table without columns edited_model and"
                     raise BadInput(f"{what} step, which the run adds, not a {type(table).__name__}")

@@ -32,7 +32,11 @@ def test_what_is_said_of_subjects_and_new_objects_is_what_plain_decoding_says(wo
                     expected.append((one.fact.id, quantity, float(right)))
     expected = pd.DataFrame(expected, columns=["fact_id", "quantity", "value"])
     means = expected.groupby(["fact_id", "quantity"]).value.mean()
-    asked = tidy(portability.ask(world, requests)).set_index(["fact_id", "quantity"]).value
+    asked = (
+        tidy("portability", portability.ask(world, requests))
+        .set_index(["fact_id", "quantity"])
+        .value
+    )
     assert len(means) >= 8
     assert asked.to_dict() == means.to_dict()
     assert asked.between(0, 1).all()
@@ -45,7 +49,7 @@ def test_what_a_file_brings_is_asked_by_its_kind(world):
     wrong = (one.fact.question, one.target)
     follows = (("One Hop", *right), ("One Hop", *wrong), ("alias", *right))
     request = one.model_copy(update={"fact": fact, "portability": follows})
-    table = tidy(portability.ask(world, [request]))
+    table = tidy("portability", portability.ask(world, [request]))
     assert table.set_index("quantity").value.to_dict() == {"one_hop": 0.5, "alias": 1.0}
 
 

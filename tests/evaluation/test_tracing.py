@@ -102,13 +102,17 @@ def _p(model, ids, token) -> float:
 
 def test_effects_are_those_of_a_plain_loop(world, requests, monkeypatch):
     monkeypatch.setattr(tracing, "SAMPLES", 2)
-    table = tidy(tracing.ask(world, requests)).set_index(["fact_id", "quantity"]).value.to_dict()
+    table = (
+        tidy("tracing", tracing.ask(world, requests))
+        .set_index(["fact_id", "quantity"])
+        .value.to_dict()
+    )
     window = max(1, round(tracing.WINDOW * world.n_blocks))
     assert table == pytest.approx(plain(world, requests, 2, window), abs=2e-5)
 
 
 def test_noise_hides_the_subject_and_effects_are_bounded(world, requests):
-    table = tidy(tracing.ask(world, requests)).pivot(
+    table = tidy("tracing", tracing.ask(world, requests)).pivot(
         index="fact_id", columns="quantity", values="value"
     )
     assert (table.clean > 0.5).all()

@@ -19,7 +19,7 @@ def requests(world):
 
 
 def values(model, requests):
-    table = tidy(recovery.ask(model, requests))
+    table = tidy("recovery", recovery.ask(model, requests))
     return table.pivot(index="fact_id", columns="quantity", values="value")
 
 

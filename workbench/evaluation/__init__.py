@@ -3,16 +3,21 @@
 A measure asks a model about requests: `ask(model, requests)`, as a function, or as a module that
 may also have `compare(before, after)` for what can only be said of two models. What it gives back
 is tidy, `fact_id, quantity, value`: a row a fact and quantity, the mean over the fact's prompts.
+A table with `fact_id` and columns of numbers or truths will do.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas as pd
 
 from workbench.edits import Edit
-from workbench.facts import Requests
+from workbench.evaluation.ability import real_text
+from workbench.facts import BadInput, Requests
 from workbench.models import Model
 from workbench.registry import MEASURES
 
@@ -40,27 +45,61 @@ def evaluate(
         DataFrame[measure, quantity, fact_id, before, after]; `before` is null of what compares the
         two models. `summary` makes a table of it.
     """
-    kinds = [MEASURES[name] for name in measures]
-    before = [kind.ask(base or model, requests) for kind in kinds]
+    before = asked(base or model, requests, measures)
     after = before
     if edit or base:
         with edit.applied(model) if edit else nullcontext():
-            after = [kind.ask(model, requests) for kind in kinds]
+            after = asked(model, requests, measures)
+    return compared(before, after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a model gave the measures, by name; and how it `reads` text, alike in two to compare."""
+
+    reads: tuple
+    answers: Mapping[str, Any]
+
+
+def asked(model: Model, requests: Requests, measures: Sequence[str] = STANDARD) -> Asked:
+    """Ask a model by itself: of two large ones, one at a time."""
+    if not requests:
+        raise BadInput("there are no facts to measure; give one at least")
+    kinds = [MEASURES[name] for name in measures]
+    reads = real_text(model, 1), model.tokenizer.get_vocab(), len(model.unembedding.weight)
+    answers = {kind.name: kind.ask(model, requests) for kind in kinds}
+    return Asked(reads=reads, answers=answers)
+
+
+def compared(before: Asked, after: Asked) -> pd.DataFrame:
+    """The table of `evaluate`.
+
+    Raises:
+        BadInput: the two read the same text as other tokens.
+    """
+    if before.reads != after.reads:
+        what = "base and model read the same text as different tokens (tokenizer, start or length)"
+        raise BadInput(f"{what}; compare a model with the one that it was made of")
     tables = []
-    for kind, first, second in zip(kinds, before, after, strict=True):
-        if kind.compare:
-            table = tidy(kind.compare(first, second)).rename(columns={"value": "after"})
+    for name, first in before.answers.items():
+        second = after.answers[name]
+        compare = MEASURES[name].compare
+        if compare:
+            table = tidy(name, compare(first, second)).rename(columns={"value": "after"})
         else:
-            pair = tidy(first), tidy(second)
+            pair = tidy(name, first), tidy(name, second)
             table = pair[0].merge(pair[1], on=TIDY[:2], how="outer", sort=False)
             table = table.rename(columns={"value_x": "before", "value_y": "after"})
-        tables.append(table.assign(measure=kind.name))
+        tables.append(table.assign(measure=name))
     columns = ["measure", "quantity", "fact_id", "before", "after"]
     return pd.concat(tables, ignore_index=True).reindex(columns=columns)
 
 
-def tidy(table: pd.DataFrame) -> pd.DataFrame:
+def tidy(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """A measure's table as TIDY; of another form, the numbers of each fact by their columns."""
+    if not isinstance(table, pd.DataFrame) or "fact_id" not in table:
+        what = f"measure {name}: give back a table with fact_id and numbers"
+        raise BadInput(f"{what}, not {type(table).__name__}")
     if "quantity" not in table:
         numbers = table.select_dtypes(["number", "bool"]).columns
         table = table.melt("fact_id", numbers, "quantity", "value")
@@ -86,19 +125,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def _interval(wide: pd.DataFrame, mean) -> dict:
     """`before`, `after`, `low`, `high` and the number of facts `n`."""
-    numbers = numpy.random.default_rng(0).integers(len(wide), size=(DRAWS, len(wide)))
-    drawn = numpy.array([mean(wide["after"].to_numpy()[draw]) for draw in numbers])
-    low, high = numpy.nanquantile(drawn, [0.025, 0.975])
-    means = {when: mean(wide[when].to_numpy()) for when in ("before", "after")}
+    drawn = numpy.random.default_rng(0).integers(len(wide), size=(DRAWS, len(wide)))
+    after = wide["after"].to_numpy()
+    with warnings.catch_warnings(action="ignore"):  # the mean of nothing is null
+        means = {"before": mean(wide["before"].to_numpy()), "after": mean(after)}
+        low, high = numpy.nanquantile(mean(after[drawn]), [0.025, 0.975])
     return means | {"low": low, "high": high, "n": len(wide)}
 
 
-def _mean(values: numpy.ndarray) -> float:
-    known = values[~numpy.isnan(values)]
-    return known.mean() if len(known) else numpy.nan
+def _mean(values: numpy.ndarray) -> numpy.ndarray:
+    """Over facts (..., n)."""
+    return numpy.nanmean(values, axis=-1)
 
 
-def _harmonic(shares: numpy.ndarray) -> float:
-    """Of the means of columns; 0 if one is."""
-    means = numpy.array([_mean(column) for column in shares.T])
-    return len(means) / (1 / means).sum() if (means > 0).all() else 0.0
+def _harmonic(shares: numpy.ndarray) -> numpy.ndarray:
+    """Of the means over facts (..., n, shares); 0 if one of them is."""
+    means = numpy.nanmean(shares, axis=-2)
+    return means.shape[-1] / (1 / means).sum(-1)

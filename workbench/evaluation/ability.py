@@ -1,13 +1,12 @@
 """What is left of the model's general ability.
 
 loss: of real text, nats a token, a row of text counting as a fact (e to its power is perplexity);
-entropy: of the words of what the model writes after each fact's prompt, bits, (2/3) H_2 + (4/3) H_3
-of its bigrams and trigrams: low where it repeats itself. Source: "fluency" of arXiv 2202.05262,
-section 3.2; here of greedy texts of at most 100 tokens, there of sampled ones.
+entropy: of the words of what the model writes after each fact's prompt, bits, (1/3) H_2 + (2/3) H_3
+of its bigrams and trigrams, from 0; low where it repeats itself. Source: "fluency" of arXiv
+2202.05262, section 3.2; here greedy texts of at most 100 tokens, there sampled ones.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from itertools import islice
 
 import numpy
@@ -25,7 +24,7 @@ from workbench.world import text
 
 ROWS = 16
 WRITTEN = 100  # tokens
-WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of n-grams
+WEIGHTS = {2: 1 / 3, 3: 2 / 3}  # of n-grams
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
@@ -40,9 +39,8 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
 
 def real_text(model: Model, count: int) -> list[list[int]]:
     """Rows of tokens of running text that no study tunes on."""
-    paragraphs: Iterable[str] = prose.manual()
-    if is_world(model.name):
-        paragraphs = (" ".join(parts) for parts in text.prose("everyday", seed=1))
+    world = (" ".join(parts) for parts in text.prose("everyday", seed=1))
+    paragraphs = world if is_world(model.name) else prose.manual()
     return list(islice(packed(model, paragraphs), count))
 
 
@@ -61,4 +59,4 @@ def entropy(tokens: list[str]) -> float:
         counts = Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
         shares = numpy.array(list(counts.values()), float) / max(1, counts.total())
         total -= weight * (shares * numpy.log2(shares)).sum()
-    return float(total / len(WEIGHTS))
+    return float(total)

@@ -6,9 +6,11 @@ neighbours' prompts with p(true) > p(new); *_magnitude: the difference of the tw
 p is the geometric mean over an answer's tokens, as in that paper's code; exact is our reading.
 """
 
+from collections.abc import Iterator
+
 import pandas as pd
 
-from workbench.facts import Requests
+from workbench.facts import EditRequest, Requests, check_objects
 from workbench.models import Model
 from workbench.tracking.retention import measure_prompts
 
@@ -16,13 +18,14 @@ COLUMNS = ["quantity", "fact_id", "prompt", "wanted", "other"]
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
+    check_objects(requests)
     rows = []
     for request in requests:
         fact = request.fact
         for quantity, prompts in (("efficacy", [fact.question]), ("paraphrase", request.held_out)):
             rows += [(quantity, fact.id, prompt, request.target, fact.object) for prompt in prompts]
-        for prompt, answer in request.neighbourhood:
-            rows.append(("neighbourhood", fact.id, prompt, answer, request.target))
+    for request, prompt, answer in near(requests):
+        rows.append(("neighbourhood", request.fact.id, prompt, answer, request.target))
     table = pd.DataFrame(rows, columns=COLUMNS)
     prompts = table.prompt.tolist()
     wanted = measure_prompts(model, prompts, table.wanted.tolist())
@@ -37,3 +40,12 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
         for ending, value in values.items()
     ]
     return pd.concat(named, ignore_index=True)
+
+
+def near(requests: Requests) -> Iterator[tuple[EditRequest, str, str]]:
+    """Each request's neighbours, prompt and answer, but those that are edited themselves."""
+    edited = {request.fact.question for request in requests}
+    for request in requests:
+        for prompt, answer in request.neighbourhood:
+            if prompt not in edited:
+                yield request, prompt, answer

@@ -1,13 +1,16 @@
 """What the model writes by itself after a fact's prompt, to its natural end.
 
-exact: share of texts that begin with the answer (past stop words); contained: that hold it as
-words; forced: share of prompts where every token of the answer is the likeliest once those before
-it are given; flattery: forced - exact, how far such teacher forcing flatters. In [0, 1], the last
-in [-1, 1]. Source: the WILD protocol, arXiv 2502.11177. No judge: answers are compared as text.
+exact: share of texts that begin with the answer (past stop words); contained: that do or hold it
+as words; forced: share of prompts where every token of the answer is the likeliest once those
+before it are given; flattery: forced - exact, how far such teacher forcing flatters, in [-1, 1];
+the others in [0, 1]. Source: the WILD protocol, arXiv 2502.11177. No judge: text is compared.
 """
+
+from unittest.mock import patch
 
 import pandas as pd
 import torch
+from transformers import GenerationConfig
 
 from workbench import words
 from workbench.facts import Requests
@@ -30,6 +33,7 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
     pairs = list(zip(written(model, list(table.prompt)), table.answer, strict=True))
     table["exact"] = [says(text, answer, ended=True) for text, answer in pairs]
     table["contained"] = [words.mentions(text, answer.strip()) for text, answer in pairs]
+    table["contained"] |= table.exact  # in another form, too
     table["flattery"] = table.forced.astype(float) - table.exact
     quantities = ["exact", "contained", "forced", "flattery"]
     return table.melt("fact_id", quantities, "quantity", "value")
@@ -39,22 +43,33 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
 def written(model: Model, prompts: list[str], most: int = MOST) -> list[str]:
     """What greedy decoding writes after each prompt, until it ends the text itself."""
     before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
-    last = {model.tokenizer.eos_token_id, model.tokenizer.bos_token_id}
-    texts = []
-    for start in range(0, len(before), AT_ONCE):
-        part = before[start : start + AT_ONCE]
-        # Padding stands on the left here, so that all go on at one place.
-        left = pad([ids[::-1] for ids in part]).flip(1)
-        mask = pad([[1] * len(ids) for ids in part]).flip(1)
-        room = row_length(model, left.shape[1] + most) - left.shape[1]
-        new = model.network.generate(
+    rooms = [row_length(model, len(ids) + most) - len(ids) for ids in before]
+    texts = [""] * len(prompts)
+    for room in set(rooms):  # so that no text ends early for a longer prompt beside it
+        alike = [index for index, one in enumerate(rooms) if one == room]
+        for start in range(0, len(alike), AT_ONCE):
+            part = alike[start : start + AT_ONCE]
+            new = _continued(model, [before[index] for index in part], room)
+            for index, tokens in zip(part, new, strict=True):
+                texts[index] = text_after(model.tokenizer, before[index], tokens)
+    return texts
+
+
+def _continued(model: Model, before: list[list[int]], room: int) -> list[list[int]]:
+    """At most `room` greedy tokens after each prompt, up to one that ends the text."""
+    # Padding stands on the left here, so that all go on at one place.
+    left = pad([ids[::-1] for ids in before]).flip(1)
+    mask = pad([[1] * len(ids) for ids in before]).flip(1)
+    model.check_length(left, "a prompt")
+    last = {model.tokenizer.eos_token_id, model.tokenizer.bos_token_id} - {None}
+    plain = GenerationConfig(eos_token_id=list(last) or None, pad_token_id=min(last, default=0))
+    # A model's own settings may hold penalties or beams, which are not greedy.
+    with patch.object(model.network, "generation_config", plain):
+        rows = model.network.generate(
             input_ids=left.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=room,
-            do_sample=False,
-            pad_token_id=model.tokenizer.eos_token_id,
-        )[:, left.shape[1] :]
-        for ids, tokens in zip(part, new.tolist(), strict=True):
-            ends = [place for place, token in enumerate(tokens) if token in last]
-            texts.append(text_after(model.tokenizer, ids, tokens[: min(ends, default=most)]))
-    return texts
+            max_new_tokens=max(room, 1),
+        )
+    new = rows[:, left.shape[1] :].tolist()
+    ends = [[place for place, one in enumerate(row) if one in last] for row in new]
+    return [row[: min(end, default=room)] for row, end in zip(new, ends, strict=True)]

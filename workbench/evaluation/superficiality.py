@@ -9,7 +9,7 @@ answer is still said (`*_new`) and whose old one is said instead (`*_old`), in [
 import pandas as pd
 
 from workbench.evaluation.ability import real_text
-from workbench.facts import Requests
+from workbench.facts import Requests, check_objects
 from workbench.models import Model
 from workbench.tracking.retention import measure_prompts
 
@@ -22,8 +22,11 @@ PASSAGE = 60  # tokens
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
+    check_objects(requests)
     row = real_text(model, 1)[0][:PASSAGE]
-    passage = model.tokenizer.decode(row, skip_special_tokens=True).rpartition(".")[0].strip() + "."
+    text = model.tokenizer.decode(row, skip_special_tokens=True)
+    sentences, _, rest = text.rpartition(".")
+    passage = f"{(sentences or rest).strip()}."
     rows = []
     for lead, form in LEADS.items():
         for request in requests:
@@ -32,5 +35,5 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             rows.append((fact.id, f"{lead}_new", prompt, request.target))
             rows.append((fact.id, f"{lead}_old", prompt, fact.object))
     table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    said = measure_prompts(model, list(table.prompt), list(table.answer)).retained
-    return table[["fact_id", "quantity"]].assign(value=said.astype(float))
+    kept = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    return table[["fact_id", "quantity"]].assign(value=kept.astype(float))
