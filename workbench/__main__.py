@@ -65,7 +65,7 @@ def _run(options) -> None:
     for arm in done.members:
         value = wb.plots.value_name(arm.spec.get(done.about.get("vary"), arm.folder.name))
         _print(f"{value}: {wb.plots.outcome(arm)}\n")
-    if "probes.parquet" in done.files:
+    if "members" not in done.about and "probes.parquet" in done.files:
         edited = done.probes[done.probes.group == "edited"]
         if edited.fact_id.nunique() == 1:
             _print(f"{edited.prompt.iloc[0]} ...: the three likeliest next tokens\n")
