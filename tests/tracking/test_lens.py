@@ -102,6 +102,47 @@ def test_the_tuned_lens_is_nearer_to_the_model_on_text_that_it_was_not_fitted_on
     assert logit[-1] < 1e-5
 
 
+def test_the_tuned_lens_goes_down_the_kl_from_the_models_own_to_the_lenss(
+    tiny, cached, monkeypatch
+):
+    """Adam's first step is against the sign of the gradient; of rows of one token nothing is left
+    to chance.
+    """
+    rows = torch.tensor([[0, 17], [0, 302], [0, 45], [0, 711]])
+    monkeypatch.setattr(moments, "token_rows", lambda model, corpus, tokens: rows)
+    monkeypatch.setattr(lens, "STEPS", 1)
+    with torch.no_grad():
+        tiny.final_norm.weight.mul_(10)  # far apart, so that it matters which way the KL goes
+        with recorded(dict(enumerate(tiny.blocks))) as states:
+            own = tiny.network(input_ids=rows).logits[:, 1].softmax(-1)
+    through = lens.fitted(tiny, "tuned")
+    for layer in range(tiny.n_blocks - 1):
+        h = hidden(states[layer])[:, 1]
+        matrix = torch.eye(h.shape[-1], requires_grad=True)
+        log_probs = tiny.unembedding(tiny.final_norm(h @ matrix.T)).log_softmax(-1)
+        ways = {"to the lens": own * (own.log() - log_probs)}
+        ways["from the lens"] = log_probs.exp() * (log_probs - own.log())
+        agree = {}
+        for way, terms in ways.items():
+            (gradient,) = torch.autograd.grad(terms.sum(), matrix, retain_graph=True)
+            steep = gradient.abs() > 1e-4
+            agree[way] = (through.matrix[layer].sign() == -gradient.sign())[steep].float().mean()
+        assert agree["to the lens"] == 1 > agree["from the lens"]
+
+
+def test_another_model_kind_or_number_of_steps_is_another_lens(
+    tiny_gpt2, tiny_llama, cached, monkeypatch
+):
+    monkeypatch.setattr(lens, "ROWS", dict.fromkeys(FITTED, 2))
+    for model in (tiny_gpt2, tiny_llama):
+        for kind in FITTED:
+            lens.fitted(model, kind)
+    assert len([*cached.iterdir()]) == 4
+    monkeypatch.setattr(lens, "STEPS", 4)
+    lens.fitted(tiny_gpt2, "tuned")
+    assert len([*cached.iterdir()]) == 5
+
+
 def plain_jacobian(model, rows, layer) -> torch.Tensor:
     """The mean over rows and positions of the summed effect on the last block's hidden states, from
     every entry of torch's own Jacobian.
