@@ -4,13 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench import deltas, explorer, facts, moments, plots, study
+from workbench import deltas, editing, explorer, facts, moments, plots, study
 from workbench.activations import hidden, recorded, replaced
 from workbench.cache import tensor_sum
 from workbench.deltas import Change, WeightDelta
+from workbench.editing import memit
 from workbench.facts import BadInput
 from workbench.positions import encode, front
 from workbench.tracking import lens
+from workbench.tracking.categories import first_tokens
 from workbench.tracking.probes import Probe, questions
 
 FITTED = ("tuned", "jacobian")
@@ -313,3 +315,42 @@ def test_looks_through_another_lens_than_the_specs_are_refused(
     with pytest.raises(BadInput) as error:
         study.tune_and_probe(spec, tiny_gpt2, edit, task, probe, study.Recorder())
     assert "the probe looks through the logit lens, the Spec says 'tuned'" in one_line(error)
+
+
+@pytest.mark.slow
+def test_where_the_subject_ends_the_jacobian_lens_alone_sees_an_edit(base):
+    """After MEMIT's blocks the logit and the tuned lens have the edited object lower than before
+    the edit, towards the bottom of the vocabulary.
+    """
+    requests = [request for request in facts.read("world") if request.fact.split == "study"]
+    requests = requests[:300:15]
+    hparams = editing.preset("memit", base)
+    edit = memit.edit(base, requests, hparams, memit.prepare(base, hparams))
+    block = max(hparams.layers) - 1
+    lenses = {kind: lens.fitted(base, kind) for kind in lens.KINDS}
+
+    @torch.no_grad()
+    def ranks() -> dict[str, list[int]]:
+        found = {kind: [] for kind in lenses}
+        for request in requests:
+            question, subject = request.fact.question, request.fact.subject
+            encoded = encode(base, [question])
+            end = encoded.token_at(0, question.index(subject) + len(subject) - 1)
+            answers = [question], [request.fact.object], [request.target], [()]
+            token = first_tokens(base, *answers).edited[0]
+            with recorded(dict(enumerate(base.blocks))) as states:
+                base.network(input_ids=encoded.input_ids, use_cache=False)
+            for kind, through in lenses.items():
+                places = torch.tensor([0]), torch.tensor([end])
+                logits = lens.read(base, states, *places, through)[0, block]
+                found[kind].append(int((logits > logits[token]).sum()) + 1)
+        return found
+
+    before = ranks()
+    with deltas.applied(base, edit):
+        after = ranks()
+    pairs = {kind: list(zip(before[kind], after[kind], strict=True)) for kind in lenses}
+    print(f"\nranks before and after MEMIT, after block {block}: {pairs}")
+    better = {kind: sum(new < old for old, new in pairs[kind]) for kind in lenses}
+    assert better["logit"] == better["tuned"] == 0
+    assert better["jacobian"] > len(requests) / 2

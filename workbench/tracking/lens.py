@@ -10,7 +10,8 @@ and b are 0: its row is the model's own next-token distribution.
     - Jacobian lens: I + A_l = J_l, the mean of d h_final(t') / d h_l(t), both before the final
       norm: summed over every position t' of a row, so over t and what comes after it; then
       averaged over the positions t and the rows, without those in front. It says what a state
-      makes the model say, now or later on; b = 0.
+      makes the model say, now or later on; b = 0. Where the subject ends, right after MEMIT's
+      blocks, it alone of the three has the edited object higher than before the edit.
 
 Sources: nostalgebraist (2020); arXiv 2303.08112; Gurnee et al., "Verbalizable Representations Form
 a Global Workspace in Language Models" (2026).
