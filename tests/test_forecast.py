@@ -33,6 +33,13 @@ def test_every_phase_goes_up_with_what_it_does(outline):
     assert costs(outline, editor="incontext")["editing"] == 0
 
 
+def test_a_lens_is_fitted_for_a_price(outline):
+    usual = costs(outline)
+    for kind in ("tuned", "jacobian"):
+        fitting = costs(outline, lens=kind)["looking"] - usual["looking"]
+        assert 1e11 < fitting < 1e13  # a minute or so, at the speed of one core
+
+
 def test_minutes_are_of_all_experiments_together_each_on_its_model(outline, new_tiny, monkeypatch):
     monkeypatch.setattr(forecast, "speed", lambda model, device: 1e9)
     spec, tiny = Spec().resolved(), new_tiny("gpt2")

@@ -9,6 +9,7 @@ import workbench.spec
 from workbench import facts, study
 from workbench.facts import BadInput
 from workbench.study import Spec
+from workbench.tracking import lens
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,9 @@ def test_two_values_that_make_one_experiment_are_refused():
     with pytest.raises(BadInput, match="same experiment"):
         workbench.spec.varied(Spec(fact="capital:spain"), "edits_per_model", [1, 5])
     assert len(workbench.spec.varied(Spec(), "edits_per_model", [1, 5])) == 2
+
+
+def test_a_module_that_a_notebook_imports_is_no_parameter():
+    """`from workbench.tracking import lens` stands in many a notebook."""
+    assert Spec.of({"lens": lens, "seed": 3}) == Spec(seed=3)
+    assert Spec.of({"lens": "tuned"}).lens == "tuned"

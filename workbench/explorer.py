@@ -16,7 +16,7 @@ import numpy
 import pandas as pd
 import traitlets
 
-from workbench.plots import spans
+from workbench.plots import seen_through, spans
 from workbench.records import BadInput, check_choice
 from workbench.runs import Run
 
@@ -140,7 +140,8 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     arrays["cell_true"] = _shares(cells, "p_true", at_cell)
     header = {
         "name": run.folder.name,
-        "caption": CAPTION.format(blocks=spans(run.about["layers"]), **run.spec),
+        "caption": CAPTION.format(blocks=spans(run.about["layers"]), **run.spec)
+        + seen_through(run),
         "page": f"{run.folder.name}/notebook.html" if "notebook.html" in run.files else "",
         "blocks": int(lens.layer.max()) + 1,
         "edited": run.about["layers"],

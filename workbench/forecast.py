@@ -15,6 +15,7 @@ from workbench import models
 from workbench.models import Model
 from workbench.positions import ROW
 from workbench.spec import Spec
+from workbench.tracking import lens
 
 # Operations a weight and token: of a pass; with the way back; and with the weights' gradients.
 PASS, SOLVED, TRAINED = 2, 4, 6
@@ -29,7 +30,8 @@ MEASURED = 0.2  # seconds
 def operations(spec: Spec, model: Model) -> dict[str, float]:
     """Phase of a resolved Spec -> floating-point operations, about; an outline of its model does.
 
-    Looks have the lens in them: norm and head after every block.
+    Looks have the lens in them: its fitting, as if none were in the cache; norm and head after
+    every block.
     """
     weights = sum(weight.numel() for weight in model.network.parameters())
     head = model.unembedding.weight.numel()
@@ -45,13 +47,18 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     solved = statements * getattr(numbers, "steps", 0) * (1 - max(layers) / model.n_blocks)
     learnt = lessons * (1 - min(layers) / model.n_blocks)
     row = TOKENS.get(spec.task, ROW)
+    step = PASS * weights * ROW + SOLVED * head * lens.TOKENS_A_ROW * model.n_blocks
+    effects = model.unembedding.weight.shape[1] * lens.ROWS["jacobian"]
+    fitting = {"logit": 0, "tuned": lens.STEPS * lens.ROWS_A_STEP * step}
+    fitting["jacobian"] = PASS * weights * ROW * effects
+    asking = weights * PROMPT * asked + head * model.n_blocks * watched
     trained = copies * spec.max_steps * spec.batch_size * row
     validated = copies * (looks - 1) * spec.n_valid * row
     return {
         "choosing": PASS * weights * PROMPT * ASKED * (spec.n_edited + spec.n_intrinsic),
         "editing": SOLVED * weights * PROMPT * (solved + learnt),
         "tuning": weights * (TRAINED * trained + PASS * validated),
-        "looking": PASS * looks * (weights * PROMPT * asked + head * model.n_blocks * watched),
+        "looking": PASS * looks * asking + fitting[spec.lens],
     }
 
 

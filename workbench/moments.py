@@ -136,7 +136,7 @@ def second_moments(
         warnings.warn(f"{message} Wikipedia; name a corpus", stacklevel=3)
     widths = {layer: model.weight(layer).shape[1] for layer in layers}
     tokens = tokens or TOKENS_PER_WIDTH * max(widths.values())
-    rows = _rows(model, corpus, tokens)
+    rows = token_rows(model, corpus, tokens)
     about = f"{model.fingerprint} {model.dtype} {tokens}".encode()
     digest = hashlib.sha256(about + rows.numpy().tobytes()).hexdigest()[:16]
     names = {layer: f"moments {digest} {layer}" for layer in layers}
@@ -173,7 +173,7 @@ def _solving_device(model: Model, widths: Sequence[int]) -> torch.device:
     return model.device if fits else torch.device("cpu")
 
 
-def _rows(model: Model, corpus: str, tokens: int) -> Tensor:
+def token_rows(model: Model, corpus: str, tokens: int) -> Tensor:
     """Token ids (rows, ROW), each row the front tokens and running text; together at least so many
     tokens.
     """

@@ -214,7 +214,7 @@ def _labels(run: Run, group: str) -> dict[str, str]:
 def lens_heatmap(
     run: Run, group: str = "edited", categories: Sequence[str] = ("edited", "true")
 ) -> Drawing:
-    """Logit lens, layer by checkpoint: the probability of the edited and the true token after each
+    """The lens, layer by checkpoint: the probability of the edited and the true token after each
     block; edited blocks stand between orange lines.
 
     For a group of several facts the mean is drawn. Cells carry the median rank (1 = top) where it
@@ -251,11 +251,17 @@ def lens_heatmap(
     all_axes[0].set_ylabel("lens after block")
     figure.colorbar(axes.collections[0], ax=list(all_axes), label=IN_CELLS, fraction=0.05)
     title = f"{group} facts, mean (n = {n}); edited block between orange lines{_rounded([run])}"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title + seen_through(run), fontsize=10)
     p = data[data.layer == n_layers - 1].set_index(["category", "step"]).probability[categories[0]]
     summary = f"p({categories[0]} token) after the last block: {p[0]:.2f} after the edit, "
     summary += f"{p[steps[-1]]:.2f} after {steps[-1]} steps (n = {n})"
     return Drawing(figure=figure, data=data, summary=summary)
+
+
+def seen_through(run: Run) -> str:
+    """The lens of its looks, where it is not the logit lens."""
+    kind = run.spec.get("lens", "logit")  # older runs have no other
+    return "" if kind == "logit" else f"; {kind} lens"
 
 
 # --- Several runs

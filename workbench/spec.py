@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -70,8 +71,8 @@ class Spec(Record):
     hparams: dict = Field(default_factory=dict)  # fields of the editor's HParams to change
     layers: tuple[int, ...] = ()  # edited blocks
     edits_per_model: int = Field(10, ge=1)  # facts edited at once into one copy of the model
-    # of the second moments: "" = world for the world's models, else manual-and-facts; wikipedia, a
-    # file or a Hub dataset id
+    # of second moments and lenses: "" = world for the world's models, else manual-and-facts;
+    # wikipedia, a file or a Hub dataset id
     corpus: str = ""
     # the data to tune on
     task: str = "text"
@@ -98,7 +99,8 @@ class Spec(Record):
     adapter_alpha: float = Field(0, ge=0)
     adapter_dropout: float = Field(0, ge=0, lt=1)
     adapter_targets: tuple[str, ...] = ()  # last names of modules; () = every linear one that moves
-    # what is looked at beside the probes
+    # what is looked at beside the probes, and through which lens each block is read
+    lens: Literal["logit", "tuned", "jacobian"] = "logit"
     measures: tuple[str, ...] = ()  # names of registered measures, a table of the run each
     seed: int = Field(0, ge=0)  # of facts, prefixes and data order
 
@@ -109,10 +111,11 @@ class Spec(Record):
 
     @classmethod
     def of(cls, names: Mapping, **others) -> "Spec":
-        """The Spec of a notebook's parameters: of `globals()`, whatever is named as a field; and
-        of other fields.
+        """The Spec of a notebook's parameters: of `globals()`, whatever is named as a field, but
+        for modules (`lens`); and of other fields.
         """
         given = {name: names[name] for name in cls.model_fields if name in names}
+        given = {name: value for name, value in given.items() if not isinstance(value, ModuleType)}
         return cls(**given | others)
 
     def resolved(self) -> "Spec":

@@ -39,6 +39,7 @@ from workbench.models import Model
 from workbench.registry import MEASURES, Room
 from workbench.spec import Spec, identify, varied
 from workbench.spec import arms as arms
+from workbench.tracking import lens
 from workbench.tracking.probes import Probe, questions
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import History, Settings, finetune
@@ -252,6 +253,9 @@ def tune_and_probe(
     """Apply the edit, fine-tune, look at every evaluation; afterwards the model is bit for bit as
     before.
     """
+    if probe.fitted.kind != spec.lens:
+        what = f"the probe looks through the {probe.fitted.kind} lens, the Spec says {spec.lens!r}"
+        raise BadInput(f"{what}; give it fitted=lens.fitted(model, spec.lens, spec.corpus)")
     plan = plans.resolve(model, spec.plan, edit.layers)
     recorder.deltas.append(edit)
     recorder.specs.append(spec)
@@ -343,6 +347,8 @@ def _followed(
         chosen = choose(spec, model, requests)
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
+    with recorder.timed("fit lens"):
+        fitted = lens.fitted(model, spec.lens, spec.corpus)
     size = len(requests) or spec.edits_per_model
     groups = [chosen.edited[start : start + size] for start in range(0, len(chosen.edited), size)]
     edits = [edit]
@@ -353,7 +359,7 @@ def _followed(
             runs.progress(f"editing with {spec.editor}")
             edits = editing.edit_each(spec.editor, model, groups, hparams, resources, spec.seed)
     for number, group in enumerate(tqdm(groups, desc="edited models", disable=None)):
-        probe = Probe(model, questions(group, chosen.intrinsic), chosen.related)
+        probe = Probe(model, questions(group, chosen.intrinsic), chosen.related, fitted)
         recorder.look(probe, -1, edited_model=number, measures=spec.measures)
         history = tune_and_probe(spec, model, edits[number], task, probe, recorder, number)
         if history.ended == "stopped":

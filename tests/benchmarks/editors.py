@@ -271,7 +271,7 @@ def edits(model, requests, counts, options) -> list[dict]:
 def moments_and_answers(model, requests) -> list[dict]:
     layers = list(range(model.n_blocks))
     tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
-    rows = moments._rows(model, "world", tokens)
+    rows = moments.token_rows(model, "world", tokens)
     slow = measured(lambda some: plain.moments(model, layers, some, tokens), rows)
     fast = measured(lambda some: moments._collect(model, layers, some, tokens), rows)
     prompts = [request.fact.question for request in requests]

@@ -101,11 +101,13 @@ class Probe:
 
     Args:
         related: kind of fact -> objects, see facts.objects_of.
+        fitted: the lens, see `lens.fitted`.
     """
 
     model: Model
     questions: Sequence[Question]
     related: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fitted: lens.Lens = lens.LOGIT
 
     def __post_init__(self):
         self._took: dict[str, bool] = {}
@@ -190,7 +192,7 @@ class Probe:
                 end = int(self._place[index]) + 1
                 start = max(0, end - FARTHEST) if group == "edited" else end - 1
                 at = torch.arange(start, end)
-                read = lens.read(self.model, states, torch.full_like(at, row), at)
+                read = lens.read(self.model, states, torch.full_like(at, row), at, self.fitted)
                 read[-1, -1] = logits[row]  # what the model itself says, bit for bit
                 yield index, read.softmax(-1).cpu()
 
