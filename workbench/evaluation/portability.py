@@ -26,8 +26,8 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             rows.append((request.fact.id, quantity, prompt, answer))
     rows += _embedded(model, requests)
     table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    said = measure_prompts(model, list(table.prompt), list(table.answer)).retained
-    return table[["fact_id", "quantity"]].assign(value=said.astype(float))
+    measured = measure_prompts(model, list(table.prompt), list(table.answer))
+    return table[["fact_id", "quantity"]].assign(value=measured.retained.astype(float))
 
 
 def _embedded(model: Model, requests: Requests) -> list[tuple]:

@@ -48,8 +48,8 @@ def _steps(model: Model, taught: list[tuple], asked: list[tuple]) -> pd.DataFram
         weights = [model.network.get_parameter(name) for name in one.plan.parameters]
         optimiser = torch.optim.AdamW(weights, lr=RATE)
         for step in range(MOST + 1):
-            said = measure_prompts(model, prompts, answers).retained
-            first = first.mask(said & (first > step), step)
+            retained = measure_prompts(model, prompts, answers).retained
+            first = first.mask(retained & (first > step), step)
             if step == MOST or first.le(MOST).all():
                 break
             with torch.enable_grad():
