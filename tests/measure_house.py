@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 # names that say nothing
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
-# Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The measures
-# of `evaluate` and the fitted lenses brought 658 lines that nothing paid for yet.
+# Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The
+# measures of `evaluate` and the fitted lenses brought 658 lines that nothing has paid for yet.
 BOUNDS = {
     "code lines": 9089,
     "longest line": 100,
