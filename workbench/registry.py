@@ -144,7 +144,9 @@ class Registry(Mapping):
             return ""
         thing = self._found(name)[0]
         halves = [getattr(thing, half, None) for half in ("ask", "compare")]  # of a measure
-        parts = [thing] if inspect.ismodule(thing) else [*filter(None, halves)] or [thing]
+        parts: list[Any] = (
+            [thing] if inspect.ismodule(thing) else [*filter(None, halves)] or [thing]
+        )
         return "".join(self._code(inspect.unwrap(part)) for part in parts)
 
     @staticmethod
