@@ -47,6 +47,7 @@ def test_edits_that_change_no_weight_are_measured_too(after, editor, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("editor", UNEDITED_AND_EDITED)
+@pytest.mark.timeout(1800)
 def test_fifty_facts(after, editor):
     check(*after(editor, count=50))
 

@@ -56,6 +56,7 @@ def test_edits_that_change_no_weight_are_measured_too(editor, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_fifty_facts():
     check("world-gpt2", "memit", 50)
 

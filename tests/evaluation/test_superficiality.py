@@ -57,6 +57,7 @@ def test_edits_that_change_no_weight_are_measured_too(after, editor, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("editor", UNEDITED_AND_EDITED)
+@pytest.mark.timeout(1800)
 def test_fifty_facts(after, editor):
     check(*after(editor, count=50))
 
@@ -68,7 +69,9 @@ def test_fifty_facts(after, editor):
         (" It rains", "It rains."),  # no sentence of so few tokens ended
     ],
 )
-def test_the_passage_ends_as_a_sentence(model, few, monkeypatch, text, passage):
+def test_what_stands_in_front_is_the_old_answer_or_ends_as_a_sentence(
+    model, few, monkeypatch, text, passage
+):
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     asked = []
     monkeypatch.setattr(superficiality, "real_text", lambda *_: [ids])
@@ -81,6 +84,8 @@ def test_the_passage_ends_as_a_sentence(model, few, monkeypatch, text, passage):
     monkeypatch.setattr(superficiality, "measure_prompts", watched)
     superficiality.ask(model, few[:1])
     assert f"{passage} {few[0].fact.question}" in asked
+    lead = f"Many people have heard of {few[0].fact.object}."
+    assert f"{lead} {few[0].fact.question}" in asked
 
 
 def test_a_fact_without_its_true_object_is_refused(model, few, one_line):
