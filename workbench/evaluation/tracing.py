@@ -35,7 +35,7 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
         values = {"clean": _p(model, asked)}
         kept = [outputs[layer][torch.arange(len(ends)), ends] for layer in mlps]
     embeddings = model.network.get_input_embeddings()
-    noise = _noise(embeddings.weight, is_subject, asked.encoded)
+    noise = _noise(embeddings.weight, is_subject)
     corrupt = replaced(embeddings, lambda output, _: output + noise.to(output))
     many = _repeated(asked)
     size = max(1, round(WINDOW * model.n_blocks))
@@ -68,7 +68,7 @@ def _subjects(requests: Requests, encoded: Encoded) -> tuple[Tensor, Tensor]:
     return torch.tensor(ends), torch.stack(rows)
 
 
-def _noise(weight: Tensor, is_subject: Tensor, encoded: Encoded) -> Tensor:
+def _noise(weight: Tensor, is_subject: Tensor) -> Tensor:
     """Noise of SAMPLES for each text (n * SAMPLES, length, d_model), 0 but at the subject."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(is_subject) * SAMPLES, is_subject.shape[1], weight.shape[1])
