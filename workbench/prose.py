@@ -1,11 +1,16 @@
 """Real prose that is always at hand, for models that were not taught the world's."""
 
+import ast
 import random
 import re
+import sysconfig
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from workbench import facts
 from workbench.checkpoints import is_world
+from workbench.records import BadInput
 
 MIXED = "manual-and-facts"
 STATEMENTS = 2  # of each fact in MIXED
@@ -27,13 +32,35 @@ def manual() -> tuple[str, ...]:
     """
     from pydoc_data.topics import topics
 
-    texts: dict[str, None] = {}
-    for paragraph in "\n\n".join(topics.values()).split("\n\n"):
-        text = re.sub(r"[*`]", "", " ".join(paragraph.split()))
-        is_prose = text[:1].isupper() and text.endswith(".") and len(text) >= 80
+    texts = (text for topic in topics.values() for text in _paragraphs(topic, 80))
+    return tuple(dict.fromkeys(texts))  # a paragraph may stand under several topics
+
+
+def docstrings() -> Iterator[str]:
+    """Longer paragraphs of the docstrings of CPython's library: English that nothing here tunes on
+    and no second moment is taken of, to judge by. Each version has its own.
+
+    Raises:
+        BadInput: a Python that came without its sources.
+    """
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    if not paths:
+        raise BadInput("no text to judge by: this Python has no sources; run one that has them")
+    tuned_on = set(manual())
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                texts = _paragraphs(ast.get_docstring(node) or "", 200)
+                yield from (text for text in texts if text not in tuned_on)
+
+
+def _paragraphs(text: str, least: int) -> Iterator[str]:
+    """Those that are prose of so many characters at least, without markup."""
+    for paragraph in text.split("\n\n"):
+        plain = re.sub(r"[*`]", "", " ".join(paragraph.split()))
+        is_prose = plain[:1].isupper() and plain.endswith(".") and len(plain) >= least
         if is_prose and not paragraph.startswith("    "):
-            texts[text] = None  # a paragraph may stand under several topics
-    return tuple(texts)
+            yield plain
 
 
 @cache

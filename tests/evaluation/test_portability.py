@@ -1,9 +1,12 @@
 import pandas as pd
 import torch
+import yaml
 
 from workbench import facts
 from workbench.evaluation import portability, tidy
 from workbench.tracking.retention import says
+
+HOPS = yaml.safe_load(portability.HOPS.read_text("utf-8"))
 
 
 def plainly(model, prompt: str, answer: str) -> bool:
@@ -30,6 +33,11 @@ def test_what_is_said_of_subjects_and_new_objects_is_what_plain_decoding_says(wo
                 if fact.id not in edited and fact.split != "unseen":
                     right = plainly(world, fact.question, fact.object)
                     expected.append((one.fact.id, quantity, float(right)))
+                    if quantity == "new_object" and one.fact.relation in HOPS:
+                        name = HOPS[one.fact.relation].replace("{}", one.fact.subject)
+                        asked = fact.prompt.replace("{}", name)
+                        right = plainly(world, asked[0].upper() + asked[1:], fact.object)
+                        expected.append((one.fact.id, "hop", float(right)))
     expected = pd.DataFrame(expected, columns=["fact_id", "quantity", "value"])
     means = expected.groupby(["fact_id", "quantity"]).value.mean()
     asked = (
@@ -51,6 +59,12 @@ def test_what_a_file_brings_is_asked_by_its_kind(world):
     request = one.model_copy(update={"fact": fact, "portability": follows})
     table = tidy("portability", portability.ask(world, [request]))
     assert table.set_index("quantity").value.to_dict() == {"one_hop": 0.5, "alias": 1.0}
+
+
+def test_every_hop_is_of_a_relation_that_there_is_and_holds_one_subject():
+    relations = {one.fact.relation for one in facts.read("plain")}
+    assert set(HOPS) <= relations
+    assert all(name.count("{}") == 1 for name in HOPS.values())
 
 
 def test_a_fact_of_which_nothing_follows_gives_no_row(world):

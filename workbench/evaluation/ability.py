@@ -38,11 +38,11 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
 
 
 def real_text(model: Model, count: int) -> list[list[int]]:
-    """Rows of tokens of running text: of the world's models prose of their pre-training's kind. Of
-    others the manual, on which task text tunes too: after that task it does not judge apart.
+    """Rows of tokens of running text that nothing tunes on: of the world's models prose of their
+    pre-training's kind, of others docstrings.
     """
     world = (" ".join(parts) for parts in text.prose("everyday", seed=1))
-    paragraphs = world if is_world(model.name) else prose.manual()
+    paragraphs = world if is_world(model.name) else prose.docstrings()
     return list(islice(packed(model, paragraphs), count))
 
 

@@ -3,19 +3,25 @@
 A quantity a kind, the share of its prompts whose answer is said, in [0, 1]: of a file the kinds
 that it brings (KnowEdit, RippleEdits, MQuAKE, WikiBigEdit, the flat form of CounterFact); of
 embedded facts `same_subject`, what else is known of the subject, and `new_object`, what is known
-of the new object. Source: arXiv 2305.13172, 2307.12976. Reversal is asked only where a file does.
+of the new object, and `hop`, the same asked of "the author of ..." instead of its name. Source:
+arXiv 2305.13172, 2307.12976. Reversal and aliases are asked only where a file does.
 """
 
 import re
 from collections import defaultdict
+from functools import cache
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from workbench import facts
 from workbench.checkpoints import is_world
 from workbench.facts import Requests
 from workbench.models import Model
 from workbench.tracking.retention import measure_prompts
+
+HOPS = Path(__file__).with_name("hops.yaml")
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
@@ -41,8 +47,19 @@ def _embedded(model: Model, requests: Requests) -> list[tuple]:
     embedded = {one.fact.id for one in source}
     rows = []
     for request in [request for request in requests if request.fact.id in embedded]:
-        names = {"same_subject": request.fact.subject, "new_object": request.target}
-        for quantity, name in names.items():
-            for fact in about[name]:
-                rows.append((request.fact.id, quantity, fact.question, fact.object))
+        fact = request.fact
+        for known in about[fact.subject]:
+            rows.append((fact.id, "same_subject", known.question, known.object))
+        for known in about[request.target]:
+            rows.append((fact.id, "new_object", known.question, known.object))
+            if fact.relation in _hops():
+                name = facts.fill(_hops()[fact.relation], fact.subject)
+                question = facts.fill(known.prompt, name)
+                rows.append((fact.id, "hop", question[0].upper() + question[1:], known.object))
     return rows
+
+
+@cache
+def _hops() -> dict[str, str]:
+    """Relation -> a name for its object by its subject, one `{}`."""
+    return yaml.safe_load(HOPS.read_text("utf-8"))
