@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy
+import pandas as pd
 import pytest
 
 from tests.benchmarks.explorer import ENDS, PROMPT, synthetic_run
@@ -215,3 +216,19 @@ def test_what_is_not_known_is_no_probability_of_zero(run):
     assert (header["cell_p"][:, 0, :, 0] == explorer.UNKNOWN).all()
     assert (header["cell_p"][:, 1, :, 0] <= explorer.ONE).all()
     assert header["facts"][0]["at"] == list(PROMPT)
+
+
+def test_what_measures_said_of_a_fact_stands_with_it_at_its_step(run):
+    about = {name: run.about[name] for name in ("ended", "layers", "true")}
+    tables = {name: run.table(name) for name in runs.TABLES}
+    mine = {"edited_model": 0, "fact_id": "edited:0-1", "quantity": ["right", "right_magnitude"]}
+    tables["mine"] = pd.DataFrame(mine | {"step": 20, "value": 0.5})
+    other = {"edited_model": 0, "fact_id": ["edited:0-1"], "words": 3, "step": 20}
+    tables["other"] = pd.DataFrame(other)
+    folder = run.folder.with_name("measured")
+    folder.mkdir()
+    spec = {**run.spec, "measures": ["mine", "other"]}
+    again = runs.write(folder, {"spec": spec, **about}, tables)
+    facts = {fact["id"]: fact for fact in unpacked(Explorer(again).data)[0]["facts"]}
+    assert facts["edited:0-1"]["measured"] == {"20": "mine: right 0.50; other: words 3.00"}
+    assert facts["edited:0-2"]["measured"] == {}

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from tests.benchmarks.synthetic_runs import synthetic
 from workbench import facts, plots, runs
 from workbench.facts import BadInput
 
@@ -690,3 +691,27 @@ def test_measures_are_drawn_with_all_their_names_and_what_changed_most():
     assert after.get_xdata().tolist() == [1.0, 0.7]
     assert before.get_xdata().tolist() == [0.0, 0.1]
     assert drawing.summary == "most changed is efficacy of counterfact: 0.00 to 1.00"
+
+
+# --- measures
+
+
+def test_measures_over_steps_are_means_over_facts_a_panel_a_measure(tmp_path):
+    rows = [(-1, "a", 0.0), (-1, "b", 0.0), (0, "a", 1.0), (0, "b", 0.5), (20, "a", 0.5)]
+    mine = pd.DataFrame([*rows, (20, "b", 0.0)], columns=["step", "fact_id", "value"])
+    right = mine.assign(edited_model=0, quantity="is_right")
+    tables = {"mine": pd.concat([right, right.assign(quantity="right_magnitude")])}
+    tables["other"] = right.assign(quantity="far")
+    run = synthetic(tmp_path, 1.0, measured=tables, editor="ft", task="text", seed=0)
+    drawing = plots.measured_over_steps(run)
+    left, right = drawing.figure.axes
+    assert left.get_title() == "mine (n = 2 a line; bands: 95 %)"
+    assert left.lines[0].get_ydata().tolist() == [0.0, 0.75, 0.25]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["before", "edited", "20"]
+    assert set(drawing.data.quantity) == {"is right", "far"}
+    assert drawing.summary == "after 20 steps: is right 0.25, far 0.25"
+
+
+def test_a_run_without_measures_says_so_in_the_figures_place(tmp_path):
+    run = synthetic(tmp_path, 1.0, editor="ft", task="text", seed=0)
+    assert plots.measured_over_steps(run).summary == "this run's Spec names no measures"

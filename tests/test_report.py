@@ -251,3 +251,25 @@ def test_a_run_that_is_damaged_does_not_end_a_report_and_is_listed(tmp_path, cap
     assert str(damaged) in page
     retention = pd.read_csv(tmp_path / "report" / "retention.csv")
     assert retention.editor.nunique() == 2
+
+
+def test_measures_are_read_after_the_edits_and_at_the_end_by_the_fields(tmp_path):
+    for editor, end in (("ft", 0.0), ("rome", 0.5)):
+        rows = [(-1, "a", 0.0), (0, "a", 1.0), (0, "b", 0.5), (20, "a", 0.9), (40, "a", end)]
+        mine = pd.DataFrame(rows, columns=["step", "fact_id", "value"])
+        mine = {"mine": mine.assign(edited_model=0, quantity="right")}
+        synthetic(tmp_path, 0.7, measured=mine, editor=editor, task="text", seed=0)
+    collected = runs.collect(tmp_path)
+    table = report.measured(collected, ["editor"]).set_index(["editor", "when"])
+    assert table["mean"].to_dict() == {
+        ("ft", "edited"): 0.75,
+        ("ft", "end"): 0.0,
+        ("rome", "edited"): 0.75,
+        ("rome", "end"): 0.5,
+    }
+    assert table.n.tolist() == [2, 1, 2, 1]
+    assert (table.measure == "mine").all()
+
+
+def test_runs_that_name_no_measures_have_no_rows_of_them(folder):
+    assert report.measured(runs.collect(folder), ["editor"]).empty

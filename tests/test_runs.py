@@ -574,3 +574,44 @@ def test_the_gap_of_a_merged_adapter_is_of_the_probes_that_are_known():
     run = runs.Run(folder=Path("nowhere"), about={})
     run.__dict__.update(probes=probes, merged=pd.DataFrame({"p_true": [0.25, float("nan")]}))
     assert runs._merged_gap(run) == 0.25
+
+
+# --- what measures said
+
+MEASURED = {
+    "mine": pd.DataFrame(
+        {
+            "edited_model": [0, 0, 0, 0, 0],
+            "step": [-1, 0, 0, 0, 20],
+            "fact_id": ["a", "a", "a", "b", "a"],
+            "quantity": "right",
+            "value": [0.0, 1.0, 0.0, 1.0, 0.25],
+        }
+    ),
+    "wide": pd.DataFrame(
+        {"edited_model": [0], "step": [20], "fact_id": ["a"], "words": [3], "good": [True]}
+    ),
+}
+
+
+def measuring(out, run_id="measured"):
+    about = {**ABOUT, "spec": {**ABOUT["spec"], "measures": ["mine", "wide"]}}
+    return make(out, run_id, about, {**TABLES, **MEASURED})
+
+
+def test_what_measures_said_is_one_table_of_a_mean_a_fact_step_and_quantity(tmp_path):
+    table = measuring(tmp_path).measured
+    key = ["measure", "step", "fact_id", "quantity"]
+    assert table.set_index(key).value.to_dict() == {
+        ("mine", -1, "a", "right"): 0.0,
+        ("mine", 0, "a", "right"): 0.5,
+        ("mine", 0, "b", "right"): 1.0,
+        ("mine", 20, "a", "right"): 0.25,
+        ("wide", 20, "a", "words"): 3.0,
+        ("wide", 20, "a", "good"): 1.0,
+    }
+    assert (table.edited_model == 0).all()
+
+
+def test_a_run_without_measures_has_an_empty_table_of_them(tmp_path):
+    assert make(tmp_path).measured.empty

@@ -383,7 +383,9 @@ class View {
       ? `p(${fact.target || fact.true}) ${percent(fact.target ? edited : truth)}` +
         (fact.target ? `, p(${fact.true}) ${percent(truth)}` : "")
       : "its answers are not told apart by their first tokens";
-    return `${fact.group} fact, ${fact.fate} at the end. ${named(run.steps[place])}: ${masses}.`;
+    const step = run.steps[place];
+    const measured = fact.measured[step] ? ` ${fact.measured[step]}.` : "";
+    return `${fact.group} fact, ${fact.fate} at the end. ${named(step)}: ${masses}.${measured}`;
   }
 
   inspect(lens, { position, layer }) {

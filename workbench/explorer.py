@@ -138,11 +138,13 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     arrays["cell_p"] = _shares(cells, "probability", [*at_cell, "rank"])
     arrays["cell_edited"] = _shares(cells, "p_edited", at_cell)
     arrays["cell_true"] = _shares(cells, "p_true", at_cell)
+    name = run.folder.name
+    has_page = "notebook.html" in run.files
+    caption = CAPTION.format(blocks=spans(run.about["layers"]), **run.spec)
     header = {
-        "name": run.folder.name,
-        "caption": CAPTION.format(blocks=spans(run.about["layers"]), **run.spec)
-        + seen_through(run),
-        "page": f"{run.folder.name}/notebook.html" if "notebook.html" in run.files else "",
+        "name": name,
+        "caption": caption + seen_through(run),
+        "page": f"{name}/notebook.html" if has_page else "",
         "blocks": int(lens.layer.max()) + 1,
         "edited": run.about["layers"],
         "steps": sorted(lens.step.unique().tolist()),
@@ -174,6 +176,7 @@ def _shares(table: pd.DataFrame, column: str, axes: Sequence[str]) -> numpy.ndar
 
 def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFrame) -> list[dict]:
     """What is said of each fact; `steps` are its model's, `at` the tokens of its prompt."""
+    measured = _measured(run)
     # What an edit puts in front of a prompt is not there before it.
     at = cells.sort_values("step").groupby(["fact", "position"])["at"].last()
     names = {"edited_model": "model", "fact_id": "id", "outcome": "fate"}
@@ -186,5 +189,21 @@ def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFram
     table["clear"] = run.probes.groupby(KEY).clear.first().reindex(facts.index).tolist()
     table["steps"] = lens.groupby("fact").step.agg(lambda steps: sorted(set(steps)))
     table["at"] = table.cells.map(at.groupby("fact").agg(list))
+    table["measured"] = [measured.get((one.model, one.id), {}) for one in table.itertuples()]
     table["at"] = table["at"].where(edited, table.prompt.str.split().str[-1:])
     return table.to_dict("records")
+
+
+def _measured(run: Run) -> dict[tuple, dict[int, str]]:
+    """(edited model, fact) -> step -> what the run's measures said of it, in words."""
+    if run.measured.empty:
+        return {}
+    table = run.measured[~run.measured.quantity.str.endswith("_magnitude")].copy()
+    table["words"] = table.quantity + table.value.map(" {:.2f}".format)
+    by_measure = table.groupby([*KEY, "step", "measure"], sort=False).words.agg(", ".join)
+    texts = by_measure.reset_index()
+    texts["words"] = texts.measure + ": " + texts.words
+    words: dict[tuple, dict[int, str]] = {}
+    for (*key, step), text in texts.groupby([*KEY, "step"]).words.agg("; ".join).items():
+        words.setdefault(tuple(key), {})[step] = text
+    return words

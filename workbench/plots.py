@@ -50,7 +50,7 @@ DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
 Arms = Sequence[Run]  # runs that are compared or pooled
 NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
-SHARES = "share of prompts; of a magnitude or flattery a difference"
+SHARES = "share of prompts (flattery: a difference)"
 UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
 UNITS |= {"recovery": "steps", "tracing": "probability"}
@@ -455,6 +455,33 @@ def measured(table: pd.DataFrame) -> Drawing:
     return Drawing(figure=figure, data=table, summary=summary)
 
 
+def measured_over_steps(run: Run) -> Drawing:
+    """What a run's measures said at each look, a panel a measure and a line a quantity; bands: 95 %
+    intervals over facts. Magnitudes, which say it once more, are left to the table.
+    """
+    if run.measured.empty:
+        return _nothing("this run's Spec names no measures")
+    table = run.measured[~run.measured.quantity.str.endswith("_magnitude")]
+    by_fact = table.groupby(["measure", "quantity", "step", "fact_id"], as_index=False, sort=False)
+    data = by_fact.value.mean()  # over models
+    data["quantity"] = data.quantity.str.replace("_", " ")
+    steps = sorted(data.step.unique())
+    names = data.measure.unique()
+    figure, every = _axes(3.6, *[5.2] * len(names), sharey=False)
+    for axes, name in zip(every, names, strict=True):
+        part = data[data.measure == name].assign(place=data.step.map(steps.index))
+        order = list(part.quantity.unique())
+        _lines(axes, part, "quantity", order, x="place", y="value", markers=True)
+        n = _span(part.groupby("quantity").fact_id.nunique())
+        axes.set(title=f"{name} (n = {n} a line; bands: 95 %)")
+        axes.set(xlabel="fine-tuning step", ylabel=UNITS.get(name, "value"))
+        axes.set_xticks(range(len(steps)), step_names(steps))
+        _legend_beside(axes)
+    ends = data[data.step == steps[-1]].groupby(["measure", "quantity"], sort=False).value.mean()
+    words = ", ".join(f"{quantity} {mean:.2f}" for (_, quantity), mean in ends.items())
+    return Drawing(figure=figure, data=data, summary=f"after {steps[-1]} steps: {words}")
+
+
 # --- What the tables of several figures share
 
 
@@ -562,10 +589,10 @@ def _in_words(means: pd.Series, names: Iterable[str], order: Iterable) -> str:
 # --- What the figures share
 
 
-def _axes(height: float, *widths: float) -> tuple[Figure, numpy.ndarray]:
+def _axes(height: float, *widths: float, sharey: bool = True) -> tuple[Figure, numpy.ndarray]:
     """A figure and its axes side by side; without pyplot, which would keep it."""
     figure = FigureCanvasAgg(Figure((sum(widths), height), layout="constrained")).figure
-    looks: dict = {"squeeze": False, "sharey": True, "width_ratios": widths}
+    looks: dict = {"squeeze": False, "sharey": sharey, "width_ratios": widths}
     return figure, figure.subplots(1, len(widths), **looks)[0]
 
 

@@ -4,6 +4,7 @@ report/index.html           the notebook 10_collect, executed on the runs; opens
                             a network
        retention.csv        mean and 95 % interval of each group of runs
        differences.csv      the same facts under two values of a field
+       measures.csv         what the runs' measures said after the edits and at the end
        probes.parquet       every probe of every run, the fields of its Spec beside it
        notebook/            the executed notebook, as a run
 """
@@ -91,6 +92,24 @@ def retention(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     facts = table.groupby([*by, "series", "seed", "fact_id"], observed=True).retained.mean()
     groups = facts.groupby([*by, "series"], observed=True)
+    return groups.apply(_summary).unstack().reset_index().astype({"n": int})
+
+
+def measured(collected: Sequence[Run], by: Sequence[str]) -> pd.DataFrame:
+    """What the runs' measures said right after the edits and at the end, by the fields: mean and
+    interval over facts, a fact of a seed once.
+    """
+    tables = []
+    for run in collected:
+        table = run.measured
+        last = table.step == table.groupby("edited_model").step.transform("max")
+        for when, rows in (("edited", table.step == 0), ("end", last & (table.step > 0))):
+            tables.append(table[rows].assign(when=when, **_fields(run)))
+    names = [*by, "measure", "quantity", "when"]
+    facts = pd.concat(tables).groupby([*names, "seed", "fact_id"], sort=False).value.mean()
+    if facts.empty:
+        return pd.DataFrame(columns=[*names, *SUMMARY])
+    groups = facts.dropna().groupby(names, sort=False)
     return groups.apply(_summary).unstack().reset_index().astype({"n": int})
 
 

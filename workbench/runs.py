@@ -119,6 +119,17 @@ class Run:
             shares[name] = retained[rows].groupby(probes.fact_id[rows]).mean().to_dict()
         return shares
 
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """What the measures that the Spec names said at each look: `measure`, `edited_model`,
+        `step`, `fact_id`, `quantity`, `value`.
+        """
+        by = ["edited_model", "step", "fact_id"]
+        names = self.spec.get("measures", ())  # older runs have none
+        tables = [tidy(name, self.table(name), by).assign(measure=name) for name in names]
+        none = pd.DataFrame(columns=["measure", *by, "quantity", "value"])
+        return pd.concat([none, *tables], ignore_index=True)
+
     def table(self, name: str) -> pd.DataFrame:
         """One of TABLES, or that of a measure that the Spec names."""
         return pd.read_parquet(self.file(f"{name}.parquet"))
@@ -154,6 +165,21 @@ def _plots():
 def as_bool(column: pd.Series) -> pd.Series:
     """A column of true, false and null as bool; null is false."""
     return column.fillna(False).astype(bool)
+
+
+def tidy(name: str, table: pd.DataFrame, by: Sequence[str] = ("fact_id",)) -> pd.DataFrame:
+    """A measure's table with a row for each of `by` and `quantity`: the mean `value`. Of another
+    form, its columns of numbers are the quantities.
+    """
+    by = list(by)
+    if not isinstance(table, pd.DataFrame) or "fact_id" not in table:
+        what = f"measure {name}: give back a table with fact_id and numbers"
+        raise BadInput(f"{what}, not {type(table).__name__}")
+    if "quantity" not in table:
+        numbers = table.select_dtypes(["number", "bool"]).columns.drop(by, errors="ignore")
+        table = table.melt(by, numbers, "quantity", "value")
+    rows = table.astype({"value": float}).groupby([*by, "quantity"], as_index=False, sort=False)
+    return rows.value.mean()
 
 
 def watched(probes: pd.DataFrame) -> pd.DataFrame:

@@ -18,9 +18,9 @@ from workbench import report, runs
 STEPS = (-1, 0, 20, 40)
 
 
-def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
+def synthetic(out: Path, kept: float, facts: int = 30, measured=None, **fields) -> runs.Run:
     """One run of `facts` edited and intrinsic facts, of whose edits this share is kept; the same
-    facts under every editor and task.
+    facts under every editor and task. `measured` are tables of measures by name.
     """
     seed = fields.get("seed", 0)
     rng = numpy.random.default_rng([seed, *map(ord, fields["editor"] + fields["task"])])
@@ -35,7 +35,9 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
                 fact |= {"prompt": f"{group} {number}", "took": took if step >= 0 else None}
                 answer = {"retained": bool(retained), "p_true": 0.5, "p_edited": 0.5}
                 rows.append(about | fact | answer)
+    measured = measured or {}
     spec = {
+        "measures": list(measured),
         "model": "m",
         "task_data": "",
         "facts": "world",
@@ -55,6 +57,7 @@ def synthetic(out: Path, kept: float, facts: int = 30, **fields) -> runs.Run:
     tables["training"] = pd.DataFrame(
         {"edited_model": 0, "step": STEPS[1:], "metric": [3.0, 2.0, 1.0]}
     )
+    tables |= measured
     folder = out / f"run-{'-'.join(str(value) for value in fields.values())}"
     folder.mkdir(parents=True)
     return runs.write(folder, about, tables)

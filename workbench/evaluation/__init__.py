@@ -20,9 +20,9 @@ from workbench.evaluation.ability import real_text
 from workbench.facts import BadInput, Requests
 from workbench.models import Model
 from workbench.registry import MEASURES
+from workbench.runs import tidy
 
 STANDARD = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
-TIDY = ["fact_id", "quantity", "value"]
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
 DRAWS = 1000  # of the bootstrap
 
@@ -88,23 +88,11 @@ def compared(before: Asked, after: Asked) -> pd.DataFrame:
             table = tidy(name, compare(first, second)).rename(columns={"value": "after"})
         else:
             pair = tidy(name, first), tidy(name, second)
-            table = pair[0].merge(pair[1], on=TIDY[:2], how="outer", sort=False)
+            table = pair[0].merge(pair[1], on=["fact_id", "quantity"], how="outer", sort=False)
             table = table.rename(columns={"value_x": "before", "value_y": "after"})
         tables.append(table.assign(measure=name))
     columns = ["measure", "quantity", "fact_id", "before", "after"]
     return pd.concat(tables, ignore_index=True).reindex(columns=columns)
-
-
-def tidy(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A measure's table as TIDY; of another form, the numbers of each fact by their columns."""
-    if not isinstance(table, pd.DataFrame) or "fact_id" not in table:
-        what = f"measure {name}: give back a table with fact_id and numbers"
-        raise BadInput(f"{what}, not {type(table).__name__}")
-    if "quantity" not in table:
-        numbers = table.select_dtypes(["number", "bool"]).columns
-        table = table.melt("fact_id", numbers, "quantity", "value")
-    table = table.astype({"value": float}).groupby(TIDY[:2], as_index=False, sort=False)
-    return table.value.mean()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
