@@ -19,15 +19,24 @@ BATCH = 10
 LEFT_OUT = ("_magnitude",)  # of the printed table
 
 
-def measured(model, editor: str, requests: list) -> pd.DataFrame:
-    """The tidy table of all batches of facts, each edited into a copy of its own."""
+def measured(model, editor: str, requests: list, unedited: dict) -> pd.DataFrame:
+    """The tidy table of all batches of facts, each edited into a copy of its own. `unedited` keeps
+    what the model says before, for the next editor.
+    """
     hparams = editing.preset(editor, model)
     resources = editing.EDITORS[editor].prepare(model, hparams)
     size = 1 if editor in ONE_BY_ONE else BATCH
     batches = [requests[start : start + size] for start in range(0, len(requests), size)]
     edits = editing.edit_each(editor, model, batches, hparams, resources)
-    pairs = zip(batches, edits, strict=True)
-    return pd.concat([evaluation.evaluate(model, *pair) for pair in pairs], ignore_index=True)
+    tables = []
+    for batch, edit in zip(batches, edits, strict=True):
+        key = tuple(request.fact.id for request in batch)
+        if key not in unedited:
+            unedited[key] = evaluation.asked(model, batch)
+        with edit.applied(model):
+            after = evaluation.asked(model, batch)
+        tables.append(evaluation.compared(unedited[key], after))
+    return pd.concat(tables, ignore_index=True)
 
 
 def cell(row) -> str:
@@ -46,9 +55,11 @@ def main():
     requests = known_facts(model, "study", source=source)
     requests = [one for one in requests if not one.fact.names_answer][: options.facts]
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"editor": []})
+    unedited: dict = {}
     for editor in options.editors.split(","):
         if editor not in set(done.editor):
-            rows = measured(model, editor, requests).assign(editor=editor, model=options.model)
+            rows = measured(model, editor, requests, unedited)
+            rows = rows.assign(editor=editor, model=options.model)
             done = pd.concat([done, rows])
             done.to_csv(options.out, index=False)
     columns = {}
