@@ -166,8 +166,8 @@ def test_an_exercise_waits_for_an_answer_and_does_not_give_it_away(path):
         name = cell.source.partition(" = ")[0]
         first, worked_out, judged = cell.source.splitlines()
         assert first == f"{name} = None  # your answer"
-        assert re.fullmatch(r"answer = teaching\.\w+\([\w., ]+\)", worked_out)
-        assert re.fullmatch(rf'teaching\.check\({name}, answer, "[^"]+"\)', judged)
+        assert re.fullmatch(r"answer = wb\.teaching\.\w+\([\w., ]+\)", worked_out)
+        assert re.fullmatch(rf'wb\.teaching\.check\({name}, answer, "[^"]+"\)', judged)
 
 
 def test_no_solution_is_one_that_comes_of_itself(path):

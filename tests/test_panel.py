@@ -1,9 +1,11 @@
 import html
 import json
+import os
 import re
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -661,3 +663,38 @@ def test_blocks_in_any_order_are_shown_and_read_back(layers):
 
 def test_the_real_model_is_offered():
     assert "smollm2-135m" in panel.OFFERED["model"][1]
+
+
+# --- no waiting
+
+
+def test_the_panel_stands_before_the_models_layout_is_read(monkeypatch):
+    may_read = threading.Event()
+    read = panel._drawn
+
+    def slowly(specs):
+        assert may_read.wait(30)
+        return read(specs)
+
+    monkeypatch.setattr(panel, "_drawn", slowly)
+    monkeypatch.setattr(panel, "_is_quick", lambda: False)
+    shown = Panel(study.Spec(fact=FACT))
+    assert "Apple (not Microsoft)" in shown.headline.value
+    assert "the preset&#x27;s blocks" in shown.headline.value
+    assert shown.blocks.state["count"] == 0
+    may_read.set()
+    assert shown.spec.fact == FACT  # waits for it
+    assert "into block 3" in shown.headline.value
+    assert shown.blocks.state["count"] == 12
+
+
+def test_to_show_a_panel_takes_neither_torch_nor_a_plotting_library():
+    code = (
+        "import sys, workbench as wb; from workbench import panel;"
+        "panel.Panel._refresh = lambda self, read=True: None;"
+        "wb.panel.Panel(wb.Spec(fact='developer:windows-mobile-6-5'));"
+        "print({'torch', 'seaborn', 'matplotlib', 'transformers'} & {*sys.modules})"
+    )
+    environment = {key: one for key, one in os.environ.items() if key != "WORKBENCH_BATCH"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.stdout.strip() == b"set()", done.stderr

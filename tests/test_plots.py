@@ -192,7 +192,7 @@ def test_figures_with_bands_say_what_they_are(made):
     ],
 )
 def test_values_have_names(value, name):
-    assert plots.value_name(value) == name
+    assert runs.value_name(value) == name
 
 
 def test_curves_run_over_steps_or_over_the_metric_with_learning_to_the_right(made):

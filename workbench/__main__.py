@@ -63,7 +63,7 @@ def _run(options) -> None:
         return
     done = wb.batch.run(options.notebook, parameters, options.preset, options.again, options.out)
     for arm in done.members:
-        value = wb.plots.value_name(arm.spec.get(done.about.get("vary"), arm.folder.name))
+        value = wb.runs.value_name(arm.spec.get(done.about.get("vary"), arm.folder.name))
         _print(f"{value}: {wb.plots.outcome(arm)}\n")
     if "members" not in done.about and "probes.parquet" in done.files:
         edited = done.probes[done.probes.group == "edited"]

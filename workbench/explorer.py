@@ -16,9 +16,8 @@ import numpy
 import pandas as pd
 import traitlets
 
-from workbench.plots import seen_through, spans
 from workbench.records import BadInput, check_choice
-from workbench.runs import Run
+from workbench.runs import Run, seen_through, spans
 
 # What the model says at the end, by its category -> to what an answer is lost
 LOST = {"true": "back to true", "related": "lost to related"}

@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from ipywidgets import HTML, Box, Button, Combobox, Dropdown, IntProgress, Label
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Dict
 
-from workbench import editing, facts, plots, runs
+from workbench import editing, facts, runs
 from workbench.checkpoints import PACKAGED, WORLD_MODELS
 from workbench.explorer import Explorer
 from workbench.facts import EditRequest
@@ -32,6 +33,7 @@ from workbench.records import BadInput, cause
 from workbench.spec import Spec, arms, varied
 from workbench.tuning import numbers, plans
 
+UNREAD = {"edited": [], "moving": [], "count": 0, "most": 0, "learns": ""}  # of a model
 SEEN = 2  # runs side by side in the explorer
 TYPED = ("subject", "prompt", "object", "target")  # of a fact of one's own
 OFFERED = {  # field -> (label, values), or (label, what it shows while it is empty)
@@ -83,7 +85,7 @@ class Panel(Box):
     """
 
     def __init__(self, spec: Spec, notebook="", out="", vary="", values: Sequence = ()):
-        self.spec = self._start = spec
+        self._spec = self._start = spec
         self.notebook = Path(notebook or os.environ.get("JPY_SESSION_NAME", ""))
         self.out = out
         self.run: runs.Run | None = None
@@ -99,7 +101,17 @@ class Panel(Box):
         self.choices = self._widgets(spec)
         self._initial = self._fields()
         super().__init__(self._arranged(), _dom_classes=("workbench-panel",))
-        self._refresh()
+        self._reading = threading.Thread(target=self._refresh, daemon=True)
+        self._refresh(read=self._batch or _is_quick())
+        if not (self._batch or _is_quick()):
+            self._reading.start()
+
+    @property
+    def spec(self) -> Spec:
+        """The last sound choice, once the model's layout is read."""
+        if self._reading.is_alive():
+            self._reading.join()
+        return self._spec
 
     def _repr_mimebundle_(self, **kwargs):
         """In a saved page the choice, as words, stands in the panel's place."""
@@ -111,7 +123,7 @@ class Panel(Box):
     def _widgets(self, spec: Spec) -> dict[str, Dropdown | Combobox]:
         labels = {fact: label for label, fact in self._ids.items()}
         shown = dict(spec) | {"fact": labels.get(spec.fact, spec.fact), "values": str(self.values)}
-        shown["layers"] = plots.spans(spec.layers) if spec.layers else ""
+        shown["layers"] = runs.spans(spec.layers) if spec.layers else ""
         widgets: dict[str, Dropdown | Combobox] = {}
         for name, (label, offered) in OFFERED.items():
             if name != "values" or (self._varies and self.values):
@@ -164,8 +176,12 @@ class Panel(Box):
         self.choices[field].value = text
         self.blocks.send({"settled": number})
 
-    def _refresh(self) -> None:
-        """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
+    def _refresh(self, read: bool = True) -> None:
+        """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was.
+
+        Args:
+            read: the model's layout too, for which torch is imported.
+        """
         try:
             moved = self._moved()
             given = self._start.model_dump(exclude_unset=True)
@@ -176,10 +192,10 @@ class Panel(Box):
                 with suppress(ValueError, SyntaxError):  # a text is refused as no list
                     values = ast.literal_eval(values)
                 specs = varied(spec, self._vary, values)
-            drawn = _drawn(specs) | {"off": self._vary}
+            drawn = (_drawn(specs) if read else UNREAD) | {"off": self._vary}
             self.headline.value = self._headline(spec, values, drawn)
             self.blocks.state = drawn
-            self.spec, self.values = spec, values
+            self._spec, self.values = spec, values
             self._problem = ""
         except Exception as error:  # nobody hears of an exception in a callback
             self._problem = _words(error)
@@ -212,8 +228,8 @@ class Panel(Box):
             words["rest"] = f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
         if words["adapter"]:
             words["rest"] = f", adapter {words['adapter']}{words['rest']}"
-        if learns := editing.EDITORS[spec.editor].LEARNS:
-            words["rest"] += f"; {spec.editor} {learns}"
+        if drawn["learns"]:
+            words["rest"] += f"; {spec.editor} {drawn['learns']}"
         many = words["paraphrases"]
         words["paraphrases"] = "one wording" if many == 1 else f"{many} wordings"
         return SENTENCE.format_map({name: escape(str(text)) for name, text in words.items()})
@@ -291,21 +307,27 @@ class Panel(Box):
 # --- Words
 
 
+def _is_quick() -> bool:
+    """Whether the model's layout is read at once: torch takes seconds to import."""
+    return "torch" in sys.modules
+
+
 def _words(error: Exception) -> str:
     return str(error) if isinstance(error, BadInput | OSError) else cause(error)
 
 
 def _drawn(specs: Sequence[Spec]) -> dict:
     """What the strip shows of experiments that differ in one value: the blocks edited and those
-    that may move in any of them, of how many, and the most that can be edited at once (0 = all).
+    that may move in any of them, of how many, the most that can be edited at once (0 = all), and
+    what the editor learns.
     """
     known = [spec.blocks() or ((), (), 0) for spec in specs]
     edited, moving, counts = zip(*known, strict=True)
     drawn = {"edited": [*chain(*edited)], "moving": [*chain(*moving)], "count": max(counts)}
-    limits = []
-    if drawn["count"]:
-        limits = editing.EDITORS[specs[-1].editor].HParams.model_fields["layers"].metadata
-    return drawn | {"most": max((getattr(one, "max_length", 0) for one in limits), default=0)}
+    editor = editing.EDITORS[specs[-1].editor]
+    limits = editor.HParams.model_fields["layers"].metadata if drawn["count"] else ()
+    most = max((getattr(one, "max_length", 0) for one in limits), default=0)
+    return drawn | {"most": most, "learns": editor.LEARNS}
 
 
 def _named(parts: Iterable, otherwise: str) -> str:
@@ -313,11 +335,13 @@ def _named(parts: Iterable, otherwise: str) -> str:
     blocks = sorted({part for part in parts if isinstance(part, int)})
     if "embeddings" in parts:
         return "all blocks"
-    return f"block{'s' * (len(blocks) > 1)} {plots.spans(blocks)}" if blocks else otherwise
+    return f"block{'s' * (len(blocks) > 1)} {runs.spans(blocks)}" if blocks else otherwise
 
 
 def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
     """What became of the facts of each run, and where all its figures are."""
+    from workbench import plots  # takes a second
+
     lines = []
     for member in members:
         name, words = escape(member.folder.name), escape(plots.outcome(member))
@@ -369,7 +393,7 @@ def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
 
 
 def _blocks(text: str) -> tuple[int, ...]:
-    """The blocks that are written "0-2, 5"; see `plots.spans`."""
+    """The blocks that are written "0-2, 5"; see `runs.spans`."""
     parts = re.findall(r"(\d+)(?:-(\d+))?|(\S)", text.replace(",", " "))
     written = [range(int(first), int(last or first) + 1) for first, last, _ in parts if first]
     if any(other for _, _, other in parts) or not all(written):

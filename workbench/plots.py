@@ -25,7 +25,7 @@ from PIL import Image
 
 from workbench import facts, files, inert, runs
 from workbench.records import BadInput, check_choice
-from workbench.runs import SERIES, Run
+from workbench.runs import SERIES, Run, seen_through, value_name
 from workbench.spec import Spec
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
@@ -256,12 +256,6 @@ def lens_heatmap(
     summary = f"p({categories[0]} token) after the last block: {p[0]:.2f} after the edit, "
     summary += f"{p[steps[-1]]:.2f} after {steps[-1]} steps (n = {n})"
     return Drawing(figure=figure, data=data, summary=summary)
-
-
-def seen_through(run: Run) -> str:
-    """The lens of its looks, where it is not the logit lens."""
-    kind = run.spec.get("lens", "logit")  # older runs have no other
-    return "" if kind == "logit" else f"; {kind} lens"
 
 
 # --- Several runs
@@ -495,25 +489,6 @@ def interval(values: pd.Series, draws: int = 1000) -> tuple[float, ...]:
 def step_names(steps: Iterable[int]) -> list[str]:
     """-1 and 0 in words, the others as they are."""
     return [STEP_NAMES.get(step, str(step)) for step in steps]
-
-
-def value_name(value) -> str:
-    """A field's value as it stands on an axis; an empty one is the preset's, or none."""
-    if not isinstance(value, list | tuple):
-        return str(value) or "none"
-    is_blocks = all(isinstance(one, int) for one in value)
-    name = spans(value) if is_blocks else ", ".join(map(str, value))
-    return name if value else "preset"
-
-
-def spans(blocks: Sequence[int]) -> str:
-    """0, 1, 2, 5 as "0-2, 5"."""
-    blocks = sorted(blocks)
-    starts = [block for block in blocks if block - 1 not in blocks]
-    ends = [block for block in blocks if block + 1 not in blocks]
-    pairs = zip(starts, ends, strict=True)
-    words = [str(start) if start == end else f"{start}-{end}" for start, end in pairs]
-    return ", ".join(words) or "none"
 
 
 def _wrapped(name: object, width: int = 16) -> str:

@@ -23,8 +23,8 @@ from pyarrow.parquet import ParquetWriter
 
 from workbench import batch, files, inert, runs
 from workbench.facts import DATA, BadInput
-from workbench.plots import ASIDE, BRING, BROUGHT, interval, value_name
-from workbench.runs import SERIES, Run
+from workbench.plots import ASIDE, BRING, BROUGHT, interval
+from workbench.runs import SERIES, Run, value_name
 
 EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model")
 TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")

@@ -167,6 +167,31 @@ def as_bool(column: pd.Series) -> pd.Series:
     return column.fillna(False).astype(bool)
 
 
+def seen_through(run: Run) -> str:
+    """The lens of its looks, where it is not the logit lens."""
+    kind = run.spec.get("lens", "logit")  # older runs have no other
+    return "" if kind == "logit" else f"; {kind} lens"
+
+
+def value_name(value) -> str:
+    """A field's value as it stands on an axis; an empty one is the preset's, or none."""
+    if not isinstance(value, list | tuple):
+        return str(value) or "none"
+    is_blocks = all(isinstance(one, int) for one in value)
+    name = spans(value) if is_blocks else ", ".join(map(str, value))
+    return name if value else "preset"
+
+
+def spans(blocks: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    blocks = sorted(blocks)
+    starts = [block for block in blocks if block - 1 not in blocks]
+    ends = [block for block in blocks if block + 1 not in blocks]
+    pairs = zip(starts, ends, strict=True)
+    words = [str(start) if start == end else f"{start}-{end}" for start, end in pairs]
+    return ", ".join(words) or "none"
+
+
 def tidy(name: str, table: pd.DataFrame, by: Sequence[str] = ("fact_id",)) -> pd.DataFrame:
     """A measure's table with a row for each of `by` and `quantity`: the mean `value`. Of another
     form, its columns of numbers are the quantities.
