@@ -1,5 +1,6 @@
 """What a model writes by itself, against an argmax a token over the whole text."""
 
+import pandas as pd
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -71,6 +72,16 @@ def test_answers_in_text_are_found_past_stop_words_and_further_on(model, few, mo
         values = generation.ask(model, [request]).set_index("quantity").value
         assert (values.exact, values.contained) == (exact, contained), text
         assert values.flattery == values.forced - exact
+
+
+def test_forced_is_of_the_answers_own_tokens_not_of_a_text_that_says_it(model, few, monkeypatch):
+    request = few[0].model_copy(update={"held_out": ()})
+    monkeypatch.setattr(generation, "written", lambda *_: [""])
+    for margin, said, forced in ((0.1, False, 1), (-0.1, True, 0)):
+        read = pd.DataFrame({"margin": [margin], "retained": [said]})
+        monkeypatch.setattr(generation, "measure_prompts", lambda *_, read=read, **__: read)
+        values = generation.ask(model, [request]).set_index("quantity").value
+        assert values.forced == values.flattery == forced
 
 
 def test_an_answer_said_in_another_form_is_contained_too(model, few, monkeypatch):
