@@ -245,6 +245,45 @@ def test_a_measure_becomes_a_table_of_the_run(tiny_folders, monkeypatch, tmp_pat
         wb.study(spec.model_copy(update={"measures": ("lengh",)}), out=tmp_path)
 
 
+def test_what_the_unedited_model_said_is_kept_no_longer_than_it_is_compared(
+    tiny_folders, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(wb.measures, "_ready", dict(wb.measures._ready))
+    recorders, asked, write = [], [], study.Recorder.write
+
+    def ask(model, requests):
+        asked.append(requests[0].fact.id)
+        return len(asked)
+
+    def compare(before, after):
+        return pd.DataFrame({"fact_id": [asked[-1]], "gap": after - before})
+
+    def written(recorder, *given):
+        recorders.append(recorder)
+        return write(recorder, *given)
+
+    wb.measures.register("gap", types.SimpleNamespace(ask=ask, compare=compare))
+    monkeypatch.setattr(study.Recorder, "write", written)
+    spec = wb.Spec(
+        model=str(tiny_folders["gpt2"]),
+        editor="ft",
+        layers=(1,),
+        hparams={"steps": 1},
+        fact="developer:windows-mobile-6-5",
+        n_edited=1,
+        n_intrinsic=0,
+        n_train=4,
+        n_valid=2,
+        max_steps=2,
+        eval_every=1,
+        batch_size=2,
+        measures=("gap",),
+    )
+    run = wb.study(spec, out=tmp_path)
+    assert run.table("gap").gap.tolist() == [0, 1, 2, 3]
+    assert recorders[0]._unedited == {}
+
+
 # --- through a notebook
 
 CELL = """

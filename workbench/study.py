@@ -280,6 +280,8 @@ def tune_and_probe(
             recorder.add("merged", merged, edited_model)
     recorder.add("training", history.log, edited_model)
     recorder.ended.append(history.ended)
+    for name in spec.measures:  # what the unedited model said may be large
+        recorder._unedited.pop((name, edited_model), None)
     return history
 
 
