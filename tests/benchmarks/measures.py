@@ -1,7 +1,7 @@
 """Every measure of every editor on a model: study facts that no number was chosen on.
 
 python -m tests.benchmarks.measures [MODEL] [--editors memit,ft] [--facts 50] [--out FILE.csv]
-# goes on with what the file has; prints a table of means with 95 % intervals over facts
+# goes on with what the file has; prints means with 95 % intervals over facts, as a README has them
 """
 
 import argparse
@@ -16,7 +16,11 @@ from workbench.checkpoints import is_world
 EDITORS = "ft,rome,memit,alphaedit,malmen,grace,incontext"
 ONE_BY_ONE = ("ft", "rome")
 BATCH = 10
-LEFT_OUT = ("_magnitude",)  # of the printed table
+SHOWN = (  # of the printed table
+    *("score", "efficacy_exact", "paraphrase", "paraphrase_exact", "neighbourhood", "contained"),
+    *("loss", "entropy", "same_subject", "new_object", "hop"),
+    *("mentioned_new", "asked_new", "passage_new"),
+)
 
 
 def measured(model, editor: str, requests: list, unedited: dict) -> pd.DataFrame:
@@ -67,9 +71,13 @@ def main():
         means = evaluation.summary(table).set_index(["measure", "quantity"])
         columns["unedited"] = means.before.map("{:.2f}".format)
         columns[editor] = means.apply(cell, axis=1)
+        columns["n"] = means.n
     table = pd.DataFrame(columns)
-    shown = [not name.endswith(LEFT_OUT) for name in table.index.get_level_values("quantity")]
-    print(f"{options.model}, {len(requests)} facts\n{table[shown].to_string()}")
+    table = table[["n", *table.columns.drop("n")]]
+    print("| | " + " | ".join(table.columns) + " |\n|" + "---|" * (table.shape[1] + 1))
+    for (measure, quantity), row in table.iterrows():
+        if quantity in SHOWN:
+            print(f"| {measure}: {quantity} | " + " | ".join(map(str, row)) + " |")
 
 
 if __name__ == "__main__":
