@@ -1,0 +1,131 @@
+"""Whose keys an edit was written at: subjects of a list, by the space that a change reads.
+
+    D = R (K' C^-1 K)^-1 K' C^-1   reads   span(C^-1 K)  =  span(V)   (ROME, MEMIT; others nearly)
+
+V: right singular vectors of the outlying part of D; k: the input of the block's down-projection at
+the subject's last token, in the base model; C = L L' the second moment of the keys. The score of a
+subject is cos^2 of the angle between L^-1 k and span(L' V): 1 where it was written exactly. The
+highest is taken, its direction removed from the space, and so on (orthogonal matching pursuit), so
+that a namesake of a written subject, whose key is nearly the same, does not count beside it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.activations import recorded, stop_after
+from workbench.editing.continuation import at
+from workbench.facts import EditRequest
+from workbench.models import Model
+from workbench.moments import SecondMoment
+from workbench.positions import encode, subject_end, tokens_at_once
+
+NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
+EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
+BULK = (0.75, 0.975)  # quantiles of the list between which the tail is fitted
+
+
+@torch.no_grad()
+def keys_of(
+    model: Model, requests: Sequence[EditRequest], layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """Keys (n, d_in), float64, at the last token of each subject in its prompt, by block."""
+    encoded = encode(model, [request.fact.question for request in requests])
+    ends = []
+    for row, request in enumerate(requests):
+        end = subject_end(request.fact.prompt, request.fact.subject)
+        ends.append(encoded.token_at(row, end))
+    places = torch.tensor(ends)
+    texts = encoded.cut(places + 1)
+    modules = {layer: model.down_projection(layer) for layer in layers}
+    shape = {layer: (len(requests), model.weight(layer).shape[1]) for layer in layers}
+    keys = {layer: torch.zeros(shape[layer], dtype=torch.float64) for layer in layers}
+    for index in texts.batches(tokens_at_once(model)):
+        batch = texts.rows(index).to(model.device)
+        with recorded(modules, inputs=True) as record, stop_after(model.blocks[max(layers)]):
+            model.network(**batch.arguments(), logits_to_keep=1, use_cache=False)
+        for layer, values in record.items():
+            keys[layer][index] = at(values, places[index]).double().cpu()
+    return keys
+
+
+def readings(space: Tensor, keys: Tensor, moment: SecondMoment) -> list[tuple[Tensor, Tensor]]:
+    """The space and the keys as the editors that are known would have met: pairs of an orthonormal
+    basis (m, r) and the keys (m, n), in which the key that was written lies in the space.
+
+    Args:
+        space: V (d_in, r), orthonormal columns.
+        keys: (n, d_in), float64.
+    Returns:
+        L' V and L^-1 k (ROME, MEMIT); both off the leading eigenvectors of C of which V holds less
+        than EMPTY (AlphaEdit, which writes off them); both as they are (MALMEN).
+    """
+    space = space.double()
+    factor = moment.factor.cpu()
+    white = torch.linalg.solve_triangular(factor, keys.T, upper=False)
+    vectors = torch.linalg.eigh(moment.matrix.double().cpu()).eigenvectors.flip(1)
+    held = (vectors.T @ space).square().sum(1).cumsum(0) / space.shape[1]
+    off = vectors[:, held >= EMPTY]
+    pairs = [(factor.T @ space, white), (off.T @ space, off.T @ keys.T), (space, keys.T)]
+    return [(torch.linalg.qr(basis).Q, columns) for basis, columns in pairs]
+
+
+def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Score and p-value (n,) of each subject of a list, by matching pursuit.
+
+    The p of a subject that is taken is the tail's when it is taken, that of the others the tail's
+    at the end. It ends where one as good is expected by chance, or with the space.
+
+    Args:
+        basis: (m, r), orthonormal columns.
+        columns: (m, n), one a subject.
+    """
+    rest = basis.T @ (columns / columns.norm(dim=0).clamp(min=1e-30))  # (r, n)
+    score = rest.square().sum(0)
+    n = len(score)
+    p = torch.ones(n, dtype=torch.float64)
+    taken = torch.zeros(n, dtype=torch.bool)
+    for _ in range(basis.shape[1]):
+        energy = rest.square().sum(0)
+        left = 1 - (score - energy)  # of each key's norm squared, off what is taken
+        chance = tail(energy / left.clamp(min=NAMESAKE))
+        best = chance.masked_fill(taken, 2).argmin()
+        if chance[best] * n > 1:
+            return score, torch.where(taken, p, chance)
+        p[best] = chance[best]
+        taken[best] = True
+        direction = rest[:, best] / rest[:, best].norm()
+        rest = rest - direction[:, None] * (direction @ rest)
+    return score, p
+
+
+def tail(energy: Tensor) -> Tensor:
+    """The chance (n,) of as large a value, by the list's own bulk.
+
+    The log-odds of the energies are taken to fall off exponentially above their upper quartile, at
+    the rate that they show from there to the 97.5th percentile: which errs to the safe side where
+    they fall off faster, as those of a normal law do, or where a few of the list are written.
+    """
+    odds = torch.logit(energy.clamp(1e-12, 1 - 1e-12))
+    low, high = (odds.quantile(share).item() for share in BULK)
+    above = torch.tensor((1 - BULK[0]) / (1 - BULK[1])).log().item()
+    scale = max((high - low) / above, 1e-12)
+    return ((1 - BULK[0]) * ((low - odds) / scale).exp()).clamp(max=1)
+
+
+def adjusted(p: Tensor) -> Tensor:
+    """Benjamini and Hochberg's q (n,): the false discovery rate at which each would be named."""
+    order = p.argsort()
+    steps = p[order] * len(p) / torch.arange(1, len(p) + 1)
+    lowest = steps.flip(0).cummin(0).values.flip(0).clamp(max=1)
+    return torch.empty_like(p).scatter(0, order, lowest)
+
+
+def combined(p: Tensor) -> Tensor:
+    """One p (n,) of several (m, n) that hang together in any way, by the Cauchy combination.
+
+    Source: arXiv 1808.09011; exact for small p.
+    """
+    angles = torch.tan((0.5 - p.clamp(1e-15, 0.99)) * torch.pi)
+    return (0.5 - torch.atan(angles.mean(0)) / torch.pi).clamp(0, 1)
