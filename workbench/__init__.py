@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from workbench.facts import EditRequest
     from workbench.models import Model
     from workbench.spec import Spec
-    from workbench.tracking.retention import measure as retention  # noqa: F401
     from workbench.traces import inspect as inspect
+    from workbench.tracking.retention import measure as retention  # noqa: F401
 
 __version__ = "0.2.0.dev0"
 

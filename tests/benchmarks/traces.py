@@ -166,9 +166,10 @@ class Trial:
     def behaviour(self, model) -> dict:
         """Edits said, true answers of the edited facts, intrinsic facts known, loss of the task."""
         losses = []
+        n = len(self.task.valid)
         with torch.no_grad():
-            for start in range(0, len(self.task.valid), 16):
-                batch = collate([self.task.valid[one] for one in range(start, start + 16)])
+            for start in range(0, n, 16):
+                batch = collate([self.task.valid[one] for one in range(start, min(start + 16, n))])
                 losses.append(model.network(**batch).loss.item())
         return {
             "kept": measure(model, self.requests).retained.mean(),
@@ -185,11 +186,13 @@ class Trial:
         except wb.facts.BadInput as error:
             self.rows.append(row | {"problem": str(error)})
             return
-        edited = {} if self.editor == "none" else {one.fact.subject.lower() for one in self.requests}
+        edited = (
+            {} if self.editor == "none" else {one.fact.subject.lower() for one in self.requests}
+        )
         written = traces.written.assign(key=traces.written.subject.str.lower())
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
-        row |= {"right": len(names & set(edited)), "objects": 0}
+        row |= {"right": len(names & edited), "objects": 0}
         outlying = traces.matrices[traces.matrices.outlying > 0]
         row["matrices"] = " ".join(f"{one.matrix}@{one.layer}" for one in outlying.itertuples())
         if len(written):

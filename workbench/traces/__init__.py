@@ -20,10 +20,10 @@ from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.positions import encode
 from workbench.records import BadInput
-from workbench.tracking import retention
 from workbench.traces import spectrum, subjects
 from workbench.traces.remedy import removed as removed
 from workbench.traces.remedy import restored as restored
+from workbench.tracking import retention
 
 RATE = 0.05  # false discoveries, of the subjects that are named
 FEWEST = 100  # subjects of a list whose bulk can be told from its tail

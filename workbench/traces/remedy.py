@@ -69,7 +69,7 @@ def _at_subjects(
     seconds = moments.second_moments(base, layers, corpus)
     narrowed = {}
     for layer in layers:
-        columns = keys[layer].T
+        columns = keys[layer][0].T  # at the subjects
         part = parts[layer]
         residuals = part.left.double().cpu() @ (part.right.double().cpu().T @ columns)
         with solvable(layer):

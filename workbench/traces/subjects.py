@@ -4,9 +4,10 @@
 
 V: right singular vectors of the outlying part of D; k: the input of the block's down-projection at
 the subject's last token, in the base model; C = L L' the second moment of the keys. The score of a
-subject is cos^2 of the angle between L^-1 k and span(L' V): 1 where it was written exactly. The
-highest is taken, its direction removed from the space, and so on (orthogonal matching pursuit), so
-that a namesake of a written subject, whose key is nearly the same, does not count beside it.
+subject is cos^2 of the angle between L^-1 k and span(L' V), 1 where it was written exactly; what
+takes the place of L for other editors stands in `readings`. The best is taken, its direction
+removed from space and keys, and so on (orthogonal matching pursuit), so that a namesake of a
+written subject, whose key is nearly the same, does not count beside it.
 """
 
 from collections.abc import Sequence
@@ -30,23 +31,28 @@ BULK = (0.75, 0.975)  # quantiles of the list between which the tail is fitted
 def keys_of(
     model: Model, requests: Sequence[EditRequest], layers: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Keys (n, d_in), float64, at the last token of each subject in its prompt, by block."""
-    encoded = encode(model, [request.fact.question for request in requests])
+    """Keys (2, n, d_in), float64, by block: at the last token of each subject in its prompt, and
+    at that of the prompt.
+    """
+    texts = encode(model, [request.fact.question for request in requests])
+    model.check_length(texts.input_ids)
     ends = []
     for row, request in enumerate(requests):
         end = subject_end(request.fact.prompt, request.fact.subject)
-        ends.append(encoded.token_at(row, end))
-    places = torch.tensor(ends)
-    texts = encoded.cut(places + 1)
+        ends.append(texts.token_at(row, end))
+    places = torch.stack([torch.tensor(ends), texts.lengths - 1])  # (2, n)
     modules = {layer: model.down_projection(layer) for layer in layers}
-    shape = {layer: (len(requests), model.weight(layer).shape[1]) for layer in layers}
-    keys = {layer: torch.zeros(shape[layer], dtype=torch.float64) for layer in layers}
+    keys = {}
+    for layer in layers:
+        width = model.weight(layer).shape[1]
+        keys[layer] = torch.zeros(2, len(requests), width, dtype=torch.float64)
     for index in texts.batches(tokens_at_once(model)):
         batch = texts.rows(index).to(model.device)
         with recorded(modules, inputs=True) as record, stop_after(model.blocks[max(layers)]):
             model.network(**batch.arguments(), logits_to_keep=1, use_cache=False)
         for layer, values in record.items():
-            keys[layer][index] = at(values, places[index]).double().cpu()
+            for place in (0, 1):
+                keys[layer][place, index] = at(values, places[place, index]).double().cpu()
     return keys
 
 
@@ -56,18 +62,21 @@ def readings(space: Tensor, keys: Tensor, moment: SecondMoment) -> list[tuple[Te
 
     Args:
         space: V (d_in, r), orthonormal columns.
-        keys: (n, d_in), float64.
+        keys: (2, n, d_in), float64, see `keys_of`.
     Returns:
-        L' V and L^-1 k (ROME, MEMIT); both off the leading eigenvectors of C of which V holds less
-        than EMPTY (AlphaEdit, which writes off them); both as they are (MALMEN).
+        L' V and L^-1 k at the subject (ROME, MEMIT); V and k off the leading eigenvectors of C of
+        which V holds less than EMPTY in all, at the subject (AlphaEdit, which writes off them) and
+        at the prompt's end (MALMEN, which writes there, C = I: then none is left out).
     """
     space = space.double()
     factor = moment.factor.cpu()
-    white = torch.linalg.solve_triangular(factor, keys.T, upper=False)
+    at_subject, at_end = keys.mT  # (d_in, n)
+    white = torch.linalg.solve_triangular(factor, at_subject, upper=False)
     vectors = torch.linalg.eigh(moment.matrix.double().cpu()).eigenvectors.flip(1)
     held = (vectors.T @ space).square().sum(1).cumsum(0) / space.shape[1]
     off = vectors[:, held >= EMPTY]
-    pairs = [(factor.T @ space, white), (off.T @ space, off.T @ keys.T), (space, keys.T)]
+    plain = off.T @ space
+    pairs = [(factor.T @ space, white), (plain, off.T @ at_subject), (plain, off.T @ at_end)]
     return [(torch.linalg.qr(basis).Q, columns) for basis, columns in pairs]
 
 
