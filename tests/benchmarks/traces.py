@@ -1,7 +1,7 @@
 """What can be read in the weights of edited models that were tuned, and whether it can be taken out
 or brought back: study facts that no number was chosen on.
 
-    python -m tests.benchmarks.traces [TRIAL ...] [--out FILE.csv]
+    python -m tests.benchmarks.traces [TRIAL ...] [--out FILE.csv] [--brief]
 
 A trial is MODEL:EDITOR:EDITS:TASK:PLAN:SEED, e.g. world-gpt2:memit:10:facts:all:0; a plan may be
 lora, an editor none. It is tuned for 160 steps and inspected after 0, 20, 80 and 160; after 80 also
@@ -53,8 +53,10 @@ TRIALS += [
 class Trial:
     """One edited model, tuned; `rows` is what was seen."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, brief: bool):
         self.text = text
+        self.steps = STEPS[::2] if brief else STEPS
+        self.is_changed = not brief
         name, self.editor, edits, self.task_name, self.plan_text, seed = text.split(":")
         self.seed = int(seed)
         self.model = models.load(name, device="cpu")
@@ -70,7 +72,7 @@ class Trial:
         is_lora = self.plan_text == "lora"
         rate = numbers.adapter_learning_rate if is_lora else numbers.learning_rate
         self.settings = Settings(
-            max_steps=max(STEPS),
+            max_steps=max(self.steps),
             eval_every=20,
             batch_size=numbers.batch_size,
             learning_rate=rate,
@@ -119,7 +121,7 @@ class Trial:
             yield self.adapter.plan
 
     def look(self, step: int, epoch: float) -> None:
-        if step not in STEPS:
+        if step not in self.steps:
             return
         names = dict(self.base.network.named_parameters())
         with self.adapter.merged() if self.adapter else nullcontext():
@@ -127,7 +129,7 @@ class Trial:
             plain = {name.replace(".base_layer", ""): one for name, one in weights.items()}
             state = {name: plain[name].detach().clone() for name in names}
         self.see(step, "", state)
-        if step != CHANGED:
+        if step != CHANGED or not self.is_changed:
             return
         for bits in (8, 4, 3):
             self.see(step, f"{bits} bits", {one: rounded(state[one], bits) for one in state})
@@ -223,12 +225,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", nargs="*", default=TRIALS)
     parser.add_argument("--out", type=Path, default=Path("traces.csv"))
+    parser.add_argument("--brief", action="store_true", help="0 and 80 steps, nothing changed")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"trial": []})
     for text in options.trials:
         if text not in set(done.trial):
-            done = pd.concat([done, pd.DataFrame(Trial(text).run())])
+            done = pd.concat([done, pd.DataFrame(Trial(text, options.brief).run())])
             done.to_csv(options.out, index=False)
     print(done.to_string(index=False, float_format="{:.2f}".format))
 

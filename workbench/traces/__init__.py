@@ -28,6 +28,7 @@ from workbench.tracking import retention
 RATE = 0.05  # false discoveries, of the subjects that are named
 FEWEST = 100  # subjects of a list whose bulk can be told from its tail
 NAMED = 10  # tokens that are named as the object
+READ = ["tokens", "gain", "says", "retained"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,9 +52,19 @@ class Traces:
         return self.subjects[self.subjects.written]
 
     def __repr__(self) -> str:
-        layers = sorted(set(self.written.layer.tolist()))
-        where = f"{self.written.subject.nunique()} subjects named, blocks {layers}"
-        return f"<Traces: {self.n_edits} directions stand out; {where}>"
+        return f"<Traces: {self.sentence}>"
+
+    @property
+    def sentence(self) -> str:
+        """What was found out, in a line."""
+        outlying = self.matrices[self.matrices.outlying > 0]
+        if not len(outlying):
+            return (
+                "no matrix stands out of what tuning changes; an edit as spread as that is missed"
+            )
+        blocks = ", ".join(map(str, sorted(set(outlying.layer))))
+        count = f"{self.n_edits} directions stand out of a down-projection (blocks {blocks})"
+        return f"{count}; {self.written.subject.nunique()} subjects named"
 
 
 def inspect(
@@ -66,7 +77,7 @@ def inspect(
 
     Args:
         base: the model that it was made of. Without it the weights themselves are looked at, which
-            shows only edits that are large beside them.
+            shows only the blocks of edits that are large beside them, and no subject.
         requests: the list of subjects that may have been written, each with its prompt; their
             targets are what `retained` asks for. By default the world's or the plain facts.
         corpus: text of the second moments, see `moments.corpus_texts`.
@@ -80,27 +91,26 @@ def inspect(
         what = f"{len(requests)} subjects to choose from: too few to tell chance from an edit"
         raise BadInput(f"{what}; give a list of at least {FEWEST}")
     matrices, parts = spectrum.parts(model, base)
-    ground = base or model
-    table = _scored(ground, requests, parts, corpus)
+    table = _scored(base, requests, parts, corpus)
     written = [request for request, hit in zip(requests, table.written, strict=True) if hit]
     if written:
-        changes = {ground.down_projection_name(layer): part for layer, part in parts.items()}
-        read = _read(model, ground, written, changes, base is None)
-        if not known:
-            read["retained"] = None
+        read = _read(model, base, written, parts)
         table = table.merge(read, on="fact_id", how="left")
+    table = table.reindex(columns=[*table.columns.drop(READ, errors="ignore"), *READ])
+    if not known:  # the targets of such a list are no suspicion
+        table["retained"] = None
     count = max((part.right.shape[1] for part in parts.values()), default=0)
     return Traces(matrices=matrices, subjects=table, n_edits=count)
 
 
 def _scored(
-    base: Model, requests: Sequence[EditRequest], parts: dict[int, Change], corpus: str
+    base: Model | None, requests: Sequence[EditRequest], parts: dict[int, Change], corpus: str
 ) -> pd.DataFrame:
     """The list with layer, score, p, q and written."""
     table = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     table["subject"] = [request.fact.subject for request in requests]
     table = table.assign(layer=-1, score=0.0, p=1.0, q=1.0, written=False)
-    if not parts:
+    if not base or not parts:
         return table
     layers = sorted(parts)
     keys = subjects.keys_of(base, requests, layers)
@@ -126,30 +136,24 @@ def _scored(
 
 
 def _read(
-    model: Model,
-    base: Model,
-    requests: Sequence[EditRequest],
-    changes: dict[str, Change],
-    backwards: bool,
+    model: Model, base: Model, requests: Sequence[EditRequest], parts: dict[int, Change]
 ) -> pd.DataFrame:
     """fact_id, tokens, gain, says and retained of facts whose subjects were written.
 
     The tokens gain most probability after the fact's prompt when the outlying part alone is added
-    to the base model and runs through its later blocks; `backwards`, when it is there rather than
-    taken from the model.
+    to the base model and runs through its later blocks.
     """
     encoded = encode(base, [request.fact.question for request in requests])
-    if backwards:
-        changes = {name: Change(left=-one.left, right=one.right) for name, one in changes.items()}
-    plain = retention.next_logits(base, encoded).softmax(-1)
-    with deltas.applied(base, WeightDelta.of(base, changes=changes)):
-        changed = retention.next_logits(base, encoded).softmax(-1)
-    gain = plain - changed if backwards else changed - plain
+    changes = {base.down_projection_name(layer): part for layer, part in parts.items()}
+    with torch.no_grad():
+        plain = retention.next_logits(base, encoded).softmax(-1)
+        with deltas.applied(base, WeightDelta.of(base, changes=changes)):
+            changed = retention.next_logits(base, encoded).softmax(-1)
+    tops = (changed - plain).topk(NAMED)
+    texts = retention.token_texts(base.tokenizer)
+    words = [[texts[token].strip() for token in row] for row in tops.indices.tolist()]
     measured = retention.measure(model, requests)
     table = measured[["fact_id", "retained"]].assign(says=measured.top_token)
-    texts = retention.token_texts(base.tokenizer)
-    tops = gain.topk(NAMED)
-    words = [[texts[token].strip() for token in row] for row in tops.indices.tolist()]
     table["tokens"] = [" ".join(row) for row in words]
     table["gain"] = tops.values[:, 0].tolist()
-    return table[["fact_id", "tokens", "gain", "says", "retained"]]
+    return table[["fact_id", *READ]]
