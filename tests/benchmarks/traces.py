@@ -7,7 +7,8 @@ A trial is MODEL:EDITOR:EDITS:TASK:PLAN:SEED, e.g. world-gpt2:memit:10:facts:all
 lora, an editor none. It is tuned for 160 steps and inspected after 0, 20, 80 and 160; after 80 also
 with its weights rounded to 8, 4 and 3 bits (absolute maximum of a row of the matrix), merged half
 and half with the base model, with what stands out removed, and restored. Goes on with what the file
-has; prints the table. Without a trial: those of the README.
+has; prints the table. Without a trial: those of the README. Columns: right of the named are edited;
+first: edited of as many of least p as directions stand out; objects: read among ten tokens.
 """
 
 import argparse
@@ -195,6 +196,8 @@ class Trial:
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
         row |= {"right": len(names & edited), "objects": 0}
+        ranked = traces.subjects.sort_values("p").subject.str.lower().drop_duplicates()
+        row["first"] = len(edited & set(ranked[: traces.n_edits]))
         outlying = traces.matrices[traces.matrices.outlying > 0]
         row["matrices"] = " ".join(f"{one.matrix}@{one.layer}" for one in outlying.itertuples())
         if len(written):
