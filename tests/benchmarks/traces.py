@@ -189,9 +189,9 @@ class Trial:
         except wb.facts.BadInput as error:
             self.rows.append(row | {"problem": str(error)})
             return
-        edited = (
-            {} if self.editor == "none" else {one.fact.subject.lower() for one in self.requests}
-        )
+        edited = set()
+        if self.editor != "none":
+            edited = {one.fact.subject.lower() for one in self.requests}
         written = traces.written.assign(key=traces.written.subject.str.lower())
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
