@@ -28,7 +28,7 @@ from workbench.tracking import retention
 RATE = 0.05  # false discoveries, of the subjects that are named
 FEWEST = 100  # subjects of a list whose bulk can be told from its tail
 NAMED = 10  # tokens that are named as the object
-READ = ["tokens", "gain", "says", "retained"]
+READ = ["fact_id", "tokens", "gain", "says", "retained"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -59,9 +59,7 @@ class Traces:
         """What was found out, in a line."""
         outlying = self.matrices[self.matrices.outlying > 0]
         if not len(outlying):
-            return (
-                "no matrix stands out of what tuning changes; an edit as spread as that is missed"
-            )
+            return "no matrix stands out; an edit as spread out as tuning is missed"
         blocks = ", ".join(map(str, sorted(set(outlying.layer))))
         count = f"{self.n_edits} directions stand out of a down-projection (blocks {blocks})"
         return f"{count}; {self.written.subject.nunique()} subjects named"
@@ -93,12 +91,10 @@ def inspect(
     matrices, parts = spectrum.parts(model, base)
     table = _scored(base, requests, parts, corpus)
     written = [request for request, hit in zip(requests, table.written, strict=True) if hit]
-    if written:
-        read = _read(model, base, written, parts)
-        table = table.merge(read, on="fact_id", how="left")
-    table = table.reindex(columns=[*table.columns.drop(READ, errors="ignore"), *READ])
+    read = _read(model, base, written, parts) if written else pd.DataFrame(columns=READ)
     if not known:  # the targets of such a list are no suspicion
-        table["retained"] = None
+        read["retained"] = None
+    table = table.merge(read, on="fact_id", how="left")
     count = max((part.right.shape[1] for part in parts.values()), default=0)
     return Traces(matrices=matrices, subjects=table, n_edits=count)
 
@@ -115,19 +111,15 @@ def _scored(
     layers = sorted(parts)
     keys = subjects.keys_of(base, requests, layers)
     seconds = moments.second_moments(base, layers, corpus)
-    places = []
-    scores = []
-    chances = []
+    readings = []
     for layer in layers:
-        for reading in subjects.readings(parts[layer].right.cpu(), keys[layer], seconds[layer]):
-            score, chance = subjects.pursued(*reading)
-            places.append(layer)
-            scores.append(score)
-            chances.append(chance)
-    best = torch.stack(chances).min(0).indices
-    table["layer"] = [places[index] for index in best.tolist()]
-    table["score"] = torch.stack(scores).gather(0, best[None])[0].numpy()
-    table["p"] = subjects.combined(torch.stack(chances)).numpy()
+        readings += subjects.readings(parts[layer].right.cpu(), keys[layer], seconds[layer])
+    pairs = [subjects.pursued(*reading) for reading in readings]
+    scores, chances = map(torch.stack, zip(*pairs, strict=True))  # (m, n)
+    best = chances.min(0).indices
+    table["layer"] = [layers[index * len(layers) // len(readings)] for index in best.tolist()]
+    table["score"] = scores.gather(0, best[None])[0].numpy()
+    table["p"] = subjects.combined(chances).numpy()
     of_subject = table.groupby(table.subject.str.lower()).p  # several facts: the least p of them
     p = (of_subject.min() * of_subject.size()).clip(upper=1)
     q = pd.Series(subjects.adjusted(torch.tensor(p.to_numpy())).numpy(), p.index)
@@ -156,4 +148,4 @@ def _read(
     table = measured[["fact_id", "retained"]].assign(says=measured.top_token)
     table["tokens"] = [" ".join(row) for row in words]
     table["gain"] = tops.values[:, 0].tolist()
-    return table[["fact_id", *READ]]
+    return table[READ]

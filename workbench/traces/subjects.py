@@ -24,7 +24,7 @@ from workbench.positions import encode, subject_end, tokens_at_once
 
 NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
 EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
-BULK = (0.75, 0.975)  # quantiles of the list between which the tail is fitted
+BULK = (0.75, 0.99)  # quantiles of the list between which the tail is fitted
 
 
 @torch.no_grad()
@@ -83,38 +83,43 @@ def readings(space: Tensor, keys: Tensor, moment: SecondMoment) -> list[tuple[Te
 def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Score and p-value (n,) of each subject of a list, by matching pursuit.
 
-    The p of a subject that is taken is the tail's when it is taken, that of the others the tail's
-    at the end. It ends where one as good is expected by chance, or with the space.
+    As many subjects are taken as the space has directions. The p of one that is taken is the
+    tail's, by what all of the list have in the one direction that the others taken leave; of those
+    not taken it is 1.
 
     Args:
         basis: (m, r), orthonormal columns.
-        columns: (m, n), one a subject.
+        columns: (m, n), one a subject, n >= r.
     """
-    rest = basis.T @ (columns / columns.norm(dim=0).clamp(min=1e-30))  # (r, n)
-    score = rest.square().sum(0)
-    n = len(score)
-    p = torch.ones(n, dtype=torch.float64)
-    taken = torch.zeros(n, dtype=torch.bool)
-    for _ in range(basis.shape[1]):
-        energy = rest.square().sum(0)
-        left = 1 - (score - energy)  # of each key's norm squared, off what is taken
-        chance = tail(energy / left.clamp(min=NAMESAKE))
-        best = chance.masked_fill(taken, 2).argmin()
-        if chance[best] * n > 1:
-            return score, torch.where(taken, p, chance)
-        p[best] = chance[best]
-        taken[best] = True
-        direction = rest[:, best] / rest[:, best].norm()
+    inside = basis.T @ (columns / columns.norm(dim=0).clamp(min=1e-30))  # (r, n)
+    score = inside.square().sum(0)
+    rest = inside
+    taken: list[int] = []
+    for _ in range(len(inside)):
+        share = _share(rest.square().sum(0), score)
+        share[taken] = -1
+        taken.append(int(share.argmax()))
+        direction = rest[:, taken[-1]] / rest[:, taken[-1]].norm().clamp(min=1e-30)
         rest = rest - direction[:, None] * (direction @ rest)
+    left = torch.linalg.pinv(inside[:, taken])  # (r, r): row j is orthogonal to all taken but j
+    energy = (left / left.norm(dim=1, keepdim=True) @ inside).square()  # (r, n)
+    p = torch.ones(len(score), dtype=torch.float64)
+    for row, subject in enumerate(taken):
+        p[subject] = tail(_share(energy[row], score))[subject]
     return score, p
+
+
+def _share(energy: Tensor, score: Tensor) -> Tensor:
+    """What a part of the space holds of each key off the rest of the space."""
+    return energy / (1 - (score - energy)).clamp(min=NAMESAKE)
 
 
 def tail(energy: Tensor) -> Tensor:
     """The chance (n,) of as large a value, by the list's own bulk.
 
     The log-odds of the energies are taken to fall off exponentially above their upper quartile, at
-    the rate that they show from there to the 97.5th percentile: which errs to the safe side where
-    they fall off faster, as those of a normal law do, or where a few of the list are written.
+    the rate that they show from there to the 99th percentile: which errs to the safe side where
+    they fall off faster, as those of a normal law do.
     """
     odds = torch.logit(energy.clamp(1e-12, 1 - 1e-12))
     low, high = (odds.quantile(share).item() for share in BULK)
