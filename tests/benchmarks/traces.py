@@ -51,6 +51,10 @@ TRIALS += [
 ]
 
 
+REMEDIED = ["trial", "step", "change", "kept", "true", "intrinsic", "loss"]
+INSPECTED = [*REMEDIED[:4], "edits", "directions", "named", "right", "objects", "first"]
+
+
 class Trial:
     """One edited model, tuned; `rows` is what was seen."""
 
@@ -224,6 +228,26 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (weight / step).round() * step
 
 
+def shown(done: pd.DataFrame) -> str:
+    """Tables for a page: what was inspected, and what was taken out or brought back."""
+    done = done.assign(change=done.change.fillna(""))
+    parts = []
+    for is_remedy, columns in ((False, INSPECTED), (True, REMEDIED)):
+        rows = done[done.change.str.startswith(("removed", "restored")) == is_remedy]
+        lines = [columns, ["---"] * len(columns)]
+        for row in rows[columns].itertuples(index=False):
+            lines.append([cell(value) for value in row])
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def cell(value) -> str:
+    if isinstance(value, float):
+        is_whole = value == round(value) and value > 1
+        return "" if value != value else f"{value:.0f}" if is_whole else f"{value:.2f}"
+    return str(value)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", nargs="*", default=TRIALS)
@@ -236,7 +260,7 @@ def main():
         if text not in set(done.trial):
             done = pd.concat([done, pd.DataFrame(Trial(text, options.brief).run())])
             done.to_csv(options.out, index=False)
-    print(done.to_string(index=False, float_format="{:.2f}".format))
+    print(shown(done))
 
 
 if __name__ == "__main__":

@@ -77,16 +77,16 @@ def test_a_namesake_does_not_count_beside_the_subject_that_was_written():
 
 
 def test_the_tail_is_that_of_log_odds_that_fall_off_exponentially():
-    """Exact where they do; a list a hundredth of which is written keeps its scale."""
+    """Exact where they do; a list of which a few are written errs to the safe side."""
     n = 2000
     above = (torch.arange(n) + 0.5) / n
     odds = -torch.log(above.double()) - 3
     p = subjects.tail(torch.sigmoid(odds))
     upper = above < 0.24
-    torch.testing.assert_close(p[upper], above[upper].double(), rtol=0.05, atol=0)
-    spoilt = torch.cat([odds, torch.full((20,), 5.0, dtype=torch.float64)])
+    torch.testing.assert_close(p[upper], above[upper].double(), rtol=0.1, atol=0)
+    spoilt = torch.cat([odds, torch.full((5,), 5.0, dtype=torch.float64)])
     ratio = subjects.tail(torch.sigmoid(spoilt))[:n] / p
-    assert ratio[upper].max() < 20
+    assert ratio[upper].max() < 6
     assert (ratio[upper] >= 0.99).all()  # the safe side
 
 
