@@ -82,17 +82,16 @@ def inspect(
     Raises:
         BadInput: the two models do not fit together, or the list is too short.
     """
-    known = requests is not None
-    if requests is None:
-        requests = facts.read("world" if is_world(model.name) else "plain")
-    if len(requests) < FEWEST:
-        what = f"{len(requests)} subjects to choose from: too few to tell chance from an edit"
+    source = "world" if is_world(model.name) else "plain"
+    suspects = facts.read(source) if requests is None else requests
+    if len(suspects) < FEWEST:
+        what = f"{len(suspects)} subjects to choose from: too few to tell chance from an edit"
         raise BadInput(f"{what}; give a list of at least {FEWEST}")
     matrices, parts = spectrum.parts(model, base)
-    table = _scored(base, requests, parts, corpus)
-    written = [request for request, hit in zip(requests, table.written, strict=True) if hit]
+    table = _scored(base, suspects, parts, corpus)
+    written = [request for request, hit in zip(suspects, table.written, strict=True) if hit]
     read = _read(model, base, written, parts) if written else pd.DataFrame(columns=READ)
-    if not known:  # the targets of such a list are no suspicion
+    if requests is None:  # the targets of such a list are no suspicion
         read["retained"] = None
     table = table.merge(read, on="fact_id", how="left")
     count = max((part.right.shape[1] for part in parts.values()), default=0)

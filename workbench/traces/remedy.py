@@ -70,8 +70,7 @@ def _at_subjects(
     narrowed = {}
     for layer in layers:
         columns = keys[layer][0].T  # at the subjects
-        part = parts[layer]
-        residuals = part.left.double().cpu() @ (part.right.double().cpu().T @ columns)
+        residuals = parts[layer].matrix().double().cpu() @ columns
         with solvable(layer):
             update = constrained_update(columns, residuals, seconds[layer].factor.cpu())
         narrowed[layer] = Change(left=update.left.float(), right=update.right.float())

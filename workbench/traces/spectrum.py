@@ -11,6 +11,7 @@ the same matrix's largest singular value. Both factors were chosen on models tun
 from collections import defaultdict
 from collections.abc import Mapping
 
+import numpy
 import pandas as pd
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from workbench.deltas import Change
 from workbench.models import Model
 from workbench.records import BadInput
 
+OMEGA = (0.56, -0.95, 1.82, 1.43)
 BULK = 8.0
 BESIDE = 3.0
 ROUNDING = 1e-5  # of the largest singular value, below which float32 weights say nothing
@@ -41,7 +43,7 @@ def differences(model: Model, base: Model | None) -> dict[str, dict[int, Tensor]
             other = earlier.get(name, {}).get(layer)
             if other is None or other.shape != weight.shape:
                 what = f"{base.name} has no {name} of this shape in block {layer}"
-                raise BadInput(f"{what}; compare {model.name} with the model that it was made of")
+                raise BadInput(f"{what}; name the model that {model.name} was made of")
             layers[layer] = weight - other
     if not any(change.any() for layers in weights.values() for change in layers.values()):
         raise BadInput(f"{model.name} and {base.name} have the same weights; name two models")
@@ -63,8 +65,7 @@ def _matrices(model: Model) -> dict[str, dict[int, Tensor]]:
 def noise_edge(values: Tensor, shape: torch.Size) -> float:
     """Where white noise of this median singular value is cut."""
     ratio = min(shape) / max(shape)
-    omega = 0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43
-    return omega * values.median().item()
+    return numpy.polyval(OMEGA, ratio) * values.median().item()
 
 
 def table(changes: Mapping[str, Mapping[int, Tensor]]) -> pd.DataFrame:

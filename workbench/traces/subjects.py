@@ -10,9 +10,11 @@ removed from space and keys, and so on (orthogonal matching pursuit), so that a 
 written subject, whose key is nearly the same, does not count beside it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.activations import recorded, stop_after
@@ -24,7 +26,7 @@ from workbench.positions import encode, subject_end, tokens_at_once
 
 NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
 EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
-BULK = (0.75, 0.99)  # quantiles of the list between which the tail is fitted
+ABOVE = (0.25, 0.01)  # shares of the list that are above the places where its tail is fitted
 
 
 @torch.no_grad()
@@ -42,10 +44,8 @@ def keys_of(
         ends.append(texts.token_at(row, end))
     places = torch.stack([torch.tensor(ends), texts.lengths - 1])  # (2, n)
     modules = {layer: model.down_projection(layer) for layer in layers}
-    keys = {}
-    for layer in layers:
-        width = model.weight(layer).shape[1]
-        keys[layer] = torch.zeros(2, len(requests), width, dtype=torch.float64)
+    shape = *places.shape, model.weight(layers[0]).shape[1]
+    keys = {layer: torch.zeros(shape, dtype=torch.float64) for layer in layers}
     for index in texts.batches(tokens_at_once(model)):
         batch = texts.rows(index).to(model.device)
         with recorded(modules, inputs=True) as record, stop_after(model.blocks[max(layers)]):
@@ -73,8 +73,8 @@ def readings(space: Tensor, keys: Tensor, moment: SecondMoment) -> list[tuple[Te
     at_subject, at_end = keys.mT  # (d_in, n)
     white = torch.linalg.solve_triangular(factor, at_subject, upper=False)
     vectors = torch.linalg.eigh(moment.matrix.double().cpu()).eigenvectors.flip(1)
-    held = (vectors.T @ space).square().sum(1).cumsum(0) / space.shape[1]
-    off = vectors[:, held >= EMPTY]
+    shares = (vectors.T @ space).square().mean(1)  # of V, from the leading eigenvector on
+    off = vectors[:, shares.cumsum(0) >= EMPTY]
     plain = off.T @ space
     pairs = [(factor.T @ space, white), (plain, off.T @ at_subject), (plain, off.T @ at_end)]
     return [(torch.linalg.qr(basis).Q, columns) for basis, columns in pairs]
@@ -91,7 +91,7 @@ def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         basis: (m, r), orthonormal columns.
         columns: (m, n), one a subject, n >= r.
     """
-    inside = basis.T @ (columns / columns.norm(dim=0).clamp(min=1e-30))  # (r, n)
+    inside = basis.T @ F.normalize(columns, dim=0)  # (r, n)
     score = inside.square().sum(0)
     rest = inside
     taken: list[int] = []
@@ -99,10 +99,10 @@ def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         share = _share(rest.square().sum(0), score)
         share[taken] = -1
         taken.append(int(share.argmax()))
-        direction = rest[:, taken[-1]] / rest[:, taken[-1]].norm().clamp(min=1e-30)
-        rest = rest - direction[:, None] * (direction @ rest)
+        direction = F.normalize(rest[:, taken[-1]], dim=0)
+        rest = rest - torch.outer(direction, direction @ rest)
     left = torch.linalg.pinv(inside[:, taken])  # (r, r): row j is orthogonal to all taken but j
-    energy = (left / left.norm(dim=1, keepdim=True) @ inside).square()  # (r, n)
+    energy = (F.normalize(left) @ inside).square()  # (r, n)
     p = torch.ones(len(score), dtype=torch.float64)
     for row, subject in enumerate(taken):
         p[subject] = tail(_share(energy[row], score))[subject]
@@ -122,10 +122,10 @@ def tail(energy: Tensor) -> Tensor:
     they fall off faster, as those of a normal law do.
     """
     odds = torch.logit(energy.clamp(1e-12, 1 - 1e-12))
-    low, high = (odds.quantile(share).item() for share in BULK)
-    above = torch.tensor((1 - BULK[0]) / (1 - BULK[1])).log().item()
-    scale = max((high - low) / above, 1e-12)
-    return ((1 - BULK[0]) * ((low - odds) / scale).exp()).clamp(max=1)
+    low, high = odds.quantile(1 - odds.new_tensor(ABOVE))
+    scale = (high - low) / math.log(ABOVE[0] / ABOVE[1])
+    fall = (low - odds) / scale.clamp(min=1e-12)
+    return (ABOVE[0] * fall.exp()).clamp(max=1)
 
 
 def adjusted(p: Tensor) -> Tensor:
@@ -142,4 +142,5 @@ def combined(p: Tensor) -> Tensor:
     Source: arXiv 1808.09011; exact for small p.
     """
     angles = torch.tan((0.5 - p.clamp(1e-15, 0.99)) * torch.pi)
-    return (0.5 - torch.atan(angles.mean(0)) / torch.pi).clamp(0, 1)
+    middle = torch.atan(angles.mean(0))
+    return 0.5 - middle / torch.pi
