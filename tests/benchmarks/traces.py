@@ -1,7 +1,7 @@
 """What can be read in the weights of edited models that were tuned, and whether it can be taken out
 or brought back: study facts that no number was chosen on.
 
-    python -m tests.benchmarks.traces [TRIAL ...] [--out FILE.csv] [--brief]
+    python -m tests.benchmarks.traces [TRIAL ...] [--out FILE.csv] [--brief] [--alone]
 
 A trial is MODEL:EDITOR:EDITS:TASK:PLAN:SEED, e.g. world-gpt2:memit:10:facts:all:0; a plan may be
 lora, an editor none. It is tuned for 160 steps and inspected after 0, 20, 80 and 160; after 80 also
@@ -52,6 +52,7 @@ TRIALS += [
 
 
 REMEDIED = ["trial", "step", "change", "kept", "true", "intrinsic", "loss"]
+ALONE = ("rome", "memit", "alphaedit")
 INSPECTED = [*REMEDIED[:4], "edits", "directions", "named", "right", "objects", "first"]
 
 
@@ -228,6 +229,26 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (weight / step).round() * step
 
 
+def alone() -> str:
+    """Matrices that stand out without a base: of unedited models, and of edited ones untuned."""
+    lines = []
+    for name, revision in ((one, early) for one in MODELS for early in ("", "early")):
+        lines.append(_outlying(models.load(name, device="cpu", revision=revision), revision))
+    lines.append(_outlying(models.load("smollm2-135m", device="cpu"), ""))
+    for name, editor in ((one, editor) for one in MODELS for editor in ALONE):
+        trial = Trial(f"{name}:{editor}:10:facts:all:0", brief=True)
+        with deltas.applied(trial.model, trial.edit()):
+            lines.append(_outlying(replace(trial.model), editor))
+    return "\n".join(lines)
+
+
+def _outlying(model, how: str) -> str:
+    table = wb.traces.spectrum.table(wb.traces.spectrum.differences(model, None))
+    outlying = table[table.outlying > 0]
+    places = [f"{one.matrix}@{one.layer}: {one.outlying}" for one in outlying.itertuples()]
+    return f"{model.name} {how}: {len(outlying)} of {len(table)} matrices {' '.join(places)}"
+
+
 def shown(done: pd.DataFrame) -> str:
     """Tables for a page: what was inspected, and what was taken out or brought back."""
     done = done.assign(change=done.change.fillna(""))
@@ -243,8 +264,7 @@ def shown(done: pd.DataFrame) -> str:
 
 def cell(value) -> str:
     if isinstance(value, float):
-        is_whole = value == round(value) and value > 1
-        return "" if value != value else f"{value:.0f}" if is_whole else f"{value:.2f}"
+        return "" if pd.isna(value) else f"{value:.3g}"
     return str(value)
 
 
@@ -253,8 +273,12 @@ def main():
     parser.add_argument("trials", nargs="*", default=TRIALS)
     parser.add_argument("--out", type=Path, default=Path("traces.csv"))
     parser.add_argument("--brief", action="store_true", help="0 and 80 steps, nothing changed")
+    parser.add_argument("--alone", action="store_true", help="what is seen without a base")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.alone:
+        print(alone())
+        return
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"trial": []})
     for text in options.trials:
         if text not in set(done.trial):
