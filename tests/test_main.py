@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import workbench as wb
 from tests.layouts import as_json, own, wikibigedit
@@ -371,3 +372,53 @@ def test_a_notebook_that_only_reads_runs_says_so(dry_run):
     told = dry_run(notebook=CASE_STUDY.with_name("10_collect.ipynb"))[1]
     assert "reads what runs there are" in told
     assert "hyper-parameters" not in told
+
+
+@pytest.fixture
+def written(tiny_folders, tmp_path):
+    """Folders of a tiny model and of one with a strong change in block 1, and a list of facts."""
+    model = models.load(tiny_folders["llama"], device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, generator=generator) for size in model.weight(1).shape)
+    with torch.no_grad():
+        for layer in range(model.n_blocks):
+            weight = model.weight(layer)
+            weight.add_(1e-3 * torch.randn(weight.shape, generator=generator))
+        model.weight(1).add_(torch.outer(left, right))
+    model.network.save_pretrained(tmp_path / "tuned")
+    model.tokenizer.save_pretrained(tmp_path / "tuned")
+    lines = []
+    for one in facts.read("world")[:120]:
+        names = {"subject": one.fact.subject, "prompt": one.fact.prompt}
+        lines.append(names | {"id": one.fact.id, "object": one.fact.object, "target": one.target})
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(tmp_path / "tuned"), str(tiny_folders["llama"]), str(path)
+
+
+def test_inspect_prints_the_blocks_that_were_written(written, tmp_path, capsys):
+    tuned, base, path = written
+    table = tmp_path / "traces.csv"
+    more = ["--facts", path, "--corpus", "world", "--out", str(table)]
+    assert main(["inspect", tuned, "--base", base, *more]) == 0
+    *shown, sentence, last = capsys.readouterr().out.splitlines()
+    assert last == str(table)
+    assert sentence.startswith("1 directions stand out of a down-projection (blocks 1)")
+    assert any("mlp.down_proj.weight" in line for line in shown)
+    assert len(pd.read_csv(table)) == 120
+    assert main(["inspect", tuned, *more]) == 0
+    assert "with --base alone" in capsys.readouterr().err
+
+
+def test_remove_and_restore_write_ordinary_folders(written, tmp_path, capsys):
+    tuned, base, _ = written
+    plain = models.load(base, device="cpu").weight(1)
+    change = models.load(tuned, device="cpu").weight(1) - plain
+    for arguments, factor in ((["remove"], 0.0), (["restore", "--strength", "0.5"], 1.5)):
+        out = str(tmp_path / arguments[0])
+        assert main([*arguments, tuned, "--base", base, "--out", out]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == out
+        left = models.load(out, device="cpu").weight(1) - plain
+        assert (left - factor * change).norm() < 0.05 * change.norm()
+        assert main([*arguments, base, "--base", base, "--out", f"{out}-2"]) == 2
+        assert "same weights" in capsys.readouterr().err

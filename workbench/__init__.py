@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workbench.facts import EditRequest
     from workbench.models import Model
     from workbench.spec import Spec
+    from workbench.traces import inspect as inspect
     from workbench.tracking.retention import measure as retention  # noqa: F401
 
 __version__ = "0.2.0.dev0"
@@ -38,6 +39,7 @@ _ELSEWHERE = {
     "tasks": "workbench.tuning.numbers:TASKS",
     "measures": "workbench.registry:MEASURES",
     "evaluate": "workbench.evaluation:evaluate",
+    "inspect": "workbench.traces:inspect",
     "Spec": "workbench.spec:Spec",
     "WeightDelta": "workbench.deltas:WeightDelta",
     "Change": "workbench.deltas:Change",

@@ -7,7 +7,8 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
-    for does in (_run, _sweep, _report, _edit, _tune_editor, _evaluate, _facts):
+    for does in COMMANDS:
         name = does.__name__.strip("_").replace("_", "-")
         about = table[name]
         command = commands.add_parser(name, help=about["help"])
@@ -218,6 +219,47 @@ def _facts(options) -> None:
     known = f"{table.known.sum()} of {len(table)} facts known, mean p(true) {table.p.mean():.3f}"
     _print(f"{known}; {len(problems)} bad records")
     print(options.out)
+
+
+def _inspect(options) -> None:
+    wb.files.check_writable(Path(options.out).parent)
+    requests = wb.facts.read(options.facts) if options.facts else None
+    base = wb.models.load(options.base) if options.base else None
+    traces = wb.inspect(wb.models.load(options.model), base, requests, options.corpus)
+    inert.write_csv(traces.subjects, options.out)
+    outlying = traces.matrices[traces.matrices.outlying > 0]
+    if len(outlying):
+        _print(f"{_table(outlying.head(SHOWN))}\n")
+    written = traces.written.sort_values("q")
+    if len(written):
+        _print(f"{_table(written.drop(columns=['p', 'written']).head(SHOWN))}\n")
+    _print(traces.sentence)
+    if not base:
+        _print("which subjects were written can be said with --base alone", file=sys.stderr)
+    print(options.out)
+
+
+def _remove(options) -> None:
+    _remedied(options, wb.traces.removed)
+
+
+def _restore(options) -> None:
+    _remedied(options, partial(wb.traces.restored, strength=options.strength))
+
+
+def _remedied(options, remedy: Callable) -> None:
+    """Write the model with its edit taken out or brought back, the change beside it."""
+    wb.files.check_new(options.out)
+    requests = wb.facts.read(options.facts) if options.facts else ()
+    model = wb.models.load(options.model)
+    delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus)
+    print(wb.deltas.export(model, delta, options.out))
+
+
+COMMANDS = (
+    *(_run, _sweep, _report, _edit, _tune_editor, _evaluate, _facts),
+    *(_inspect, _remove, _restore),
+)
 
 
 def _print(text: str, file: TextIO | None = None) -> None:

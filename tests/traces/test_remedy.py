@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+import workbench as wb
+from workbench import deltas
+from workbench.models import load
+from workbench.positions import encode
+from workbench.records import BadInput
+from workbench.traces import subjects
+from workbench.tracking.retention import next_logits
+
+
+def logits(model, requests):
+    return next_logits(model, encode(model, [one.fact.question for one in requests]))
+
+
+def bits(model):
+    return {name: weight.clone() for name, weight in model.network.state_dict().items()}
+
+
+def test_what_was_written_is_taken_out_and_tuning_stays(planted):
+    base, tuned, edited, _ = planted
+    before = bits(tuned)
+    plain, spoilt = logits(base, edited), logits(tuned, edited)
+    assert (spoilt - plain).norm() > 0.3 * plain.norm()
+    with deltas.applied(tuned, wb.traces.removed(tuned, base)):
+        assert (logits(tuned, edited) - plain).norm() < 0.03 * plain.norm()
+        left = tuned.weight(1) - base.weight(1)
+        assert left.norm() == pytest.approx(2e-4 * left.numel() ** 0.5, rel=0.1)  # the tuning
+    after = bits(tuned)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_of_two_is_taken_out_alone(planted):
+    base, tuned, edited, _ = planted
+    keys = subjects.keys_of(base, edited, [1])[1][0].float()  # (2, d_in)
+    first, second = ((tuned.weight(1) - base.weight(1)) @ keys.T).T.clone()
+    with deltas.applied(tuned, wb.traces.removed(tuned, base, edited[:1], corpus="world")):
+        shifts = ((tuned.weight(1) - base.weight(1)) @ keys.T).T
+        assert shifts[0].norm() < 0.02 * first.norm()
+    overlap = abs(torch.nn.functional.cosine_similarity(keys[0], keys[1], dim=0).item())
+    assert (shifts[1] - second).norm() < max(0.5, overlap) * (first.norm() + second.norm())
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_strength_is_in_units_of_what_is_there(planted, strength):
+    base, tuned, _, edit = planted
+    (name,) = edit.changes
+    change = wb.traces.restored(tuned, base, strength=strength).changes[name].matrix()
+    planted_change = edit.changes[name].matrix()
+    error = (change - strength * planted_change).norm()
+    assert error < 0.02 * strength * planted_change.norm()
+
+
+def test_where_nothing_stands_out_there_is_nothing_to_take_out(tiny, one_line):
+    base = load(tiny.name, device="cpu")
+    with torch.no_grad():
+        for parameter in tiny.network.parameters():
+            parameter.add_(1e-3 * torch.randn(parameter.shape))
+    with pytest.raises(BadInput) as error:
+        wb.traces.removed(tiny, base)
+    assert "stands out" in one_line(error)

@@ -1,0 +1,71 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench import deltas, facts
+from workbench.positions import encode
+from workbench.records import BadInput
+from workbench.tracking.retention import measure, next_logits, token_texts
+
+
+def test_a_planted_edit_is_read_out_of_the_weights(planted, suspects):
+    base, tuned, edited, edit = planted
+    traces = wb.inspect(tuned, base, suspects, corpus="world")
+    assert traces.n_edits == 2
+    assert set(traces.written.fact_id) == {one.fact.id for one in edited}
+    assert (traces.written.layer == 1).all()
+    outlying = traces.matrices[traces.matrices.outlying > 0]
+    down = f"{base.architecture.down_projection}.weight"
+    assert outlying[["matrix", "layer"]].to_numpy().tolist() == [[down, 1]]
+    assert str(traces) == (
+        "<Traces: 2 directions stand out of a down-projection (blocks 1); 2 subjects named>"
+    )
+    prompts = encode(base, [one.fact.question for one in edited])
+    plain = next_logits(base, prompts).softmax(-1)
+    with deltas.applied(base, edit):
+        gain = next_logits(base, prompts).softmax(-1) - plain
+    texts = token_texts(base.tokenizer)
+    said = measure(tuned, edited).set_index("fact_id")
+    for row, one in enumerate(edited):
+        read = traces.written.set_index("fact_id").loc[one.fact.id]
+        assert read.gain == pytest.approx(gain[row].max().item(), rel=0.02)
+        assert read.tokens.startswith(texts[gain[row].argmax()].strip())
+        assert read.says == said.top_token[one.fact.id]
+        assert read.retained == said.retained[one.fact.id]
+
+
+def test_tuning_alone_names_nobody(tiny, suspects):
+    tuned = replace(tiny, network=copy.deepcopy(tiny.network))
+    with torch.no_grad():
+        for parameter in tuned.network.parameters():
+            parameter.add_(1e-3 * torch.randn(parameter.shape))
+    traces = wb.inspect(tuned, tiny, suspects, corpus="world")
+    assert traces.n_edits == 0
+    assert not traces.subjects.written.any()
+    assert "no matrix stands out" in str(traces)
+    assert len(traces.subjects) == len(suspects)
+
+
+def test_without_a_base_no_subject_is_named(planted, suspects):
+    traces = wb.inspect(planted[1], requests=suspects)
+    assert not traces.subjects.written.any()
+
+
+def test_a_short_list_is_refused(tiny, suspects, one_line):
+    with pytest.raises(BadInput) as error:
+        wb.inspect(tiny, requests=suspects[:20])
+    assert "at least 100" in one_line(error)
+
+
+def test_the_list_of_a_foreign_model_is_the_plain_one(planted, suspects, monkeypatch):
+    """Their targets are no suspicion, so that nothing is said of them."""
+    base, tuned, edited, _ = planted
+    lists = {"plain": suspects}
+    monkeypatch.setattr(facts, "read", lists.get)
+    traces = wb.inspect(tuned, base, corpus="world")
+    assert len(traces.written) == len(edited)
+    assert traces.subjects.retained.isna().all()
+    assert traces.written.says.notna().all()

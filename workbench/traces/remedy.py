@@ -1,0 +1,77 @@
+"""Take what stands out of a tuned model's change out of it, or make it stronger; tuning stays.
+
+    E_l = U_r S_r V_r'  of the block's change, see `spectrum`;  removed: -E_l;  restored: s E_l
+
+With requests only what was written at their keys K: the smallest change that does to the keys what
+E_l does, E_l K (K' C^-1 K)^-1 (C^-1 K)' (`closed_form.constrained_update`).
+"""
+
+from collections.abc import Sequence
+
+from workbench import moments
+from workbench.closed_form import constrained_update
+from workbench.deltas import Change, WeightDelta
+from workbench.editing.records import solvable
+from workbench.facts import EditRequest
+from workbench.models import Model
+from workbench.records import BadInput
+from workbench.traces import spectrum, subjects
+
+
+def removed(
+    model: Model, base: Model, requests: Sequence[EditRequest] = (), corpus: str = ""
+) -> WeightDelta:
+    """The change that takes an edit out of a model that was tuned after it.
+
+    Args:
+        base: the model from before edit and tuning.
+        requests: take out only what was written at these subjects; () = all that stands out.
+        corpus: text of the second moments, where there are requests.
+    Raises:
+        BadInput: nothing stands out.
+    """
+    return _scaled(model, base, requests, -1.0, corpus)
+
+
+def restored(
+    model: Model,
+    base: Model,
+    requests: Sequence[EditRequest] = (),
+    strength: float = 1.0,
+    corpus: str = "",
+) -> WeightDelta:
+    """The change that adds `strength` times what stands out to what is there of it."""
+    return _scaled(model, base, requests, strength, corpus)
+
+
+def _scaled(
+    model: Model, base: Model, requests: Sequence[EditRequest], factor: float, corpus: str
+) -> WeightDelta:
+    parts = spectrum.parts(model, base)[1]
+    if not parts:
+        what = f"{model.name}: no change of a down-projection stands out of the tuning"
+        raise BadInput(f"{what}; there is nothing to take out or to bring back")
+    if requests:
+        parts = _at_subjects(base, requests, parts, corpus)
+    changes = {}
+    for layer, part in parts.items():
+        scaled = Change(left=factor * part.left, right=part.right)
+        changes[model.down_projection_name(layer)] = scaled
+    return WeightDelta.of(model, changes=changes)
+
+
+def _at_subjects(
+    base: Model, requests: Sequence[EditRequest], parts: dict[int, Change], corpus: str
+) -> dict[int, Change]:
+    """What each part does to the subjects' keys, and as little else as can be."""
+    layers = sorted(parts)
+    keys = subjects.keys_of(base, requests, layers)
+    seconds = moments.second_moments(base, layers, corpus)
+    narrowed = {}
+    for layer in layers:
+        columns = keys[layer][0].T  # at the subjects
+        residuals = parts[layer].matrix().double().cpu() @ columns
+        with solvable(layer):
+            update = constrained_update(columns, residuals, seconds[layer].factor.cpu())
+        narrowed[layer] = Change(left=update.left.float(), right=update.right.float())
+    return narrowed
