@@ -49,7 +49,7 @@ FIXED = {"stop_loss": 0.0, "prefixes": 5}
 OPTIMISERS = {
     "adam": {"optimiser": "adam"},
     "lbfgs": {"optimiser": "lbfgs"},
-    "lbfgs, stop .01": {"optimiser": "lbfgs", "stop_loss": 0.01},
+    "lbfgs, stop .005": {"optimiser": "lbfgs", "stop_loss": 0.005},
 }
 WATCHED = 100
 COUNTED = 50  # facts, prompts or rows whose FLOPs are counted; more are scaled

@@ -79,7 +79,16 @@ def test_a_row_gets_what_it_would_get_alone(bowls, name):
     for row in range(N):
         alone = descend(optimiser(name, 3), bowls, torch.tensor([row]), 12)[0]
         assert torch.allclose(alone[:, row], together[:, row], atol=1e-5)
-        assert (alone[:, row != EVERY] == 0).all()  # those that do not move stay
+
+
+@pytest.mark.parametrize("name", ["adam", "lbfgs"])
+def test_a_row_that_has_stopped_stays(bowls, name):
+    made = optimiser(name, 3)
+    descend(made, bowls, EVERY, 4)
+    there = made.shift.clone()
+    descend(made, bowls, torch.tensor([1, 3]), 4)
+    moved = (made.shift != there).any(1)
+    assert moved.tolist() == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("name", ["adam", "lbfgs"])
@@ -110,17 +119,20 @@ def test_a_step_is_as_long_as_its_radius_at_most_which_failing_shortens(bowls):
     places, _, kept = descend(made, bowls, EVERY, 40)
     best = places[0].clone()
     radius = torch.full((N,), 3.0)
-    shorter = 0
+    shorter = longer = 0
     for number in range(39):
         tried = (places[number] - best).norm(dim=1)
         failed = ~kept[number]
         best = torch.where(failed[:, None], best, places[number])
+        narrow = radius
         radius = torch.where(failed, LBFGS.SHRINK * tried, 3.0)
         step = (places[number + 1] - best).norm(dim=1)
         assert (step <= radius * (1 + 1e-4) + 1e-6).all()
+        longer += int((step > 1.01 * narrow).sum())
         shorter += int(failed.sum())
     assert torch.allclose((places[1] - places[0]).norm(dim=1), torch.full((N,), 3.0))
     assert shorter
+    assert longer  # the radius is whole again after a step of use
 
 
 def test_only_a_lower_loss_is_kept(bowls):
@@ -143,3 +155,17 @@ def test_what_leads_beyond_the_bound_is_left_out_and_only_that():
     vectors = torch.tensor([[3.0, 4.0], [-3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
     expected = torch.tensor([[0.0, 4.0], [-3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
     assert torch.allclose(tangent(vectors, shift, torch.full((4,), 2.0)), expected)
+
+
+def test_at_the_bound_a_step_is_along_it():
+    """With D other than I, -D g leads beyond though g does not."""
+    made = LBFGS(torch.ones(1), 3, torch.tensor([0.5]))
+    there = made.best = torch.full((1, 3), 3**-0.5)
+    made.shift = there.clone()
+    gradient = torch.tensor([[5.0, -1.0, -4.0]])
+    made.step(torch.tensor([0]), torch.zeros(1), gradient)
+    direction = -gradient / (gradient.abs() + LBFGS.EVEN * gradient.abs().mean())
+    direction = 0.5 * direction / direction.norm()
+    assert (direction * there).sum() > 0.1
+    moved = there + direction - (direction * there).sum() * there
+    assert torch.allclose(made.shift, moved / moved.norm(), atol=1e-5)
