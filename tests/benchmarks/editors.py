@@ -344,25 +344,34 @@ def compare_optimisers(name, options) -> None:
         print(table.round(1).T.to_string(header=False), flush=True)
 
 
-def moments_and_answers(model, requests) -> list[dict]:
-    layers = list(range(model.n_blocks))
+def collected(model, layers) -> dict:
+    """A row of second moments of these layers."""
     tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
     rows = moments.token_rows(model, "world", tokens)
+    widths = {layer: model.weight(layer).shape[1] for layer in layers}
     slow = measured(lambda some: plain.moments(model, layers, some, tokens), rows)
-    fast = measured(lambda some: moments._collect(model, layers, some, tokens), rows)
+    fast = measured(lambda some: moments._collect(model, widths, some, tokens), rows)
+    names = f"{len(layers)} layers" if len(layers) > 1 else f"layer {layers[0]}"
+    return {
+        "model": model.name,
+        "what": f"moments, {names}",
+        "facts": tokens,
+        "plain s": slow["seconds"],
+        "plain GFLOP": slow["gflop"],
+        "s": fast["seconds"],
+        "GFLOP": fast["gflop"],
+    }
+
+
+def moments_and_answers(model, requests) -> list[dict]:
     prompts = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
     stop = set(retention.stop_tokens(model.tokenizer).nonzero()[:, 0].tolist())
     slow_answers = measured(lambda some: plain.answers(model, some, stop), prompts)
     fast_answers = measured(lambda *some: retention.measure_prompts(model, *some), prompts, objects)
     return [
-        {"model": model.name, "what": f"moments, {len(layers)} layers", "facts": tokens}
-        | {
-            "plain s": slow["seconds"],
-            "plain GFLOP": slow["gflop"],
-            "s": fast["seconds"],
-            "GFLOP": fast["gflop"],
-        },
+        collected(model, list(range(model.n_blocks))),
+        collected(model, [model.n_blocks // 4]),
         {"model": model.name, "what": "answers", "facts": len(prompts)}
         | {
             "plain s": slow_answers["seconds"],
