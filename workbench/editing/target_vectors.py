@@ -9,17 +9,18 @@ minimises over a shift d (d_model,)
 
 with h the hidden state after the block at the subject's last token, the KL at the subject's last
 token of "{subject} is a", and v_0 the unshifted vector in the bare prompt. All requests are solved
-at once: the loss is a sum over requests and Adam works number by number, so each gets the solution
-it would get alone. Only what d can change is computed again at each step: blocks after the layer,
-tokens from the subject's last one on, the head where a target is read, requests that have not
-stopped.
+at once: the loss is a sum over requests and the optimiser works row by row (see optimisers), so
+each gets the solution it would get alone. Only what d can change is computed again at each step:
+blocks after the layer, tokens from the subject's last one on, the head where a target is read,
+requests that have not stopped.
 
 Memory beside the model, in bytes (float32), of at most `tokens_at_once` tokens or one request: in
 each later block 8 (d_kv + d_model) a token (keys and values, by themselves and as attention takes
 them) and 64 d_model + 24 d_in a token from the subject's last on (activations that the gradient
-needs); 16 vocab a token that is read. Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv
-2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636. Differs from: batched;
-`steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
+needs); 16 vocab a token that is read; of L-BFGS 68 d_model a request. Source: ROME, arXiv
+2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv
+2502.01636. Differs from: batched; `steps` counts updates (the reference code's `steps` count
+evaluations: convention="reference").
 """
 
 from collections.abc import Callable, Iterable, Sequence
