@@ -63,7 +63,7 @@ class Solving(Numbers):
     patience: int = Field(0, ge=0)
     prefixes: int = Field(20, ge=0)  # sampled texts before the prompt
     moment_tokens: int = Field(0, ge=0)  # tokens for the second moments; 0 = 10 a key dimension
-    # "lbfgs" takes fewer steps and no learning rate; a step that was of no use counts.
+    # "lbfgs" has no learning rate; a step that was of no use counts. Worse than Adam for ROME.
     optimiser: Literal["adam", "lbfgs"] = "adam"
     # "reference": as the papers' code counts steps (and see rome).
     convention: Literal["published", "reference"] = "published"
