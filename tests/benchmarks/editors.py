@@ -3,6 +3,8 @@
     python -m tests.benchmarks.editors [MODEL ...] [--facts 1,10,50,200] [--plain-facts 10] [--steps
     20] [--no-patience]
         [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
+    python -m tests.benchmarks.editors MODEL --optimisers [--editors memit] [--facts 50] [--split
+        study]
 
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps
 and no patience, since they never reach a target). The plain editors work fact by fact: they are run
@@ -14,6 +16,11 @@ second call on at most 50 facts, prompts or rows of text and scaled (not MALMEN'
 does not take its gradients); share of peak is against a product of two large matrices measured in
 the same run; peak MB is by how much the process grew in the call, beside the model and what
 `prepare` loaded, stated MB what the docstrings say that it may be.
+
+With `--optimisers`: an editor with the numbers of its preset, its target vectors solved by Adam and
+by L-BFGS, 10 facts a model (ROME one). CPU seconds are those of the solver for all facts at once;
+beside them what the edits did, with 95 % intervals over facts (of those watched: over these), and
+the difference from the first row, fact by fact.
 """
 
 import argparse
@@ -31,13 +38,20 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import plain
-from tests.benchmarks.outcomes import known_facts
+from tests.benchmarks.outcomes import interval, known_facts
 from workbench import checkpoints, editing, facts, models, moments
 from workbench.editing import target_vectors
 from workbench.editing.rows import build_rows
+from workbench.evaluation import efficacy
 from workbench.tracking import retention
 
 FIXED = {"stop_loss": 0.0, "prefixes": 5}
+OPTIMISERS = {
+    "adam": {"optimiser": "adam"},
+    "lbfgs": {"optimiser": "lbfgs"},
+    "lbfgs, stop .005": {"optimiser": "lbfgs", "stop_loss": 0.005},
+}
+WATCHED = 100
 COUNTED = 50  # facts, prompts or rows whose FLOPs are counted; more are scaled
 
 
@@ -268,25 +282,96 @@ def edits(model, requests, counts, options) -> list[dict]:
     return found
 
 
-def moments_and_answers(model, requests) -> list[dict]:
-    layers = list(range(model.n_blocks))
+def optimised(model, editor, edited, watched) -> pd.DataFrame:
+    """A row an optimiser: CPU seconds of the solver, steps, the share of each measure and by how
+    much it is above the first row's, both with intervals over facts.
+    """
+    module, preset = editing.EDITORS[editor], editing.preset(editor, model)
+    resources = module.prepare(model, preset)
+    size = 1 if editor == "rome" else 10
+    batches = [edited[start : start + size] for start in range(0, len(edited), size)]
+    tables = [efficacy.asked(model, batch, []) for batch in batches]
+    asked = [[one.fact.question for one in watched], [one.fact.object for one in watched]]
+    module.targets(model, edited[:1], preset, resources)  # so that no first call is timed
+    rows, first = [], {}
+    for name, numbers in OPTIMISERS.items():
+        hparams = preset.model_copy(update=numbers)
+        start = time.process_time()
+        solution = module.targets(model, edited, hparams, resources)
+        row = {"editor": editor, "optimiser": name, "CPU s": time.process_time() - start}
+        row["steps"] = solution.steps.float().mean().item()
+        parts, kept = [], []
+        for batch, part, table in zip(
+            batches, solution.split([len(batch) for batch in batches]), tables, strict=True
+        ):
+            edit = module.edit(model, batch, hparams, resources, solution=part)
+            parts.append(efficacy.outcome(model, edit, table))
+            with edit.applied(model):
+                answers = retention.measure_prompts(model, *asked)
+            kept.append(answers.retained.astype(float))
+        shares = pd.concat(parts, ignore_index=True)
+        measures = {
+            "efficacy": shares.efficacy,
+            "withheld": shares.held_out,
+            "neighbours": shares.neighbourhood_kept,
+            "intrinsic": pd.concat(kept, axis=1).mean(axis=1),
+        }
+        first = first or measures
+        for measure, values in measures.items():
+            row[measure] = _with_interval(values)
+            row[f"{measure}, more"] = _with_interval(values - first[measure])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _with_interval(values: pd.Series) -> str:
+    low, high = interval(values.dropna())
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def compare_optimisers(name, options) -> None:
+    model = load(name)
+    source = "world" if trained(model) else "plain"
+    requests = known_facts(model, options.split, source=source)
+    requests = [request for request in requests if not request.fact.names_answer]
+    edited = requests[: int(options.facts.split(",")[0])]
+    subjects = {request.fact.subject for request in edited}
+    others = [request for request in requests if request.fact.subject not in subjects]
+    watched = others[:WATCHED]
+    print(f"{name}: {len(edited)} facts of split {options.split}, {len(watched)} watched")
+    for editor in options.editors.split(","):
+        table = optimised(model, editor, edited, watched)
+        print(table.round(1).T.to_string(header=False), flush=True)
+
+
+def collected(model, layers) -> dict:
+    """A row of second moments of these layers."""
     tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
     rows = moments.token_rows(model, "world", tokens)
+    widths = {layer: model.weight(layer).shape[1] for layer in layers}
     slow = measured(lambda some: plain.moments(model, layers, some, tokens), rows)
-    fast = measured(lambda some: moments._collect(model, layers, some, tokens), rows)
+    fast = measured(lambda some: moments._collect(model, widths, some, tokens), rows)
+    names = f"{len(layers)} layers" if len(layers) > 1 else f"layer {layers[0]}"
+    return {
+        "model": model.name,
+        "what": f"moments, {names}",
+        "facts": tokens,
+        "plain s": slow["seconds"],
+        "plain GFLOP": slow["gflop"],
+        "s": fast["seconds"],
+        "GFLOP": fast["gflop"],
+    }
+
+
+def moments_and_answers(model, requests) -> list[dict]:
     prompts = [request.fact.question for request in requests]
     objects = [request.fact.object for request in requests]
     stop = set(retention.stop_tokens(model.tokenizer).nonzero()[:, 0].tolist())
     slow_answers = measured(lambda some: plain.answers(model, some, stop), prompts)
     fast_answers = measured(lambda *some: retention.measure_prompts(model, *some), prompts, objects)
     return [
-        {"model": model.name, "what": f"moments, {len(layers)} layers", "facts": tokens}
-        | {
-            "plain s": slow["seconds"],
-            "plain GFLOP": slow["gflop"],
-            "s": fast["seconds"],
-            "GFLOP": fast["gflop"],
-        },
+        collected(model, list(range(model.n_blocks))),
+        collected(model, [model.n_blocks // 4]),
         {"model": model.name, "what": "answers", "facts": len(prompts)}
         | {
             "plain s": slow_answers["seconds"],
@@ -305,10 +390,16 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--editors", default="rome,memit,alphaedit,ft,malmen")
     parser.add_argument("--edits-alone", action="store_true", help="leave moments and answers out")
+    parser.add_argument("--optimisers", action="store_true", help="Adam and L-BFGS alone")
+    parser.add_argument("--split", default="study", help="whose facts the optimisers solve")
     parser.add_argument("--no-patience", dest="patience", action="store_false")
     options = parser.parse_args()
     if options.plain_facts < 2:
         parser.error("--plain-facts: a line needs two points, give 2 or more")
+    if options.optimisers:
+        for name in options.models:
+            compare_optimisers(name, options)
+        return
     counts = [int(number) for number in options.facts.split(",")]
     peak = peak_flops()
     print(

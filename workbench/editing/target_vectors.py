@@ -9,17 +9,18 @@ minimises over a shift d (d_model,)
 
 with h the hidden state after the block at the subject's last token, the KL at the subject's last
 token of "{subject} is a", and v_0 the unshifted vector in the bare prompt. All requests are solved
-at once: the loss is a sum over requests and Adam works number by number, so each gets the solution
-it would get alone. Only what d can change is computed again at each step: blocks after the layer,
-tokens from the subject's last one on, the head where a target is read, requests that have not
-stopped.
+at once: the loss is a sum over requests and the optimiser works row by row (see optimisers), so
+each gets the solution it would get alone. Only what d can change is computed again at each step:
+blocks after the layer, tokens from the subject's last one on, the head where a target is read,
+requests that have not stopped.
 
 Memory beside the model, in bytes (float32), of at most `tokens_at_once` tokens or one request: in
 each later block 8 (d_kv + d_model) a token (keys and values, by themselves and as attention takes
 them) and 64 d_model + 24 d_in a token from the subject's last on (activations that the gradient
-needs); 16 vocab a token that is read. Source: ROME, arXiv 2202.05262, eq. 4; MEMIT, arXiv
-2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv 2502.01636. Differs from: batched;
-`steps` counts updates (the reference code's `steps` count evaluations: convention="reference").
+needs); 16 vocab a token that is read; of L-BFGS 68 d_model a request. Source: ROME, arXiv
+2202.05262, eq. 4; MEMIT, arXiv 2210.07229, eq. 16; stopping at the arg-max after ENCORE, arXiv
+2502.01636. Differs from: batched; `steps` counts updates (the reference code's `steps` count
+evaluations: convention="reference").
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 from workbench import positions
 from workbench.activations import recorded
 from workbench.editing.continuation import Continuation
+from workbench.editing.optimisers import LBFGS, Adam, Optimiser
 from workbench.editing.records import Numbers, Requests, Resources, finite
 from workbench.editing.rows import Rows, build_rows, sample_prefixes
 from workbench.models import Model
@@ -43,6 +45,7 @@ from workbench.moments import second_moments
 # Tokens that keep the machine busy; a chunk that has them is closed rather than padded for longer
 # rows.
 WORTHWHILE = 1024
+RADIUS = 0.25  # of |v_0|: the longest step of L-BFGS
 
 
 class Solving(Numbers):
@@ -60,6 +63,8 @@ class Solving(Numbers):
     patience: int = Field(0, ge=0)
     prefixes: int = Field(20, ge=0)  # sampled texts before the prompt
     moment_tokens: int = Field(0, ge=0)  # tokens for the second moments; 0 = 10 a key dimension
+    # "lbfgs" has no learning rate; a step that was of no use counts. Worse than Adam for ROME.
+    optimiser: Literal["adam", "lbfgs"] = "adam"
     # "reference": as the papers' code counts steps (and see rome).
     convention: Literal["published", "reference"] = "published"
 
@@ -247,43 +252,41 @@ def _solve(
     output = rest.start if site == "block" else record["mlp"].view(rest.start.shape).to(device)
     v0 = output[rows.bare.to(device), 0].float().norm(dim=1)  # (n,)
     batch = _Batch(rows, rest, torch.arange(rows.n, device=device), v0)
-    shift = torch.zeros(rows.n, rest.start.shape[-1], device=device, requires_grad=True)
-    adam = torch.optim.Adam([shift], lr=hparams.learning_rate)
+    optimiser = _optimiser(hparams, v0, rest.start.shape[-1])
     steps = torch.zeros_like(v0, dtype=torch.long)
-    solution = _solution([shift.detach(), torch.zeros_like(v0), torch.zeros_like(v0), steps])
+    zero = torch.zeros_like(v0)
+    solution = _solution([optimiser.shift.clone(), zero, zero.clone(), steps])
     moving = torch.ones_like(steps, dtype=torch.bool)
     on_top_for = torch.zeros_like(steps)  # evaluations
     for evaluation in range(1, hparams.evaluations + 1):
         step_done()
         requests = batch.requests
+        shift = optimiser.shift[requests].requires_grad_()
         with torch.enable_grad():
-            loss, p_target, on_top = batch.evaluate(shift[requests], hparams)
+            loss, p_target, on_top = batch.evaluate(shift, hparams)
         read = finite(loss.detach(), model, layer, batch.rows.encoded).to(loss)
-        latest = moving[requests]
-        solution.loss[requests[latest]] = read[latest]
-        solution.p_target[requests[latest]] = p_target[latest]
-        on_top_for[requests] += on_top
-        moving[requests] &= read >= hparams.stop_loss
+        kept = moving[requests] & optimiser.kept(requests, read)
+        latest = requests[kept]
+        solution.shift[latest] = shift.detach()[kept]
+        solution.loss[latest] = read[kept]
+        solution.p_target[latest] = p_target[kept]
+        on_top_for[latest] += on_top[kept]
+        moving[latest] &= read[kept] >= hparams.stop_loss
         if hparams.patience:
             moving &= on_top_for < hparams.patience
         if evaluation == hparams.evaluations or not moving.any():
             break
-        adam.zero_grad()
-        loss.sum().backward(inputs=[shift])
-        _update(shift, adam, moving, hparams.clamp * v0)
+        (gradient,) = torch.autograd.grad(loss.sum(), shift)
+        going = moving[requests]
+        optimiser.step(requests[going], read[going], gradient[going])
         steps += moving
-        batch = batch.without(~moving[requests])
+        batch = batch.without(~going)
     finite(solution.shift, model, layer, rows.encoded)
     return solution
 
 
-@torch.no_grad()
-def _update(shift: Tensor, adam: torch.optim.Adam, moving: Tensor, bound: Tensor) -> None:
-    """One step of Adam within |shift| <= bound (n,); requests that do not move any more stay where
-    they are.
-    """
-    stopped = shift[~moving].clone()
-    adam.step()
-    share = bound / shift.norm(dim=1).clamp(min=1e-12)
-    shift.mul_(share.clamp(max=1)[:, None])
-    shift[~moving] = stopped
+def _optimiser(hparams: Solving, v0: Tensor, width: int) -> Optimiser:
+    bound = hparams.clamp * v0
+    if hparams.optimiser == "lbfgs":
+        return LBFGS(bound, width, RADIUS * v0)
+    return Adam(bound, width, hparams.learning_rate)
