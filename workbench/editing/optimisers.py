@@ -122,7 +122,9 @@ class LBFGS:
 
     def _direction(self, index: Tensor) -> Tensor:
         """-H g (m, d) by the two-loop recursion."""
-        s, y, curvature = self.s[:, index], self.y[:, index], self.curvature[:, index, None]
+        s = self.s[:, index]
+        y = self.y[:, index]
+        curvature = self.curvature[:, index, None]
         direction = -self.gradient[index]
         along = []
         for number in reversed(range(self.HISTORY)):
@@ -130,8 +132,10 @@ class LBFGS:
             direction = direction - share * y[number]
             along.append(share)
         direction = direction * self.spread[index]
-        first = self.radius[index] / direction.norm(dim=1).clamp(min=1e-12)
-        newest = curvature[-1] / (y[-1].square() * self.spread[index]).sum(1, keepdim=True)
+        length = direction.norm(dim=1).clamp(min=1e-12)
+        first = self.radius[index] / length
+        squared = y[-1].square() * self.spread[index]
+        newest = curvature[-1] / squared.sum(1, keepdim=True)
         direction = direction * torch.where(curvature[-1].isinf(), first[:, None], newest)
         for number, share in enumerate(reversed(along)):
             again = (y[number] * direction).sum(1, keepdim=True) / curvature[number]

@@ -121,7 +121,8 @@ def _scored(
     table["p"] = subjects.combined(chances).numpy()
     of_subject = table.groupby(table.subject.str.lower()).p  # several facts: the least p of them
     p = (of_subject.min() * of_subject.size()).clip(upper=1)
-    q = pd.Series(subjects.adjusted(torch.tensor(p.to_numpy())).numpy(), p.index)
+    adjusted = subjects.adjusted(torch.tensor(p.to_numpy()))
+    q = pd.Series(adjusted.numpy(), p.index)
     table["q"] = table.subject.str.lower().map(q)
     return table.assign(written=table.q <= RATE)
 

@@ -111,4 +111,5 @@ def parts(model: Model, base: Model | None) -> tuple[pd.DataFrame, dict[int, Cha
 
 
 def _share(values: Tensor, count: int) -> Tensor:
-    return values[:count].square().sum() / values.square().sum().clamp(min=1e-30)
+    squares = values.square()
+    return squares[:count].sum() / squares.sum().clamp(min=1e-30)
