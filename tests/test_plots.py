@@ -715,3 +715,27 @@ def test_measures_over_steps_are_means_over_facts_a_panel_a_measure(tmp_path):
 def test_a_run_without_measures_says_so_in_the_figures_place(tmp_path):
     run = synthetic(tmp_path, 1.0, editor="ft", task="text", seed=0)
     assert plots.measured_over_steps(run).summary == "this run's Spec names no measures"
+
+
+# --- traces
+
+
+def test_traces_stand_by_p_with_the_edited_ones_by_what_is_said():
+    subjects = pd.DataFrame({"subject": ["Ann", "Bob", "ann", "Cy", "Di"]})
+    subjects["p"] = [0.5, 1e-4, 1e-6, 1.0, 0.01]
+    names = ("Bob", "Ann", "Cy")
+    edited = [
+        facts.EditRequest(
+            fact=facts.Fact(id=name, subject=name, prompt="{} is", object="a"), target="b"
+        )
+        for name in names
+    ]
+    drawing = plots.traces(subjects, edited, [True, False, False])
+    assert drawing.data.subject.tolist() == ["Ann", "Bob", "Di", "Cy"]
+    assert drawing.data.trace.tolist() == pytest.approx([6, 4, 2, 0])
+    hidden, shown = "edited, no longer said", "edited, still said"
+    assert drawing.data.kind.tolist() == [hidden, shown, "not edited", hidden]
+    assert drawing.summary == "2 of 3 edited subjects are among as many of least p"
+    (axes,) = drawing.figure.axes
+    drawn = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert drawn == {f"{hidden} (2)": [1, 4], f"{shown} (1)": [2], "not edited (1)": [3]}

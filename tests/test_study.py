@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from workbench import deltas, editing, models, runs, study
+from workbench import deltas, editing, edits, models, runs, study
 from workbench.editing import EDITORS
 from workbench.facts import BadInput
 from workbench.study import Spec
@@ -360,6 +360,36 @@ def written(steps, base, out, spec=None, delta=None, chosen=None, tuned_under=No
         tuned_under or spec, base, delta, study.make_task(spec, base, chosen), probe, recorder
     )
     return recorder.write(spec, base, chosen, out)
+
+
+@pytest.mark.parametrize("adapter", ["", "lora"])
+def test_another_copy_takes_the_weights_as_they_are_at_the_end(steps, base, adapter):
+    spec, chosen, delta = steps
+    spec = spec.model_copy(update={"adapter": adapter, "learning_rate": 1e-3}).resolved()
+    other = study.load(spec)
+    untuned = other.fingerprint
+    recorder = study.Recorder()
+    asked = questions(chosen.edited, chosen.intrinsic)
+    probe = Probe(base, asked, chosen.related)
+    task = study.make_task(spec, base, chosen)
+    study.tune_and_probe(spec, base, delta, task, probe, recorder, into=other)
+    seen = recorder.table("merged" if adapter else "probes").query("step == 2")
+    again = Probe(other, asked, chosen.related).look(2, 0.0).probes
+    assert len(seen) == len(again)
+    assert again.p_edited.tolist() == pytest.approx(seen.p_edited.tolist(), rel=1e-4)
+    before = Probe(base, asked, chosen.related).look(2, 0.0).probes
+    assert (before.p_edited - again.p_edited).abs().max() > 0.1
+    assert other.fingerprint != untuned == base.fingerprint
+
+
+def test_another_copy_cannot_take_an_edit_that_changes_no_weight(steps, base, one_line):
+    spec, chosen, _ = steps
+    probe = Probe(base, questions(chosen.edited, chosen.intrinsic), chosen.related)
+    with pytest.raises(BadInput) as error:
+        study.tune_and_probe(
+            spec, base, edits.Edit.of(base), None, probe, study.Recorder(), into=base
+        )
+    assert "no change of weights" in one_line(error)
 
 
 def test_deltas_that_were_summed_can_be_tuned_and_know_their_layers(steps, base, tmp_path):

@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from workbench import facts, files, inert, runs
+from workbench.facts import EditRequest
 from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run, seen_through, value_name
 from workbench.spec import Spec
@@ -55,6 +56,11 @@ UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiali
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
 UNITS |= {"recovery": "steps", "tracing": "probability"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
+TRACED = {  # kind of subject -> colour and marker
+    "not edited": ("0.7", "."),
+    "edited, no longer said": ("tab:red", "X"),
+    "edited, still said": ("tab:blue", "o"),
+}
 BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("workbench", ""), autoescape=True)
 
@@ -447,6 +453,38 @@ def measured(table: pd.DataFrame) -> Drawing:
     summary = f"most changed is {most.quantity} of {most.measure}: "
     summary += f"{most.before:.2f} to {most.after:.2f}"
     return Drawing(figure=figure, data=table, summary=summary)
+
+
+def traces(
+    subjects: pd.DataFrame, edited: Sequence[EditRequest], retained: Sequence[bool]
+) -> Drawing:
+    """Whose subjects a model's weights name: each subject of the list by the p of its trace, the
+    least first; edited ones by whether the model says the new answer.
+
+    Args:
+        subjects: of `wb.inspect`.
+        retained: of each edited fact, whether the model says its target.
+    """
+    other, hidden, shown = TRACED
+    kinds = {}
+    for request, is_said in zip(edited, retained, strict=True):
+        kinds[request.fact.subject.lower()] = shown if is_said else hidden
+    by_subject = subjects.groupby(subjects.subject.str.lower(), as_index=False)
+    data = by_subject.agg({"subject": "first", "p": "min"}).sort_values("p", ignore_index=True)
+    data["kind"] = data.subject.str.lower().map(kinds).fillna(other)
+    data["rank"] = data.index + 1
+    data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
+    figure, (axes,) = _axes(3.6, 6.4)
+    for kind, (colour, marker) in TRACED.items():
+        part = data[data.kind == kind]
+        axes.plot(part["rank"], part.trace, marker, color=colour, label=f"{kind} ({len(part)})")
+    axes.set(xscale="log", xlabel="subjects of the list, by p", ylabel="trace: -log10 p")
+    ticks = [10**power for power in range(len(str(len(data))))]
+    axes.set_xticks(ticks, map(str, ticks))
+    _legend_beside(axes, f"{len(data)} subjects")
+    first = (data.kind != other)[: len(edited)].sum()
+    summary = f"{first} of {len(edited)} edited subjects are among as many of least p"
+    return Drawing(figure=figure, data=data, summary=summary)
 
 
 def measured_over_steps(run: Run) -> Drawing:

@@ -249,10 +249,19 @@ def tune_and_probe(
     probe: Probe,
     recorder: Recorder,
     edited_model: int = 0,
+    into: Model | None = None,
 ) -> History:
     """Apply the edit, fine-tune, look at every evaluation; afterwards the model is bit for bit as
     before.
+
+    Args:
+        into: the same model, loaded once more, which takes the weights as they are at the end.
+    Raises:
+        BadInput: the Spec's lens is not the probe's; `into` cannot hold the edit.
     """
+    if into and not isinstance(edit, deltas.WeightDelta):
+        what = f"{type(edit).__name__}: is no change of weights, so no other model can take it"
+        raise BadInput(f"{what}; leave `into` out, or choose another editor")
     if probe.fitted.kind != spec.lens:
         what = f"the probe looks through the {probe.fitted.kind} lens, the Spec says {spec.lens!r}"
         raise BadInput(f"{what}; give it fitted=lens.fitted(model, spec.lens, spec.corpus)")
@@ -278,11 +287,22 @@ def tune_and_probe(
             with adapter.merged():
                 merged = probe.look(int(last.step), float(last.epoch)).probes
             recorder.add("merged", merged, edited_model)
+        if into:
+            with adapter.merged() if adapter else nullcontext():
+                _copy_weights(model, into)
     recorder.add("training", history.log, edited_model)
     recorder.ended.append(history.ended)
     for name in spec.measures:  # what the unedited model said may be large
         recorder._unedited.pop((name, edited_model), None)
     return history
+
+
+def _copy_weights(model: Model, into: Model) -> None:
+    """Under an adapter the weights of a module stand a name deeper."""
+    weights = model.network.state_dict()
+    named = {name.replace(".base_layer.", "."): values for name, values in weights.items()}
+    into.network.load_state_dict({name: named[name] for name in into.network.state_dict()})
+    vars(into).pop("fingerprint", None)
 
 
 def _about_tuning(model: Model, task: Task, moving: plans.Plan, batch_size: int) -> dict:

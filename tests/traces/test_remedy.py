@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -60,3 +62,20 @@ def test_where_nothing_stands_out_there_is_nothing_to_take_out(tiny, one_line):
     with pytest.raises(BadInput) as error:
         wb.traces.removed(tiny, base)
     assert "stands out" in one_line(error)
+
+
+def test_what_is_said_under_each_change_stands_side_by_side(planted):
+    base, tuned, edited, edit = planted
+    changes = {"as it is": None, "edited": edit}
+    table = wb.traces.compared(base, changes, edited, edited[:1])
+    assert list(table.index) == list(changes)
+    for name, change in changes.items():
+        with deltas.applied(base, change) if change else nullcontext():
+            for column, requests, against in (
+                ("new", edited, "target"),
+                ("true", edited, "object"),
+                ("watched", edited[:1], "object"),
+            ):
+                said = wb.retention(base, requests, against=against).retained.mean()
+                assert table.loc[name, column] == said
+    assert list(wb.traces.compared(tuned, {"tuned": None}, edited)) == ["new", "true"]

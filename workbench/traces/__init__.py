@@ -21,6 +21,7 @@ from workbench.models import Model
 from workbench.positions import encode
 from workbench.records import BadInput
 from workbench.traces import spectrum, subjects
+from workbench.traces.remedy import compared as compared
 from workbench.traces.remedy import removed as removed
 from workbench.traces.remedy import restored as restored
 from workbench.tracking import retention

@@ -6,16 +6,20 @@ With requests only what was written at their keys K: the smallest change that do
 E_l does, E_l K (K' C^-1 K)^-1 (C^-1 K)' (`closed_form.constrained_update`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import pandas as pd
 
 from workbench import moments
 from workbench.closed_form import constrained_update
-from workbench.deltas import Change, WeightDelta
+from workbench.deltas import Change, WeightDelta, applied
 from workbench.editing.records import solvable
 from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.records import BadInput
 from workbench.traces import spectrum, subjects
+from workbench.tracking.retention import measure
 
 
 def removed(
@@ -42,6 +46,27 @@ def restored(
 ) -> WeightDelta:
     """The change that adds `strength` times what stands out to what is there of it."""
     return _scaled(model, base, requests, strength, corpus)
+
+
+def compared(
+    model: Model,
+    changes: Mapping[str, WeightDelta | None],
+    edited: Sequence[EditRequest],
+    watched: Sequence[EditRequest] = (),
+) -> pd.DataFrame:
+    """What a model says under each change: the share of edited facts whose new and whose true
+    answer is said, and of watched facts.
+    """
+    asked = {"new": (edited, "target"), "true": (edited, "object"), "watched": (watched, "object")}
+    rows = {}
+    for name, change in changes.items():
+        with applied(model, change) if change else nullcontext():
+            rows[name] = {
+                column: measure(model, requests, against=against).retained.mean()
+                for column, (requests, against) in asked.items()
+                if requests
+            }
+    return pd.DataFrame(rows).T
 
 
 def _scaled(
