@@ -292,6 +292,19 @@ def test_the_ridge_update_shares_out_among_keys_that_depend_on_each_other(depend
     assert off(D, dense_ridge(keys, residuals[:, :9], C, 2.0)) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_ridge_too_small_to_part_doubled_keys_is_refused_whatever_the_rounding(dtype):
+    """About a third of such systems have a factor, of which one pivot is rounding alone."""
+    factored = 0
+    for seed in range(60):
+        wrong = doubled(problem(seed, 4)[0]).to(dtype)
+        gram = wrong.T @ wrong
+        factored += int(torch.linalg.cholesky_ex(gram).info == 0)
+        with pytest.raises(Singular, match="singular to rounding"):
+            ridge_update(wrong, torch.ones(D_OUT, 5, dtype=dtype), None, 1e-30)
+    assert factored > 5
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_that_is_not_positive_is_refused(one_line, weight):
     keys, residuals, _, factor = problem(0, 2)

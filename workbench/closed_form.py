@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 SAME_KEY = 1e-6  # of 1 - cosine; in float32 one text's key, run in two batches, differs by 1e-13
+PIVOT = 4  # roundings of the largest product; doubled keys leave a pivot of less than two
 
 
 class Singular(ValueError):
@@ -132,7 +133,9 @@ def _whitened(keys: Tensor, factor: Tensor | None) -> Tensor:
 def _lower(gram: Tensor) -> Tensor:
     """Cholesky factor of the system of n keys, (n, n)."""
     cholesky = torch.linalg.cholesky_ex(gram)
-    if cholesky.info:
+    pivots = cholesky.L.diagonal().square()
+    # A pivot that is rounding alone has either sign: of doubled keys a third pass for regular.
+    if cholesky.info or pivots.min() <= PIVOT * torch.finfo(gram.dtype).eps * gram.diagonal().max():
         problem = f"the system of {len(gram)} keys is singular to rounding"
         raise Singular(f"{problem}; edit fewer facts at once")
     return cholesky.L
