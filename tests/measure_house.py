@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 # names that say nothing
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 # Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The
-# measures of `evaluate`, the fitted lenses, the traces of edits and L-BFGS brought 1,1263 lines that
+# measures of `evaluate`, the fitted lenses, the traces of edits and L-BFGS brought 1,263 lines that
 # nothing has paid for yet.
 BOUNDS = {
     "code lines": 9694,
