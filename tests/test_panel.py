@@ -670,28 +670,30 @@ def test_the_real_model_is_offered():
 
 def test_the_panel_stands_before_the_models_layout_is_read(monkeypatch):
     may_read = threading.Event()
-    read = panel._drawn
+    read = study.Spec.blocks
 
-    def slowly(specs):
+    def slowly(spec):
         assert may_read.wait(30)
-        return read(specs)
+        return read(spec)
 
-    monkeypatch.setattr(panel, "_drawn", slowly)
+    monkeypatch.setattr(study.Spec, "blocks", slowly)
     monkeypatch.setattr(panel, "_is_quick", lambda: False)
     shown = Panel(study.Spec(fact=FACT))
     assert "Apple (not Microsoft)" in shown.headline.value
     assert "the preset&#x27;s blocks" in shown.headline.value
     assert shown.blocks.state["count"] == 0
+    choose(shown, editor="memit")  # is answered meanwhile, and not forgotten when all is read
+    assert shown.headline.value.startswith('<p class="workbench-headline"><b>MEMIT writes')
     may_read.set()
-    assert shown.spec.fact == FACT  # waits for it
-    assert "into block 3" in shown.headline.value
+    assert (shown.spec.fact, shown.spec.editor) == (FACT, "memit")  # waits for it
+    assert "into blocks 2-4" in shown.headline.value
     assert shown.blocks.state["count"] == 12
 
 
 def test_to_show_a_panel_takes_neither_torch_nor_a_plotting_library():
     code = (
         "import sys, workbench as wb; from workbench import panel;"
-        "panel.Panel._refresh = lambda self, read=True: None;"
+        "panel.Panel._read = lambda self: None;"
         "wb.panel.Panel(wb.Spec(fact='developer:windows-mobile-6-5'));"
         "print({'torch', 'seaborn', 'matplotlib', 'transformers'} & {*sys.modules})"
     )

@@ -101,9 +101,11 @@ class Panel(Box):
         self.choices = self._widgets(spec)
         self._initial = self._fields()
         super().__init__(self._arranged(), _dom_classes=("workbench-panel",))
-        self._reading = threading.Thread(target=self._refresh, daemon=True)
-        self._refresh(read=self._batch or _is_quick())
-        if not (self._batch or _is_quick()):
+        self._refreshing = threading.Lock()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._is_read = self._batch or _is_quick()
+        self._refresh()
+        if not self._is_read:
             self._reading.start()
 
     @property
@@ -176,12 +178,22 @@ class Panel(Box):
         self.choices[field].value = text
         self.blocks.send({"settled": number})
 
-    def _refresh(self, read: bool = True) -> None:
-        """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was.
+    def _read(self) -> None:
+        """In a thread: import what it takes to read the model's layout, then show it."""
+        with suppress(Exception):  # to refresh says what is wrong
+            self._start.blocks()
+        self._is_read = True
+        self._refresh()
 
-        Args:
-            read: the model's layout too, for which torch is imported.
-        """
+    def _refresh(self) -> None:
+        """Show what is chosen; an unsound choice is explained and leaves `.spec` as it was."""
+        with self._refreshing:
+            self._take()
+        self._say(self._problem)
+        self._enable()
+
+    def _take(self) -> None:
+        """Make a Spec of what is chosen, or a problem; and draw it."""
         try:
             moved = self._moved()
             given = self._start.model_dump(exclude_unset=True)
@@ -192,15 +204,13 @@ class Panel(Box):
                 with suppress(ValueError, SyntaxError):  # a text is refused as no list
                     values = ast.literal_eval(values)
                 specs = varied(spec, self._vary, values)
-            drawn = (_drawn(specs) if read else UNREAD) | {"off": self._vary}
+            drawn = (_drawn(specs) if self._is_read else UNREAD) | {"off": self._vary}
             self.headline.value = self._headline(spec, values, drawn)
             self.blocks.state = drawn
             self._spec, self.values = spec, values
             self._problem = ""
         except Exception as error:  # nobody hears of an exception in a callback
             self._problem = _words(error)
-        self._say(self._problem)
-        self._enable()
 
     def _headline(self, spec: Spec, values: Sequence, drawn: dict) -> str:
         """The whole experiment in a sentence; BadInput if the fact is none."""

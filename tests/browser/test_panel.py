@@ -46,7 +46,8 @@ def with_panel(open_notebook, name: str):
             await commands.execute('notebook:run-cell');
         }"""
     )
-    page.locator(".workbench-panel .workbench-words").first.wait_for()
+    words = page.locator(".workbench-panel .workbench-words").first
+    words.filter(has_text="edited").wait_for(timeout=60_000)  # the model's layout is read
     page.locator(".workbench-panel").first.scroll_into_view_if_needed()
     return page
 
