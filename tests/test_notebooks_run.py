@@ -142,7 +142,7 @@ def broken(step: str, folder: Path) -> Path:
         for number, cell in enumerate(notebook.cells)
         if "import" in cell.source and cell.cell_type == "code"
     )
-    notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(f"{step} = None"))
+    notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(f"wb.{step} = None"))
     (folder / "notebooks").mkdir()
     path = folder / "notebooks" / "broken.ipynb"
     nbformat.write(notebook, path)
