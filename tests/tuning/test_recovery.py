@@ -51,29 +51,29 @@ def test_of_an_edited_model_it_is_the_other_way_round(world, requests):
     assert (steps.loc[took, "true"] > 0).all()
 
 
-def test_steps_are_those_of_a_plain_loop(world, requests):
+def test_steps_are_those_of_a_plain_loop(base, requests):
     """One statement after another in a loss that is summed by hand, answers by plain arg-max."""
     expected = {}
     torch.manual_seed(0)
-    blocks = world.architecture.blocks
+    blocks = base.architecture.blocks
     linear = torch.nn.Linear | Conv1D
-    modules = dict(world.network.get_submodule(blocks).named_modules())
+    modules = dict(base.network.get_submodule(blocks).named_modules())
     targets = [f"{blocks}.{name}" for name, one in modules.items() if isinstance(one, linear)]
     is_conv = any(isinstance(one, Conv1D) for one in modules.values())
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=is_conv)
-    network = peft.get_peft_model(world.network, config)
+    network = peft.get_peft_model(base.network, config)
     weights = [weight for name, weight in network.named_parameters() if "lora" in name]
     optimiser = torch.optim.AdamW(weights, lr=recovery.RATE)
     try:
         for step in range(recovery.MOST + 1):
             nats, tokens = 0.0, 0
             for request in requests:
-                lead = world.tokenizer(request.fact.question, add_special_tokens=False)["input_ids"]
-                whole = world.tokenizer(
+                lead = base.tokenizer(request.fact.question, add_special_tokens=False)["input_ids"]
+                whole = base.tokenizer(
                     f"{request.fact.question} {request.target}", add_special_tokens=False
                 )["input_ids"]
-                ids = torch.tensor([[*front(world), *whole]])
-                start = len(front(world)) + len(lead)
+                ids = torch.tensor([[*front(base), *whole]])
+                start = len(front(base)) + len(lead)
                 logits = network(input_ids=ids).logits[0]
                 answer = ids[0, start:]
                 if (logits[start - 1 : -1].argmax(1) == answer).all():
@@ -87,8 +87,8 @@ def test_steps_are_those_of_a_plain_loop(world, requests):
             optimiser.step()
     finally:
         network.unload()
-        vars(world.network).pop("peft_config", None)
-        world.network.requires_grad_(False)
-    own = values(world, requests).own
+        vars(base.network).pop("peft_config", None)
+        base.network.requires_grad_(False)
+    own = values(base, requests).own
     # a word that goes on ends the plain reading later than ours begins, by a step at most
     assert {name: expected[name] for name in own.index} == pytest.approx(own.to_dict(), abs=1)
