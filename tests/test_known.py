@@ -343,6 +343,7 @@ def test_harmless_edits_put_right_what_the_model_gets_wrong(base, tmp_path):
     assert not ids["harmless"] & ids["false"]
 
 
+@pytest.mark.slow
 def test_more_harmless_edits_than_facts_that_are_wrong_is_one_clear_line(base, one_line):
     with pytest.raises(BadInput) as error:
         study.choose(Spec(n_edited=4000, harmless=0.9995, n_intrinsic=2), base)

@@ -213,6 +213,7 @@ VARIANTS = [(editor, "paper") for editor in ("ft", "rome", "memit")]
 VARIANTS += [(editor, "reference") for editor in ("ft", "rome", "memit", "alphaedit")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("editor", "variant"), VARIANTS)
 def test_the_variants_of_a_published_preset_give_different_deltas(
     new_tiny, requests, editor, variant
