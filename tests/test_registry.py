@@ -215,15 +215,10 @@ def test_a_misspelt_number_of_a_function_is_refused(tiny, requests, editors, one
     assert "did you mean 'strength'" in one_line(error)
 
 
-def test_a_measure_becomes_a_table_of_the_run(tiny_folders, monkeypatch, tmp_path):
-    monkeypatch.setattr(wb.measures, "_ready", dict(wb.measures._ready))
-
-    @wb.measures.register("length")
-    def length(model, requests):
-        return pd.DataFrame({"fact_id": [request.fact.id for request in requests], "words": 3})
-
-    spec = wb.Spec(
-        model=str(tiny_folders["gpt2"]),
+def small(folders, **others) -> wb.Spec:
+    """A study of one fact and two steps on a tiny model."""
+    return wb.Spec(
+        model=str(folders["gpt2"]),
         editor="ft",
         layers=(1,),
         hparams={"steps": 1},
@@ -235,8 +230,18 @@ def test_a_measure_becomes_a_table_of_the_run(tiny_folders, monkeypatch, tmp_pat
         max_steps=2,
         eval_every=1,
         batch_size=2,
-        measures=("length", "retention"),
+        **others,
     )
+
+
+def test_a_measure_becomes_a_table_of_the_run(tiny_folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(wb.measures, "_ready", dict(wb.measures._ready))
+
+    @wb.measures.register("length")
+    def length(model, requests):
+        return pd.DataFrame({"fact_id": [request.fact.id for request in requests], "words": 3})
+
+    spec = small(tiny_folders, measures=("length", "retention"))
     run = wb.study(spec, out=tmp_path)
     assert list(run.table("length").columns) == ["edited_model", "fact_id", "words", "step"]
     assert run.table("length").step.tolist() == [-1, 0, 1, 2]
@@ -264,21 +269,7 @@ def test_what_the_unedited_model_said_is_kept_no_longer_than_it_is_compared(
 
     wb.measures.register("gap", types.SimpleNamespace(ask=ask, compare=compare))
     monkeypatch.setattr(study.Recorder, "write", written)
-    spec = wb.Spec(
-        model=str(tiny_folders["gpt2"]),
-        editor="ft",
-        layers=(1,),
-        hparams={"steps": 1},
-        fact="developer:windows-mobile-6-5",
-        n_edited=1,
-        n_intrinsic=0,
-        n_train=4,
-        n_valid=2,
-        max_steps=2,
-        eval_every=1,
-        batch_size=2,
-        measures=("gap",),
-    )
+    spec = small(tiny_folders, measures=("gap",))
     run = wb.study(spec, out=tmp_path)
     assert run.table("gap").gap.tolist() == [0, 1, 2, 3]
     assert recorders[0]._unedited == {}

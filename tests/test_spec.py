@@ -84,7 +84,12 @@ def test_a_number_in_another_unit_than_the_proposed_ones_is_refused(tiny, given,
 
 
 @pytest.mark.parametrize(
-    ("table", "words"), [("editing/presets.yaml", "steps: 50"), ("layouts.yaml", "target: alt")]
+    ("table", "words"),
+    [
+        ("editing/presets.yaml", "steps: 50"),
+        ("layouts.yaml", "target: alt"),
+        ("evaluation/hops.yaml", "the author of"),
+    ],
 )
 def test_a_changed_table_is_another_experiment(tmp_path, monkeypatch, table, words):
     package = tmp_path / "workbench"

@@ -229,12 +229,12 @@ def arms(spec: Spec, vary: str, values: Sequence) -> Sequence:
 
 @cache
 def code_fingerprint() -> str:
-    """Of every Python file that determines a result, of the presets, the layouts of facts files and
-    the list of stop words, which do as much.
+    """Of every Python file that determines a result, of the presets, the layouts of facts files,
+    the names that portability asks by and the list of stop words, which do as much.
     """
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    tables = [*folder.rglob("presets.yaml"), folder / "layouts.yaml"]
+    tables = [*folder.rglob("presets.yaml"), *folder.rglob("hops.yaml"), folder / "layouts.yaml"]
     for path in sorted([*folder.rglob("*.py"), *tables]):
         if path.relative_to(folder).with_suffix("").as_posix() in NO_RESULT:
             continue
