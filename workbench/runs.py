@@ -13,7 +13,7 @@ runs/<id>/
   positions.parquet    edited_model, step, fact_id of edited facts, position in the prompt (0:
                        where the answer is read, -1 before it), layer, rank (1 to 5), at (the
                        prompt's token there), token, probability, p_true, p_edited
-  training.parquet     edited_model, step, epoch, metric, loss, learning_rate
+  training.parquet     edited_model, step, epoch, metric, loss, learning_rate, moved
   merged.parquet       with an adapter: the last probes again, the adapter written into the weights
   deltas/<edited_model>.safetensors, adapters/<edited_model>/ (a PEFT folder)
 

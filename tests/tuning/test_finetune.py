@@ -206,6 +206,18 @@ def test_exactly_the_planned_weights_move(tiny, plan, text):
     )
 
 
+def test_the_log_says_how_far_the_weights_have_moved(tiny, text, monkeypatch):
+    before = {name: one.clone() for name, one in tiny.network.state_dict().items()}
+    history, after = tuned(tiny, text, plan="after:1")
+    squares = [(after[name] - one).double().square().sum() for name, one in before.items()]
+    moved = history.log.moved
+    assert moved.iloc[0] == 0
+    assert moved.iloc[-1] == pytest.approx(float(sum(squares)) ** 0.5, rel=1e-5)
+    assert moved.is_monotonic_increasing
+    monkeypatch.setattr("workbench.tuning.finetune.LARGE", 10)
+    assert tuned(tiny, text)[0].log.moved.isna().all()
+
+
 def test_the_same_seed_learns_the_same_and_another_does_not(tiny_gpt2, text):
     weights = [tuned(tiny_gpt2, text, seed=seed)[1]["transformer.wte.weight"] for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])

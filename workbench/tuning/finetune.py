@@ -2,6 +2,7 @@
 at every evaluation.
 """
 
+import math
 import os
 import tempfile
 import warnings
@@ -63,8 +64,10 @@ class History:
     """What happened.
 
     `log`: one row an evaluation: step, epoch, metric (of the validation rows), loss (mean training
-    loss since the last evaluation, nats a token), learning_rate. `ended`: reached (the threshold),
-    patience (no better for so long), budget (used up) or stopped (by a person).
+    loss since the last evaluation, nats a token), learning_rate, moved (|W - W_0|, Frobenius norm,
+    of all weights that the plan moves, an adapter's where there is one; NaN of more than LARGE
+    and of several processes, where no copy is kept). `ended`: reached (the threshold), patience
+    (no better for so long), budget (used up) or stopped (by a person).
     """
 
     log: pd.DataFrame
@@ -103,6 +106,7 @@ class _Watch(transformers.TrainerCallback):
     settings: Settings
     probe: Look
     bar: tqdm
+    distance: "_Distance"
     ended: str = "budget"
 
     def on_train_begin(self, args, state, control, model=None, **_):
@@ -120,6 +124,7 @@ class _Watch(transformers.TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_):
         self.probe(state.global_step, state.epoch or 0.0)
+        state.log_history[-1]["moved"] = self.distance()
         metrics = log_of(state.log_history, self.task).metric
         newest = metrics.iloc[-1]
         self.bar.set_postfix_str(f"{self.task.metric} {newest:.3f}")
@@ -141,6 +146,19 @@ class _Watch(transformers.TrainerCallback):
         self.bar.set_postfix_str(ended)
 
 
+class _Distance:
+    """How far weights are from where they were when this was made."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]):
+        is_large = sum(weight.numel() for weight in weights) > LARGE
+        is_kept = not is_large and _processes() == 1  # FSDP puts others in their place
+        self.pairs = [(one, one.detach().clone()) for one in weights if is_kept]
+
+    def __call__(self) -> float:
+        norms = [(weight.detach() - start).norm().item() for weight, start in self.pairs]
+        return math.hypot(*norms) if norms else math.nan
+
+
 def log_of(history: Sequence[dict], task: Task) -> pd.DataFrame:
     """History.log from the Trainer's own log."""
     metric = f"eval_{task.metric}_exact"
@@ -152,7 +170,7 @@ def log_of(history: Sequence[dict], task: Task) -> pd.DataFrame:
         elif metric in entry:
             row = {"step": entry["step"], "epoch": entry["epoch"] or 0.0, "metric": entry[metric]}
             means = pd.DataFrame(steps, columns=["loss", "learning_rate"], dtype=float).mean()
-            rows.append(row | means.to_dict())
+            rows.append(row | means.to_dict() | {"moved": entry.get("moved", math.nan)})
             steps = []
     return pd.DataFrame(rows)
 
@@ -201,7 +219,7 @@ def finetune(
         tqdm(desc=f"tuning on {task.name}", total=settings.max_steps, **BAR) as bar,
         _put_back(network, forward),
     ):
-        watch = _Watch(task, settings, look, bar)
+        watch = _Watch(task, settings, look, bar, _Distance(_moving(model, plan)))
         begun = runs.whole_checkpoint(work) if work else None
         trainer = transformers.Trainer(
             model=tuned,
