@@ -1,0 +1,402 @@
+"""What two studies claim of edits under fine-tuning, judged on runs of the grids of data/findings.
+
+    workbench sweep data/findings/retention.yaml --out runs/findings   # and the other grids
+    python -m tests.benchmarks.claims --collect runs/findings          # runs -> looks.csv
+    python -m tests.benchmarks.claims                                  # looks.csv -> claims.csv
+
+`looks.csv` has a row an edited model and look. Its column `edited` has a letter a fact, in the
+order of their ids: - the edit did not take; 1 it is said; else what the likeliest token is, t the
+true answer, r a related one, s a stop word, e the edit's own first token (without its rest), o any
+other. `intrinsic` has 1 or 0 a fact. Arms that differ in one field share facts and seed, and are
+paired.
+
+Intervals are of 95 %, by bootstrap over facts of all seeds. A claim of a difference holds where its
+interval lies on the claimed side of 0, does not where it lies on the other, and is undecided
+otherwise; one of no difference holds where it lies within .1 of 0, and does not where it excludes
+0 and is not within .1.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pandas as pd
+
+from workbench import runs
+from workbench.runs import value_name
+
+FINDINGS = Path(__file__).parents[2] / "data" / "findings"
+ARM = [
+    "model",
+    "revision",
+    "editor",
+    "layers",
+    "paraphrases",
+    "n_edited",
+    "task",
+    "plan",
+    "adapter",
+]
+COPY = [*ARM, "seed", "edited_model"]
+SAME = 0.1  # a share within which two are called equal
+READ = ("level", "end", "steps", "distance")
+LATE = "after:8"
+WINDOWS = ("window:5-7", "window:8-10")
+ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
+
+
+def looked(run: runs.Run) -> pd.DataFrame:
+    """The looks of a run, a row each."""
+    training = run.training.set_index(["edited_model", "step"])
+    harmless = set(run.about["harmless"])
+    fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}
+    if run.spec["plan"] == "all":
+        fields["plan"] = "all"
+    rows = []
+    probes = run.probes[run.probes.step >= 0].sort_values("fact_id")
+    for place, look in probes.groupby(["edited_model", "step"]):
+        edited = look[look.group == "edited"]
+        took = edited[edited.took.astype(bool)]
+        others = look[look.group == "paraphrase"]
+        others = others[others.fact_id.isin(took.fact_id)]
+        rows.append(
+            fields
+            | {"edited_model": place[0], "step": place[1], "run": run.folder.name}
+            | training.loc[place, ["metric", "moved"]].to_dict()
+            | {
+                "edited": "".join(map(_letter, edited.itertuples())),
+                "harmless": "".join(str(int(one in harmless)) for one in edited.fact_id),
+                "held_out": others.retained.astype(float).mean(),
+                "intrinsic": _digits(look[look.group == "intrinsic"].retained),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _letter(fact) -> str:
+    if not fact.took:
+        return "-"
+    return "1" if fact.retained else str(fact.top_category)[0]
+
+
+def _digits(values: pd.Series) -> str:
+    return "".join(str(int(value)) for value in values)
+
+
+def collect(folder: Path, out: Path) -> None:
+    """Add the looks of the finished runs below a folder; an arm that is there is replaced."""
+    tables = [looked(run) for run in runs.collect(folder)]
+    if out.exists():
+        tables.insert(0, read(out))
+    whole = pd.concat(tables).astype(dict.fromkeys(ARM, str))
+    whole = whole.drop_duplicates([*COPY, "step"], keep="last").sort_values([*COPY, "step"])
+    whole.to_csv(out, index=False, float_format="%.5g")
+
+
+def read(path: Path) -> pd.DataFrame:
+    words = dict.fromkeys((*ARM, "edited", "harmless", "intrinsic"), str)
+    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values={"held_out": [""]})
+
+
+@dataclass
+class Read:
+    """Arms that differ in one field, a table of facts each: `kept` of edits that took, `lost` to
+    which kind, `intrinsic`.
+    """
+
+    facts: pd.DataFrame
+
+    def kept(self, group: str = "edited", **which) -> pd.Series:
+        """1 or 0 of each fact, by model copy, seed and place in it."""
+        rows = self.facts[self.facts.group == group]
+        for name, value in which.items():
+            rows = rows[rows[name] == value]
+        return rows.set_index(["editor", "task", "seed", "place"]).kept.astype(float)
+
+
+def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
+    """One look of each copy. `level`: the first at the loosest of the arms' best metrics; `end`:
+    the last; `steps`: at the last step that all arms have; `distance`: the last that is no farther
+    from the start than the least that an arm went in all.
+    """
+    if how == "end":
+        return looks[looks.step == looks.groupby(COPY).step.transform("max")]
+    parts = []
+    for _, arms in looks.groupby([name for name in (*ARM, "seed") if name != varied]):
+        sign = 1 if arms.task.iloc[0] in ("text", "instructions") else -1
+        metric = sign * arms.metric
+        copies = arms.groupby(COPY)
+        if how == "level":
+            level = metric.groupby([arms[name] for name in COPY]).min().max()
+            parts.append(arms[metric <= level].drop_duplicates(COPY))
+        elif how == "steps":
+            common = set.intersection(*(set(one.step) for _, one in copies))
+            parts.append(arms[arms.step == max(common)])
+        else:
+            least = copies.moved.max().min()
+            parts.append(arms[arms.moved <= least].drop_duplicates(COPY, keep="last"))
+    return pd.concat(parts)
+
+
+def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
+    """A row a fact of each look: `group`, `place`, `kept`, `to` (a letter), `harmless`."""
+    rows = []
+    for look in looks.to_dict("records"):
+        about = {name: look[name] for name in (*ARM, "seed")}
+        copy = look["edited_model"]
+        for place, (letter, kind) in enumerate(zip(look["edited"], look["harmless"], strict=True)):
+            if letter != "-":
+                edit = {"group": "edited", "place": f"{copy}:{place}", "kept": letter == "1"}
+                rows.append(about | edit | {"to": letter, "harmless": kind == "1"})
+        for place, letter in enumerate(look["intrinsic"]):
+            one = {"group": "intrinsic", "place": f"{copy}:{place}", "kept": letter == "1"}
+            rows.append(about | one | {"to": "", "harmless": False})
+    return pd.DataFrame(rows)
+
+
+def interval(values, others=None, seed: int = 0) -> tuple[float, float, float, int]:
+    """Mean, 95 % bootstrap interval and number of the values, less the mean of `others`, drawn
+    apart, where they are given.
+    """
+    draw = numpy.random.default_rng(seed)
+
+    def means(of) -> numpy.ndarray:
+        of = numpy.asarray(of, dtype=float)
+        return of[draw.integers(0, len(of), (2000, len(of)))].mean(1)
+
+    middle = numpy.mean(values)
+    drawn = means(values)
+    if others is not None:
+        middle = middle - numpy.mean(others)
+        drawn = drawn - means(others)
+    low, high = numpy.quantile(drawn, [0.025, 0.975])
+    return float(middle), float(low), float(high), len(values)
+
+
+def paired(of: pd.Series, against: pd.Series) -> pd.Series:
+    """Differences over the facts that both have, a fact's copies averaged."""
+    of = of.groupby(level=[0, 1, 2, 3]).mean()
+    return of.sub(against.groupby(level=[0, 1, 2, 3]).mean()).dropna()
+
+
+def verdict(low: float, high: float, claimed: int) -> str:
+    """`claimed`: the sign of the difference, 0 for none."""
+    if claimed == 0:
+        if low >= -SAME and high <= SAME:
+            return "holds"
+        return "does not hold" if low > 0 or high < 0 else "undecided"
+    if claimed < 0:
+        low, high = -high, -low
+    if low > 0:
+        return "holds"
+    return "does not hold" if high < 0 else "undecided"
+
+
+Rows = Iterator[tuple[str, tuple[float, float, float, int], int]]  # condition, result, claimed sign
+
+
+def less_than_intrinsic(looks: pd.DataFrame) -> Rows:
+    """1. Edited facts are retained less than intrinsic ones."""
+    facts = facts_of(chosen(_plain(looks), "editor", "end"))
+    for (editor, task), part in facts.groupby(["editor", "task"]):
+        edited = part[part.group == "edited"].kept
+        intrinsic = part[part.group == "intrinsic"].kept
+        yield f"{editor}, {task}", interval(edited, intrinsic), -1
+
+
+def stable_across_tasks(looks: pd.DataFrame) -> Rows:
+    """2. Intrinsic facts are retained alike whatever the task."""
+    facts = facts_of(chosen(_plain(looks), "editor", "end"))
+    facts = facts[facts.group == "intrinsic"]
+    means = facts.groupby("task").kept.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    of = {task: part.kept for task, part in facts.groupby("task")}
+    yield f"{best} less {worst}", interval(of[best], of[worst]), 0
+
+
+def to_related(looks: pd.DataFrame) -> Rows:
+    """3. Lost edits go to related tokens, not back to the true one."""
+    facts = facts_of(chosen(_plain(looks), "editor", "end"))
+    for task, part in facts[(facts.group == "edited") & ~facts.kept].groupby("task"):
+        yield f"{task}", interval((part.to == "r").astype(int) - (part.to == "t")), 1
+
+
+def best_editor(looks: pd.DataFrame) -> Rows:
+    """4. MALMEN retains most on text, sentiment and instructions, ROME and MEMIT on facts."""
+    facts = facts_of(chosen(_plain(looks), "editor", "end"))
+    edited = facts[facts.group == "edited"]
+    for task, part in edited.groupby("task"):
+        claimed = ("rome", "memit") if task == "facts" else ("malmen",)
+        if not set(claimed) <= set(part.editor):
+            continue
+        is_claimed = part.editor.isin(claimed)
+        others = part[~is_claimed].groupby("editor").kept.mean()
+        rival = part[part.editor == others.idxmax()].kept
+        condition = f"{task}: {' and '.join(claimed)} less {others.idxmax()}"
+        yield condition, interval(part[is_claimed].kept, rival), 1
+
+
+def more_paraphrases(looks: pd.DataFrame) -> Rows:
+    """5. An edit of more statements is retained more; three equal intrinsic facts."""
+    part = looks[(looks.task == "facts") & (looks.plan == "all") & _is_preset(looks)]
+    facts = Read(facts_of(chosen(part, "paraphrases", "level")))
+    for editor in sorted(set(part[part.paraphrases == "10"].editor)):
+        one = facts.kept(editor=editor, paraphrases="1")
+        ten = facts.kept(editor=editor, paraphrases="10")
+        yield f"{editor}, 10 less 1", interval(paired(ten, one)), 1
+        three = facts.kept(editor=editor, paraphrases="3")
+        intrinsic = facts.kept("intrinsic", editor=editor, paraphrases="3")
+        yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
+
+
+def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
+    def rows(looks: pd.DataFrame) -> Rows:
+        part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
+        part = part[(part.adapter == "") | (part.adapter == "none")]
+        several = part.groupby(["editor"]).plan.nunique()
+        for editor in several[several > 1].index:
+            arms = part[(part.editor == editor) & part.plan.isin((of, *against))]
+            if set(arms.plan) != {of, *against}:
+                continue
+            for how in READ:
+                facts = Read(facts_of(chosen(arms, "plan", how)))
+                rest = pd.concat([facts.kept(plan=plan) for plan in against])
+                differences = paired(facts.kept(plan=of), rest)
+                yield f"{editor}, at one {how}", interval(differences), claimed
+
+    return rows
+
+
+def early_layers_equal(looks: pd.DataFrame) -> Rows:
+    """8. Early blocks are equally good places for an edit."""
+    part = looks[(looks.task == "facts") & (looks.editor == "rome") & (looks.plan == "all")]
+    part = part[(part.paraphrases == "1") & part.layers.isin([f"[{one}]" for one in range(5)])]
+    if part.layers.nunique() < 2:
+        return
+    facts = facts_of(chosen(part, "layers", "level"))
+    edited = facts[facts.group == "edited"]
+    means = edited.groupby("layers").kept.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    rows = Read(edited)
+    differences = paired(rows.kept(layers=best), rows.kept(layers=worst))
+    yield f"block {best} less {worst}", interval(differences), 0
+
+
+def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
+    """9. AlphaEdit's edits decay more than MEMIT's."""
+    part = _plain(looks)
+    facts = Read(
+        facts_of(chosen(part[part.editor.isin(["memit", "alphaedit"])], "editor", "level"))
+    )
+    for task in sorted(set(part.task)):
+        alphaedit, memit = (
+            facts.kept(task=task, editor=one).droplevel("editor") for one in ("alphaedit", "memit")
+        )
+        if len(alphaedit) and len(memit):
+            both = alphaedit.sub(memit).dropna()
+            yield task, interval(both), -1
+
+
+def adapters(looks: pd.DataFrame) -> Rows:
+    """12. LoRA and DoRA keep more edits than full tuning at one task metric."""
+    part = looks[(looks.n_edited == "20") & (looks.task == "facts") & (looks.plan == "all")]
+    facts = Read(facts_of(chosen(part, "adapter", "level"))) if len(part) else None
+    for editor in sorted(set(part.editor)):
+        full = facts.kept(editor=editor, adapter=value_name(""))
+        for adapter in ("lora", "dora"):
+            tuned = facts.kept(editor=editor, adapter=adapter)
+            if len(tuned):
+                yield f"{editor}, {adapter} less full", interval(paired(tuned, full)), 1
+
+
+def false_as_harmless(looks: pd.DataFrame) -> Rows:
+    """13. False edits persist as harmless ones do."""
+    part = looks[looks.harmless.str.contains("1")]
+    facts = facts_of(chosen(part, "adapter", "end")) if len(part) else pd.DataFrame()
+    if len(facts):
+        edited = facts[facts.group == "edited"]
+        for editor, arm in edited.groupby("editor"):
+            yield editor, interval(arm[~arm.harmless].kept, arm[arm.harmless].kept), 0
+
+
+def early_and_finished(looks: pd.DataFrame) -> Rows:
+    """14. Edits survive better in the larger or further trained model."""
+    part = looks[(looks.task == "facts") & (looks.plan == "all") & (looks.n_edited == "10")]
+    part = part[(part.paraphrases == "1") & _is_preset(part)]
+    facts = facts_of(part[part.step == part.groupby(COPY).step.transform("max")])
+    edited = facts[facts.group == "edited"]
+    for editor, arm in edited.groupby("editor"):
+        by = {name: one.kept for name, one in arm.groupby("revision")}
+        if len(by) == 2:
+            names = sorted(by, key=lambda name: name == "early")
+            yield f"{editor}, finished less early", interval(by[names[0]], by[names[1]]), 1
+
+
+def _plain(looks: pd.DataFrame) -> pd.DataFrame:
+    """Finished models, preset's blocks, one statement, everything moving."""
+    plain = (looks.plan == "all") & (looks.paraphrases == "1") & (looks.n_edited == "10")
+    return looks[plain & _is_preset(looks) & (looks.revision != "early")]
+
+
+def _is_preset(looks: pd.DataFrame) -> pd.Series:
+    return looks.layers == value_name([])
+
+
+CLAIMS: list[tuple[str, str, str, Callable[[pd.DataFrame], Rows]]] = [
+    ("1", "2507.14198", "edited less than intrinsic: Llama-3-8B, instructions: ROME .374 and .824",
+     less_than_intrinsic),
+    ("2", "2507.14198", "intrinsic facts alike on all tasks: about .8", stable_across_tasks),
+    ("3", "2507.14198", "lost edits go to related answers more than back to the true one",
+     to_related),
+    ("4", "2507.14198", "MALMEN best on text, sentiment, instructions, ROME and MEMIT on facts",
+     best_editor),
+    ("5", "2507.14198", "more statements keep more; three equal intrinsic facts", more_paraphrases),
+    ("6", "2507.14198", "moving late blocks alone keeps edits", plans(LATE, ("all",), 1)),
+    ("7", "2507.14198", "a window on the edited blocks is the worst", plans(ON_EDIT, WINDOWS, -1)),
+    ("8", "2507.14198", "early blocks are equal places for an edit", early_layers_equal),
+    ("9", "2511.05852", "AlphaEdit decays more than MEMIT", alphaedit_decays_more),
+    ("10", "2511.05852", "moving the edited blocks alone removes edits",
+     plans("edited", ("all",), -1)),
+    ("11", "2511.05852", "moving the other blocks alone hurts edits more than moving all",
+     plans("not-edited", ("all",), -1)),
+    ("12", "2511.05852", "adapters keep more than full tuning", adapters),
+    ("13", "2511.05852", "false edits persist as harmless ones do", false_as_harmless),
+    ("14", "2511.05852", "edits last longer in the better trained model", early_and_finished),
+]  # fmt: skip
+
+
+def judged(looks: pd.DataFrame) -> pd.DataFrame:
+    """A row a claim, model and condition."""
+    rows = []
+    for number, paper, text, claim in CLAIMS:
+        for model, part in looks.groupby("model"):
+            for condition, (mean, low, high, n), claimed in claim(part):
+                row = {"claim": number, "paper": paper, "what": text, "model": model}
+                row |= {
+                    "condition": condition,
+                    "difference": mean,
+                    "low": low,
+                    "high": high,
+                    "n": n,
+                }
+                rows.append(row | {"verdict": verdict(low, high, claimed)})
+    return pd.DataFrame(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--collect", type=Path, help="folder of runs to add to looks.csv")
+    parser.add_argument("--out", type=Path, default=FINDINGS)
+    options = parser.parse_args()
+    if options.collect:
+        collect(options.collect, options.out / "looks.csv")
+    table = judged(read(options.out / "looks.csv"))
+    table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
+    with pd.option_context("display.max_rows", None, "display.width", 200):
+        print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
