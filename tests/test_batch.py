@@ -302,6 +302,14 @@ def test_paths_count_from_here_and_one_that_is_nowhere_is_refused_at_once(
     assert "no such file" in one_line(error)
 
 
+def test_another_field_to_vary_takes_all_its_values_though_the_notebook_sets_it():
+    notebook = Path(batch.__file__).parents[1] / "notebooks" / "02_retention.ipynb"
+    given = {"vary": "task", "values": ["text", "facts"], "editor": "memit"}
+    given, spec = batch.checked(notebook, given)
+    assert [one.task for one in batch.experiments(notebook, given, spec)] == ["text", "facts"]
+    assert given["task"] is None  # in the kernel too
+
+
 def test_an_empty_text_is_a_value_to_vary_and_excludes_others(one_line):
     with pytest.raises(BadInput) as refusal:
         batch._without_rivals({"adapter": "", "values": ["lora"]}, ["adapter", "values"], "adapter")

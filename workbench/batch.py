@@ -74,6 +74,8 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     given = _preset(notebook, preset) | dict(parameters)
     _check_declared(given, usual, notebook)
     vary = given.get("vary", usual.get("vary"))
+    if vary != usual.get("vary") and vary in usual:
+        given.setdefault(vary, None)  # not the notebook's own value alone, but each of `values`
     given = _without_rivals(given, parameters, vary)
     for name in PATHS:
         if name in given:
