@@ -308,6 +308,7 @@ def test_another_field_to_vary_takes_all_its_values_though_the_notebook_sets_it(
     given, spec = batch.checked(notebook, given)
     assert [one.task for one in batch.experiments(notebook, given, spec)] == ["text", "facts"]
     assert given["task"] is None  # in the kernel too
+    assert batch.checked(notebook, given) == (given, spec)  # a sweep's worker checks again
 
 
 def test_an_empty_text_is_a_value_to_vary_and_excludes_others(one_line):

@@ -72,8 +72,8 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     usual = defaults(notebook)
     declare_registered(notebook)
     given = _preset(notebook, preset) | dict(parameters)
-    _check_declared(given, usual, notebook)
     vary = given.get("vary", usual.get("vary"))
+    _check_declared(given, usual, notebook, vary)
     if vary != usual.get("vary") and vary in usual:
         given.setdefault(vary, None)  # not the notebook's own value alone, but each of `values`
     given = _without_rivals(given, parameters, vary)
@@ -91,12 +91,12 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     return given, spec
 
 
-def _check_declared(given: Mapping, usual: Mapping, notebook: Path) -> None:
+def _check_declared(given: Mapping, usual: Mapping, notebook: Path, vary: object) -> None:
     for name, value in given.items():
         if name not in usual:
             near = did_you_mean(name, usual) or ":"
             raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(usual)}")
-        if value is None and usual[name] is not None:
+        if value is None and usual[name] is not None and name != vary:
             raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
 
 
