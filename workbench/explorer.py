@@ -138,19 +138,15 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     arrays["cell_edited"] = _shares(cells, "p_edited", at_cell)
     arrays["cell_true"] = _shares(cells, "p_true", at_cell)
     name = run.folder.name
-    has_page = "notebook.html" in run.files
     caption = CAPTION.format(blocks=spans(run.about["layers"]), **run.spec)
-    header = {
-        "name": name,
-        "caption": caption + seen_through(run),
-        "page": f"{name}/notebook.html" if has_page else "",
-        "blocks": int(lens.layer.max()) + 1,
-        "edited": run.about["layers"],
-        "steps": sorted(lens.step.unique().tolist()),
-        "vocabulary": vocabulary.tolist(),
-        "facts": _facts(run, facts, lens, cells),
-        "arrays": {},
-    }
+    header: dict = {"name": name, "caption": caption + seen_through(run)}
+    header["page"] = f"{name}/notebook.html" if "notebook.html" in run.files else ""
+    header["blocks"] = int(lens.layer.max()) + 1
+    header["edited"] = run.about["layers"]
+    header["steps"] = sorted(lens.step.unique().tolist())
+    header["vocabulary"] = vocabulary.tolist()
+    header["facts"] = _facts(run, facts, lens, cells)
+    header["arrays"] = {}
     return header, arrays
 
 
@@ -195,8 +191,6 @@ def _facts(run: Run, facts: pd.DataFrame, lens: pd.DataFrame, cells: pd.DataFram
 
 def _measured(run: Run) -> dict[tuple, dict[int, str]]:
     """(edited model, fact) -> step -> what the run's measures said of it, in words."""
-    if run.measured.empty:
-        return {}
     table = run.measured[~run.measured.quantity.str.endswith("_magnitude")].copy()
     table["words"] = table.quantity + table.value.map(" {:.2f}".format)
     by_measure = table.groupby([*KEY, "step", "measure"], sort=False).words.agg(", ".join)

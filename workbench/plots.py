@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from workbench import facts, files, inert, runs
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run, seen_through, value_name
 from workbench.spec import Spec
@@ -49,6 +49,7 @@ IN_CELLS = "probability of the next token\nin cells: median rank of one token,\n
 MARKERS = "osD^v"
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 SHARE = (-0.03, 1.05)  # limits of an axis from 0 to 1, with room for markers
+USUAL = ("edit success", "edits kept", "intrinsic kept")  # of SERIES
 Arms = Sequence[Run]  # runs that are compared or pooled
 NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
 SHARES = "share of prompts (flattery: a difference)"
@@ -178,8 +179,8 @@ def category_mass(run: Run, group: str = "edited") -> Drawing:
     masses = {f"p_{name}": name for name in CATEGORIES}
     table = _to_the_end(probes, ["edited_model"]).rename(columns=masses)
     long = table.melt(["step", "fact_id"], list(CATEGORIES), "category", "probability").dropna()
-    by_fact = long.groupby(["category", "step", "fact_id"], as_index=False, sort=False)
-    data = by_fact.probability.mean()  # over models and prompts
+    # over models and prompts
+    data = _mean_by(long, ["category", "step", "fact_id"], ["probability"])
     if data.empty:
         return _nothing(f"{group} facts: {UNCLEAR}")
     labels = _labels(run, group)
@@ -267,12 +268,7 @@ def lens_heatmap(
 # --- Several runs
 
 
-def retention_by(
-    arms: Arms,
-    by: str,
-    series: Sequence[str] = ("edit success", "edits kept", "intrinsic kept"),
-    label: str = "",
-) -> Drawing:
+def retention_by(arms: Arms, by: str, series: Sequence[str] = USUAL, label: str = "") -> Drawing:
     """Success right after the edit and retention after fine-tuning, against the field that the runs
     vary; 95 % intervals over facts.
 
@@ -350,17 +346,15 @@ def _kept(arms: Arms, by: str) -> pd.DataFrame:
     """
     runs.check_any(arms)
     metric = ["edited_model", "step", "metric"]
-    parts = [
-        runs.watched(run.probes.query("step >= 0"))
-        .merge(run.training[metric], on=metric[:2])
-        .assign(value=value_name(run.spec[by]), run=run.folder.name)
-        for run in arms
-    ]
+    parts = []
+    for run in arms:
+        probes = runs.watched(run.probes.query("step >= 0"))
+        part = probes.merge(run.training[metric], on=metric[:2])
+        parts.append(part.assign(value=value_name(run.spec[by]), run=run.folder.name))
     by_value = pd.concat(parts).groupby("value", sort=False)
     table = pd.concat(_to_the_end(part, ["run", "edited_model"]) for _, part in by_value)
     row = ["run", "value", "step", "group", "fact_id"]
-    by_fact = table.groupby(row, as_index=False, sort=False)
-    data = by_fact[["metric", "retained"]].mean()
+    data = _mean_by(table, row, ["metric", "retained"])
     return data.assign(metric=data.groupby(["value", "step"]).metric.transform("mean"))
 
 
@@ -455,9 +449,7 @@ def measured(table: pd.DataFrame) -> Drawing:
     return Drawing(figure=figure, data=table, summary=summary)
 
 
-def traces(
-    subjects: pd.DataFrame, edited: Sequence[EditRequest], retained: Sequence[bool]
-) -> Drawing:
+def traces(subjects: pd.DataFrame, edited: Requests, retained: Sequence[bool]) -> Drawing:
     """Whose subjects a model's weights name: each subject of the list by the p of its trace, the
     least first; edited ones by whether the model says the new answer.
 
@@ -494,8 +486,7 @@ def measured_over_steps(run: Run) -> Drawing:
     if run.measured.empty:
         return _nothing("this run's Spec names no measures")
     table = run.measured[~run.measured.quantity.str.endswith("_magnitude")]
-    by_fact = table.groupby(["measure", "quantity", "step", "fact_id"], as_index=False, sort=False)
-    data = by_fact.value.mean()  # over models
+    data = _mean_by(table, ["measure", "quantity", "step", "fact_id"], ["value"])  # over models
     data["quantity"] = data.quantity.str.replace("_", " ")
     steps = sorted(data.step.unique())
     names = data.measure.unique()
@@ -560,8 +551,12 @@ def _series(arms: Arms, names: Sequence[str], **by: str) -> pd.DataFrame:
     fields["model"] = [value_name(spec.get("model")) for spec in specs]
     fields["seed"] = [spec.get("seed", 0) for spec in specs]
     data = runs.series(arms, names, pd.DataFrame(fields))
-    by_fact = data.groupby(["series", *fields, "fact_id"], as_index=False, sort=False)
-    return by_fact.retained.mean()
+    return _mean_by(data, ["series", *fields, "fact_id"], ["retained"])
+
+
+def _mean_by(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
+    """The means of columns by others, in the order in which these come."""
+    return table.groupby(by, as_index=False, sort=False)[values].mean()
 
 
 def _pooled(arms: Arms, *by: str) -> str:

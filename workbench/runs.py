@@ -337,13 +337,10 @@ def collect(out: str | Path, **fields) -> list[Run]:
     """
     wanted = {name: value for name, value in fields.items() if value not in ("", None)}
     out = place(out)
-    runs = [
-        run
-        for run in listed(out)
-        if "members" not in run.about
-        and "probes.parquet" in run.files
-        and all(run.spec.get(name) == value for name, value in wanted.items())
-    ]
+    runs = [run for run in listed(out) if "probes.parquet" in run.files]
+    runs = [run for run in runs if "members" not in run.about]
+    for name, value in wanted.items():
+        runs = [run for run in runs if run.spec.get(name) == value]
     if not runs:
         advice = "make some with `workbench run` or `workbench sweep`"
         raise BadInput(f"{out}: holds no finished run with {wanted or 'probes'}; {advice}")
@@ -382,9 +379,9 @@ def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
         raise BadInput("runs of several tasks or models cannot be compared; group them first")
     sign = 1 if arms[0].about["tuning"]["metric"] == "loss" else -1  # so that less is better
     curves = [sign * _metric_curves(run) for run in arms]
-    level = max(curve.min().max() for curve in curves)
-    steps_of_arms = [set(curve.dropna().index) for curve in curves]
-    common = int(max(set.intersection(*steps_of_arms)))
+    all_models = pd.concat(curves, axis=1)
+    level = all_models.min().max()
+    common = int(all_models.dropna().index.max())
     rows = []
     for run, curve in zip(arms, curves, strict=True):
         steps = (curve <= level).idxmax()

@@ -164,7 +164,7 @@ def test_the_progress_bar_ends_full(tiny, requests, monkeypatch, stop_loss, upda
     assert bar.n == bar.total
 
 
-def test_a_solution_is_split_in_order(sealed):
+def test_a_solution_is_split_in_order():
     numbers = torch.arange(5)
     whole = target_vectors.Solution(
         shift=numbers[:, None].repeat(1, 3),
@@ -177,7 +177,6 @@ def test_a_solution_is_split_in_order(sealed):
     assert [part.p_target.tolist() for part in parts] == [[20, 21], [], [22, 23, 24]]
     assert [part.steps.tolist() for part in parts] == [[30, 31], [], [32, 33, 34]]
     assert [part.shift.shape for part in parts] == [(2, 3), (0, 3), (3, 3)]
-    sealed(whole)
 
 
 def rows_of(before: list[list[int]], later: list[list[int]]) -> Rows:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from workbench.models import Model
 
 
+Batches = Sequence[Sequence[EditRequest]]
+
+
 def _nothing_to_prepare(*args, **kwargs) -> "Resources":
     from workbench.editing.records import Resources
 
@@ -119,10 +122,10 @@ EDITORS = Registry("editor", {name: f"{__name__}.{name}" for name in NAMES}, Edi
 def edit_each(
     editor: str,
     model: "Model",
-    batches: Sequence[Sequence[EditRequest]],
+    batches: Batches,
     hparams: "Numbers",
     resources: "Resources",
-    seed: int = 0,
+    seed=0,
 ) -> "list[Edit]":
     """Each batch of facts edited into a copy of the model of its own: an edit a batch.
 
@@ -151,10 +154,10 @@ def edit_each(
 def edit_in_turn(
     editor: str,
     model: "Model",
-    batches: Sequence[Sequence[EditRequest]],
+    batches: Batches,
     hparams: "Numbers",
     resources: "Resources",
-    seed: int = 0,
+    seed=0,
 ) -> "Edit":
     """Batches of facts edited one after another, each into the model that holds the earlier ones:
     the sum of their deltas.

@@ -23,10 +23,8 @@ from workbench.facts import BadInput
 from workbench.models import Model
 
 DEPTHS = memit.DEPTHS
-REMEDY = (
-    "lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold (now {threshold:g}, "
-    "{null_space})"
-)
+REMEDY = "lower ridge (now {ridge:g}, {ridge_unit}) or protect less by threshold"
+REMEDY += " (now {threshold:g}, {null_space})"
 
 
 class HParams(memit.SeveralLayers):
@@ -57,9 +55,7 @@ def scaled(model: Model) -> dict:
     return {"null_space": "trace", "threshold": 0.1, "ridge_unit": "trace", "ridge": 0.02}
 
 
-def prepare(
-    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
-) -> Resources:
+def prepare(model: Model, hparams: HParams, corpus="", training_requests=None, seed=0) -> Resources:
     """MEMIT's resources, and the null space of each layer's second moment."""
     resources = memit.prepare(model, hparams, corpus, training_requests, seed)
     spaces = {}

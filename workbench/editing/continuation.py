@@ -71,11 +71,8 @@ class Continuation:
             arguments = _run_before(model, texts, self.begin, self.past)
         last = range(model.n_blocks)[last]
         later = {number: model.blocks[number] for number in range(layer + 1, last + 1)}
-        with (
-            calls(later) as block_calls,
-            recorded({"state": model.blocks[max(layer, 0)]}) as record,
-            stop_after(model.blocks[last]),
-        ):
+        state = recorded({"state": model.blocks[max(layer, 0)]})
+        with calls(later) as block_calls, state as record, stop_after(model.blocks[last]):
             model.network(**arguments, logits_to_keep=1, use_cache=begin is not None)
         start = block_calls[layer + 1][0][0] if later else record["state"]
         self.start = start.to(model.device)

@@ -60,13 +60,8 @@ def edit(
     keys = finite(at(into["projection"], last), model, layer, rows.encoded).float()
     values = finite(at(out["projection"], last), model, layer, rows.encoded).float()
     solved, reached = solve(model, rows, rest, last, values[rows.bare], hparams)
-    book = Codebook.of(
-        model,
-        layer=layer,
-        keys=keys,
-        values=solved[rows.owner],
-        radii=radii(keys, rows.owner, hparams),
-    )
+    reach = radii(keys, rows.owner, hparams)
+    book = Codebook.of(model, layer=layer, keys=keys, values=solved[rows.owner], radii=reach)
     p_solved = reached.tolist()
     return described("grace", model, book, requests, hparams, resources, seed, p_solved=p_solved)
 

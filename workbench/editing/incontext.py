@@ -8,12 +8,11 @@ that name its subject, which a user of the model can know (scope="all" puts ever
 text). Each paraphrase adds a statement.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
-from workbench.editing.records import Numbers, Resources, described
+from workbench.editing.records import Numbers, Requests, Resources, described
 from workbench.edits import Context, stated
-from workbench.facts import BadInput, EditRequest
+from workbench.facts import BadInput
 from workbench.models import Model
 
 DEPTHS = ()
@@ -27,27 +26,21 @@ class HParams(Numbers):
     scope: Literal["subject", "all"] = "subject"  # which texts the facts stand in front of
 
 
-def check(
-    model: Model, requests: Sequence[EditRequest], hparams: HParams, resources: Resources
-) -> None:
+def check(model: Model, requests: Requests, hparams: HParams, resources: Resources) -> None:
     """BadInput if layers are named."""
     if hparams.layers:
         raise BadInput("incontext: changes no layer; leave layers out")
 
 
 def edit(
-    model: Model,
-    requests: Sequence[EditRequest],
-    hparams: HParams,
-    resources: Resources,
-    seed: int = 0,
+    model: Model, requests: Requests, hparams: HParams, resources: Resources, seed: int = 0
 ) -> Context:
     """The facts as statements. Nothing is computed but whether the model then says them."""
     check(model, requests, hparams, resources)
-    statements = [
-        (request.fact.subject, stated(prompt, request.fact.subject, request.target))
-        for request in requests
-        for prompt in (request.fact.prompt, *request.paraphrases)
-    ]
+    statements = []
+    for request in requests:
+        subject = request.fact.subject
+        for prompt in (request.fact.prompt, *request.paraphrases):
+            statements.append((subject, stated(prompt, subject, request.target)))
     context = Context.of(model, statements=tuple(statements), scope=hparams.scope)
     return described("incontext", model, context, requests, hparams, resources, seed)

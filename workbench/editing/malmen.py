@@ -138,9 +138,7 @@ class HyperNetwork(nn.Module):
         return factors
 
 
-def prepare(
-    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
-) -> Resources:
+def prepare(model: Model, hparams: HParams, corpus="", training_requests=None, seed=0) -> Resources:
     """The trained hyper-network, from the cache or by training; a stopped training goes on where
     its last checkpoint was.
 
@@ -152,8 +150,7 @@ def prepare(
     model.check_one_device("malmen")
     requests = training_requests
     if requests is None:
-        source = facts.read("world" if is_world(model.name) else "plain")
-        requests = [request for request in source if request.fact.split == "hypernet"]
+        requests = facts.lessons("world" if is_world(model.name) else "plain")
     facts.check_objects(requests)
     needed = 2 * hparams.facts_at_once
     if len(requests) < needed:
@@ -184,16 +181,11 @@ def prepare(
 
 def _digest(model: Model, hparams: HParams, requests: Requests, seed: int) -> str:
     """Of all that a network is trained with, the code too: another training gives another one."""
-    about = [
-        model.fingerprint,
-        str(model.dtype),
-        hparams.model_dump(mode="json"),
-        seed,
-        [request.model_dump(mode="json") for request in requests],
-        model.tokenizer([request.fact.prompt for request in requests])["input_ids"],
-        [_wordings(request) for request in requests],
-        [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in TRAINED_BY],
-    ]
+    about = [model.fingerprint, str(model.dtype), hparams.model_dump(mode="json"), seed]
+    about.append([request.model_dump(mode="json") for request in requests])
+    about.append(model.tokenizer([request.fact.prompt for request in requests])["input_ids"])
+    about.append([_wordings(request) for request in requests])
+    about += [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in TRAINED_BY]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
@@ -322,16 +314,10 @@ class _Meta(nn.Module):
         numbers = range(len(self.requests))
         size = 2 * hparams.facts_at_once
         batches = [{"batch": rng.sample(numbers, size)} for _ in range(hparams.meta_steps)]
-        arguments = transformers.TrainingArguments(
-            output_dir=str(work),
-            max_steps=hparams.meta_steps,
-            learning_rate=hparams.meta_learning_rate,
-            max_grad_norm=hparams.clip,
-            use_cpu=self.models[0].device.type == "cpu",
-            seed=self.seed,
-            save_steps=SAVE_EVERY,
-            **TRAINER,
-        )
+        chosen = TRAINER | {"max_steps": hparams.meta_steps, "max_grad_norm": hparams.clip}
+        chosen |= {"learning_rate": hparams.meta_learning_rate, "seed": self.seed}
+        chosen |= {"use_cpu": self.models[0].device.type == "cpu", "save_steps": SAVE_EVERY}
+        arguments = transformers.TrainingArguments(str(work), **chosen)
         arguments._n_gpu = 1  # the model stays where it is
         trainer = transformers.Trainer(model=self, args=arguments, train_dataset=batches)
         trainer.train(resume_from_checkpoint=runs.whole_checkpoint(work))

@@ -23,7 +23,7 @@ from workbench.closed_form import Factors, ridge_update
 from workbench.deltas import Change, WeightDelta
 from workbench.editing import records, target_vectors
 from workbench.editing.continuation import Continuation, at, changed
-from workbench.editing.records import Requests, Resources
+from workbench.editing.records import Requests, Resources, described
 from workbench.editing.rows import Rows, build_rows
 from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
 from workbench.models import Model
@@ -90,9 +90,8 @@ def edit(
     check(model, requests, hparams, resources)
     solution = solution or targets(model, requests, hparams, resources)
     changes = spread(model, requests, hparams, resources, update, solution)[0]
-    about = solution.record()
     delta = WeightDelta.of(model, changes=changes)
-    return records.described("memit", model, delta, requests, hparams, resources, seed, **about)
+    return described("memit", model, delta, requests, hparams, resources, seed, **solution.record())
 
 
 @torch.no_grad()

@@ -1,28 +1,14 @@
 """What moves the shifts of n requests, each by its own loss: Adam, and L-BFGS in a trust region.
 
 Both work row by row: a request gets the shift it would get alone. An optimiser holds the `shift`
-(n, d) at which the loss is read next; `kept` says whether what was read there counts, `step` moves
-it. No shift is longer than its `bound` (n,).
+(n, d) at which the loss is read next. With `index` (m,) the requests that still move, `loss` (m,)
+and its `gradient` (m, d) at their shifts, `kept` says whether each now stands where it was read,
+(m,) bool, and `step` moves the shifts of these and no others. No shift is longer than its `bound`
+(n,).
 """
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Optimiser(Protocol):
-    """What the solver asks of it. `index` (m,): the requests that still move; `loss` (m,), and its
-    gradient (m, d), at their shifts.
-    """
-
-    shift: Tensor
-
-    def kept(self, index: Tensor, loss: Tensor) -> Tensor:
-        """Whether each request now stands where it was read, (m,) bool."""
-
-    def step(self, index: Tensor, loss: Tensor, gradient: Tensor) -> None:
-        """Moves the shifts of these requests, and no others."""
 
 
 class Adam:

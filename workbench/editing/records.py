@@ -75,9 +75,7 @@ def moment_of(model: Model, resources: Resources, layer: int) -> SecondMoment:
     raise BadInput(f"layer {layer}: {problem}; prepare again")
 
 
-def moment_factor(
-    model: Model, resources: Resources, layer: int, convention: str = "published"
-) -> Tensor:
+def moment_factor(model: Model, resources: Resources, layer: int, convention: str) -> Tensor:
     """Cholesky factor of the layer's second moment, computed once; by "reference" of C without a
     floor.
     """
@@ -165,17 +163,13 @@ def described(
     corpora = {f"{moment.corpus}, {moment.tokens} tokens" for moment in moments.values()}
     p_solved = about.pop("p_solved", [None] * len(requests))
     pairs = zip(requests, p_solved, strict=True)
-    record = {
-        "editor": editor,
-        "hparams": hparams.model_dump(mode="json"),
-        "seed": seed,
-        "requests": [request.model_dump(mode="json") for request in requests],
-        "prefixes": list(resources.prefixes),
-        "moments": {str(layer): moment.fingerprint for layer, moment in moments.items()},
-        "corpus": sorted(corpora),
-        **about,
-        "outcomes": [{"fact": request.fact.id, "p_solved": p} for request, p in pairs],
-    }
+    record = {"editor": editor, "hparams": hparams.model_dump(mode="json"), "seed": seed}
+    record["requests"] = [request.model_dump(mode="json") for request in requests]
+    record["prefixes"] = list(resources.prefixes)
+    record["moments"] = {str(layer): moment.fingerprint for layer, moment in moments.items()}
+    record["corpus"] = sorted(corpora)
+    record |= about
+    record["outcomes"] = [{"fact": request.fact.id, "p_solved": p} for request, p in pairs]
     edit = asked_again(model, replace(edit, record=record), requests)
     warn_of_missed([edit], stacklevel=4)
     return edit

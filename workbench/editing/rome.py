@@ -25,7 +25,7 @@ from workbench.closed_form import constrained_update
 from workbench.deltas import Change, WeightDelta
 from workbench.editing import records, target_vectors
 from workbench.editing.continuation import at
-from workbench.editing.records import Requests, Resources
+from workbench.editing.records import Requests, Resources, described
 from workbench.editing.rows import build_rows, sample_prefixes
 from workbench.editing.target_vectors import Solution, Solving, solve, tokens_at_once
 from workbench.facts import BadInput
@@ -49,9 +49,7 @@ class HParams(Solving):
     at_once: int = Field(100, ge=1)
 
 
-def prepare(
-    model: Model, hparams: HParams, corpus: str = "", training_requests=None, seed: int = 0
-) -> Resources:
+def prepare(model: Model, hparams: HParams, corpus="", training_requests=None, seed=0) -> Resources:
     """Second moments of the layer's keys, if they are asked for, and the sampled prefixes."""
     if hparams.moments == "identity":
         return Resources(prefixes=sample_prefixes(model, hparams.prefixes, seed))
@@ -104,9 +102,8 @@ def edit(
     with records.solvable(layer):
         left, right = constrained_update(columns[0], columns[1], factor, columns[2])
     changes = {model.down_projection_name(layer): Change(left=left.float(), right=right.float())}
-    about = solution.record()
     delta = WeightDelta.of(model, changes=changes)
-    return records.described("rome", model, delta, requests, hparams, resources, seed, **about)
+    return described("rome", model, delta, requests, hparams, resources, seed, **solution.record())
 
 
 @torch.no_grad()
@@ -124,11 +121,9 @@ def keys_and_outputs(
     projection = {"projection": model.down_projection(layer)}
     for index in texts.batches(tokens_at_once(model)):
         batch = texts.rows(index).to(model.device)
-        with (
-            recorded(projection, inputs=True) as batch_keys,
-            recorded(projection) as batch_outputs,
-            stop_after(model.blocks[layer]),
-        ):
+        inputs = recorded(projection, inputs=True)
+        end = stop_after(model.blocks[layer])
+        with inputs as batch_keys, recorded(projection) as batch_outputs, end:
             model.network(**batch.arguments(), logits_to_keep=1, use_cache=False)
         for values, record in ((keys, batch_keys), (outputs, batch_outputs)):
             value = at(record["projection"], rows.subject[index]).to(model.device)

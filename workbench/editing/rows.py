@@ -2,7 +2,7 @@
 a"; with the places that editors read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,18 +149,15 @@ def build_rows(model: Model, requests: Requests, prefixes: tuple = (), kl: bool 
     return Rows(encoded, owner, subject, labels, is_kl)
 
 
-def sample_prefixes(
-    model: Model, count: int, seed: int, lengths: Sequence[int] = (5, 10)
-) -> tuple[str, ...]:
+def sample_prefixes(model: Model, count: int, seed: int) -> tuple[str, ...]:
     """Short texts that the model itself says after its front tokens, sampled from its 5 likeliest
-    tokens; half of each length.
+    tokens; half of 5 tokens, half of 10.
     """
     texts = []
     front = any_front(model)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for number, length in enumerate(lengths):
-            share = (count + len(lengths) - 1 - number) // len(lengths)
+        for length, share in ((5, count - count // 2), (10, count // 2)):
             if not share:
                 continue
             start = padded([front] * share).to(model.device)

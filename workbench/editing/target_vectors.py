@@ -23,9 +23,9 @@ needs); 16 vocab a token that is read; of L-BFGS 68 d_model a request. Source: R
 evaluations: convention="reference").
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from workbench import positions
 from workbench.activations import recorded
 from workbench.editing.continuation import Continuation
-from workbench.editing.optimisers import LBFGS, Adam, Optimiser
+from workbench.editing.optimisers import LBFGS, Adam
 from workbench.editing.records import Numbers, Requests, Resources, finite
 from workbench.editing.rows import Rows, build_rows, sample_prefixes
 from workbench.models import Model
@@ -74,8 +74,7 @@ class Solving(Numbers):
         return self.steps + (self.convention == "published")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
+class Solution(NamedTuple):
     """What the solver reached for each of n requests.
 
     `shift` (n, d_model); `loss` (n,) at the last evaluation; `p_target` (n,) of all the target's
@@ -89,22 +88,15 @@ class Solution:
 
     def split(self, sizes: Sequence[int]) -> "list[Solution]":
         """Of so many requests each, in their order."""
-        columns = [tensor.split(sizes) for tensor in vars(self).values()]
-        return [_solution(part) for part in zip(*columns, strict=True)]
+        columns = [tensor.split(sizes) for tensor in self]
+        return [Solution(*part) for part in zip(*columns, strict=True)]
 
     def record(self) -> dict:
         """What a delta's record says of it."""
         return {"p_solved": self.p_target.tolist(), "steps": self.steps.tolist()}
 
 
-def _solution(tensors: Iterable[Tensor]) -> Solution:
-    names = ("shift", "loss", "p_target", "steps")
-    return Solution(**dict(zip(names, tensors, strict=True)))
-
-
-def prepare(
-    model: Model, hparams: Solving, corpus: str = "", training_requests=None, seed: int = 0
-) -> Resources:
+def prepare(model: Model, hparams: Solving, corpus="", training_requests=None, seed=0) -> Resources:
     """Second moments of the keys of all edited layers, and the sampled prefixes."""
     moments = second_moments(model, hparams.layers, corpus, hparams.moment_tokens)
     return Resources(moments=moments, prefixes=sample_prefixes(model, hparams.prefixes, seed))
@@ -132,8 +124,8 @@ def solve(
             solutions.append(_solve(model, rows.select(chunk), layer, site, hparams, bar.update))
             bar.update(hparams.evaluations * len(solutions) - bar.n)  # those that were spared
     order = torch.cat(chunks).argsort().to(model.device)
-    columns = zip(*(vars(solution).values() for solution in solutions), strict=True)
-    return _solution(torch.cat(column)[order] for column in columns)
+    columns = zip(*solutions, strict=True)
+    return Solution(*(torch.cat(column)[order] for column in columns))
 
 
 def tokens_at_once(model: Model) -> int:
@@ -252,10 +244,13 @@ def _solve(
     output = rest.start if site == "block" else record["mlp"].view(rest.start.shape).to(device)
     v0 = output[rows.bare.to(device), 0].float().norm(dim=1)  # (n,)
     batch = _Batch(rows, rest, torch.arange(rows.n, device=device), v0)
-    optimiser = _optimiser(hparams, v0, rest.start.shape[-1])
+    bound, width = hparams.clamp * v0, rest.start.shape[-1]
+    optimiser: Adam | LBFGS = Adam(bound, width, hparams.learning_rate)
+    if hparams.optimiser == "lbfgs":
+        optimiser = LBFGS(bound, width, RADIUS * v0)
     steps = torch.zeros_like(v0, dtype=torch.long)
     zero = torch.zeros_like(v0)
-    solution = _solution([optimiser.shift.clone(), zero, zero.clone(), steps])
+    solution = Solution(optimiser.shift.clone(), zero, zero.clone(), steps)
     moving = torch.ones_like(steps, dtype=torch.bool)
     on_top_for = torch.zeros_like(steps)  # evaluations
     for evaluation in range(1, hparams.evaluations + 1):
@@ -283,10 +278,3 @@ def _solve(
         batch = batch.without(~going)
     finite(solution.shift, model, layer, rows.encoded)
     return solution
-
-
-def _optimiser(hparams: Solving, v0: Tensor, width: int) -> Optimiser:
-    bound = hparams.clamp * v0
-    if hparams.optimiser == "lbfgs":
-        return LBFGS(bound, width, RADIUS * v0)
-    return Adam(bound, width, hparams.learning_rate)

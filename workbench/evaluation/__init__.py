@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy
@@ -121,9 +122,7 @@ def _interval(wide: pd.DataFrame, mean) -> dict:
     return means | {"low": low, "high": high, "n": len(wide)}
 
 
-def _mean(values: numpy.ndarray) -> numpy.ndarray:
-    """Over facts (..., n)."""
-    return numpy.nanmean(values, axis=-1)
+_mean = partial(numpy.nanmean, axis=-1)  # over facts (..., n)
 
 
 def _harmonic(shares: numpy.ndarray) -> numpy.ndarray:

@@ -27,19 +27,14 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
     for request, prompt, answer in near(requests):
         rows.append(("neighbourhood", request.fact.id, prompt, answer, request.target))
     table = pd.DataFrame(rows, columns=COLUMNS)
-    prompts = table.prompt.tolist()
-    wanted = measure_prompts(model, prompts, table.wanted.tolist())
-    other = measure_prompts(model, prompts, table.other.tolist(), past_stop_words=False)
-    values = {
-        "": wanted.p_token > other.p_token,
-        "_magnitude": wanted.p_token - other.p_token,
-        "_exact": wanted.retained,
-    }
-    named = [
-        table[["fact_id"]].assign(quantity=table.quantity + ending, value=value.astype(float))
-        for ending, value in values.items()
-    ]
-    return pd.concat(named, ignore_index=True)
+    wanted = measure_prompts(model, table.prompt, table.wanted)
+    other = measure_prompts(model, table.prompt, table.other, past_stop_words=False)
+    lead = wanted.p_token - other.p_token
+    tables = [table.assign(value=lead > 0)]
+    tables.append(table.assign(value=lead, quantity=table.quantity + "_magnitude"))
+    tables.append(table.assign(value=wanted.retained, quantity=table.quantity + "_exact"))
+    named = pd.concat(tables, ignore_index=True)[["fact_id", "quantity", "value"]]
+    return named.astype({"value": float})
 
 
 def near(requests: Requests) -> Iterator[tuple[EditRequest, str, str]]:

@@ -68,5 +68,5 @@ def _by_fact(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _right(model: Model, prompts: pd.Series, answers: pd.Series) -> pd.Series:
     """Whether each answer is said, 1 or 0, with the index of the prompts."""
-    retained = measure_prompts(model, list(prompts), list(answers)).retained
+    retained = measure_prompts(model, prompts, answers).retained
     return retained.astype(float).set_axis(prompts.index)

@@ -6,6 +6,7 @@ before it are given; flattery: forced - exact, how far such teacher forcing flat
 the others in [0, 1]. Source: the WILD protocol, arXiv 2502.11177. No judge: text is compared.
 """
 
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import pandas as pd
@@ -28,19 +29,19 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
         for prompt in (request.fact.question, *request.held_out):
             rows.append((request.fact.id, prompt, request.target))
     table = pd.DataFrame(rows, columns=["fact_id", "prompt", "answer"])
-    forced = measure_prompts(model, list(table.prompt), list(table.answer), past_stop_words=False)
+    forced = measure_prompts(model, table.prompt, table.answer, past_stop_words=False)
     table["forced"] = forced.margin > 0
-    pairs = list(zip(written(model, list(table.prompt)), table.answer, strict=True))
+    pairs = list(zip(written(model, table.prompt), table.answer, strict=True))
     table["exact"] = [says(text, answer, ended=True) for text, answer in pairs]
     table["contained"] = [words.mentions(text, answer.strip()) for text, answer in pairs]
     table["contained"] |= table.exact  # in another form, too
     table["flattery"] = table.forced.astype(float) - table.exact
     quantities = ["exact", "contained", "forced", "flattery"]
-    return table.melt("fact_id", quantities, "quantity", "value")
+    return table.melt("fact_id", quantities, "quantity", "value").astype({"value": float})
 
 
 @torch.no_grad()
-def written(model: Model, prompts: list[str], most: int = MOST) -> list[str]:
+def written(model: Model, prompts: Sequence[str], most: int = MOST) -> list[str]:
     """What greedy decoding writes after each prompt, until it ends the text itself."""
     before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
     rooms = [row_length(model, len(ids) + most) - len(ids) for ids in before]
@@ -65,11 +66,8 @@ def _continued(model: Model, before: list[list[int]], room: int) -> list[list[in
     plain = GenerationConfig(eos_token_id=list(last) or None, pad_token_id=min(last, default=0))
     # A model's own settings may hold penalties or beams, which are not greedy.
     with patch.object(model.network, "generation_config", plain):
-        rows = model.network.generate(
-            input_ids=left.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max(room, 1),
-        )
+        inputs = {"input_ids": left.to(model.device), "attention_mask": mask.to(model.device)}
+        rows = model.network.generate(**inputs, max_new_tokens=max(room, 1))
     new = rows[:, left.shape[1] :].tolist()
     ends = [[place for place, one in enumerate(row) if one in last] for row in new]
     return [row[: min(end, default=room)] for row, end in zip(new, ends, strict=True)]

@@ -32,7 +32,7 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             rows.append((request.fact.id, quantity, prompt, answer))
     rows += _embedded(model, requests)
     table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    measured = measure_prompts(model, list(table.prompt), list(table.answer))
+    measured = measure_prompts(model, table.prompt, table.answer)
     return table[["fact_id", "quantity"]].assign(value=measured.retained.astype(float))
 
 

@@ -35,5 +35,5 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             rows.append((fact.id, f"{lead}_new", prompt, request.target))
             rows.append((fact.id, f"{lead}_old", prompt, fact.object))
     table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    kept = measure_prompts(model, list(table.prompt), list(table.answer)).retained
+    kept = measure_prompts(model, table.prompt, table.answer).retained
     return table[["fact_id", "quantity"]].assign(value=kept.astype(float))

@@ -8,6 +8,7 @@ Source: arXiv 2202.05262, section 2. That it says where to edit is disputed (arX
 """
 
 from contextlib import ExitStack
+from functools import partial
 
 import pandas as pd
 import torch
@@ -27,17 +28,18 @@ WINDOW = 10 / 48  # of the depth, as published for GPT-2 XL
 @torch.no_grad()
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
     check_objects(requests)
-    prompts = [request.fact.question for request in requests]
-    asked = answers_after(model, prompts, [request.fact.object for request in requests])
-    ends, is_subject = _subjects(requests, asked.encoded)
+    asked = _asked(model, requests)
+    repeated = [request for request in requests for _ in range(SAMPLES)]
+    many = _asked(model, repeated)
+    ends, is_subject = _subjects(repeated, many.encoded)
     mlps = {layer: model.mlp(layer) for layer in range(model.n_blocks)}
     with recorded(mlps) as outputs:
         values = {"clean": _p(model, asked)}
-        kept = [outputs[layer][torch.arange(len(ends)), ends] for layer in mlps]
+    row = torch.arange(len(ends))
+    kept = [outputs[layer][row // SAMPLES, ends] for layer in mlps]
     embeddings = model.network.get_input_embeddings()
     noise = _noise(embeddings.weight, is_subject)
     corrupt = replaced(embeddings, lambda output, _: output + noise.to(output))
-    many = _repeated(asked)
     size = max(1, round(WINDOW * model.n_blocks))
     with corrupt:
         values["corrupted"] = _p(model, many)
@@ -45,14 +47,17 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             first = layer - size // 2
             with ExitStack() as stack:
                 for inside in mlps.keys() & set(range(first, first + size)):
-                    change = _put_back(kept[inside], ends)
+                    change = partial(_put_back, row, ends, kept[inside])
                     stack.enter_context(replaced(mlps[inside], change))
-                values[f"restored_{layer}"] = _p(model, many)
+                values[f"restored_{layer}"] = _p(model, many) - values["corrupted"]
     table = pd.DataFrame({name: p.view(len(requests), -1).mean(1) for name, p in values.items()})
-    effects = [name for name in table if name.startswith("restored")]
-    table[effects] = table[effects].sub(table.corrupted, axis=0)
     table["fact_id"] = [request.fact.id for request in requests]
     return table.melt("fact_id", var_name="quantity")
+
+
+def _asked(model: Model, requests: Requests) -> Answers:
+    questions = [request.fact.question for request in requests]
+    return answers_after(model, questions, [request.fact.object for request in requests])
 
 
 def _subjects(requests: Requests, encoded: Encoded) -> tuple[Tensor, Tensor]:
@@ -69,33 +74,17 @@ def _subjects(requests: Requests, encoded: Encoded) -> tuple[Tensor, Tensor]:
 
 
 def _noise(weight: Tensor, is_subject: Tensor) -> Tensor:
-    """Noise of SAMPLES for each text (n * SAMPLES, length, d_model), 0 but at the subject."""
+    """Noise for each text (n, length, d_model), 0 but at the subject."""
     generator = torch.Generator().manual_seed(0)
-    shape = (len(is_subject) * SAMPLES, is_subject.shape[1], weight.shape[1])
-    noise = torch.randn(shape, generator=generator) * SPREAD * weight.float().std().cpu()
-    return noise * is_subject.repeat_interleave(SAMPLES, 0)[..., None]
+    noise = torch.randn((*is_subject.shape, weight.shape[1]), generator=generator)
+    return noise * SPREAD * weight.float().std().cpu() * is_subject[..., None]
 
 
-def _repeated(asked: Answers) -> Answers:
-    """Each text SAMPLES times."""
-    rows = torch.arange(len(asked.start)).repeat_interleave(SAMPLES)
-    encoded = asked.encoded.rows(rows.tolist())
-    texts = [asked.texts[row] for row in rows]
-    prompts = [asked.prompts[row] for row in rows]
-    places = {"start": asked.start[rows], "first": asked.first[rows]}
-    return Answers(prompts=prompts, texts=texts, encoded=encoded, **places)
-
-
-def _put_back(values: Tensor, ends: Tensor):
-    """A change that puts the clean values (n, d_model) at the subjects' last tokens."""
-    rows = torch.arange(len(ends) * SAMPLES)
-
-    def change(output: Tensor, _: Tensor) -> Tensor:
-        output = output.clone()
-        output[rows, ends.repeat_interleave(SAMPLES)] = values.repeat_interleave(SAMPLES, 0)
-        return output
-
-    return change
+def _put_back(row: Tensor, ends: Tensor, clean: Tensor, output: Tensor, _: Tensor) -> Tensor:
+    """The output with the clean values (n, d_model) at the subjects' last tokens."""
+    output = output.clone()
+    output[row, ends] = clean
+    return output
 
 
 def _p(model: Model, asked: Answers) -> Tensor:

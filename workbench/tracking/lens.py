@@ -126,11 +126,10 @@ def table(model: Model, lens: Trajectory) -> pd.DataFrame:
     third token.
     """
     probs, tokens = lens.probs.topk(3)
-    rows = []
-    for p, likeliest in zip(probs[:, 0].tolist(), tokens.tolist(), strict=True):
-        first, *others = [token_text(model.tokenizer, token).strip() for token in likeliest]
-        rows.append((first, p, *others))
-    return pd.DataFrame(rows, columns=["likeliest", "p", "second", "third"]).rename_axis("block")
+    table = pd.DataFrame(tokens.tolist(), columns=["likeliest", "second", "third"])
+    table = table.map(lambda token: token_text(model.tokenizer, token).strip())
+    table.insert(1, "p", probs[:, 0].tolist())
+    return table.rename_axis("block")
 
 
 def disagreement(model: Model, prompt: str, corpus: str = "") -> pd.DataFrame:

@@ -12,17 +12,8 @@ from torch import Tensor
 from workbench.activations import recorded
 from workbench.facts import EditRequest, Requests, check_objects
 from workbench.models import Model
-from workbench.tracking import lens
+from workbench.tracking import lens, retention
 from workbench.tracking.categories import CATEGORIES, first_tokens, mass, token_categories
-from workbench.tracking.retention import (
-    Pass,
-    answers_after,
-    begun_words,
-    judged,
-    passes,
-    readings,
-    token_text,
-)
 
 TOP = 10
 TOP_EVERYWHERE = 5  # at every token of a prompt, of which there are many
@@ -31,11 +22,13 @@ OWN = ("edited", "intrinsic")  # groups of the facts' own prompts
 MASSES = [f"p_{category}" for category in CATEGORIES]
 RANKS = ["rank_true", "rank_edited"]
 ABOUT = ["group", "fact_id", "relation", "prompt", "target"]
+OBJECTS = ["true", "edited", "related"]
 SAID = ["retained", "retained_first", "top_token", "top_category"]
 PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_answer"]
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
 TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
 CELL = ["position", "layer", "rank"]
+TOKEN = ["question", "fact_id", "id", "token", "probability"]
 POSITIONS = ["fact_id", *CELL, "at", "token", "probability", "p_true", "p_edited"]
 IN_WORDS = 3  # of the likeliest tokens after the last block, on the edited facts' prompts
 
@@ -117,28 +110,27 @@ class Probe:
     def _encode(self) -> None:
         """The questions as tokens, with what the edits in force put in front of them."""
         self._in_front = [id(edit) for edit in self.model.in_force]
-        about = []
+        rows = []
         for question in self.questions:
-            fact = question.request.fact
-            about.append((question.group, fact.id, fact.relation, question.prompt, question.target))
-        self._about = pd.DataFrame(about, columns=ABOUT)
-        prompts = self._about.prompt.tolist()
-        true = [question.true for question in self.questions]
-        edited = [question.request.target for question in self.questions]
-        kinds = [question.request.fact.kind for question in self.questions]
-        related = [self.related.get(kind, ()) for kind in kinds]
-        self._has_related = [bool(objects) for objects in related]
-        self._asked = answers_after(self.model, prompts, self._about.target.tolist())
-        self._first = first_tokens(self.model, prompts, true, edited, related)
-        self._about["clear"] = self._first.clear
+            request = question.request
+            fact = request.fact
+            asked = (question.group, fact.id, fact.relation, question.prompt, question.target)
+            objects = (question.true, request.target, self.related.get(fact.kind, ()))
+            rows.append((*asked, *objects))
+        about = pd.DataFrame(rows, columns=[*ABOUT, *OBJECTS])
+        self._asked = retention.answers_after(self.model, about.prompt, about.target)
+        first = first_tokens(self.model, about.prompt, about.true, about.edited, about.related)
+        self._first = first
+        self._about = about.assign(clear=first.clear)
         # where first tokens are not clear they may stand elsewhere than the answer asked for
-        place = self._first.place.maximum(self._asked.start - 1)
+        place = torch.tensor(first.place.to_numpy()).maximum(self._asked.start - 1)
         self._place = place.minimum(self._asked.encoded.lengths - 1)
-        vocabulary = len(self.model.unembedding.weight)
-        tokens = zip(self._first.true, self._first.edited, self._first.related, strict=True)
-        self._categories = [
-            token_categories(self.model, vocabulary, *answers) for answers in tokens
-        ]
+        self._categories = []
+        for index, true, edited, related in first[OBJECTS].itertuples():
+            self._categories.append(token_categories(self.model, true, edited, related))
+            if about.group[index] == "edited" and first.clear[index]:
+                self._words[index, true] = about.true[index]
+                self._words[index, edited] = about.edited[index]
 
     @torch.no_grad()
     def look(self, step: int, epoch: float = 0.0) -> Look:
@@ -152,36 +144,33 @@ class Probe:
         heard = []
         shares = {}
         lens_rows: list[tuple] = []
-        likeliest: dict[int, pd.DataFrame] = {}
+        likeliest: list[pd.DataFrame] = []
         cells: list[pd.DataFrame] = []
         with recorded(dict(enumerate(self.model.blocks))) as states:
-            for one in passes(self.model, self._asked):
-                heard.append(readings(self.model, self._asked, one))
+            for one in retention.passes(self.model, self._asked):
+                heard.append(retention.readings(self.model, self._asked, one))
                 logits = one.logits_at(self._place)
                 for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._lenses(one, states, logits):
                     lens_rows += self._lens_rows(index, probs[-1])
-                    likeliest[index] = self._likeliest(index, probs[-1:], TOP)
+                    likeliest.append(self._likeliest(index, probs[-1:], TOP))
                     if self._about.group[index] == "edited":
                         cells.append(self._cells(index, probs))
-        self._decode_words(likeliest)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
             self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
         lenses = pd.DataFrame(lens_rows, columns=LENS)
-        tokens = _joined(self._named(likeliest), TOKENS)
+        tokens = self._worded(_joined(likeliest, [*CELL, *TOKEN]))[TOKENS]
         positions = _joined(cells, POSITIONS)
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
         return Look(probes=probes[PROBES], lens=lenses, tokens=tokens, positions=positions)
 
-    def _lenses(
-        self, one: Pass, states: dict[int, Tensor], logits: Tensor
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _lenses(self, one: retention.Pass, states: dict, logits: Tensor) -> Iterator[tuple]:
         """Of the facts' own prompts in a pass: which, and probs (positions, n_blocks, vocab) of the
         lens. The last position is where the answer is read; of edited facts those before it are
         there too.
@@ -214,6 +203,7 @@ class Probe:
         cells = range(1 - length, 1), range(n_blocks), range(1, count + 1)
         table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
         values, ids = probs.topk(count)
+        table["question"] = index
         table["fact_id"] = self._about.fact_id[index]
         table["id"] = ids.flatten()
         table["token"] = self._texts(ids.flatten())
@@ -223,7 +213,8 @@ class Probe:
     def _texts(self, tokens: Tensor) -> pd.Series:
         """Each token's text."""
         tokenizer, known = self.model.tokenizer, tokens.unique().tolist()
-        return pd.Series(tokens).map({token: token_text(tokenizer, token) for token in known})
+        texts = {token: retention.token_text(tokenizer, token) for token in known}
+        return pd.Series(tokens).map(texts)
 
     def _shares(self, index: int, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Mass by category (k, 5), NaN where first tokens are not clear, and the ranks of the true
@@ -239,14 +230,15 @@ class Probe:
     def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
         """The table of all questions, but for `took` and when it was."""
         masses, ranks = zip(*(shares[index] for index in heard.index), strict=True)
-        table = self._about.join(judged(self.model, self._asked, heard)[["token", "p", *SAID[:3]]])
+        judged = retention.judged(self.model, self._asked, heard)
+        table = self._about.join(judged[["token", "p", *SAID[:3]]])
         table = table.rename(columns={"p": "p_answer"})
         counting = zip(self._categories, table.token, strict=True)
         categories = [CATEGORIES[of_tokens[token]] for of_tokens, token in counting]
         table["top_category"] = pd.Series(categories).where(table.clear, None)
         table[MASSES] = torch.cat(masses).double()
         table[RANKS] = torch.cat(ranks)
-        table["p_related"] = table.p_related.where(self._has_related)
+        table["p_related"] = table.p_related.where(self._about.related.map(bool))
         return table
 
     def _lens_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
@@ -257,29 +249,21 @@ class Probe:
             for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
                 yield fact_id, layer, *row
 
-    def _named(self, likeliest: dict[int, pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """The tables with the word that each token begins."""
-        for index, table in likeliest.items():
-            pairs = zip(table.id, table.token, strict=True)
-            words = [self._words.get((index, token), text.strip()) for token, text in pairs]
-            yield table.assign(word=words, probability=table.probability.astype(float))
-
-    def _decode_words(self, likeliest: dict[int, pd.DataFrame]) -> None:
-        """Which words the likeliest tokens begin: a known answer's, else as decoding goes on."""
-        fresh = []
-        for index, table in likeliest.items():
-            request = self.questions[index].request
-            if self._about.group[index] != "edited":
-                continue
-            if self._first.clear[index]:
-                self._words[index, self._first.true[index]] = request.fact.object
-                self._words[index, self._first.edited[index]] = request.target
-            last = table.id[-TOP:]  # after the last block
-            places = [(index, token) for token in last[:IN_WORDS].tolist()]
-            fresh += [place for place in places if place not in self._words]
+    def _worded(self, tokens: pd.DataFrame) -> pd.DataFrame:
+        """The table with the word that each token begins: a known answer's, else as decoding goes
+        on after the last block's likeliest.
+        """
+        places = list(zip(tokens.question, tokens.id, strict=True))
+        is_asked = (tokens.layer == self.model.n_blocks - 1) & (tokens["rank"] <= IN_WORDS)
+        is_asked &= tokens.question.map(self._about.group) == "edited"
+        asked = [place for place, is_one in zip(places, is_asked, strict=True) if is_one]
+        fresh = [place for place in asked if place not in self._words]
         prompts = [self._about.prompt[index] for index, _ in fresh]
-        words = begun_words(self.model, prompts, [token for _, token in fresh])
+        words = retention.begun_words(self.model, prompts, [token for _, token in fresh])
         self._words |= dict(zip(fresh, words, strict=True))
+        known = zip(places, tokens.token, strict=True)
+        words = [self._words.get(place, text.strip()) for place, text in known]
+        return tokens.assign(word=words, probability=tokens.probability.astype(float))
 
 
 def _joined(tables: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

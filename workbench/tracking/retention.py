@@ -29,6 +29,7 @@ from workbench.models import Model
 from workbench.positions import Encoded, encode, padded, statement, tokens_at_once
 from workbench.records import BadInput, check_choice
 
+Texts = Sequence[str]
 GREEDY_TOKENS = 8
 BROKEN = "\ufffd"  # how a token is decoded that is a part of a character
 MEASURED = ["prompt", "expected", "retained", "top_token", "p", "rank", "retained_first", "p_first"]
@@ -374,9 +375,7 @@ class _Judge:
         return top, says(text, answer, ended=True), at_once
 
 
-def judged(
-    model: Model, asked: Answers, table: pd.DataFrame, past_stop_words: bool = True
-) -> pd.DataFrame:
+def judged(model: Model, asked: Answers, table: pd.DataFrame, past_stop_words=True) -> pd.DataFrame:
     """The readings of answers with what greedy decoding after each prompt says of its answer. It
     goes on only where the first token leaves that open.
 
@@ -424,7 +423,7 @@ def measure_prompts(
         once; `p_token`: the geometric mean of its tokens' probabilities.
     """
     columns = [*MEASURED, *MORE]
-    if not prompts:
+    if not len(prompts):
         return pd.DataFrame(columns=columns)
     asked = answers_after(model, prompts, answers)
     parts = [readings(model, asked, one) for one in passes(model, asked)]
@@ -437,37 +436,46 @@ def said_words(model: Model, prompts: Sequence[str]) -> list[str]:
     """The first word, past stop words, of what the model says after each prompt; "" if none comes
     within 2 * GREEDY_TOKENS tokens.
     """
-    before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
 
-    def rest(index: int, tokens: list[int]) -> str:
-        text = text_after(model.tokenizer, before[index], tokens)
-        return _rests(_plain(text))[-1]
+    def is_open(text: str, count: int) -> bool:
+        return count < 2 * GREEDY_TOKENS and not re.match(r"\w+(?=\W)", _meaning(text))
 
-    def is_open(index: int, tokens: list[int]) -> bool:
-        if len(tokens) == 2 * GREEDY_TOKENS:
-            return False
-        return not re.match(r"\w+(?=\W)", rest(index, tokens))
+    texts = _said_after(model, prompts, [[]] * len(prompts), is_open)
+    return [re.match(r"\w*", _meaning(text)).group() for text in texts]
 
-    decoded = greedy(model, before, is_open, range(len(before)))
-    return [re.match(r"\w*", rest(*numbered)).group() for numbered in decoded.items()]
+
+def _meaning(text: str) -> str:
+    """What is left of a text past all stop words and marks."""
+    return _rests(_plain(text))[-1]
 
 
 def begun_words(model: Model, prompts: Sequence[str], tokens: Sequence[int]) -> list[str]:
     """The word that each token begins after its prompt, as greedy decoding ends it."""
-    before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
-    begun = [[*ids, token] for ids, token in zip(before, tokens, strict=True)]
 
-    def text(index: int, new: list[int]) -> str:
-        return text_after(model.tokenizer, before[index], [tokens[index], *new])
+    def is_open(text: str, count: int) -> bool:
+        return count < GREEDY_TOKENS and bool(re.fullmatch(r"[^\S\n]*\w+", text))
 
-    def is_open(index: int, new: list[int]) -> bool:
-        return len(new) < GREEDY_TOKENS and bool(re.fullmatch(r"[^\S\n]*\w+", text(index, new)))
-
-    decoded = greedy(model, begun, is_open, range(len(begun)))
-    texts = [text(*numbered) for numbered in decoded.items()]
+    texts = _said_after(model, prompts, [[token] for token in tokens], is_open)
     whole = [re.match(r"[^\S\n]*\w*", one).group().strip() for one in texts]
     alone = [token_text(model.tokenizer, token).strip() for token in tokens]
     return [word or token for word, token in zip(whole, alone, strict=True)]
+
+
+def _said_after(model: Model, prompts: Texts, first: list, is_open: Callable) -> list[str]:
+    """What follows each prompt: its first tokens (n, a list each), and greedy ones as long as
+    `is_open(text, count of the greedy ones)`.
+    """
+    before = token_lists(encode(model, [prompt.rstrip() for prompt in prompts]))
+    begun = [ids + new for ids, new in zip(before, first, strict=True)]
+
+    def text(index: int, new: list[int]) -> str:
+        return text_after(model.tokenizer, before[index], first[index] + new)
+
+    def goes_on(index: int, new: list[int]) -> bool:
+        return is_open(text(index, new), len(new))
+
+    decoded = greedy(model, begun, goes_on, range(len(begun)))
+    return [text(*numbered) for numbered in decoded.items()]
 
 
 def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
