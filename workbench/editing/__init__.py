@@ -125,7 +125,7 @@ def edit_each(
     batches: Batches,
     hparams: "Numbers",
     resources: "Resources",
-    seed=0,
+    seed: int = 0,
 ) -> "list[Edit]":
     """Each batch of facts edited into a copy of the model of its own: an edit a batch.
 
@@ -157,7 +157,7 @@ def edit_in_turn(
     batches: Batches,
     hparams: "Numbers",
     resources: "Resources",
-    seed=0,
+    seed: int = 0,
 ) -> "Edit":
     """Batches of facts edited one after another, each into the model that holds the earlier ones:
     the sum of their deltas.
