@@ -22,18 +22,14 @@ from workbench import sources, words
 from workbench.records import BadInput, listed, one_line, shown
 
 
-class Number(str):
-    """A number as the file writes it; nothing here computes with it."""
-
-
 def records(source: str | Path) -> list[tuple[str, Any]]:
     """Where each record of a source stands ("record 3, line 7"), and the record as it was written.
 
     Args:
         source: a .json, .jsonl or .csv file, or a Hub dataset id.
     Returns:
-        What JSON makes of a record, its numbers as `Number`; in the place of a record that is
-        broken by itself the BadInput that says why.
+        What JSON makes of a record, its numbers as they are written, for nothing here computes with
+        them; in the place of a record that is broken by itself the BadInput that says why.
     Raises:
         BadInput: no such source, unreadable, empty, or broken from some place on.
     """
@@ -98,10 +94,8 @@ def fields(record: object, number: int) -> dict:
     layout = _layout(record)
     if layout is None:
         names = ", ".join(sorted(record))
-        needed = "subject, prompt, object, target"
-        raise BadInput(f"no known layout; it has {names!r:.100}, ours needs {needed}")
-    known = _without_nulls(record)
-    plain = _READERS.get(layout.name, _filled)(known, layout)
+        raise BadInput(f"no known layout; it has {names!r:.100}, ours needs {NEEDED}")
+    plain = _READERS.get(layout.name, _filled)(_without_nulls(record), layout)
     return plain | {"id": plain["id"] or str(number)}
 
 
@@ -149,42 +143,40 @@ def _content(path: Path) -> str | None:
         raise _BadFile(f"is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-_TOO_DEEP = "is nested too deeply; a record holds texts, lists of texts and pairs of them"
-
-
 def _json_records(text: str) -> Iterator[tuple[str, object]]:
     """The members of a JSON list, or the one value that the file is."""
     if not text.strip():
         return
-    try:
-        value = _json(text)
-        for record in value if isinstance(value, list) else [value]:
-            yield "", _checked(record)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise _BadFile(f"broken JSON at {where}: {error.msg}; mend the file there") from None
-    except RecursionError:
-        raise _BadFile(f"a record {_TOO_DEEP}") from None
+    value = _json(text, "line {0.lineno}, column {0.colno}")
+    if isinstance(value, BadInput):
+        raise _BadFile(str(value))
+    for record in value if isinstance(value, list) else [value]:
+        yield "", _checked(record)
 
 
 def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = _checked(_json(line))
-        except json.JSONDecodeError as error:
-            what = f"broken JSON at column {error.colno}: {error.msg}"
-            record = BadInput(f"{what}; mend the line there")
-        except RecursionError:
-            record = BadInput(_TOO_DEEP)
-        yield f", line {number}", record
+        if line.strip():
+            yield f", line {number}", _checked(_json(line, "column {0.colno}"))
 
 
-def _json(text: str) -> object:
-    """The JSON value that a text is, a BadInput in the place of what is not to be trusted in it."""
-    numbers: dict[str, Any] = {"parse_int": Number, "parse_float": Number}
-    return json.loads(text, object_pairs_hook=_members, parse_constant=_constant, **numbers)
+_TEXTS: dict[str, Any] = {"parse_int": str, "parse_float": str}
+
+
+def _json(text: str, place: str) -> Any:
+    """The JSON value that a text is, a BadInput in the place of what is not to be trusted in it.
+
+    Args:
+        place: how a fault's place is named.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_members, parse_constant=_constant, **_TEXTS)
+    except json.JSONDecodeError as error:
+        return BadInput(f"broken JSON at {place.format(error)}: {error.msg}; mend it there")
+    except RecursionError:
+        return BadInput(
+            "a record is nested too deeply; it may hold texts, lists and pairs of texts"
+        )
 
 
 def _members(pairs: list[tuple[str, object]]) -> dict | BadInput:
@@ -222,8 +214,7 @@ def _csv_records(text: str) -> Iterator[tuple[str, object]]:
                 header = _csv_header(row)
             line = reader.line_num + 1
     except csv.Error as error:
-        where = f"broken CSV in the record of line {line}"
-        raise _BadFile(f"{where}: {error}; look for a quote that is left open") from None
+        raise _BadFile(f"broken CSV at line {line}: {error}; look for an open quote") from None
 
 
 def _csv_header(row: list[str]) -> list[str]:
@@ -238,8 +229,8 @@ def _csv_header(row: list[str]) -> list[str]:
 
 def _csv_record(header: list[str], row: list[str]) -> dict | BadInput:
     if len(row) != len(header):
-        advice = "put a cell that holds a comma in quotes, leave no cell out"
-        return BadInput(f"has {len(row)} cells, the header has {len(header)}; {advice}")
+        counts = f"has {len(row)} cells, the header has {len(header)}"
+        return BadInput(f"{counts}; put a cell that holds a comma in quotes, leave no cell out")
     record: dict = {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
     if "" in record:
         return BadInput(f"a column without a name holds {record['']!r:.80}; name it in the header")
@@ -260,6 +251,9 @@ def _hub_records(name: str) -> Iterator[tuple[str, object]]:
 
 
 # --- from a raw record to plain fields ------------------------------------------------------------
+
+
+NEEDED = "subject, prompt, object and target"  # of a record of ours
 
 
 class Layout(NamedTuple):
@@ -298,6 +292,7 @@ def _layout(record: dict) -> Layout | None:
 def _filled(record: dict, layout: Layout) -> dict:
     """A record whose prompt holds its subject."""
     subject = _name(record, "subject")
+    follows = layout.follows.partition(" ")[0].removesuffix("_prompt")
     return {
         "id": _optional(record, "case_id"),
         "subject": subject,
@@ -305,11 +300,8 @@ def _filled(record: dict, layout: Layout) -> dict:
         "prompt": template(_required(record, layout.prompt), subject),
         "target": _name(record, layout.target),
         "held_out": [text for name in layout.held_out.split() for text in _texts(record, name)],
-        "neighbourhood": _paired(record, *layout.near.split()) if layout.near else [],
-        "portability": [
-            (layout.follows.split()[0].removesuffix("_prompt"), *pair)
-            for pair in (_paired(record, *layout.follows.split()) if layout.follows else [])
-        ],
+        "neighbourhood": _paired(record, layout.near),
+        "portability": [(follows, *pair) for pair in _paired(record, layout.follows)],
         **_true(layout.object, _answers(record, layout.object) if layout.object else []),
     }
 
@@ -325,27 +317,24 @@ def _knowedit(record: dict, layout: Layout) -> dict:
     """The flat form with kinds of neighbours, answers lists of lists; wiki_recent has no object."""
     near = [pair for _, *pair in _of_kinds(record, "locality")]
     others = {"neighbourhood": near, "portability": _of_kinds(record, "portability")}
-    if "ground_truth" in record:
-        record = record | {"ground_truth": _flattened(record["ground_truth"])}
-    else:
-        layout = layout._replace(object="")
-    return _filled(record, layout) | others
+    if "ground_truth" not in record:
+        return _filled(record, layout._replace(object="")) | others
+    flat = record | {"ground_truth": _flattened(record["ground_truth"])}
+    return _filled(flat, layout) | others
 
 
 def _of_kinds(record: dict, field: str) -> list[tuple[str, str, str]]:
     """(kind, prompt, answer) of an object of kinds of questions, each with a list of them."""
     kinds = record.get(field, {})
     if not isinstance(kinds, dict):
-        what = f"the field {field!r} must be an object, it is {kinds!r:.80}"
-        raise BadInput(f"{what}; write kinds of questions, each with a list of them")
+        raise BadInput(f"the field {field!r} must be an object of kinds, it is {kinds!r:.80}")
     asked = []
     for kind, question in [(name, one) for name in kinds for one in _objects(kinds, name)]:
         question = {name: _flattened(value) for name, value in question.items()}
         prompts = _texts(question, "prompt")
         answers = _texts(question, "ground_truth")
         if len(prompts) > 1:
-            what = f"{field!r} has several prompts for one answer"
-            raise BadInput(f"{what}; write one prompt an entry")
+            raise BadInput(f"{field!r} has several prompts for one answer; write one an entry")
         if prompts and answers:
             asked.append((kind, prompts[0], answers[0]))
     return asked
@@ -436,7 +425,7 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
             readings.append((question, reading[1].strip()))
     if len(readings) != 1:
         what = f"the subject cannot be told from {statement!r:.80} ({relation:.30})"
-        raise BadInput(f"{what}; write the record with subject, prompt, object and target")
+        raise BadInput(f"{what}; write the record with {NEEDED}")
     return readings[0]
 
 
@@ -468,7 +457,7 @@ _WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
 def _text(value: object, name: str) -> str:
     """The text of a field, or its number as it is written, without the white space around it."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        value = Number(value)  # of a Hub dataset
+        value = str(value)  # of a Hub dataset
     if not isinstance(value, str):
         raise BadInput(f"the field {name!r} must be a text, it is {value!r:.80}; write a text")
     damage = _NO_TEXT.search(value)
@@ -476,8 +465,7 @@ def _text(value: object, name: str) -> str:
         raise BadInput(f"the field {name!r} holds {damage[0]!r}, which is no text; take it out")
     text = value.strip()
     if _WRITTEN_LIST.fullmatch(text):
-        what = f"the field {name!r} holds a list written as a text, {text!r:.80}"
-        raise BadInput(f"{what}; write one text, or a list in JSON")
+        raise BadInput(f"{name!r} holds a list written as a text, {text!r:.80}; write one text")
     return text
 
 
@@ -507,8 +495,7 @@ def _name(record: dict, name: str) -> str:
 
 def _one_line_name(text: str, name: str) -> str:
     if "\n" in text or "\r" in text:
-        what = f"the field {name!r} holds a line break, {text!r:.80}"
-        raise BadInput(f"{what}; write a name in one line, and look for a quote too many")
+        raise BadInput(f"{name!r} holds a line break, {text!r:.80}; look for a quote too many")
     return text
 
 
@@ -542,27 +529,25 @@ def _objects(record: dict, name: str) -> list[dict]:
     return members
 
 
-def _paired(record: dict, prompts: str, answers: str) -> list[tuple[str, str]]:
-    """Each text of one field with its answer in the other, where neither is empty."""
+def _paired(record: dict, names: str) -> list[tuple[str, str]]:
+    """Each text of the first of two fields with its answer in the other, where neither is empty."""
+    if not names:
+        return []
+    prompts, answers = names.split()
     asked = _column(record, prompts)
     answered = _column(record, answers)
-    if not any(asked + answered):
-        return []
-    if len(asked) != len(answered):
-        what = f"{prompts!r} holds {len(asked)} and {answers!r} {len(answered)}"
-        raise BadInput(f"{what}; give each text its answer")
-    return [pair for pair in zip(asked, answered, strict=True) if all(pair)]
+    if any(asked + answered) and len(asked) != len(answered):
+        counts = f"{prompts!r} holds {len(asked)} and {answers!r} {len(answered)}"
+        raise BadInput(f"{counts}; give each text its answer")
+    return [pair for pair in zip(asked, answered, strict=False) if all(pair)]
 
 
-def _pairs(record: dict, name: str) -> list[tuple[str, str]]:
+def _pairs(record: dict, name: str) -> list[list[str]]:
     """The pairs of a text and its answer in an optional field."""
     members = record.get(name, [])
-    pairs: list[Any] = []
-    if isinstance(members, list):
-        pairs = [tuple(_column({name: pair}, name)) for pair in members]
-    if not isinstance(members, list) or any(len(pair) != 2 or "" in pair for pair in pairs):
-        what = f"the field {name!r} must be a list of pairs, each a text and its answer"
-        raise BadInput(f"{what}; write it so, in JSON (a CSV cannot hold it)")
+    pairs = [_column({name: pair}, name) for pair in members] if isinstance(members, list) else [[]]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise BadInput(f"{name!r} must be a list of pairs, a text and its answer; write it in JSON")
     return pairs
 
 
@@ -582,14 +567,14 @@ def template(text: str, subject: str) -> str:
     named, prompt = f"the subject {subject!r:.60}", f"the prompt {text!r:.100}"
     composed = unicodedata.normalize("NFC", subject)
     if unicodedata.normalize("NFC", text).count(composed) > text.count(subject):
-        what = "differ only in Unicode form; normalise the file to NFC"
-        raise BadInput(f"{named} and its mention in {prompt} {what}")
+        raise BadInput(
+            f"{named} and {prompt} differ only in Unicode form; normalise the file to NFC"
+        )
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
     standing = words.places(text, subject)
     if not standing:
-        what = "only within a longer word; write it there as a word"
-        raise BadInput(f"{named} stands in {prompt} {what}")
+        raise BadInput(f"{named} stands in {prompt} only within a longer word; write it as a word")
     apart = [span for span in standing if _is_apart(text, *span)]
     start, end = (apart or standing)[-1]
     return f"{text[:start]}{{}}{text[end:]}"
