@@ -6,6 +6,7 @@ Nothing is loaded.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
 
-from workbench import quantised
+from workbench import files, quantised
 from workbench.facts import DATA, BadInput
 from workbench.quantised import PACKAGED
 from workbench.records import did_you_mean, listed
@@ -47,8 +48,7 @@ def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | No
     """
     if name in WORLD_MODELS:
         if revision not in ("", "early"):
-            advice = "choose '' (finished) or 'early'"
-            raise BadInput(f"{name}: revision {revision!r} does not exist; {advice}")
+            raise BadInput(f"{name}: revision {revision!r} does not exist; choose '' or 'early'")
         folder = DATA / "world" / "models" / name / revision
         _check_kind(name, folder)
         return folder, ""
@@ -63,8 +63,8 @@ def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | No
     try:
         validate_repo_id(name)
     except errors.HFValidationError:
-        where = "no such folder, and not a Hub id (owner/name)"
-        raise BadInput(f"model {name!r}: {where}; the embedded ones are {EMBEDDED}") from None
+        what = f"model {name!r}: no such folder, and not a Hub id (owner/name)"
+        raise BadInput(f"{what}; the embedded ones are {EMBEDDED}") from None
     near = did_you_mean(name, (*WORLD_MODELS, *PACKAGED))
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
@@ -101,13 +101,9 @@ def _quantised(name: str, revision: str, here: bool) -> Path | None:
     repository, _, file = name.partition(":")
     if file.endswith(".gguf") and not os.path.exists(name):
         fetch = partial(huggingface_hub.hf_hub_download, repository, file, local_files_only=here)
-        try:
-            return Path(fetch(revision=revision or None))
-        except Exception as error:  # of the Hub's library, its transports, the disk
-            raise _not_fetched(f"{repository} {file}", revision, "it", error) from None
-    path: Path | None
+        return _fetched(f"{repository} {file}", revision, "it", fetch, revision or None)
     if name in PACKAGED:
-        path = quantised.packaged(name)
+        path: Path | None = quantised.packaged(name)
     else:
         path = quantised.in_folder(Path(os.path.expanduser(name)))
     if path:
@@ -118,8 +114,7 @@ def _quantised(name: str, revision: str, here: bool) -> Path | None:
 def _check_kind(name: str, folder: Path) -> None:
     """BadInput if a folder holds no model in Hugging Face layout, or an adapter beside it."""
     if os.path.isfile(folder / "adapter_config.json"):
-        what = "holds an adapter (adapter_config.json), which would be attached unseen"
-        raise BadInput(f"model {name!r}: {what}; {MERGE}")
+        raise BadInput(f"model {name!r}: an adapter, which would be attached unseen; {MERGE}")
     if not os.path.isfile(folder / "config.json"):
         advice = f"give a folder that save_pretrained wrote, a Hub id, {EMBEDDED}"
         raise BadInput(f"model {name!r}: no config.json there; {advice}")
@@ -135,13 +130,8 @@ def fetched(name: str, revision: str = "") -> tuple[Path, str]:
     """
     folder, pinned = locate(name, revision)
     if folder is None:
-        try:
-            snapshot = huggingface_hub.snapshot_download(
-                name, revision=commit(name, pinned), allow_patterns=list(FILES)
-            )
-        except Exception as error:  # of the Hub's library, its transports, the disk
-            raise _not_fetched(name, revision, "its files", error) from None
-        folder = Path(snapshot)
+        fetch = partial(huggingface_hub.snapshot_download, name, allow_patterns=list(FILES))
+        folder = _fetched(name, revision, "its files", fetch, commit(name, pinned))
         pinned = folder.name
     check(name, folder)
     return folder, pinned
@@ -155,23 +145,28 @@ def configuration(name: str, revision: str = "", here: bool = False) -> Path:
     folder, at = locate(name, revision, here)
     if folder is not None:
         return folder
+    if not here:
+        at = commit(name, at)
+    fetch = partial(huggingface_hub.hf_hub_download, name, "config.json", local_files_only=here)
+    return _fetched(name, revision, "config.json", fetch, at).parent
+
+
+def _fetched(
+    name: str, revision: str, what: str, fetch: Callable[..., str], at: str | None
+) -> Path:
+    """What the Hub's library fetches; BadInput with its reason: gated, unknown, offline, the disk.
+
+    Args:
+        at: the commit of the revision, or what names one.
+    """
     try:
-        if not here:
-            at = commit(name, at)
-        path = huggingface_hub.hf_hub_download(
-            name, "config.json", revision=at, local_files_only=here
-        )
-    except Exception as error:
-        raise _not_fetched(name, revision, "config.json", error) from None
-    return Path(path).parent
-
-
-def _not_fetched(name: str, revision: str, what: str, error: Exception) -> BadInput:
-    """One line with the library's own reason: gated, unknown, offline, or the disk."""
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:80]
-    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    advice = f"`{command}`, after `hf auth login` if it is gated or private, or use {EMBEDDED}"
-    return BadInput(f"model {name!r}: {what} cannot be had from cache or Hub ({reason}); {advice}")
+        return Path(fetch(revision=at))
+    except Exception as error:  # of the library, its transports, the disk
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:80]
+        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+        advice = f"`{command}`, after `hf auth login` if it is gated or private, or use {EMBEDDED}"
+        what = f"model {name!r}: {what} cannot be had from cache or Hub ({reason})"
+        raise BadInput(f"{what}; {advice}") from None
 
 
 @cache
@@ -188,31 +183,22 @@ def check(name: str, folder: Path) -> None:
     """BadInput if the folder lacks weights (safetensors only), one of their shards, or the
     tokenizer.
     """
-    lacking = missing(folder)
-    if lacking:
-        problem = f"missing {listed(lacking, most=3)} ({len(lacking)} in all)"
-        advice = MEND.get(lacking[0], "copy or fetch again what is missing")
-        raise BadInput(f"model {name!r}: {problem}; {advice}")
-
-
-def missing(folder: Path) -> list[str]:
-    """Names of the files that a model folder lacks: configuration, shards of the index, all
-    weights, the tokenizer.
-    """
-    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    lacking: list[str] = []
     index = folder / WEIGHTS[1]
     if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
-            where = f"model folder {folder}: {index.name}"
-            raise BadInput(f"{where} is broken; copy or fetch it again") from None
+            raise BadInput(f"{folder}: {index.name} is broken; copy or fetch it again") from None
         lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not any(folder.glob(WEIGHTS[0])):
         lacking.append(WEIGHTS[0])
     if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.*", "vocab.*", "*.model")):
         lacking.append("tokenizer.json")
-    return lacking
+    if lacking:
+        problem = f"missing {listed(lacking, most=3)} ({len(lacking)} in all)"
+        advice = MEND.get(lacking[0], "copy or fetch again what is missing")
+        raise BadInput(f"model {name!r}: {problem}; {advice}")
 
 
 def file_fingerprint(name: str, revision: str = "") -> str:
@@ -223,7 +209,5 @@ def file_fingerprint(name: str, revision: str = "") -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.*")):
         if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(path.name.encode() + files.digest(path).encode())
     return digest.hexdigest()

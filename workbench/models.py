@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from workbench import checkpoints
+from workbench import checkpoints, quantised
 from workbench.activations import calls, recorded, replaced
 from workbench.records import BadInput, cause, check_choice
 
@@ -161,16 +161,16 @@ class Model:
     def check_one_device(self, what: str) -> None:
         """BadInput if a device map has spread the model over several."""
         if len(self.devices) > 1:
-            where = "the model lies on several devices (device_map)"
-            raise BadInput(f"{what}: {where}; load it on one")
+            raise BadInput(f"{what}: the model lies on several devices; load it on one")
 
     def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
         """BadInput if rows of tokens are longer than the model's positions."""
         limit = getattr(self.network.config, "max_position_embeddings", None)
         length = input_ids.shape[1]
         if limit and length > limit:
-            counts = f"{length} tokens, {self.name} has {limit} positions"
-            raise BadInput(f"{what}: {counts}; shorten the text")
+            raise BadInput(
+                f"{what}: {length} tokens, {self.name} has {limit} positions; shorten it"
+            )
 
     def logits_at(
         self,
@@ -219,8 +219,7 @@ class Model:
     def check_unchanged(self, what: str) -> None:
         """BadInput if what is to be kept under the fingerprint would come from other weights."""
         if self.is_changed():
-            advice = "take the change back, or save and load the model"
-            raise BadInput(f"{what}: the weights of {self.name} have been changed; {advice}")
+            raise BadInput(f"{what}: the weights of {self.name} have been changed; load it anew")
 
     def _bit_sums(self) -> list[int]:
         tensors = [tensor.detach() for tensor in self.network.state_dict().values()]
@@ -267,13 +266,12 @@ def load(
     placement = device_map
     if not placement and place.type == "cuda":
         placement = {"": place}  # straight onto the GPU, not by way of the main memory
+    options = {"config": config, "dtype": dtype, "device_map": placement or None}
     with _refusals(name):
-        network = _network(folder, config, dtype, placement)
-        tokenizer = _tokenizer(folder)
+        network, tokenizer = quantised.pretrained(folder, options | {"use_safetensors": True})
     places = set(getattr(network, "hf_device_map", {}).values())
     if places & {"cpu", "disk"} and places != {"cpu"}:
-        advice = "use dtype='bfloat16' or more GPUs"
-        raise BadInput(f"model {name!r}: does not fit on the GPUs; {advice}")
+        raise BadInput(f"model {name!r}: does not fit on the GPUs; use dtype='bfloat16' or more")
     if not placement:
         network.to(place)
     fuse(network.eval().requires_grad_(False))
@@ -289,30 +287,6 @@ def load(
     )
     check_row(model)
     return model
-
-
-def _network(folder: Path, config, dtype: str, placement: str | dict) -> PreTrainedModel:
-    """The network with every one of its weights: transformers would leave a missing one random."""
-    network, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        device_map=placement or None,
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"no weights for {min(report['missing_keys'])}")
-    return network
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder: transformers makes an empty one where there is none."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.vocab_size:
-        raise ValueError("no tokenizer")
-    return tokenizer
 
 
 @torch.no_grad()
@@ -334,13 +308,13 @@ def check_row(model: Model) -> None:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(length, model.weight(layer).shape[0], generator=generator)
     direction /= direction.norm(dim=-1, keepdim=True)
-    added = {}
+    added = torch.zeros_like(direction)
 
     def add(output, _):
         entering = inputs["block"][0][0][1].float()  # of the second text, (length, d_model)
         vector = direction * entering.norm(dim=-1, keepdim=True).cpu()
         both = torch.stack([torch.zeros_like(vector), vector]).to(output)  # (2, length, d_model)
-        added["vector"] = both[1].float()
+        added.copy_(both[1])
         return output + both.view_as(output)
 
     with (
@@ -350,21 +324,17 @@ def check_row(model: Model) -> None:
     ):
         logits = model.network(input_ids=ids, use_cache=False).logits
     plain, moved = outputs["block"].float()
+    head = model.unembedding(model.final_norm(outputs["last"]))
     rounding = max(1e-3, 16 * torch.finfo(model.dtype).eps)
-    what = f"model {model.name!r}: blocks of {config.model_type!r}"
-    error = _relative_error(moved - plain, added["vector"])
-    if error > rounding:
-        why = f"{error:.0%} off: a norm or a factor stands behind it), so that no edit is exact"
-        raise BadInput(f"{what} do not add the MLP's output as it is ({why}; choose another model")
-    error = _relative_error(model.unembedding(model.final_norm(outputs["last"])), logits)
-    if error > rounding:
-        why = f"{error:.0%} off: a factor or a cap stands behind it), so that no lens is right"
-        raise BadInput(f"{what} have other logits than head and norm ({why}; choose another model")
-
-
-def _relative_error(values: torch.Tensor, expected: torch.Tensor) -> float:
-    expected = expected.to(values.device).float()
-    return ((values.float() - expected).norm() / expected.norm()).item()
+    for fault, values, expected in (
+        ("a norm or a factor stands behind an MLP, so that no edit is exact", moved - plain, added),
+        ("a factor or a cap stands behind the head, so that no lens is right", head, logits),
+    ):
+        expected = expected.to(values.device).float()
+        error = (values.float() - expected).norm() / expected.norm()
+        if error > rounding:
+            what = f"model {model.name!r} of {config.model_type!r}: {fault}"
+            raise BadInput(f"{what} ({error:.0%} off); choose another model")
 
 
 def fuse(network: nn.Module) -> None:
@@ -416,8 +386,7 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
         _check_family(fields["model_type"], "auto_map" in fields)
         for field in HUB_CODE:
             if "/" in str(fields.get(field)):
-                why = "names code from the Hub, which is not run; take the field out"
-                raise BadInput(f"model {name!r}: {field} in its config.json {why}")
+                raise BadInput(f"model {name!r}: {field} in config.json names code; take it out")
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _check_sizes(name, config)
         architecture_of(config)
@@ -426,15 +395,11 @@ def _configuration(name: str, folder: Path) -> transformers.PretrainedConfig:
 
 def _check_sizes(name: str, config: transformers.PretrainedConfig) -> None:
     """BadInput if building even the outline would take hours or all memory."""
-    sizes = {}
-    for kind in SIZES:
-        size = getattr(config, kind, None)
-        if size is None:
-            continue
+    sizes = {kind: getattr(config, kind, None) for kind in SIZES}
+    sizes = {kind: size for kind, size in sizes.items() if size is not None}
+    for kind, size in sizes.items():
         if type(size) is not int or size < 1:
-            where = f"model {name!r}: {kind} in its config.json"
-            raise BadInput(f"{where} is {size!r:.80}; it must be a whole number of at least 1")
-        sizes[kind] = size
+            raise BadInput(f"model {name!r}: {kind} is {size!r:.80}; give a whole number from 1 on")
     width = sizes.get("hidden_size", 1)
     blocks = sizes.get("num_hidden_layers", 1)
     weights = blocks * 4 * width**2 + width * max(sizes.values(), default=1)
@@ -449,8 +414,7 @@ def weights_bytes(model: Model, dtype: str) -> int:
         torch_dtype = model.network.config.dtype or torch.float32
     else:
         torch_dtype = getattr(torch, dtype)
-    n_weights = sum(parameter.numel() for parameter in model.network.parameters())
-    return n_weights * torch_dtype.itemsize
+    return model.network.num_parameters() * torch_dtype.itemsize
 
 
 def free_bytes(*devices: torch.device) -> int:
@@ -471,8 +435,8 @@ def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus:
     if needed > free:
         smaller = "" if dtype == "bfloat16" else "dtype='bfloat16', "
         sizes = f"about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device.type}"
-        advice = f"use {smaller}a smaller model, or device_map='balanced' over several GPUs"
-        raise BadInput(f"model {model.name!r}: its weights take {sizes}; {advice}")
+        what = f"model {model.name!r}: its weights take {sizes}"
+        raise BadInput(f"{what}; use {smaller}a smaller model, or device_map='balanced' over GPUs")
 
 
 def _check_family(family: str, has_code: bool = False) -> None:
@@ -480,17 +444,17 @@ def _check_family(family: str, has_code: bool = False) -> None:
         return
     families = ", ".join(ARCHITECTURES)
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    what = f"architecture {family!r} is not in the table ({families}){code}"
-    advice = "if no norm stands behind its MLPs, add a row to ARCHITECTURES in workbench/models.py"
-    raise BadInput(f"{what}; {advice}")
+    raise BadInput(
+        f"architecture {family!r} is not in the table ({families}){code}; if no norm stands behind "
+        "its MLPs, add a row to ARCHITECTURES in workbench/models.py"
+    )
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:
     """The row of a model's family."""
     _check_family(config.model_type)
     if not getattr(config, "do_layer_norm_before", True):  # OPT 350m alone
-        what = f"architecture {config.model_type!r} with its norms behind the blocks"
-        raise BadInput(f"{what} cannot be edited; choose another size")
+        raise BadInput(f"{config.model_type!r} with norms behind its blocks; choose another size")
     return ARCHITECTURES[config.model_type]
 
 
@@ -525,8 +489,7 @@ def device_named(name: str) -> torch.device:
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError):
-        advice = "choose auto, cpu, cuda, cuda:N or mps"
-        raise BadInput(f"device {name!r}: not on this machine; {advice}") from None
+        raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu or cuda") from None
 
 
 @contextmanager

