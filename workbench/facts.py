@@ -55,11 +55,8 @@ class Fact(Record):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        needed = {"subject": self.subject}
-        if not self.object_from_model:
-            needed["object"] = self.object
-        for field, name in needed.items():
-            if not name.strip():
+        for field in ("subject",) if self.object_from_model else ("subject", "object"):
+            if not getattr(self, field).strip():
                 raise BadInput(f"fact {self.id}: the {field} is empty; write the {field}'s name")
         _check_prompt(self.id, self.prompt)
         return self
@@ -113,10 +110,8 @@ Requests = Sequence[EditRequest]
 
 
 def _check_prompt(fact_id: str, prompt: str) -> None:
-    count = prompt.count("{}")
-    if count != 1:
-        what = f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}} for the subject"
-        raise BadInput(f"{what}, it has {count}")
+    if prompt.count("{}") != 1:
+        raise BadInput(f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}}")
 
 
 def check_objects(requests: Iterable[EditRequest]) -> None:
@@ -185,7 +180,7 @@ def read(source: str | Path, skip_bad: bool = False) -> list[EditRequest]:
     return requests
 
 
-def named(requests: Sequence[EditRequest], name: str, source: str) -> EditRequest:
+def named(requests: Requests, name: str, source: str) -> EditRequest:
     """The request whose fact has this id; BadInput if none has, which names those like it."""
     by_id = {request.fact.id: request for request in requests}
     if name in by_id:
@@ -199,11 +194,12 @@ def named(requests: Sequence[EditRequest], name: str, source: str) -> EditReques
 
 
 def typed(**texts: Any) -> EditRequest:
-    """A fact of one's own, of subject, prompt, object and target; BadInput if one is empty."""
+    """A fact of one's own, of subject, prompt (with one {}), object and target; BadInput if one is
+    empty.
+    """
     for name, text in texts.items():
         if not text.strip():
-            needed = "subject, prompt (with one {}), object and target"
-            raise BadInput(f"{name} is empty: a typed fact needs {needed}")
+            raise BadInput(f"{name} is empty: a typed fact needs subject, prompt, object, target")
     target = texts.pop("target")
     return EditRequest(fact=Fact(id="typed", **texts), target=target)
 
@@ -219,19 +215,15 @@ def inspect(source: str | Path) -> tuple[list[EditRequest], list[str]]:
         for place, edit in readers.parts(record, number):
             edits.append(edit)
             try:
-                request = _request(readers.fields(edit, number))
-                if request.fact.id in requests:
-                    raise BadInput(f"id {request.fact.id} stands twice; ids must differ")
-                requests[request.fact.id] = request
+                fields = readers.fields(edit, number)
+                of_fact = {name: fields.pop(name) for name in Fact.model_fields if name in fields}
+                if of_fact["id"] in requests:
+                    raise BadInput(f"id {of_fact['id']} stands twice; ids must differ")
+                requests[of_fact["id"]] = EditRequest(fact=Fact(**of_fact), **fields)
             except BadInput as error:
                 problems.append(one_line(f"{shown(source)}, {where}{place}: {error}"))
     readers.warn_of_ignored(source, edits)
     return list(requests.values()), problems
-
-
-def _request(fields: dict) -> EditRequest:
-    of_fact = {name: fields.pop(name) for name in Fact.model_fields if name in fields}
-    return EditRequest(fact=Fact(**of_fact), **fields)
 
 
 def with_paraphrases(request: EditRequest, k: int, source: str = "templates") -> EditRequest:
@@ -247,9 +239,9 @@ def with_paraphrases(request: EditRequest, k: int, source: str = "templates") ->
     pool = request.held_out if source == "held_out" else request.paraphrases
     if source == "templates" and k != 1:
         pool = _paraphrases(request.fact)
-    if k < 1 or k - 1 > len(pool):
-        what = f"fact {request.fact.id}: paraphrases={k}, but with source {source!r} it has"
-        raise BadInput(f"{what} 1 to {len(pool) + 1} statements")
+    if not 1 <= k <= len(pool) + 1:
+        counts = f"paraphrases={k}, of {source!r} it has 1 to {len(pool) + 1} statements"
+        raise BadInput(f"fact {request.fact.id}: {counts}")
     changes = {"paraphrases": tuple(pool[: k - 1])}
     if source == "held_out":
         changes["held_out"] = tuple(pool[k - 1 :])

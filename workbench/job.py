@@ -128,10 +128,10 @@ def parameters(
     from workbench import batch
 
     usual = batch.defaults(notebook)
-    missing = [name for name in moved if name not in usual]
-    if missing:
-        what = f"{notebook.name} declares no parameter {', '.join(missing)}"
-        raise BadInput(f"{what}; run its cells below instead, or put the choice back")
+    for name in moved:
+        if name not in usual:
+            what = f"{notebook.name} declares no parameter {name}"
+            raise BadInput(f"{what}; run its cells below instead, or put the choice back")
     fields = {**spec.model_dump(mode="json"), **dict(others)}
     given = {name for name, value in usual.items() if value is not None} | spec.model_fields_set
     known = [name for name in fields if name in usual and name in given]

@@ -21,6 +21,9 @@ import yaml
 from workbench import sources, words
 from workbench.records import BadInput, listed, one_line, shown
 
+Placed = Iterator[tuple[str, object]]  # where a record stands, and what it says
+Asked = list[tuple[str, ...]]  # a kind of question if there are several, its text, the answer
+
 
 def records(source: str | Path) -> list[tuple[str, Any]]:
     """Where each record of a source stands ("record 3, line 7"), and the record as it was written.
@@ -95,8 +98,9 @@ def fields(record: object, number: int) -> dict:
     if layout is None:
         names = ", ".join(sorted(record))
         raise BadInput(f"no known layout; it has {names!r:.100}, ours needs {NEEDED}")
-    plain = _READERS.get(layout.name, _filled)(_without_nulls(record), layout)
-    return plain | {"id": plain["id"] or str(number)}
+    known = _without_nulls(record)
+    plain = _READERS.get(layout.name, _filled)(known, layout)
+    return plain | {"id": _optional(known, layout.id) or str(number)}
 
 
 def _without_nulls(record: dict) -> dict:
@@ -143,7 +147,7 @@ def _content(path: Path) -> str | None:
         raise _BadFile(f"is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-def _json_records(text: str) -> Iterator[tuple[str, object]]:
+def _json_records(text: str) -> Placed:
     """The members of a JSON list, or the one value that the file is."""
     if not text.strip():
         return
@@ -154,13 +158,13 @@ def _json_records(text: str) -> Iterator[tuple[str, object]]:
         yield "", _checked(record)
 
 
-def _jsonl_records(text: str) -> Iterator[tuple[str, object]]:
+def _jsonl_records(text: str) -> Placed:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f", line {number}", _checked(_json(line, "column {0.colno}"))
 
 
-_TEXTS: dict[str, Any] = {"parse_int": str, "parse_float": str}
+_AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str}
 
 
 def _json(text: str, place: str) -> Any:
@@ -170,13 +174,11 @@ def _json(text: str, place: str) -> Any:
         place: how a fault's place is named.
     """
     try:
-        return json.loads(text, object_pairs_hook=_members, parse_constant=_constant, **_TEXTS)
+        return json.loads(text, object_pairs_hook=_members, parse_constant=_constant, **_AS_WRITTEN)
     except json.JSONDecodeError as error:
         return BadInput(f"broken JSON at {place.format(error)}: {error.msg}; mend it there")
     except RecursionError:
-        return BadInput(
-            "a record is nested too deeply; it may hold texts, lists and pairs of texts"
-        )
+        return BadInput("is nested too deeply; a record holds texts, lists and pairs of texts")
 
 
 def _members(pairs: list[tuple[str, object]]) -> dict | BadInput:
@@ -202,7 +204,7 @@ def _checked(record: object) -> object:
     return record
 
 
-def _csv_records(text: str) -> Iterator[tuple[str, object]]:
+def _csv_records(text: str) -> Placed:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     header: list[str] = []
     line = 1
@@ -242,7 +244,7 @@ def _csv_record(header: list[str], row: list[str]) -> dict | BadInput:
 _FORMATS = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
 
 
-def _hub_records(name: str) -> Iterator[tuple[str, object]]:
+def _hub_records(name: str) -> Placed:
     sources.check_file(name, "facts")
     if name.count("/") != 1:
         raise _BadFile("no such file; give 'world', a path or a Hub dataset id (owner/name)")
@@ -260,6 +262,7 @@ class Layout(NamedTuple):
     """What a layout calls its fields, see layouts.yaml."""
 
     name: str
+    id: str = "case_id"
     prompt: str = ""
     target: str = ""
     object: str = ""
@@ -271,7 +274,7 @@ class Layout(NamedTuple):
     @property
     def known(self) -> set[str]:
         """Every field that records of this layout may have."""
-        shared = ["case_id subject relation_id"] if self.prompt else []
+        shared = ["subject relation_id"] if self.prompt else []
         return set(" ".join([*shared, *self[1:]]).split())
 
 
@@ -294,12 +297,11 @@ def _filled(record: dict, layout: Layout) -> dict:
     subject = _name(record, "subject")
     follows = layout.follows.partition(" ")[0].removesuffix("_prompt")
     return {
-        "id": _optional(record, "case_id"),
         "subject": subject,
         "relation": _optional(record, "relation_id"),
         "prompt": template(_required(record, layout.prompt), subject),
         "target": _name(record, layout.target),
-        "held_out": [text for name in layout.held_out.split() for text in _texts(record, name)],
+        "held_out": _texts(record, *layout.held_out.split()),
         "neighbourhood": _paired(record, layout.near),
         "portability": [(follows, *pair) for pair in _paired(record, layout.follows)],
         **_true(layout.object, _answers(record, layout.object) if layout.object else []),
@@ -323,12 +325,12 @@ def _knowedit(record: dict, layout: Layout) -> dict:
     return _filled(flat, layout) | others
 
 
-def _of_kinds(record: dict, field: str) -> list[tuple[str, str, str]]:
+def _of_kinds(record: dict, field: str) -> Asked:
     """(kind, prompt, answer) of an object of kinds of questions, each with a list of them."""
     kinds = record.get(field, {})
     if not isinstance(kinds, dict):
         raise BadInput(f"the field {field!r} must be an object of kinds, it is {kinds!r:.80}")
-    asked = []
+    asked: Asked = []
     for kind, question in [(name, one) for name in kinds for one in _objects(kinds, name)]:
         question = {name: _flattened(value) for name, value in question.items()}
         prompts = _texts(question, "prompt")
@@ -354,18 +356,16 @@ def _counterfact(record: dict, _: Layout) -> dict:
     true = _name(record, "requested_rewrite.target_true.str")
     hops = _objects(record, "single_hops")
     same = [hop for hop in hops if _optional(hop, "answer") == true]
-    question = _optional(record, "requested_rewrite.question")
     hop = _optional(record, "new_answer")
     asked = _texts(record, "questions") if hop else []
     return {
-        "id": _optional(record, "case_id"),
         "subject": _name(record, "requested_rewrite.subject"),
         "relation": _optional(record, "requested_rewrite.relation_id"),
         "prompt": _required(record, "requested_rewrite.prompt"),
         "object": true,
         "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
         "target": _name(record, "requested_rewrite.target_new.str"),
-        "held_out": [*_texts(record, "paraphrase_prompts"), *filter(None, [question])],
+        "held_out": _texts(record, "paraphrase_prompts", "requested_rewrite.question"),
         "neighbourhood": [(text, true) for text in _texts(record, "neighborhood_prompts")],
         "portability": [("hops", text, hop) for text in asked],
     }
@@ -379,33 +379,29 @@ def _ripple(record: dict, _: Layout) -> dict:
     before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
     question, subject = _taken_apart(statement, before, relation)
     true = [before[len(question) :].strip()] if before else []
-    near = [pair for _, *pair in _queries(record, _STAYS)]
     return {
-        "id": _optional(record, "case_id"),
         "subject": subject,
         "relation": relation,
         "prompt": template(question, subject),
         "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
-        "neighbourhood": near,
-        "portability": _queries(record, _FOLLOWS),
+        "neighbourhood": [pair for _, *pair in _queries(record, STAYS)],
+        "portability": _queries(record, FOLLOWS),
         **_true("edit.original_fact", true),
     }
 
 
-def _queries(record: dict, kinds: Sequence[str]) -> list[tuple[str, str, str]]:
+def _queries(record: dict, kinds: str) -> Asked:
     """(kind, prompt, answer) of the tests of some kinds."""
     asked = []
-    for kind, test in [(name, test) for name in kinds for test in _objects(record, name)]:
+    for kind, test in [(name, test) for name in kinds.split() for test in _objects(record, name)]:
         for query in _objects(test, "test_queries"):
             for answer in _objects(query, "answers")[:1]:
                 asked.append((kind, _optional(query, "prompt"), _optional(answer, "value")))
     return [question for question in asked if all(question)]
 
 
-_STAYS = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")
-_FOLLOWS = (
-    *("Subject_Aliasing", "Logical_Generalization", "Compositionality_I", "Compositionality_II"),
-)
+STAYS = "Relation_Specificity Relation_Specifity Forgetfulness"
+FOLLOWS = "Subject_Aliasing Logical_Generalization Compositionality_I Compositionality_II"
 
 
 def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
@@ -430,7 +426,7 @@ def _taken_apart(statement: str, before: str, relation: str) -> tuple[str, str]:
 
 
 def _ours(record: dict, _: Layout) -> dict:
-    fields: dict = {name: _optional(record, name) for name in ("id", "relation", "category")}
+    fields: dict = {name: _optional(record, name) for name in ("relation", "category")}
     fields |= {name: _name(record, name) for name in ("subject", "object", "target")}
     subject = fields["subject"]
     fields["prompt"] = _with_place(_required(record, "prompt"), subject)
@@ -501,14 +497,14 @@ def _one_line_name(text: str, name: str) -> str:
 
 def _column(record: dict, name: str) -> list[str]:
     """The texts of a field that may be missing, one text or a list; "" for a null."""
-    value = record.get(name)
+    value = _value(record, name)
     values = value if isinstance(value, list) else [value]
     return ["" if member is None else _text(member, name) for member in values]
 
 
-def _texts(record: dict, name: str) -> list[str]:
-    """The texts of an optional field that are not empty."""
-    return [text for text in _column(record, name) if text]
+def _texts(record: dict, *names: str) -> list[str]:
+    """The texts of optional fields that are not empty."""
+    return [text for name in names for text in _column(record, name) if text]
 
 
 def _answers(record: dict, name: str) -> list[str]:
@@ -529,7 +525,7 @@ def _objects(record: dict, name: str) -> list[dict]:
     return members
 
 
-def _paired(record: dict, names: str) -> list[tuple[str, str]]:
+def _paired(record: dict, names: str) -> Asked:
     """Each text of the first of two fields with its answer in the other, where neither is empty."""
     if not names:
         return []
@@ -568,7 +564,7 @@ def template(text: str, subject: str) -> str:
     composed = unicodedata.normalize("NFC", subject)
     if unicodedata.normalize("NFC", text).count(composed) > text.count(subject):
         raise BadInput(
-            f"{named} and {prompt} differ only in Unicode form; normalise the file to NFC"
+            f"{prompt} and {named} differ only in Unicode form; normalise the file to NFC"
         )
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")

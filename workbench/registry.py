@@ -65,8 +65,7 @@ class Measure:
         """The measure that a function is, or a module with `ask`; BadInput if it is none."""
         ask = getattr(thing, "ask", thing)
         if not callable(ask):
-            what = f"measure {name}: {thing!r} is no function"
-            raise BadInput(f"{what}; give one of (model, requests), or a module that has it as ask")
+            raise BadInput(f"measure {name}: {thing!r} is no function, nor a module with ask")
         return cls(name=name, ask=ask, compare=getattr(thing, "compare", None))
 
 
@@ -129,8 +128,7 @@ class Registry(Mapping):
     def _found(self, name: str) -> tuple[Any, Any]:
         self.check(name)
         if name in self.pending:
-            what = f"{self.kind} {name!r}: is registered by code that has not run here"
-            raise BadInput(f"{what}; run the cell that registers it")
+            raise BadInput(f"{self.kind} {name!r}: run the cell that registers it first")
         if name not in self._ready:
             thing = (self._offered | self._own)[name].load()
             self._ready[name] = thing, self._finished(name, thing)
@@ -143,10 +141,9 @@ class Registry(Mapping):
         if name in self._own or name in self.pending:
             return ""
         thing = self._found(name)[0]
-        halves = [getattr(thing, half, None) for half in ("ask", "compare")]  # of a measure
-        parts: list[Any] = (
-            [thing] if inspect.ismodule(thing) else [*filter(None, halves)] or [thing]
-        )
+        parts = [thing]
+        if hasattr(thing, "ask") and not inspect.ismodule(thing):  # of a measure
+            parts = [thing.ask, getattr(thing, "compare", None)]
         return "".join(self._code(inspect.unwrap(part)) for part in parts)
 
     @staticmethod
