@@ -22,7 +22,7 @@ from workbench import spec as specs
 from workbench.cache import locked
 from workbench.editing import EDITORS
 from workbench.facts import check_file
-from workbench.records import BadInput, did_you_mean, fields_of, listed, one_line
+from workbench.records import BadInput, did_you_mean, fields_of, listed, one_line, refused
 from workbench.registry import MEASURES
 from workbench.tuning.numbers import TASKS
 
@@ -37,10 +37,8 @@ def declared(notebook: Path) -> dict[str, dict]:
     """The parameters that a notebook declares: name -> papermill's description of it."""
     if not notebook.is_file():
         raise BadInput(f"notebook {str(notebook)!r}: no such file")
-    try:
+    with refused(f"notebook {str(notebook)!r}: not a notebook", "save it again in JupyterLab"):
         parameters = papermill.inspect_notebook(_literal(notebook))
-    except (nbformat.reader.NotJSONError, json.JSONDecodeError, AttributeError):
-        raise BadInput(f"notebook {str(notebook)!r}: not a notebook (broken JSON)") from None
     if not parameters:
         raise BadInput(f"notebook {str(notebook)!r}: tag its cell of assignments 'parameters'")
     return parameters
@@ -100,7 +98,7 @@ def _check_declared(given: Mapping, usual: Mapping, notebook: Path, vary: object
             raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
 
 
-def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
+def _without_rivals(given: Mapping, named: Mapping, vary: object) -> dict:
     """Of two parameters that exclude each other the preset's goes.
 
     Raises:
@@ -112,10 +110,9 @@ def _without_rivals(given: Mapping, named: Iterable[str], vary: object) -> dict:
         absent = (None,) if pair[0] == "values" else (None, "")  # "" is a value to vary
         if any(given.get(name) in absent for name in pair):
             continue
-        of_the_preset = [name for name in pair if name not in set(named)]
+        of_the_preset = [name for name in pair if name not in named]
         if len(of_the_preset) != 1:
-            names = " and ".join(map(repr, pair))
-            raise BadInput(f"parameters {names} exclude each other; give one of them")
+            raise BadInput(f"parameters {pair[0]!r} and {pair[1]!r} exclude each other; give one")
         kept.pop(of_the_preset[0], None)
     return kept
 

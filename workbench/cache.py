@@ -16,15 +16,14 @@ import pandas as pd
 from workbench import files
 from workbench.records import BadInput, cause
 
-ADVICE = "free some space, or name another folder in WORKBENCH_CACHE"
+ELSEWHERE = "name another folder in WORKBENCH_CACHE"
+ADVICE = f"free some space, or {ELSEWHERE}"
 
 
 def cache_folder() -> Path:
     """WORKBENCH_CACHE, or workbench/ in the user's cache folder."""
-    chosen = os.environ.get("WORKBENCH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "workbench"
+    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "workbench"
+    return Path(os.environ.get("WORKBENCH_CACHE") or usual)
 
 
 def folder(kind: str) -> Path:
@@ -34,17 +33,14 @@ def folder(kind: str) -> Path:
         BadInput: it cannot be made, or is a link or another user's, who could put results there.
     """
     path = cache_folder() / kind
-    try:
+    with files.writing(path, ADVICE):
         cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         state = path.lstat()
         is_foreign = hasattr(os, "getuid") and state.st_uid != os.getuid()
         if is_foreign or not stat.S_ISDIR(state.st_mode):
-            advice = "name another folder in WORKBENCH_CACHE"
-            raise BadInput(f"the cache's folder {path} is a link or another user's; {advice}")
+            raise BadInput(f"the cache's folder {path} is a link or another user's; {ELSEWHERE}")
         path.chmod(0o700)
-    except OSError as error:
-        raise files.unwritable(path, error, ADVICE) from None
     return path
 
 
@@ -55,10 +51,8 @@ def locked(what: str) -> Iterator[None]:
     The system frees the lock of a process that was killed.
     """
     lock = filelock.FileLock(folder("locks") / hashlib.sha256(what.encode()).hexdigest()[:20])
-    try:
+    with files.writing(cache_folder(), ADVICE):
         held = lock.acquire()
-    except OSError as error:
-        raise files.unwritable(cache_folder(), error, ADVICE) from None
     with held:
         yield
 

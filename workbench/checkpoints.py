@@ -12,13 +12,12 @@ from functools import cache, partial
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
 
 from workbench import files, quantised
 from workbench.facts import DATA, BadInput
 from workbench.quantised import PACKAGED
-from workbench.records import did_you_mean, listed
+from workbench.records import did_you_mean, listed, refused
 
 WORLD_MODELS = ("world-gpt2", "world-llama")
 EMBEDDED = " or ".join(WORLD_MODELS)  # in messages
@@ -60,11 +59,8 @@ def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | No
         _check_no_revision(name, revision)
         _check_kind(name, folder)
         return folder, ""
-    try:
+    with refused(f"model {name!r}: no such folder, nor a Hub id", f"give one, or {EMBEDDED}"):
         validate_repo_id(name)
-    except errors.HFValidationError:
-        what = f"model {name!r}: no such folder, and not a Hub id (owner/name)"
-        raise BadInput(f"{what}; the embedded ones are {EMBEDDED}") from None
     near = did_you_mean(name, (*WORLD_MODELS, *PACKAGED))
     if near:
         raise BadInput(f"model {name!r}{near} The embedded ones are {EMBEDDED}")
@@ -186,10 +182,8 @@ def check(name: str, folder: Path) -> None:
     lacking: list[str] = []
     index = folder / WEIGHTS[1]
     if index.is_file() and not (folder / "model.safetensors").is_file():
-        try:
+        with refused(f"{folder}: {index.name} is broken", "copy or fetch it again"):
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise BadInput(f"{folder}: {index.name} is broken; copy or fetch it again") from None
         lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not any(folder.glob(WEIGHTS[0])):
         lacking.append(WEIGHTS[0])

@@ -15,8 +15,7 @@ import safetensors
 
 from workbench.records import BadInput, cause
 
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-NO_ROOM = (*NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_ROOM = ["ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO"]
 ADVICE = "free some space, or choose another folder"
 
 
@@ -36,16 +35,24 @@ def written(path: str | Path, private: bool = False, advice: str = ADVICE) -> It
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = _created(partial, 0o600 if private else 0o666)
-        yield partial
-        os.chmod(partial, mode)  # safetensors leaves 0600
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise unwritable(path, error, advice) from None
+        with writing(path, advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mode = _created(partial, 0o600 if private else 0o666)
+            yield partial
+            os.chmod(partial, mode)  # safetensors leaves 0600
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
+    """Inside, whatever stands in the way of writing there becomes one line."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise unwritable(path, error, advice) from None
 
 
 def unwritable(path: str | Path, error: Exception, advice: str = ADVICE) -> BadInput:
@@ -58,7 +65,7 @@ def no_room(error: BaseException) -> bool:
     """Whether the disk, a quota, a limit or a permission stands in the way of writing."""
     if isinstance(error, safetensors.SafetensorError):
         return "os error" in str(error)
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+    return isinstance(error, OSError) and errno.errorcode.get(error.errno) in NO_ROOM
 
 
 def check_new(folder: str | Path) -> Path:
@@ -66,7 +73,7 @@ def check_new(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.is_symlink():
         raise BadInput(f"{folder}: is a link; name the folder itself")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
     check_writable(folder)
     return folder
@@ -74,14 +81,13 @@ def check_new(folder: str | Path) -> Path:
 
 def check_writable(folder: Path) -> None:
     """BadInput if nothing can be made in a folder, or in the nearest one above it that is there."""
-    folders = [folder.absolute(), *folder.absolute().parents]
-    there = next(path for path in folders if path.exists())
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
     probe = there / f".{secrets.token_hex(8)}.partial"
-    try:
+    with writing(folder, "choose another folder"):
         probe.mkdir()  # rights alone do not tell of quotas and of disks of the network
         probe.rmdir()
-    except OSError as error:
-        raise unwritable(folder, error, "choose another folder") from None
 
 
 def sums(folder: Path) -> dict[str, dict]:

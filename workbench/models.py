@@ -4,8 +4,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,13 +12,13 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from workbench import checkpoints, quantised
 from workbench.activations import calls, recorded, replaced
-from workbench.records import BadInput, cause, check_choice
+from workbench.records import BadInput, check_choice, refused
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The sizes in a configuration, by every name that a family has for them.
@@ -146,7 +145,7 @@ class Model:
     def down_projection(self, layer: int) -> nn.Module:
         return self.network.get_submodule(self.down_projection_name(layer))
 
-    def weight(self, layer: int) -> torch.Tensor:
+    def weight(self, layer: int) -> Tensor:
         """The down-projection as W (d_out, d_in): a view of the parameter, however it is stored."""
         weight = self.down_projection(layer).weight
         return weight.T if self.architecture.transposed else weight
@@ -163,22 +162,20 @@ class Model:
         if len(self.devices) > 1:
             raise BadInput(f"{what}: the model lies on several devices; load it on one")
 
-    def check_length(self, input_ids: torch.Tensor, what: str = "a text") -> None:
+    def check_length(self, input_ids: Tensor, what: str = "a text") -> None:
         """BadInput if rows of tokens are longer than the model's positions."""
         limit = getattr(self.network.config, "max_position_embeddings", None)
         length = input_ids.shape[1]
         if limit and length > limit:
-            raise BadInput(
-                f"{what}: {length} tokens, {self.name} has {limit} positions; shorten it"
-            )
+            raise BadInput(f"{what}: {length} tokens, {self.name} has {limit} places; shorten it")
 
     def logits_at(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        positions: torch.Tensor,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Next-token logits (m, vocab), float32; the head runs at the named positions only.
 
         Args:
@@ -486,20 +483,11 @@ def device_named(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
+    with refused(f"device {name!r}: not on this machine", "choose auto, cpu, cuda, cuda:N or mps"):
         return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError):
-        raise BadInput(f"device {name!r}: not on this machine; choose auto, cpu or cuda") from None
 
 
-@contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def _refusals(name: str) -> AbstractContextManager[None]:
     """Inside, whatever a library says of a model is one line: a broken folder fails in many."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:
-        advice = "if memory ran out use dtype='bfloat16', if files are broken save it again with"
-        what = f"model {name!r} cannot be loaded ({cause(error)}); {advice}"
-        raise BadInput(f"{what} save_pretrained, tokenizer included") from None
+    advice = "if memory ran out use dtype='bfloat16', if files are broken save model and tokenizer"
+    return refused(f"model {name!r} cannot be loaded", f"{advice} again with save_pretrained")

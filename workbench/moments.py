@@ -25,7 +25,7 @@ from workbench.checkpoints import is_world
 from workbench.closed_form import factorised
 from workbench.models import Model, free_bytes
 from workbench.positions import front, packed, row_length
-from workbench.records import BadInput, cause
+from workbench.records import BadInput, refused
 from workbench.world import text
 
 TOKENS_PER_WIDTH = 10  # tokens for each dimension of the key; source: arXiv 2506.04226
@@ -91,10 +91,8 @@ def corpus_texts(corpus: str) -> Iterable[str]:
     if corpus == prose.MIXED:
         return prose.mixed()
     if corpus.endswith(".txt"):
-        try:
+        with refused(f"corpus {corpus!r}: is no UTF-8 text file", "name one"):
             paragraphs = Path(corpus).read_text(encoding="utf-8").split("\n\n")
-        except (OSError, UnicodeDecodeError):
-            raise BadInput(f"corpus {corpus!r}: no such UTF-8 text file") from None
         return filter(str.strip, paragraphs)
     if "/" not in corpus and corpus not in NAMED and not Path(corpus).is_file():
         choices = f"world, {prose.MIXED}, wikipedia, a file (.txt, .jsonl, .csv, .parquet)"
@@ -102,19 +100,16 @@ def corpus_texts(corpus: str) -> Iterable[str]:
     records = sources.records(NAMED.get(corpus, corpus), "corpus", streaming=True)
     columns = list(next(iter(records), {}))
     if "text" not in columns:
-        problem = f"has no column 'text' but {columns}"
-        raise BadInput(f"corpus {corpus!r}: {problem}; rename the one that holds the text")
+        raise BadInput(f"corpus {corpus!r}: has no column 'text' but {columns}; rename one")
     return _column(corpus, records)
 
 
 def _column(corpus: str, records: Iterable[dict]) -> Iterable[str]:
     """The texts of the column `text`, without those that say nothing."""
-    try:
+    with refused(f"corpus {corpus!r}: broke off", "try again"):
         for record in records:
             if isinstance(record["text"], str) and record["text"].strip():
                 yield record["text"]
-    except Exception as error:  # of whatever the stream comes through
-        raise BadInput(f"corpus {corpus!r}: broke off ({cause(error)}); try again") from None
 
 
 def second_moments(
@@ -132,19 +127,18 @@ def second_moments(
     layers = model.check_layers(layers)
     corpus = prose.corpus_of(model.name, corpus)
     if corpus == "world" and not is_world(model.name):
-        message = f"second moments of {model.name} from the embedded world's text, which is not"
-        warnings.warn(f"{message} Wikipedia; name a corpus", stacklevel=3)
+        message = f"second moments of {model.name} from the world's text, which is not Wikipedia"
+        warnings.warn(f"{message}; name a corpus", stacklevel=3)
     widths = {layer: model.weight(layer).shape[1] for layer in layers}
     tokens = tokens or TOKENS_PER_WIDTH * max(widths.values())
     rows = token_rows(model, corpus, tokens)
     about = f"{model.fingerprint} {model.dtype} {tokens}".encode()
     digest = hashlib.sha256(about + rows.numpy().tobytes()).hexdigest()[:16]
-    names = {layer: f"moments {digest} {layer}" for layer in layers}
     paths = {layer: cache.folder("moments") / f"{digest}-{layer}.safetensors" for layer in layers}
     matrices = {}
     with cache.locked(f"moments {digest}"):
         for layer, width in widths.items():
-            tensors = cache.kept(paths[layer], names[layer])
+            tensors = cache.kept(paths[layer], f"moments {digest} {layer}")
             if tensors and tensors["matrix"].shape == (width, width):
                 matrices[layer] = tensors["matrix"]
         missing = {layer: width for layer, width in widths.items() if layer not in matrices}
@@ -152,16 +146,14 @@ def second_moments(
             model.check_unchanged("second moments")
             matrices |= _collect(model, missing, rows, tokens)
         for layer in missing:
-            cache.keep(paths[layer], {"matrix": matrices[layer]}, names[layer])
+            cache.keep(paths[layer], {"matrix": matrices[layer]}, f"moments {digest} {layer}")
     device = _solving_device(model, list(widths.values()))
-    made: dict[str, Any] = {
-        "tokens": tokens,
-        "fingerprint": digest,
-        "model": model.fingerprint,
-        "corpus": corpus,
-    }
-    matrices = {layer: matrices[layer].to(device) for layer in layers}
-    return {layer: SecondMoment(layer=layer, matrix=m, **made) for layer, m in matrices.items()}
+    made: dict[str, Any] = {"tokens": tokens, "fingerprint": digest, "corpus": corpus}
+    moments = {}
+    for layer in layers:
+        matrix = matrices[layer].to(device)
+        moments[layer] = SecondMoment(layer=layer, matrix=matrix, model=model.fingerprint, **made)
+    return moments
 
 
 def _solving_device(model: Model, widths: Sequence[int]) -> torch.device:

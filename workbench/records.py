@@ -3,9 +3,9 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pydantic
 import yaml
@@ -31,7 +31,7 @@ def one_line(text: str) -> str:
     Line breaks become spaces, what cannot be printed is escaped, and a long text loses its middle.
     """
     line = " ".join(text.splitlines())
-    line = "".join(char if char.isprintable() else _escaped(char) for char in line)
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
     if len(line) <= LONGEST:
         return line
     gap = " ... "
@@ -43,12 +43,24 @@ def cause(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
+@contextmanager
+def refused(what: str, advice: str) -> Iterator[None]:
+    """Inside, what a library says went wrong becomes one line: what, its cause, and what to do.
+
+    For a call or two of readers and loaders, each of which fails in ways of its own.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{what} ({cause(error)}); {advice}") from None
+
+
 def fields_of(path: str | Path, what: str) -> dict:
     """The fields of a YAML or JSON file, by their names."""
-    try:
+    with refused(f"{what} {path}: cannot be read", "mend it"):
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{what} {path}: cannot be read ({cause(error)})") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"{what} {path}: holds no fields; write name: value, a line each")
     return fields
@@ -81,10 +93,6 @@ def shown(source: str | Path) -> str:
     return name if len(name) <= 100 else f"...{name[-97:]}"
 
 
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
-
-
 class Record(pydantic.BaseModel):
     """A frozen keyword-only record; whatever is wrong with its fields becomes one BadInput line."""
 
@@ -110,7 +118,11 @@ def _fault(error: dict, where: str, fields: dict) -> str:
         return f"unknown field{near} known are: {', '.join(fields)}"
     what = f"{error['msg'].lower()}, got {error.get('input')!r:.80}"
     if error["type"].endswith(("_type", "_parsing")):
-        what += _right_one(fields[error["loc"][0]].annotation)
+        kind = fields[error["loc"][0]].annotation
+        members = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+        for one in (kind, typing.get_origin(kind), *members):
+            if one in _RIGHT:
+                return f"{what}; write e.g. {_RIGHT[one]}"
     return what
 
 
@@ -121,10 +133,3 @@ _RIGHT = {  # a value of each kind, as one would write it
     int: "3",
     float: "0.1",
 }
-
-
-def _right_one(kind: Any) -> str:
-    """A value of the kind that a field takes."""
-    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
-    kinds = [kind, typing.get_origin(kind), *members]
-    return next((f"; write e.g. {_RIGHT[one]}" for one in kinds if one in _RIGHT), "")

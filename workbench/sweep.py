@@ -24,15 +24,13 @@ import pydantic
 from tqdm.auto import tqdm
 
 from workbench import batch, files, runs, spec
-from workbench.records import BadInput, Record, cause, fields_of, one_line
+from workbench.records import BadInput, Record, fields_of, one_line, refused
 
 WAIT = 15  # seconds for a scheduler to answer
 LOOPBACK = "127.0.0.1"
 PAGES = ("distributed.scheduler.http.routes", "distributed.worker.http.routes")
 START = "start one with `dask scheduler`; for tls:// set Dask's distributed.comm.tls"
-OPEN = "scheduler {}: not encrypted, and whoever reaches it can run code as you; better use tls://"
-OTHER_CODE = "worker {} runs another version of the workbench; install the same on every machine"
-GONE = "the scheduler {} is gone; finished runs are kept, so start it, and the sweep, again"
+OPEN = "not encrypted, and whoever reaches it can run code as you; better use tls://"
 
 
 class Grid(Record):
@@ -61,8 +59,7 @@ class Grid(Record):
             if cell in kept[:number]:
                 raise BadInput(f"the grid holds {cell} twice; take one out")
         if not kept:
-            advice = "give cells, or each name in grid a value; exclude less"
-            raise BadInput(f"the grid is empty: {advice}")
+            raise BadInput("the grid is empty: give cells, or each name a value; exclude less")
         return kept
 
 
@@ -131,9 +128,10 @@ def sweep(
     runs.clean(out)
     unfinished = [run for run in every if not run.finished]
     todo = [run for run in unfinished if retry_failed or not run.failure]
-    text = f"{len(every)} runs in {out}: {len(every) - len(unfinished)} finished, {len(todo)} to do"
+    finished = len(every) - len(unfinished)
     failed = len(unfinished) - len(todo)
-    tqdm.write(f"{text}, {failed} failed before (--retry-failed)", file=sys.stderr)
+    counts = f"{finished} finished, {len(todo)} to do, {failed} failed before (--retry-failed)"
+    tqdm.write(f"{len(every)} runs in {out}: {counts}", file=sys.stderr)
     if todo:
         logged = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # what dies is told in one line of ours
@@ -151,11 +149,9 @@ def sweep(
 def _remote_client(scheduler: str) -> distributed.Client:
     """Its certificates are the ones that Dask's own configuration names (distributed.comm.tls)."""
     if not scheduler.startswith("tls://"):
-        tqdm.write(OPEN.format(scheduler), file=sys.stderr)
-    try:
+        tqdm.write(f"scheduler {scheduler}: {OPEN}", file=sys.stderr)
+    with refused(f"scheduler {scheduler!r}: no answer", START):
         return distributed.Client(scheduler, timeout=WAIT)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:  # of TLS the last two
-        raise BadInput(f"scheduler {scheduler!r}: no answer ({cause(error)}); {START}") from None
 
 
 @contextmanager
@@ -220,9 +216,9 @@ def _gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls each GPU that this process may use."""
     import torch
 
-    count = torch.cuda.device_count()
-    every = ",".join(map(str, range(count)))
-    return (os.environ.get("CUDA_VISIBLE_DEVICES") or every).split(",")[:count]
+    every = [str(number) for number in range(torch.cuda.device_count())]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[: len(every)] if named else every
 
 
 def _check_code(client: distributed.Client) -> None:
@@ -230,7 +226,7 @@ def _check_code(client: distributed.Client) -> None:
     client.wait_for_workers(1, timeout=60)
     for address, fingerprint in client.run(spec.code_fingerprint).items():
         if fingerprint != spec.code_fingerprint():
-            raise BadInput(OTHER_CODE.format(address))
+            raise BadInput(f"worker {address}: another version of the workbench; install this one")
 
 
 def _work(
@@ -248,7 +244,7 @@ def _work(
     with tqdm(done, total=len(todo), desc="runs", unit="run") as bar:
         for future, result in bar:
             if future.status == "cancelled":  # nobody here takes a run back
-                raise RuntimeError(GONE.format(client.scheduler.address))
+                raise RuntimeError(f"{client.scheduler.address} is gone; start it, and this, again")
             run = futures[future]
             # Its worker may have died, and the run be there all the same.
             if future.status != "finished" and not run.finished:
