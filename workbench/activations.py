@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def hidden(output) -> torch.Tensor:
+def hidden(output) -> Tensor:
     """A block's hidden states (n, length, d); some architectures put them first in a tuple."""
-    return output if isinstance(output, torch.Tensor) else output[0]
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def recorded(modules: Mapping, inputs: bool = False) -> AbstractContextManager[dict]:
@@ -60,9 +59,7 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(
-    module: nn.Module, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> Iterator[None]:
+def replaced(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Inside, the module puts out `change(output, input)`.
 
     The change must return a new tensor, not write into its arguments.
@@ -70,12 +67,12 @@ def replaced(
 
     def hook(module, args, kwargs, output):
         changed = change(hidden(output), _first(args, kwargs))
-        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
     with module.register_forward_hook(hook, with_kwargs=True):
         yield
 
 
-def _first(args: tuple, kwargs: dict) -> torch.Tensor:
+def _first(args: tuple, kwargs: dict) -> Tensor:
     """What a module takes in, named (`hidden_states=`) or not."""
     return args[0] if args else next(iter(kwargs.values()))

@@ -12,18 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench import files, runs
 from workbench.edits import Edit
 from workbench.models import Model
-from workbench.records import BadInput, cause
+from workbench.records import BadInput, refused
 
 HOOKS = ("_hooks", "_hooks_with_kwargs")  # how the names of a module's tables of hooks end
 
@@ -34,28 +33,26 @@ class Change:
     (d_in, r), or `dense` (d_out, d_in).
     """
 
-    left: torch.Tensor | None = None
-    right: torch.Tensor | None = None
-    dense: torch.Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    dense: Tensor | None = None
 
     def __post_init__(self):
         tensors = self.tensors()
         if set(tensors) not in ({"left", "right"}, {"dense"}):
             raise ValueError("a change is either left and right, or dense")
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        matrices = all(len(shape) == 2 for shape in shapes.values())
-        if not matrices or len({shape[1] for shape in shapes.values()}) > 1:
-            raise ValueError(f"{shapes}: not matrices, or not of one rank")
+        shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+        if {len(shape) for shape in shapes} != {2} or len({rank for _, rank in shapes}) > 1:
+            raise ValueError(f"{list(tensors)} {shapes}: not matrices, or not of one rank")
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 what = f"the change holds NaN or infinite numbers ({name})"
                 raise BadInput(f"{what}; lower the learning rate or edit in float32")
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        parts = {"left": self.left, "right": self.right, "dense": self.dense}
-        return {name: tensor for name, tensor in parts.items() if tensor is not None}
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
-    def matrix(self) -> torch.Tensor:
+    def matrix(self) -> Tensor:
         """D (d_out, d_in), float32 or wider."""
         if self.dense is not None:
             return _wide(self.dense)
@@ -69,11 +66,11 @@ class Change:
         return Change(dense=mine + other.matrix().to(mine.device))
 
 
-def _beside(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _beside(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right.to(left.device)], 1)
 
 
-def with_keys(keys: Mapping, more: Mapping) -> dict[str, torch.Tensor]:
+def with_keys(keys: Mapping, more: Mapping) -> dict[str, Tensor]:
     """Keys (d_in, n) by module name, with more of them behind."""
     joined = dict(keys)
     for name, added in more.items():
@@ -81,7 +78,7 @@ def with_keys(keys: Mapping, more: Mapping) -> dict[str, torch.Tensor]:
     return joined
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
+def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -95,7 +92,8 @@ class WeightDelta(Edit):
     """
 
     changes: Mapping[str, Change]
-    keys: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    in_tensors = ("changes", "keys")
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         """Both changes at once."""
@@ -112,9 +110,8 @@ class WeightDelta(Edit):
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the change of each weight."""
-        return {
-            name: change.matrix().double().norm().item() for name, change in self.changes.items()
-        }
+        matrices = {name: change.matrix().double() for name, change in self.changes.items()}
+        return {name: matrix.norm().item() for name, matrix in matrices.items()}
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
@@ -124,20 +121,14 @@ class WeightDelta(Edit):
             write(model, self)
             yield model
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        changed = {
-            f"{name}|{part}": tensor
-            for name, change in self.changes.items()
-            for part, tensor in change.tensors().items()
-        }
-        return changed | {f"{name}|keys": keys for name, keys in self.keys.items()}
-
-    def settings(self) -> dict[str, Any]:
-        kept = super().settings()
-        return {name: kept[name] for name in kept if name not in ("changes", "keys")}
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"{name}|keys": keys for name, keys in self.keys.items()}
+        for name, change in self.changes.items():
+            tensors |= {f"{name}|{part}": tensor for part, tensor in change.tensors().items()}
+        return tensors
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> "WeightDelta":
+    def restored(cls, tensors: Mapping[str, Tensor], settings: Mapping) -> "WeightDelta":
         parts: dict[str, dict] = defaultdict(dict)
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
@@ -228,8 +219,7 @@ def write(model: Model, delta: WeightDelta) -> None:
             raise BadInput(f"the delta of {name} is {shapes}; it is of another model")
         changed = (weight.to(matrix.dtype) + matrix).to(weight.dtype)
         if not changed.isfinite().all():
-            what = f"{name}: the edited weight overflows {weight.dtype}"
-            raise BadInput(f"{what}; load the model with dtype='float32'")
+            raise BadInput(f"{name}: the edit overflows {weight.dtype}; load it in float32")
         edited.append((weight, changed))
     for weight, changed in edited:
         weight.copy_(changed)
@@ -241,9 +231,9 @@ def save(edit: Edit, path: str | Path) -> Path:
     Written under a temporary name, then renamed.
     """
     path = Path(path)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in edit.tensors().items()
-    }
+    tensors = {}
+    for name, tensor in edit.tensors().items():
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
     about = {"kind": type(edit).__name__} | edit.settings()
     with files.written(path) as partial:
         header = {"workbench": json.dumps(about, default=dict)}
@@ -253,16 +243,12 @@ def save(edit: Edit, path: str | Path) -> Path:
 
 def load(path: str | Path) -> Edit:
     """An edit that `save` wrote."""
-    try:
+    with refused(f"{path}: not an edit of the workbench", "make it again"):
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["workbench"])
-            names = file.keys()  # which is no dict
-            tensors = {name: file.get_tensor(name) for name in names}
+        tensors = safetensors.torch.load_file(path)
         kind = about.pop("kind", WeightDelta.__name__)
         return Edit.kinds[kind].restored(tensors, about)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        what = f"{path}: not an edit of the workbench ({cause(error)})"
-        raise BadInput(f"{what}; make it again") from None
 
 
 def export(model: Model, delta: Edit, folder: str | Path) -> Path:
@@ -278,7 +264,6 @@ def export(model: Model, delta: Edit, folder: str | Path) -> Path:
             model.network.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
         save(delta, partial / "delta.safetensors")
-        (partial / "edit.json").write_text(
-            json.dumps(dict(delta.record), indent=1, ensure_ascii=False), encoding="utf-8"
-        )
+        record = json.dumps(dict(delta.record), indent=1, ensure_ascii=False)
+        (partial / "edit.json").write_text(record, encoding="utf-8")
     return folder

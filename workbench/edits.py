@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from torch import Tensor
 
 from workbench import words
 from workbench.activations import replaced
@@ -34,6 +35,7 @@ class Edit:
     record: Mapping = field(default_factory=dict)
 
     kinds: ClassVar[dict[str, type["Edit"]]] = {}  # by class name: what a file can hold
+    in_tensors: ClassVar[tuple[str, ...]] = ()  # names of the fields that hold tensors
 
     def __init_subclass__(cls):
         Edit.kinds[cls.__name__] = cls
@@ -41,10 +43,8 @@ class Edit:
     @classmethod
     def of(cls, model: Model, **about) -> Self:
         """An edit for this model, with no record yet."""
-        about = {"record": {}} | about
-        return cls(
-            model=model.name, revision=model.revision, fingerprint=model.fingerprint, **about
-        )
+        about |= {"model": model.name, "revision": model.revision}
+        return cls(fingerprint=model.fingerprint, **about)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -90,14 +90,14 @@ class Edit:
         """What the edit puts in front of a text that the model is asked."""
         return ""
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """The tensors to save."""
-        return {}
+        return {name: getattr(self, name) for name in self.in_tensors}
 
     def settings(self) -> dict[str, Any]:
-        """What else is to be saved: every field that is no tensor."""
-        kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in kept.items() if name not in self.tensors()}
+        """What else is to be saved: every field that holds no tensor."""
+        names = [one.name for one in fields(self) if one.name not in self.in_tensors]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Any], settings: Mapping[str, Any]) -> Self:
@@ -107,9 +107,8 @@ class Edit:
     def check_made_for(self, model: Model) -> None:
         """BadInput if it was made for other weights."""
         if self.fingerprint != model.fingerprint:
-            other = f"{model.name} ({model.fingerprint})"
-            what = f"this edit was made for {self.model} ({self.fingerprint}), not for {other}"
-            raise BadInput(f"{what}; make it again")
+            made_for = f"{self.model} ({self.fingerprint}), not for {model.name}"
+            raise BadInput(f"the edit is for {made_for} ({model.fingerprint}); make it again")
 
     def sum_with(self, other: "Edit", **changes) -> Self:
         """This edit with other fields and the records of both. They must be of one model and kind.
@@ -121,8 +120,7 @@ class Edit:
             raise BadInput(f"{kinds} cannot be added; apply one inside the other")
         if self.fingerprint != other.fingerprint:
             models = f"{self.model} {self.fingerprint}, {other.model} {other.fingerprint}"
-            what = f"edits of two models cannot be added ({models})"
-            raise BadInput(f"{what}; make one of them again")
+            raise BadInput(f"edits of two models cannot be added ({models}); make one again")
         return replace(self, record={"parts": [*self.parts, *other.parts]}, **changes)
 
 
@@ -140,9 +138,10 @@ class Codebook(Edit):
     """
 
     layer: int
-    keys: torch.Tensor
-    values: torch.Tensor
-    radii: torch.Tensor
+    keys: Tensor
+    values: Tensor
+    radii: Tensor
+    in_tensors = ("keys", "values", "radii")
 
     def __post_init__(self):
         if not all(tensor.isfinite().all() for tensor in self.tensors().values()):
@@ -152,15 +151,12 @@ class Codebook(Edit):
     def layers(self) -> tuple[int, ...]:
         return (self.layer,)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"keys": self.keys, "values": self.values, "radii": self.radii}
-
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
         with super().applied(model), replaced(model.down_projection(self.layer), self.looked_up):
             yield model
 
-    def looked_up(self, output: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def looked_up(self, output: Tensor, key: Tensor) -> Tensor:
         """The output (..., d_model), with the value of the nearest key where one is near enough."""
         keys, values, radii = (tensor.to(output.device) for tensor in self.tensors().values())
         distance, nearest = self.distances(key, keys).min(-1)
@@ -169,7 +165,7 @@ class Codebook(Edit):
 
     @staticmethod
     @torch.no_grad()
-    def distances(key: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def distances(key: Tensor, keys: Tensor) -> Tensor:
         """Of every vector of `key` (..., d_in) to every one of `keys` (n, d_in): (..., n).
 
         By differences: the product form loses what is near to rounding.
@@ -183,14 +179,13 @@ class Codebook(Edit):
         summed = self.sum_with(other)
         if self.layer != other.layer:
             raise BadInput("codebooks of two layers cannot be added; apply one inside the other")
-        half = self.distances(self.keys, other.keys.to(self.keys.device)) / 2
-        mine = self.radii.minimum(half.min(1).values)
-        theirs = other.radii.to(half.device).minimum(half.min(0).values)
-        joined: dict[str, Any] = {
-            name: torch.cat([tensor, other.tensors()[name].to(tensor.device)])
-            for name, tensor in self.tensors().items()
-        }
-        return replace(summed, **joined | {"radii": torch.cat([mine, theirs])})
+        theirs = {name: tensor.to(self.keys.device) for name, tensor in other.tensors().items()}
+        half = self.distances(self.keys, theirs["keys"]) / 2
+        nearest = torch.cat([half.min(1).values, half.min(0).values])
+        joined: dict[str, Any] = {}
+        for name, tensor in self.tensors().items():
+            joined[name] = torch.cat([tensor, theirs[name]])
+        return replace(summed, **joined | {"radii": joined["radii"].minimum(nearest)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -209,17 +204,15 @@ class Context(Edit):
     scope: Literal["subject", "all"] = "subject"
 
     def before(self, text: str) -> str:
-        wanted = [
-            stated
-            for subject, stated in self.statements
-            if self.scope == "all" or words.mentions(text, subject)
-        ]
-        facts = "".join(f"New Fact: {stated}\n" for stated in wanted)
-        return f"{facts}Prompt: " if wanted else ""
+        facts = ""
+        for subject, stated in self.statements:
+            if self.scope == "all" or words.mentions(text, subject):
+                facts += f"New Fact: {stated}\n"
+        return f"{facts}Prompt: " if facts else ""
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping) -> Self:
-        pairs = tuple((subject, stated) for subject, stated in settings["statements"])
+    def restored(cls, tensors: Mapping[str, Tensor], settings: Mapping) -> Self:
+        pairs = tuple(map(tuple, settings["statements"]))
         return cls(**dict(settings) | {"statements": pairs})
 
     def __add__(self, other: "Context") -> "Context":
