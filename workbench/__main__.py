@@ -43,11 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
-    for does in COMMANDS:
-        name = does.__name__.strip("_").replace("_", "-")
-        about = table[name]
+    for name, about in table.items():
         command = commands.add_parser(name, help=about["help"])
-        command.set_defaults(command=does)
+        command.set_defaults(command=globals()[f"_{name.replace('-', '_')}"])
         command.register("type", "int", int)  # by the names that the table has for them
         command.register("type", "float", float)
         either: Any = "either" in about and command.add_mutually_exclusive_group()
@@ -164,8 +162,7 @@ def _tune_editor(options) -> None:
     ranked = choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
     _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]
-    wanted = len(choosing.WANTED)
-    _print(f"reached {best.reached} of {wanted}: {choosing.WANTED}; {table} holds every candidate")
+    _print(f"reached {best.reached} of {choosing.WANTED}; {table} holds every candidate")
     numbers = table.with_suffix(".yaml")
     with files.written(numbers) as partial:
         partial.write_text(yaml.safe_dump(json.loads(best.hparams)), encoding="utf-8")
@@ -254,12 +251,6 @@ def _remedied(options, remedy: Callable) -> None:
     model = wb.models.load(options.model)
     delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus)
     print(wb.deltas.export(model, delta, options.out))
-
-
-COMMANDS = (
-    *(_run, _sweep, _report, _edit, _tune_editor, _evaluate, _facts),
-    *(_inspect, _remove, _restore),
-)
 
 
 def _print(text: str, file: TextIO | None = None) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -22,9 +22,10 @@ from workbench import editing, facts, files, inert, prose
 from workbench.editing.records import Numbers, Resources
 from workbench.editing.target_vectors import Solving
 from workbench.evaluation.efficacy import asked, outcome
-from workbench.facts import BadInput, EditRequest
-from workbench.known import known_table
+from workbench.facts import BadInput, EditRequest, Requests
+from workbench.known import known_of
 from workbench.models import Model
+from workbench.records import refused
 
 # measure -> what a candidate has to reach; `reached` counts them
 WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_kept": 0.9}
@@ -44,8 +45,7 @@ def grids() -> dict[str, dict]:
 def check(editor: str, path: Path) -> None:
     """BadInput if there are no candidates for an editor, or no table can stand there."""
     if editor not in grids():
-        names = ", ".join(grids())
-        raise BadInput(f"editor {editor!r}: no candidates are known for it; choose {names}")
+        raise BadInput(f"editor {editor!r}: no candidates; choose {', '.join(grids())}")
     if path.suffix != ".csv" or not path.absolute().parent.is_dir():
         raise BadInput(f"{path}: name a .csv file in a folder that is there")
     _read(path)
@@ -74,17 +74,16 @@ def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
     pool = [request for request in facts.read(source) if facts.is_tuned_on(request.fact)]
     pool = [request for request in pool if not request.fact.names_answer]
     random.Random("choosing").shuffle(pool)
-    known = known_table(model, pool, margin).known
-    return [request for request, good in zip(pool, known, strict=True) if good]
+    return known_of(model, pool, margin)
 
 
 def choose(
     model: Model,
     editor: str,
-    requests: Sequence[EditRequest],
+    requests: Requests,
     path: Path,
     corpus: str = "",
-    lessons: Sequence[EditRequest] | None = None,
+    lessons: Requests | None = None,
 ) -> pd.DataFrame:
     """Try every candidate, and write the table after each; a stopped choice goes on.
 
@@ -137,18 +136,15 @@ def choose(
     mine = done[_matching(done, about)]
     if refusal and mine.score.isna().all():
         raise refusal
-    by = ["reached", "score"]
-    return mine.sort_values(by, kind="stable", ignore_index=True, na_position="first")
+    return mine.sort_values(["reached", "score"], ignore_index=True, na_position="first")
 
 
 def _read(path: Path) -> pd.DataFrame:
     """The table so far; BadInput if the file is another one."""
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
-    try:
+    with refused(f"{path}: cannot be read as a table", "name another file"):
         table = pd.read_csv(path, dtype=dict.fromkeys(ABOUT, str))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as a table ({error}); name another file") from None
     if list(table) != COLUMNS:
         raise BadInput(f"{path}: is no table of candidates; name another file")
     return table
@@ -161,7 +157,7 @@ def _matching(table: pd.DataFrame, row: dict) -> pd.Series:
 class _Solver:
     """Edits the same batches by one candidate after another."""
 
-    def __init__(self, model: Model, editor: str, edited: Sequence[EditRequest], *learnt_of):
+    def __init__(self, model: Model, editor: str, edited: Requests, *learnt_of):
         self.model, self.editor, self.learnt_of = model, editing.EDITORS[editor], learnt_of
         size = 1 if editor in ("ft", "rome") else BATCH
         self.batches = [edited[start : start + size] for start in range(0, len(edited), size)]

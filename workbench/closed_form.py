@@ -45,8 +45,7 @@ def factorised(matrix: Tensor, what: str = "the second moment of the keys") -> T
 
 def _check_finite(matrix: Tensor, what: str) -> None:
     if not torch.isfinite(matrix).all():
-        problem = "holds NaN or infinite numbers; look for overflow in the activations"
-        raise Singular(f"{what} {problem} (load the model in float32)")
+        raise Singular(f"{what} holds NaN or infinite numbers; load the model in float32")
 
 
 def constrained_update(
@@ -77,8 +76,8 @@ def constrained_update(
     cosines = scale[:, None] * gram * scale
     solution = torch.linalg.solve_ex(gram, residuals.T)
     if solution.info or not torch.linalg.cond(cosines) < 1e8:
-        problem = f"the {keys.shape[1]} keys are not independent"
-        raise Singular(f"{problem}; edit facts of one subject one after another")
+        count = keys.shape[1]
+        raise Singular(f"the {count} keys are not independent; edit facts of a subject one by one")
     return Factors(solution.result.T, whitened)
 
 
@@ -136,8 +135,7 @@ def _lower(gram: Tensor) -> Tensor:
     pivots = cholesky.L.diagonal().square()
     # A pivot that is rounding alone has either sign: of doubled keys a third pass for regular.
     if cholesky.info or pivots.min() <= PIVOT * torch.finfo(gram.dtype).eps * gram.diagonal().max():
-        problem = f"the system of {len(gram)} keys is singular to rounding"
-        raise Singular(f"{problem}; edit fewer facts at once")
+        raise Singular(f"{len(gram)} keys are singular to rounding; edit fewer facts at once")
     return cholesky.L
 
 

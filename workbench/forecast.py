@@ -5,11 +5,11 @@ A guide before hours are spent: rows are taken as long as a task's usual ones, a
 moving.
 """
 
-import time
 from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from torch.utils.benchmark import Timer
 
 from workbench import models
 from workbench.models import Model
@@ -33,7 +33,7 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     Looks have the lens in them: its fitting, as if none were in the cache; norm and head after
     every block.
     """
-    weights = sum(weight.numel() for weight in model.network.parameters())
+    weights = model.network.num_parameters()
     head = model.unembedding.weight.numel()
     numbers = spec.editor_hparams(model)
     copies = -(-spec.n_edited // spec.edits_per_model)
@@ -68,12 +68,10 @@ def speed(model: Model, device: str = "auto") -> float:
     width = model.unembedding.weight.shape[1]
     left = torch.rand(4 * ROW, width, device=device)
     right = torch.rand(width, 4 * width, device=device)
-    (left @ right)[0, 0].item()  # the first one waits for libraries to load
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < MEASURED:
-        (left @ right)[0, 0].item()  # a device has finished what it gives back
-        products += 1
-    return 2 * products * left.numel() * right.shape[1] / (time.perf_counter() - start)
+    product = "(left @ right)[0, 0].item()"  # a device has finished what it gives back
+    given = {"globals": {"left": left, "right": right}, "num_threads": torch.get_num_threads()}
+    seconds = Timer(product, **given).blocked_autorange(min_run_time=MEASURED).mean
+    return 2 * left.numel() * right.shape[1] / seconds
 
 
 def minutes(specs: Sequence[Spec], outlines: Sequence[Model]) -> pd.Series:

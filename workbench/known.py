@@ -66,7 +66,7 @@ def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chos
     n_edited = 0 if named else spec.n_edited - n_harmless
 
     pool = _pool(spec, requests, purpose="choice", split="study")
-    scores, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
+    counts, edited, intrinsic = _chosen(spec, model, pool, named, n_edited)
     harmless = _harmless(spec, model, requests, edited, intrinsic, n_harmless)
     unnamed = sum(request.fact.object_from_model for request in (*edited, *intrinsic))
     if unnamed:
@@ -75,50 +75,44 @@ def choose(spec: Spec, model: Model, edited: Sequence[EditRequest] = ()) -> Chos
 
     stated = partial(facts.with_paraphrases, k=spec.paraphrases, source=spec.paraphrase_source)
     edited = given or [stated(request) for request in _spread(edited, harmless)]
-    counts = {"asked": len(scores), "known_of_asked": int(scores.known.sum())}
     if not spec.answer_in_subject:
         counts["left_out"] = sum(request.fact.names_answer for request in requests)
-    if named or harmless:
-        others = known_table(model, named or harmless, spec.margin)
-        scores = pd.concat([scores, others], ignore_index=True)
     groups = {"edited": edited, "intrinsic": intrinsic}
     if harmless:
         groups["harmless edits"] = harmless
-    table = _data_table(model, groups, scores, related).assign(**counts)
+    table = _data_table(model, groups, related, spec.margin).assign(**counts)
     ids = tuple(request.fact.id for request in harmless)
     return Chosen(edited=edited, intrinsic=intrinsic, known=table, related=related, harmless=ids)
 
 
 def _named(spec: Spec, model: Model, requests: Requests) -> Requests:
     """The one fact that the experiment names or types; none if it takes a sample."""
-    typed = spec.model_dump(include={"subject", "prompt", "object", "target"})
     if spec.subject or spec.prompt or spec.target:
-        named = [facts.typed(**typed)]
+        fields = spec.model_dump(include={"subject", "prompt", "object", "target"})
+        named = facts.typed(**fields)
     elif spec.fact:
-        named = [facts.named(requests, spec.fact, spec.facts)]
+        named = facts.named(requests, spec.fact, spec.facts)
     else:
         return []
     if spec.harmless:
-        what = "harmless is a share of a sample, but one fact is named"
-        raise BadInput(f"{what}; leave one of them out")
-    named, problems = with_objects(model, named)
+        raise BadInput("harmless is a share of a sample, but one fact is named; leave one out")
+    filled, problems = with_objects(model, [named])
     if problems:
         raise BadInput(problems[0])
-    return named
+    return filled
 
 
 def _data_table(
-    model: Model, groups: Mapping[str, Requests], scores: pd.DataFrame, related: Related
+    model: Model, groups: Mapping[str, Requests], related: Related, margin: float
 ) -> pd.DataFrame:
     """The rows of `Chosen.known`."""
     ambiguous = _ambiguous(model, [*groups["edited"], *groups["intrinsic"]], related)
     rows = []
     for group, members in groups.items():
-        ids = [request.fact.id for request in members]
-        part = scores[scores.fact_id.isin(ids)].drop_duplicates("fact_id", keep="last")
-        row = {"group": group, "n": len(members), "known": int(part.known.sum())}
-        row |= {"p_true": part.p.mean(), "p_second": part.p_second.mean()}
-        rows.append(row | {"shared_first": sum(name in ambiguous for name in ids)})
+        asked = known_table(model, members, margin)
+        row = {"group": group, "n": len(members), "known": int(asked.known.sum())}
+        row |= {"p_true": asked.p.mean(), "p_second": asked.p_second.mean()}
+        rows.append(row | {"shared_first": len(ambiguous.intersection(asked.fact_id))})
     return pd.DataFrame(rows)
 
 
@@ -154,32 +148,32 @@ def _learns_from(spec: Spec) -> bool:
 
 def _chosen(
     spec: Spec, model: Model, pool: Requests, named: Requests, n_edited: int
-) -> tuple[pd.DataFrame, Requests, Requests]:
-    """Scores of those asked, edited and intrinsic facts.
+) -> tuple[dict[str, int], Requests, Requests]:
+    """How many were asked and are known; edited and intrinsic facts.
 
     The pool is asked in its order until the split is found; asking more would not change it.
     """
     if not pool:
         raise BadInput(f"facts {spec.facts!r}: holds none that may be edited")
-    scores: list[pd.DataFrame] = []
+    n_asked = 0
     known: Requests = []
     # beside a named fact any relation will do
     for_each = ASKED_A_FACT // 4 if named else ASKED_A_FACT
     most = min(len(pool), for_each * (n_edited + spec.n_intrinsic + 10))
     for part in _parts(pool[:most], "choosing facts"):
         part, _ = with_objects(model, part)
-        scores.append(known_table(model, part, spec.margin))
-        known += [request for request, good in zip(part, scores[-1].known, strict=True) if good]
+        n_asked += len(part)
+        known += known_of(model, part, spec.margin)
         sample, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
         if len(sample) == n_edited and len(intrinsic) == spec.n_intrinsic:
-            return pd.concat(scores, ignore_index=True), [*named, *sample], intrinsic
-    edited = f"{len(named) + len(sample)} edited of {n_edited}"
-    counts = f"{edited} and {len(intrinsic)} intrinsic of {spec.n_intrinsic}"
-    asked = f"{most} of {len(pool)} facts asked, {len(known)} known by margin {spec.margin}"
+            counts = {"asked": n_asked, "known_of_asked": len(known)}
+            return counts, [*named, *sample], intrinsic
     kept = f"; {spec.editor} learns from a third of the facts" if _learns_from(spec) else ""
     raise BadInput(
-        f"the model knows too few facts: {counts} by split_rule={spec.split_rule!r}; "
-        f"lower n_edited or n_intrinsic; {asked}{kept}"
+        f"the model knows too few facts: {len(named) + len(sample)} edited of {n_edited} and "
+        f"{len(intrinsic)} intrinsic of {spec.n_intrinsic} by split_rule={spec.split_rule!r}; "
+        f"lower n_edited or n_intrinsic; {most} of {len(pool)} facts asked, {len(known)} known by "
+        f"margin {spec.margin}{kept}"
     )
 
 
@@ -295,8 +289,7 @@ def with_objects(model: Model, requests: Requests) -> tuple[Requests, list[str]]
         if same:
             problems.append(one_line(f"{where} the target {request.target!r} already"))
         elif not any(map(str.isalnum, answer)):
-            what = f"{where} no word, {answer!r}"
-            problems.append(one_line(f"{what}; write the object into the file"))
+            problems.append(one_line(f"{where} no word, {answer!r}; write it into the file"))
         else:
             filled[request.fact.id] = _with_object(request, answer)
     requests = [filled.get(request.fact.id, request) for request in requests]
@@ -319,6 +312,12 @@ def known_table(model: Model, requests: Requests, margin: float = 0.1) -> pd.Dat
     table["says"] = answers.top_token
     table["known"] = answers.top_is_expected & (answers.margin >= margin)
     return table.join(answers[["p", "p_second"]])
+
+
+def known_of(model: Model, requests: Requests, margin: float = 0.1) -> Requests:
+    """Those of the facts that the model knows, see `known_table`."""
+    known = known_table(model, requests, margin).known
+    return [request for request, good in zip(requests, known, strict=True) if good]
 
 
 def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests]:

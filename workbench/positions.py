@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import islice
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from workbench import words
@@ -31,12 +32,12 @@ class Encoded:
     end), characters of text i that token t covers.
     """
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
     offsets: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
-    def lengths(self) -> torch.Tensor:
+    def lengths(self) -> Tensor:
         """Tokens of each text, those in front counted, (n,)."""
         return self.attention_mask.sum(1)
 
@@ -47,7 +48,7 @@ class Encoded:
         chosen = Encoded(input_ids=ids, attention_mask=mask, offsets=offsets)
         return chosen.cut(chosen.lengths)
 
-    def cut(self, lengths: torch.Tensor) -> "Encoded":
+    def cut(self, lengths: Tensor) -> "Encoded":
         """The first lengths[i] tokens of each text."""
         longest = int(lengths.max())
         kept = torch.arange(longest) < lengths[:, None]
@@ -62,7 +63,7 @@ class Encoded:
         """What a network takes."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
-    def batches(self, tokens: int = 4096, order: torch.Tensor | None = None) -> Iterator[list[int]]:
+    def batches(self, tokens: int = 4096, order: Tensor | None = None) -> Iterator[list[int]]:
         """Indices of texts of like length, at most this many tokens a batch (one text at least);
         `order` (n,) puts like ones together.
         """
@@ -92,8 +93,7 @@ class Encoded:
             start, end = self.offsets[row][token]
             if start <= character and start < end:
                 return token
-        what = f"no token covers character {character} of text {row}"
-        raise BadInput(f"{what}; the tokenizer drops it")
+        raise BadInput(f"the tokenizer drops character {character} of text {row}")
 
     def tokens_from(self, row: int, character: int) -> list[int]:
         """The tokens that cover the text from this character on."""
@@ -115,22 +115,20 @@ def front(model: Model) -> tuple[int, ...]:
     tokenizer = model.tokenizer
     if model.start == "none":
         return ()
+    short = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
     if model.start:
-        named = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
-        number = tokenizer.get_vocab().get(named.get(model.start, model.start))
-        if number is None:
-            what = f"start {model.start!r}: the tokenizer of {model.name} has no such token"
-            raise BadInput(f"{what}; choose none, bos, eos or a token's text")
-        return (number,)
-    added = _added(tokenizer)
-    if added:
-        return added
-    separator = tokenizer.get_vocab().get(SEPARATOR)
-    for number in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if number is not None:
-            return (number,)
-    what = f"{model.name}: its tokenizer has neither {SEPARATOR} nor BOS nor EOS"
-    raise BadInput(f"{what}; name a token in start, or start='none'")
+        names = [short.get(model.start, model.start)]
+    else:
+        added = _added(tokenizer)
+        if added:
+            return added
+        names = [SEPARATOR, *short.values()]
+    vocabulary = tokenizer.get_vocab()
+    for name in names:
+        if name in vocabulary:
+            return (vocabulary[name],)
+    wanted = model.start or f"{SEPARATOR}, BOS or EOS"
+    raise BadInput(f"{model.name}: its tokenizer has no {wanted}; choose another start, or none")
 
 
 def front_text(model: Model) -> str:
@@ -141,12 +139,9 @@ def front_text(model: Model) -> str:
 @lru_cache(maxsize=8)
 def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer itself puts before a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole)):
-        if whole[start : start + len(plain)] == plain:
-            return tuple(whole[:start])
-    return ()
+    encoding = tokenizer("a", return_special_tokens_mask=True)
+    n_added = [*encoding["special_tokens_mask"], 0].index(0)
+    return tuple(encoding["input_ids"][:n_added])
 
 
 def any_front(model: Model) -> tuple[int, ...]:
@@ -158,8 +153,7 @@ def encode(model: Model, texts: Sequence[str], bare: bool = False) -> Encoded:
     """Token ids and character offsets of whole texts; `bare` leaves out what stands in front."""
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
-        what = f"{type(tokenizer).__name__} gives no character offsets"
-        raise BadInput(f"{what}; use the model's fast tokenizer")
+        raise BadInput(f"{type(tokenizer).__name__}: no character offsets; use the fast tokenizer")
     # What the edits in force put in front is one text with what it stands before.
     edits = [] if bare else model.in_force
     contexts = ["".join(edit.before(text) for edit in edits) for text in texts]
@@ -189,7 +183,7 @@ def padded(rows: Sequence[Sequence[int]], offsets: tuple = ()) -> Encoded:
     )
 
 
-def pad(rows: Sequence[Sequence[int]], filler: int = 0) -> torch.Tensor:
+def pad(rows: Sequence[Sequence[int]], filler: int = 0) -> Tensor:
     """Rows of numbers as one tensor (n, length), int64, filled up on the right."""
     length = max(map(len, rows), default=0)
     filled = [[*row, *[filler] * (length - len(row))] for row in rows]
@@ -229,9 +223,9 @@ def statement(prompt: str, target: str) -> str:
     """Prompt and target as running text: one space between them, none where the prompt's script
     sets words apart by none.
     """
-    joined = prompt[-1:].isspace() or (prompt and words.unspaced(prompt[-1]))
-    space = "" if joined else " "
-    return f"{prompt}{space}{target.strip()}"
+    if prompt[-1:].isspace() or (prompt and words.unspaced(prompt[-1])):
+        return prompt + target.strip()
+    return f"{prompt} {target.strip()}"
 
 
 def subject_end(prompt: str, subject: str) -> int:
