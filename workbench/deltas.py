@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workbench import files, runs
 from workbench.edits import Edit
 from workbench.models import Model
-from workbench.records import BadInput, refused
+from workbench.records import BadInput, cause
 
 HOOKS = ("_hooks", "_hooks_with_kwargs")  # how the names of a module's tables of hooks end
 
@@ -243,12 +243,14 @@ def save(edit: Edit, path: str | Path) -> Path:
 
 def load(path: str | Path) -> Edit:
     """An edit that `save` wrote."""
-    with refused(f"{path}: not an edit of the workbench", "make it again"):
+    try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["workbench"])
         tensors = safetensors.torch.load_file(path)
         kind = about.pop("kind", WeightDelta.__name__)
         return Edit.kinds[kind].restored(tensors, about)
+    except Exception as error:  # also what a change refuses, which names no file
+        raise BadInput(f"{path}: not an edit ({cause(error)}); make it again") from None
 
 
 def export(model: Model, delta: Edit, folder: str | Path) -> Path:
