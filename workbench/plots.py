@@ -55,7 +55,7 @@ NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anyth
 SHARES = "share of prompts (flattery: a difference)"
 UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
-UNITS |= {"recovery": "steps", "tracing": "probability"}
+UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; share"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 TRACED = {  # kind of subject -> colour and marker
     "not edited": ("0.7", "."),
@@ -481,11 +481,11 @@ def traces(subjects: pd.DataFrame, edited: Requests, retained: Sequence[bool]) -
 
 def measured_over_steps(run: Run) -> Drawing:
     """What a run's measures said at each look, a panel a measure and a line a quantity; bands: 95 %
-    intervals over facts. Magnitudes, which say it once more, are left to the table.
+    intervals over facts. Magnitudes, which say it once more, and ranks are left to the table.
     """
     if run.measured.empty:
         return _nothing("this run's Spec names no measures")
-    table = run.measured[~run.measured.quantity.str.endswith("_magnitude")]
+    table = run.measured[~run.measured.quantity.str.contains("_magnitude$|^rank$")]
     data = _mean_by(table, ["measure", "quantity", "step", "fact_id"], ["value"])  # over models
     data["quantity"] = data.quantity.str.replace("_", " ")
     steps = sorted(data.step.unique())
@@ -650,3 +650,38 @@ def _legend_beside(axes: Axes, title: str | None = None) -> None:
     handles, names = axes.get_legend_handles_labels()
     place: dict = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
     axes.legend(handles, map(_wrapped, names), title=title, **place)
+
+
+def traces_over_time(run: Run) -> Drawing:
+    """Erased or hidden: each edit that took, from step 0 (circles) to the end of the tuning, by how
+    much of it stands in the weights and by the probability of its new answer. Lines that fall are
+    edits that are hidden; lines that go to the left as well, erased.
+    """
+    if "trace" not in run.spec.get("measures", ()):
+        return _nothing("this run's Spec does not name the measure trace")
+    probes = runs.watched(run.probes.query("group == 'edited' and step >= 0"))
+    data = probes.merge(run.table("trace"), on=["edited_model", "step", "fact_id"])
+    data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
+    fact = ["edited_model", "fact_id"]
+    is_kept = runs.as_bool(data.sort_values("step").groupby(fact).retained.transform("last"))
+    data["kind"] = is_kept.map(dict(zip((False, True), list(TRACED)[1:], strict=True)))
+    figure, every = _axes(3.6, 3.6, 3.6)
+    labels = {"share": "share of the edit's shift that stands", "trace": "trace: -log10 p"}
+    for axes, (x, label) in zip(every, labels.items(), strict=True):
+        for kind, part in data.groupby("kind"):
+            colour, marker = TRACED[kind]
+            wide = part.pivot(index="step", columns=fact, values=[x, "p_answer"]).ffill()
+            across, up = wide[x].to_numpy(), wide.p_answer.to_numpy()  # (looks, facts)
+            axes.plot(across, up, color=colour, lw=1, alpha=0.6)
+            axes.plot(across[0], up[0], "o", color=colour, mfc="white")
+            axes.plot(across[-1], up[-1], marker, color=colour, label=f"{kind} ({up.shape[1]})")
+        axes.set(xlabel=label, ylim=SHARE, ylabel="probability of the new answer")
+        axes.set_xlim(min(0, data[x].min()), 1.05 * data[x].max())
+    _legend_beside(every[-1], f"hollow: the edit\nfull: step {data.step.max()}")
+    ends = data.sort_values("step").groupby(fact).tail(1)
+    lost = ends[ends.kind == list(TRACED)[1]]
+    summary = f"after {data.step.max()} steps {len(lost)} of {len(ends)} edits are no longer said; "
+    summary += f"of their shift stands {lost.share.mean():.2f}, of the others' "
+    summary += f"{ends.share.drop(lost.index).mean():.2f}"
+    columns = [*fact, "step", "share", "rank", "p", "trace", "p_answer", "kind"]
+    return Drawing(figure=figure, data=data[columns], summary=summary)
