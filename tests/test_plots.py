@@ -745,6 +745,7 @@ def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
     ids = list("abc")
     table = pd.DataFrame({"fact_id": ids * 2, "step": [0] * 3 + [20] * 3, "edited_model": 0})
     trace = table.assign(rank=1.0, p=[1e-9] * 5 + [1e-2], share=[1.0] * 3 + [0.9, 0.8, 0.1])
+    trace["reach"] = trace.share / 2
     run = synthetic(tmp_path, 1.0, measured={"trace": trace}, editor="ft", task="text", seed=0)
     probes = table.assign(
         group="edited", took=[True, True, False] * 2, p_answer=[0.9] * 3 + [0.7] * 3
@@ -754,7 +755,7 @@ def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
     drawing = plots.traces_over_time(run)
     assert set(drawing.data.fact_id) == {"a", "b"}  # the third edit did not take
     hidden, shown = "edited, no longer said", "edited, still said"
-    left, right = drawing.figure.axes
+    right, left, _ = drawing.figure.axes
     ends = {line.get_label(): line.get_xdata().tolist() for line in left.lines}
     assert ends[f"{hidden} (1)"] == [0.8]
     assert ends[f"{shown} (1)"] == [0.9]
@@ -762,7 +763,7 @@ def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
     assert ends[f"{shown} (1)"] == [[pytest.approx(9), 0.7]]
     assert drawing.summary == (
         "after 20 steps 1 of 2 edits are no longer said; "
-        "of their shift stands 0.80, of the others' 0.90"
+        "of their shift stands 0.80 and 0.40 is reached"
     )
 
 

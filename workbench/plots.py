@@ -55,7 +55,7 @@ NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anyth
 SHARES = "share of prompts (flattery: a difference)"
 UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
-UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; share"}
+UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 TRACED = {  # kind of subject -> colour and marker
     "not edited": ("0.7", "."),
@@ -655,7 +655,7 @@ def _legend_beside(axes: Axes, title: str | None = None) -> None:
 def traces_over_time(run: Run) -> Drawing:
     """Erased or hidden: each edit that took, from step 0 (circles) to the end of the tuning, by how
     much of it stands in the weights and by the probability of its new answer. Lines that fall are
-    edits that are hidden; lines that go to the left as well, erased.
+    edits that are hidden; lines that go to the left as well, erased (see `traces.trace`).
     """
     if "trace" not in run.spec.get("measures", ()):
         return _nothing("this run's Spec does not name the measure trace")
@@ -665,8 +665,9 @@ def traces_over_time(run: Run) -> Drawing:
     fact = ["edited_model", "fact_id"]
     is_kept = runs.as_bool(data.sort_values("step").groupby(fact).retained.transform("last"))
     data["kind"] = is_kept.map(dict(zip((False, True), list(TRACED)[1:], strict=True)))
-    figure, every = _axes(3.6, 3.6, 3.6)
-    labels = {"share": "share of the edit's shift that stands", "trace": "trace: -log10 p"}
+    figure, every = _axes(3.6, 3.2, 3.2, 3.2)
+    labels = {"trace": "trace: -log10 p", "share": "share of the edit's shift that stands"}
+    labels["reach"] = "share that the subject's key still reaches"
     for axes, (x, label) in zip(every, labels.items(), strict=True):
         for kind, part in data.groupby("kind"):
             colour, marker = TRACED[kind]
@@ -681,7 +682,8 @@ def traces_over_time(run: Run) -> Drawing:
     ends = data.sort_values("step").groupby(fact).tail(1)
     lost = ends[ends.kind == list(TRACED)[1]]
     summary = f"after {data.step.max()} steps {len(lost)} of {len(ends)} edits are no longer said; "
-    summary += f"of their shift stands {lost.share.mean():.2f}, of the others' "
-    summary += f"{ends.share.drop(lost.index).mean():.2f}"
-    columns = [*fact, "step", "share", "rank", "p", "trace", "p_answer", "kind"]
+    summary += (
+        f"of their shift stands {lost.share.mean():.2f} and {lost.reach.mean():.2f} is reached"
+    )
+    columns = [*fact, "step", *labels, "rank", "p", "p_answer", "kind"]
     return Drawing(figure=figure, data=data[columns], summary=summary)

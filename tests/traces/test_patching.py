@@ -85,7 +85,7 @@ def test_the_parts_are_all_weights_once(tiny):
     parts = patching.parts(tiny, [1])
     names = [name for name, _ in tiny.network.named_parameters()]
     kinds = [parts[kind, -1] for kind in ("attention", "mlps", "norms", "embeddings")]
-    assert sorted(sum(kinds, [])) == sorted(names)
+    assert sorted(name for kind in kinds for name in kind) == sorted(names)
     assert parts["edited matrices", -1] == [f"{tiny.down_projection_name(1)}.weight"]
     inside = [name for layer in range(3) for name in parts["block", layer]]
     assert inside == [name for name in names if name.startswith(f"{tiny.architecture.blocks}.")]

@@ -24,7 +24,7 @@ def worlds_text(monkeypatch):
 
 
 def shown(before, model, requests):
-    table = trace.compare(before, trace.ask(model, requests)).set_index("fact_id")
+    table = trace.compare(before, trace.ask(model, before.requests)).set_index("fact_id")
     return table.loc[[request.fact.id for request in requests]]
 
 
@@ -44,6 +44,12 @@ def test_a_planted_edit_is_first_of_the_list_and_its_share_is_what_stands(plante
     table = shown(before, tuned, edited)
     assert set(table["rank"]) <= {1, 2}
     assert table.share.tolist() == pytest.approx([1, 1], abs=0.02)
+    # where the key does not move, what stands is reached; a key that is doubled is reached twice
+    assert table.reach.tolist() == pytest.approx([1, 1], abs=0.1)
+    after = trace.ask(tuned, edited)
+    after.keys = {layer: 2 * keys for layer, keys in before.keys.items()}
+    table = trace.compare(before, after)
+    assert table.reach.tolist() == pytest.approx((2 * table.share).tolist())
     (name,) = edit.changes
     change = edit.changes[name].matrix()
     with torch.no_grad():
@@ -94,10 +100,10 @@ def test_an_adapter_counts_as_merged_and_stays_beside(planted):
 def test_evaluate_and_a_table_of_the_run_take_it(planted):
     base, tuned, edited, edit = planted
     table = wb.evaluate(base, edited, edit, measures=["trace"])
-    assert set(table.quantity) == {"p", "rank", "share"}
+    assert set(table.quantity) == {"p", "rank", "share", "reach"}
     assert (table[table.quantity == "share"].after - 1).abs().max() < 1e-6
     before = trace.ask(base, edited)
-    assert len(tidy("trace", trace.compare(before, trace.ask(tuned, edited)))) == 6
+    assert len(tidy("trace", trace.compare(before, trace.ask(tuned, edited)))) == 8
 
 
 def test_an_edit_that_changes_no_weight_is_refused(tiny, requests, context, one_line):

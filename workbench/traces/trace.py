@@ -2,10 +2,11 @@
 
 p and rank: of the edited subject's trace in the difference D of the down-projections to those of
 the unedited model, among the subjects of the world or the plain facts (`inspect`'s rule; rank 1 is
-the least p, a subject that is not in the trace has p 1 and the last rank). share: of the edit's
-shift at the subject's key k that still stands, sum_l <D_l k_l, E_l k_l> / sum_l |E_l k_l|^2, with
-E the first D that is not 0, the edit's; 1 is all of it, 0 none. It is read at the same key, that of
-the unedited model. An adapter counts as merged. Keeps a copy of the unedited model while it looks.
+the least p, a subject that is not in the trace has p 1 and the last rank). share, reach: of the
+edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
+the blocks that were written: share at the key just after the edit, reach at the key that the model
+has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
+1; 0 is nothing. An adapter counts as merged. Keeps a copy of the unedited model while it looks.
 """
 
 import copy
@@ -21,16 +22,18 @@ from workbench.checkpoints import is_world
 from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
-from workbench.traces import known_of, of_subjects, scored, spectrum
+from workbench.traces import known_of, of_subjects, scored, spectrum, subjects
 
 
 @dataclass(kw_only=True)
 class Written:
-    """The down-projections (d_out, d_in) by block; of the unedited model also the model and, once
-    an edit is compared with it, the edit's change in the blocks that it wrote.
+    """By block the down-projections (d_out, d_in) and the edited subjects' keys (n, d_in). Of the
+    unedited model also the model and, once an edit is compared with it, the edit's change in the
+    blocks that it wrote, and the keys just after it.
     """
 
     weights: dict[int, Tensor]
+    keys: dict[int, Tensor]
     requests: Requests
     model: Model
     edit: dict[int, Tensor] = field(default_factory=dict)
@@ -50,9 +53,11 @@ class Written:
 
 def ask(model: Model, requests: Requests) -> Written:
     weights = {layer: _weight(model, layer) for layer in range(model.n_blocks)}
+    keys = subjects.keys_of(model, requests, [*weights])
+    at_subject = {layer: both[0] for layer, both in keys.items()}
     if not model.is_changed():
         model = replace(model, network=copy.deepcopy(model.network))
-    return Written(weights=weights, requests=requests, model=model)
+    return Written(weights=weights, keys=at_subject, requests=requests, model=model)
 
 
 @torch.no_grad()
@@ -69,7 +74,7 @@ def _weight(model: Model, layer: int) -> Tensor:
 
 
 def compare(before: Written, after: Written) -> pd.DataFrame:
-    """DataFrame[fact_id, p, rank, share], a row a request.
+    """DataFrame[fact_id, p, rank, share, reach], a row a request.
 
     Raises:
         BadInput: the edit changes no down-projection.
@@ -80,18 +85,21 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
         what = "measure trace: the edit changes no down-projection of the model"
         raise BadInput(f"{what}; choose an editor that does, or leave the measure out")
     parts = spectrum.outlying(changes, spectrum.table({"": changes}))
-    before.edit = before.edit or {layer: changes[layer] for layer in parts or changed}
+    if not before.edit:
+        before.edit = {layer: changes[layer].double() for layer in parts or changed}
+        before.keys = after.keys
     keys, seconds = before.known if before.edit else ({}, {})
     standing = {layer: part for layer, part in parts.items() if layer in keys}
     chances = of_subjects(scored(before.suspects, standing, keys, seconds))
     ranks = chances.rank(method="max")
-    overlap = total = torch.zeros(len(before.requests), dtype=torch.float64)
+    sums = torch.zeros(3, len(before.requests), dtype=torch.float64)
     for layer, edit in before.edit.items():
-        columns = keys[layer][0, : len(before.requests)].T  # (d_in, n), at the subjects
-        shift = edit.double() @ columns
-        overlap = overlap + (shift * (changes[layer].double() @ columns)).sum(0)
-        total = total + shift.square().sum(0)
+        shift = before.keys[layer] @ edit.T  # (n, d_out)
+        for total, looked_at in zip(sums, (before, after), strict=False):
+            total += (shift * (looked_at.keys[layer] @ changes[layer].double().T)).sum(1)
+        sums[2] += shift.square().sum(1)
     subject = [request.fact.subject.lower() for request in before.requests]
     table = pd.DataFrame({"fact_id": [request.fact.id for request in before.requests]})
     table = table.assign(p=chances[subject].to_numpy(), rank=ranks[subject].to_numpy())
-    return table.assign(share=(overlap / total.clamp(min=1e-30)).numpy())
+    shares = sums[:2] / sums[2].clamp(min=1e-30)
+    return table.assign(share=shares[0], reach=shares[1])
