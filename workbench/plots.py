@@ -666,8 +666,8 @@ def traces_over_time(run: Run) -> Drawing:
     is_kept = runs.as_bool(data.sort_values("step").groupby(fact).retained.transform("last"))
     data["kind"] = is_kept.map(dict(zip((False, True), list(TRACED)[1:], strict=True)))
     figure, every = _axes(3.6, 3.2, 3.2, 3.2)
-    labels = {"trace": "trace: -log10 p", "share": "share of the edit's shift that stands"}
-    labels["reach"] = "share that the subject's key still reaches"
+    labels = {"trace": "trace: -log10 p", "share": "share of the edit that stands"}
+    labels["reach"] = "share that is still reached"
     for axes, (x, label) in zip(every, labels.items(), strict=True):
         for kind, part in data.groupby("kind"):
             colour, marker = TRACED[kind]
@@ -676,8 +676,8 @@ def traces_over_time(run: Run) -> Drawing:
             axes.plot(across, up, color=colour, lw=1, alpha=0.6)
             axes.plot(across[0], up[0], "o", color=colour, mfc="white")
             axes.plot(across[-1], up[-1], marker, color=colour, label=f"{kind} ({up.shape[1]})")
-        axes.set(xlabel=label, ylim=SHARE, ylabel="probability of the new answer")
-        axes.set_xlim(min(0, data[x].min()), 1.05 * data[x].max())
+        axes.set(xlabel=label, ylim=SHARE, xlim=(min(0, data[x].min()), 1.05 * data[x].max()))
+    every[0].set_ylabel("probability of the new answer")
     _legend_beside(every[-1], f"hollow: the edit\nfull: step {data.step.max()}")
     ends = data.sort_values("step").groupby(fact).tail(1)
     lost = ends[ends.kind == list(TRACED)[1]]
