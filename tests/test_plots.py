@@ -755,12 +755,14 @@ def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
     drawing = plots.traces_over_time(run)
     assert set(drawing.data.fact_id) == {"a", "b"}  # the third edit did not take
     hidden, shown = "edited, no longer said", "edited, still said"
-    right, left, _ = drawing.figure.axes
-    ends = {line.get_label(): line.get_xdata().tolist() for line in left.lines}
-    assert ends[f"{hidden} (1)"] == [0.8]
-    assert ends[f"{shown} (1)"] == [0.9]
-    ends = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
-    assert ends[f"{shown} (1)"] == [[pytest.approx(9), 0.7]]
+    kinds = drawing.data.groupby("fact_id").kind.unique()
+    assert kinds.map(list).to_dict() == {"a": [shown], "b": [hidden]}
+    left, middle, right = drawing.figure.axes
+    for axes, ends in ((left, [9, 9]), (middle, [0.9, 0.8]), (right, [0.45, 0.4])):
+        assert [line.get_xdata()[-1] for line in axes.lines[:2]] == pytest.approx(ends)
+        assert axes.lines[2].get_ydata().tolist() == [0.9, 0.9]  # where they begin
+        drawn = sorted(map(tuple, axes.collections[0].get_offsets().tolist()))
+        assert drawn == [pytest.approx((end, 0.7)) for end in sorted(ends)]
     assert drawing.summary == (
         "after 20 steps 1 of 2 edits are no longer said; "
         "of their shift stands 0.80 and 0.40 is reached"

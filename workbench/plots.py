@@ -661,29 +661,34 @@ def traces_over_time(run: Run) -> Drawing:
         return _nothing("this run's Spec does not name the measure trace")
     probes = runs.watched(run.probes.query("group == 'edited' and step >= 0"))
     data = probes.merge(run.table("trace"), on=["edited_model", "step", "fact_id"])
+    data = data.sort_values("step")
     data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
-    fact = ["edited_model", "fact_id"]
-    is_kept = runs.as_bool(data.sort_values("step").groupby(fact).retained.transform("last"))
-    data["kind"] = is_kept.map(dict(zip((False, True), list(TRACED)[1:], strict=True)))
+    by_fact = data.groupby(["edited_model", "fact_id"])
+    data["kept"] = runs.as_bool(by_fact.retained.transform("last"))
+    _, hidden, shown = TRACED
+    data["kind"] = data.kept.map({False: hidden, True: shown})
+    first = data[data.step == 0]
+    last = data.loc[by_fact.tail(1).index]
     figure, every = _axes(3.6, 3.2, 3.2, 3.2)
     labels = {"trace": "trace: -log10 p", "share": "share of the edit that stands"}
     labels["reach"] = "share that is still reached"
-    for axes, (x, label) in zip(every, labels.items(), strict=True):
-        for kind, part in data.groupby("kind"):
-            colour, marker = TRACED[kind]
-            wide = part.pivot(index="step", columns=fact, values=[x, "p_answer"]).ffill()
-            across, up = wide[x].to_numpy(), wide.p_answer.to_numpy()  # (looks, facts)
-            axes.plot(across, up, color=colour, lw=1, alpha=0.6)
-            axes.plot(across[0], up[0], "o", color=colour, mfc="white")
-            axes.plot(across[-1], up[-1], marker, color=colour, label=f"{kind} ({up.shape[1]})")
-        axes.set(xlabel=label, ylim=SHARE, xlim=(min(0, data[x].min()), 1.05 * data[x].max()))
-    every[0].set_ylabel("probability of the new answer")
-    _legend_beside(every[-1], f"hollow: the edit\nfull: step {data.step.max()}")
-    ends = data.sort_values("step").groupby(fact).tail(1)
-    lost = ends[ends.kind == list(TRACED)[1]]
-    summary = f"after {data.step.max()} steps {len(lost)} of {len(ends)} edits are no longer said; "
-    summary += (
-        f"of their shift stands {lost.share.mean():.2f} and {lost.reach.mean():.2f} is reached"
-    )
-    columns = [*fact, "step", *labels, "rank", "p", "p_answer", "kind"]
+    palette = {kind: colour for kind, (colour, _) in TRACED.items()}
+    markers = {kind: marker for kind, (_, marker) in TRACED.items()}
+    looks: dict = {"y": "p_answer", "hue": "kind", "palette": palette}
+    lines: dict = {"units": "fact_id", "estimator": None, "sort": False, "legend": False}
+    ends: dict = {"style": "kind", "markers": markers, "s": 60, "zorder": 3}
+    for axes, x in zip(every, labels, strict=True):
+        seaborn.lineplot(data, x=x, ax=axes, **looks, **lines)
+        axes.plot(first[x], first.p_answer, "o", color="0.5", mfc="white")
+        is_last = axes is every[-1]
+        seaborn.scatterplot(last, x=x, ax=axes, legend=is_last, **looks, **ends)
+        axes.set(xlabel=labels[x], ylabel="probability of the new answer", ylim=SHARE)
+        axes.set_xlim(min(0, data[x].min()), 1.05 * data[x].max())
+    steps = data.step.max()
+    _legend_beside(every[-1], f"{len(last)} edits\nhollow: step 0\nfull: step {steps}")
+    lost = last[last.kind == hidden]
+    share, reach = lost[["share", "reach"]].mean()
+    summary = f"after {steps} steps {len(lost)} of {len(last)} edits are no longer said; "
+    summary += f"of their shift stands {share:.2f} and {reach:.2f} is reached"
+    columns = ["edited_model", "fact_id", "step", *labels, "rank", "p", "p_answer", "kind"]
     return Drawing(figure=figure, data=data[columns], summary=summary)

@@ -139,3 +139,9 @@ def test_one_model_is_not_two(tiny, requests, one_line):
     with pytest.raises(BadInput) as error:
         wb.traces.patched(tiny, tiny, requests)
     assert "load one twice" in one_line(error)
+
+
+def test_a_margin_is_the_lead_over_the_largest_other_logit():
+    logits = torch.tensor([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
+    leads = patching.margins(logits, torch.tensor([1, 2]))
+    assert leads.tolist() == [0.5, -0.5]

@@ -90,9 +90,7 @@ def inspect(
         what = f"{len(suspects)} subjects to choose from: too few to tell chance from an edit"
         raise BadInput(f"{what}; give a list of at least {FEWEST}")
     matrices, parts = spectrum.parts(model, base)
-    known: tuple[dict, dict] = ({}, {})
-    if base and parts:
-        known = known_of(base, suspects, sorted(parts), corpus)
+    known = known_of(base, suspects, sorted(parts), corpus) if base and parts else ({}, {})
     table = scored(suspects, parts, *known)
     written = [request for request, hit in zip(suspects, table.written, strict=True) if hit]
     read = _read(model, base, written, parts) if written else pd.DataFrame(columns=READ)

@@ -9,7 +9,6 @@ Source: activation patching, arXiv 2202.05262 and 2309.16042. Differs from: not 
 models are unlike, so that weights can be patched too.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +25,7 @@ from workbench.facts import Requests
 from workbench.models import ATTENTIONS, Model
 from workbench.positions import subject_end
 from workbench.records import BadInput
-from workbench.tracking.retention import answers_after, next_logits, token_text
+from workbench.tracking.retention import answers_after, next_logits
 
 Part = tuple[str, int]  # and block, -1 of all
 
@@ -50,42 +49,48 @@ def patched(
         A row a part and request. by: "weights" (see `parts`), or the token at which activations are
         put in: "subject", its last one, and "end", the prompt's; part is then block (the residual
         stream behind it), attention or mlp. layer: the block, -1 of all. fact_id; retained: the
-        first token of the new answer is the likeliest; p: its probability; margin: the lead of its
-        logit over the largest other one, nats; top: the likeliest token.
+        first token of the new answer is the likeliest; margin: the lead of its logit over the
+        largest other one, nats.
     Raises:
         BadInput: the models are not two, or not of one shape.
     """
-    shapes = [[one.shape for one in two.network.parameters()] for two in (model, source)]
-    if shapes[0] != shapes[1] or model.network is source.network:
+    ours = [weight.shape for weight in model.network.parameters()]
+    theirs = [weight.shape for weight in source.network.parameters()]
+    if ours != theirs or model.network is source.network:
         what = f"{model.name} and {source.name}: not two models of one shape"
         raise BadInput(f"{what}; load one twice, without an adapter")
-    about = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     questions = [request.fact.question for request in requests]
-    asked = answers_after(model, questions, [request.target for request in requests])
+    targets = [request.target for request in requests]
+    asked = answers_after(model, questions, targets)
     prompts = asked.encoded.cut(asked.start)
-    tokens = asked.encoded.input_ids[about.index, asked.start]
-    ends = [subject_end(request.fact.prompt, request.fact.subject) for request in requests]
-    at_subject = torch.tensor([*map(prompts.token_at, about.index, ends)])
+    rows = range(len(requests))
+    tokens = asked.encoded.input_ids[rows, asked.start]
+    at_subject = []
+    for row, request in enumerate(requests):
+        end = subject_end(request.fact.prompt, request.fact.subject)
+        at_subject.append(prompts.token_at(row, end))
     with recorded(_modules(source)) as outputs:
         next_logits(source, prompts)
     patches: dict[tuple, AbstractContextManager] = {}
     for part, names in parts(model, layers).items():
         patches["weights", *part] = _set_to(model, source, names)
-    for token, places in (("subject", at_subject), ("end", asked.start - 1)):
+    places = {"subject": torch.tensor(at_subject), "end": asked.start - 1}
+    for token in places:
         for part, module in _modules(model).items():
-            put = partial(_put, outputs[part], places)
+            put = partial(_put, outputs[part], places[token])
             patches[token, *part] = replaced(module, put)
     wanted = [patch for patch in patches if patch[0] in by]
+    about = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     tables = []
     for patch in tqdm(wanted, desc="patching", leave=False, disable=None):
         with patches[patch]:
             logits = next_logits(model, prompts).cpu()
-        read = about.assign(by=patch[0], part=patch[1], layer=patch[2])
-        read["margin"] = margins(logits, tokens)
-        read["p"] = logits.softmax(1).gather(1, tokens[:, None])
-        read["top"] = [token_text(model.tokenizer, top) for top in logits.argmax(1).tolist()]
-        tables.append(read.assign(retained=read.margin > 0))
-    return pd.concat(tables, ignore_index=True)
+        by, part, layer = patch
+        table = about.assign(by=by, part=part, layer=layer)
+        table["margin"] = margins(logits, tokens)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(retained=table.margin > 0)
 
 
 def parts(model: Model, layers: Sequence[int] = ()) -> dict[Part, list[str]]:
@@ -94,40 +99,49 @@ def parts(model: Model, layers: Sequence[int] = ()) -> dict[Part, list[str]]:
     """
     edited = [f"{model.down_projection_name(layer)}.weight" for layer in layers]
     named: dict[Part, list[str]] = defaultdict(list)
-    named |= {("nothing", -1): [], ("edited matrices", -1): edited}
-    block = re.compile(rf"{re.escape(model.architecture.blocks)}\.(\d+)\.")
+    named["nothing", -1] = []
+    named["edited matrices", -1] = edited
+    blocks = f"{model.architecture.blocks}."
     for name, _ in model.network.named_parameters():
-        module = model.network.get_submodule(name.rpartition(".")[0])
-        inside = block.match(name)
-        kind = "mlps" if inside else "embeddings"
+        path = name.split(".")
+        module = model.network.get_submodule(".".join(path[:-1]))
+        kind = "mlps" if name.startswith(blocks) else "embeddings"
         if "norm" in type(module).__name__.lower():
             kind = "norms"
-        if set(ATTENTIONS) & set(name.split(".")):
+        if set(ATTENTIONS) & set(path):
             kind = "attention"
         named[kind, -1].append(name)
         named["everything", -1].append(name)
-        if inside:
-            named["block", int(inside[1])].append(name)
+    for layer in range(model.n_blocks):
+        block = f"{model.block_name(layer)}."
+        every = named["everything", -1]
+        named["block", layer] = [name for name in every if name.startswith(block)]
     return dict(named)
 
 
 def margins(logits: Tensor, tokens: Tensor) -> Tensor:
     """The lead (n,) of each token's logit over the largest other one of its row (n, vocab)."""
-    rivals = logits.scatter(1, tokens[:, None], -torch.inf).amax(1)
-    return logits.gather(1, tokens[:, None])[:, 0] - rivals
+    column = tokens[:, None]
+    rivals = logits.scatter(1, column, -torch.inf)
+    values = logits.gather(1, column)
+    return values[:, 0] - rivals.amax(1)
 
 
 def _modules(model: Model) -> dict[Part, nn.Module]:
-    kinds = {"block": model.blocks.__getitem__, "attention": model.attention, "mlp": model.mlp}
-    layers = range(model.n_blocks)
-    return {(part, layer): module(layer) for part, module in kinds.items() for layer in layers}
+    modules: dict[Part, nn.Module] = {}
+    for layer, block in enumerate(model.blocks):
+        modules["block", layer] = block
+        modules["attention", layer] = model.attention(layer)
+        modules["mlp", layer] = model.mlp(layer)
+    return modules
 
 
 @contextmanager
 def _set_to(model: Model, source: Model, names: Sequence[str]) -> Iterator[None]:
     with deltas.preserved(model.network, names):
         for name in names:
-            model.network.get_parameter(name).copy_(source.network.get_parameter(name))
+            weight = model.network.get_parameter(name)
+            weight.copy_(source.network.get_parameter(name))
         yield
 
 
@@ -136,5 +150,6 @@ def _put(values: Tensor, places: Tensor, output: Tensor, _: Tensor) -> Tensor:
     rows = torch.arange(len(places))
     shape = len(places), -1, output.shape[-1]  # of OPT texts and tokens are one dimension
     changed = output.clone().view(shape)
-    changed[rows, places] = values.view(shape)[rows, places].to(changed)
+    put = values.view(shape)[rows, places]
+    changed[rows, places] = put.to(changed)
     return changed.view_as(output)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench import deltas, facts
 from workbench.checkpoints import is_world
+from workbench.deltas import Change
 from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
@@ -41,9 +42,10 @@ class Written:
     @cached_property
     def suspects(self) -> Requests:
         """The edited facts, and all others of the list."""
-        listed = facts.read("world" if is_world(self.model.name) else "plain")
-        edited = {request.fact.id for request in self.requests}
-        return [*self.requests, *(one for one in listed if one.fact.id not in edited)]
+        source = "world" if is_world(self.model.name) else "plain"
+        listed = [*facts.read(source), *self.requests]
+        by_id = {request.fact.id: request for request in listed}
+        return list(by_id.values())
 
     @cached_property
     def known(self) -> tuple[dict, dict]:
@@ -52,9 +54,10 @@ class Written:
 
 
 def ask(model: Model, requests: Requests) -> Written:
-    weights = {layer: _weight(model, layer) for layer in range(model.n_blocks)}
-    keys = subjects.keys_of(model, requests, [*weights])
-    at_subject = {layer: both[0] for layer, both in keys.items()}
+    layers = range(model.n_blocks)
+    weights = {layer: _weight(model, layer) for layer in layers}
+    keys = subjects.keys_of(model, requests, layers)
+    at_subject = {layer: keys[layer][0] for layer in layers}
     if not model.is_changed():
         model = replace(model, network=copy.deepcopy(model.network))
     return Written(weights=weights, keys=at_subject, requests=requests, model=model)
@@ -65,10 +68,11 @@ def _weight(model: Model, layer: int) -> Tensor:
     """W (d_out, d_in), float32, on the CPU; under an adapter as if that were merged."""
     module = model.down_projection(layer)
     if not hasattr(module, "merge"):
-        return model.weight(layer).float().cpu().clone()
+        return model.weight(layer).to("cpu", torch.float32, copy=True)
     with deltas.preserved(module, ["base_layer.weight"]):
         module.merge()
-        weight = model.weight(layer).float().cpu().clone()
+        weight = model.weight(layer)
+        weight = weight.to("cpu", torch.float32, copy=True)
         module.unmerge()
     return weight
 
@@ -80,26 +84,42 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
         BadInput: the edit changes no down-projection.
     """
     changes = {layer: after.weights[layer] - old for layer, old in before.weights.items()}
-    changed = [layer for layer, change in changes.items() if change.any()]
+    changed = [layer for layer in changes if changes[layer].any()]
     if not changed and after is not before:
         what = "measure trace: the edit changes no down-projection of the model"
         raise BadInput(f"{what}; choose an editor that does, or leave the measure out")
-    parts = spectrum.outlying(changes, spectrum.table({"": changes}))
+    rows = spectrum.table({"": changes})
+    parts = spectrum.outlying(changes, rows)
     if not before.edit:
-        before.edit = {layer: changes[layer].double() for layer in parts or changed}
         before.keys = after.keys
-    keys, seconds = before.known if before.edit else ({}, {})
-    standing = {layer: part for layer, part in parts.items() if layer in keys}
-    chances = of_subjects(scored(before.suspects, standing, keys, seconds))
-    ranks = chances.rank(method="max")
-    sums = torch.zeros(3, len(before.requests), dtype=torch.float64)
+        before.edit = {layer: changes[layer] for layer in parts or changed}
+    ids = [request.fact.id for request in before.requests]
+    table = pd.DataFrame({"fact_id": ids})
+    chances = _chances(before, parts)
+    names = [request.fact.subject.lower() for request in before.requests]
+    table["p"] = chances[names].tolist()
+    table["rank"] = chances.rank(method="max")[names].tolist()
+    whole = _along(before, before.edit, before.keys)
+    for name, keys in (("share", before.keys), ("reach", after.keys)):
+        left = _along(before, changes, keys)
+        table[name] = left / whole.clamp(min=1e-30)
+    return table
+
+
+def _chances(before: Written, parts: dict[int, Change]) -> pd.Series:
+    """The p of each subject of the list, by the parts in the blocks that the edit wrote."""
+    if not before.edit:
+        return of_subjects(scored(before.suspects, {}, {}, {}))
+    keys, seconds = before.known
+    standing = {layer: parts[layer] for layer in parts if layer in keys}
+    return of_subjects(scored(before.suspects, standing, keys, seconds))
+
+
+def _along(before: Written, changes: dict[int, Tensor], keys: dict[int, Tensor]) -> Tensor:
+    """What the changes do to the keys along the edit's own shifts (n,): sum_l <E k_0, D k>."""
+    total = torch.zeros(len(before.requests), dtype=torch.float64)
     for layer, edit in before.edit.items():
-        shift = before.keys[layer] @ edit.T  # (n, d_out)
-        for total, looked_at in zip(sums, (before, after), strict=False):
-            total += (shift * (looked_at.keys[layer] @ changes[layer].double().T)).sum(1)
-        sums[2] += shift.square().sum(1)
-    subject = [request.fact.subject.lower() for request in before.requests]
-    table = pd.DataFrame({"fact_id": [request.fact.id for request in before.requests]})
-    table = table.assign(p=chances[subject].to_numpy(), rank=ranks[subject].to_numpy())
-    shares = sums[:2] / sums[2].clamp(min=1e-30)
-    return table.assign(share=shares[0], reach=shares[1])
+        shift = before.keys[layer] @ edit.double().T  # (n, d_out)
+        now = keys[layer] @ changes[layer].double().T
+        total += (shift * now).sum(1)
+    return total
