@@ -662,7 +662,8 @@ def traces_over_time(run: Run) -> Drawing:
     probes = runs.watched(run.probes.query("group == 'edited' and step >= 0"))
     data = probes.merge(run.table("trace"), on=["edited_model", "step", "fact_id"])
     data = data.sort_values("step")
-    data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
+    p = data.p.clip(lower=1e-300)
+    data["trace"] = -numpy.log10(p)
     by_fact = data.groupby(["edited_model", "fact_id"])
     data["kept"] = runs.as_bool(by_fact.retained.transform("last"))
     _, hidden, shown = TRACED
@@ -683,7 +684,8 @@ def traces_over_time(run: Run) -> Drawing:
         is_last = axes is every[-1]
         seaborn.scatterplot(last, x=x, ax=axes, legend=is_last, **looks, **ends)
         axes.set(xlabel=labels[x], ylabel="probability of the new answer", ylim=SHARE)
-        axes.set_xlim(min(0, data[x].min()), 1.05 * data[x].max())
+        low, high = data[x].agg(["min", "max"])
+        axes.set_xlim(min(0, low), 1.05 * high)
     steps = data.step.max()
     _legend_beside(every[-1], f"{len(last)} edits\nhollow: step 0\nfull: step {steps}")
     lost = last[last.kind == hidden]
