@@ -739,3 +739,36 @@ def test_traces_stand_by_p_with_the_edited_ones_by_what_is_said():
     (axes,) = drawing.figure.axes
     drawn = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
     assert drawn == {f"{hidden} (2)": [1, 4], f"{shown} (1)": [2], "not edited (1)": [3]}
+
+
+def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
+    ids = list("abc")
+    table = pd.DataFrame({"fact_id": ids * 2, "step": [0] * 3 + [20] * 3, "edited_model": 0})
+    trace = table.assign(rank=1.0, p=[1e-9] * 5 + [1e-2], share=[1.0] * 3 + [0.9, 0.8, 0.1])
+    trace["reach"] = trace.share / 2
+    run = synthetic(tmp_path, 1.0, measured={"trace": trace}, editor="ft", task="text", seed=0)
+    probes = table.assign(
+        group="edited", took=[True, True, False] * 2, p_answer=[0.9] * 3 + [0.7] * 3
+    )
+    probes["retained"] = [True] * 3 + [True, False, False]
+    vars(run)["probes"] = probes
+    drawing = plots.traces_over_time(run)
+    assert set(drawing.data.fact_id) == {"a", "b"}  # the third edit did not take
+    hidden, shown = "edited, no longer said", "edited, still said"
+    kinds = drawing.data.groupby("fact_id").kind.unique()
+    assert kinds.map(list).to_dict() == {"a": [shown], "b": [hidden]}
+    left, middle, right = drawing.figure.axes
+    for axes, ends in ((left, [9, 9]), (middle, [0.9, 0.8]), (right, [0.45, 0.4])):
+        assert [line.get_xdata()[-1] for line in axes.lines[:2]] == pytest.approx(ends)
+        assert axes.lines[2].get_ydata().tolist() == [0.9, 0.9]  # where they begin
+        drawn = sorted(map(tuple, axes.collections[0].get_offsets().tolist()))
+        assert drawn == [pytest.approx((end, 0.7)) for end in sorted(ends)]
+    assert drawing.summary == (
+        "after 20 steps 1 of 2 edits are no longer said; "
+        "of their shift stands 0.80 and 0.40 is reached"
+    )
+
+
+def test_a_run_without_the_trace_says_so_in_the_figures_place(tmp_path):
+    run = synthetic(tmp_path, 1.0, editor="ft", task="text", seed=0)
+    assert "does not name the measure trace" in plots.traces_over_time(run).summary

@@ -30,6 +30,7 @@ MOST_BLOCKS, MOST_WEIGHTS = 4_096, 1e13  # more than any model has
 # Fields of a configuration on which the logits do not depend.
 NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 HUB_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
+ATTENTIONS = ("attn", "self_attn", "attention")  # what families call it in a block
 SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -138,6 +139,10 @@ class Model:
 
     def mlp(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.mlp)
+
+    def attention(self, layer: int) -> nn.Module:
+        children = dict(self.blocks[layer].named_children())
+        return next(children[name] for name in ATTENTIONS if name in children)
 
     def down_projection_name(self, layer: int) -> str:
         return f"{self.block_name(layer)}.{self.architecture.down_projection}"

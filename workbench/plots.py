@@ -55,7 +55,7 @@ NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anyth
 SHARES = "share of prompts (flattery: a difference)"
 UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
-UNITS |= {"recovery": "steps", "tracing": "probability"}
+UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 TRACED = {  # kind of subject -> colour and marker
     "not edited": ("0.7", "."),
@@ -481,11 +481,11 @@ def traces(subjects: pd.DataFrame, edited: Requests, retained: Sequence[bool]) -
 
 def measured_over_steps(run: Run) -> Drawing:
     """What a run's measures said at each look, a panel a measure and a line a quantity; bands: 95 %
-    intervals over facts. Magnitudes, which say it once more, are left to the table.
+    intervals over facts. Magnitudes, which say it once more, and ranks are left to the table.
     """
     if run.measured.empty:
         return _nothing("this run's Spec names no measures")
-    table = run.measured[~run.measured.quantity.str.endswith("_magnitude")]
+    table = run.measured[~run.measured.quantity.str.contains("_magnitude$|^rank$")]
     data = _mean_by(table, ["measure", "quantity", "step", "fact_id"], ["value"])  # over models
     data["quantity"] = data.quantity.str.replace("_", " ")
     steps = sorted(data.step.unique())
@@ -650,3 +650,47 @@ def _legend_beside(axes: Axes, title: str | None = None) -> None:
     handles, names = axes.get_legend_handles_labels()
     place: dict = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
     axes.legend(handles, map(_wrapped, names), title=title, **place)
+
+
+def traces_over_time(run: Run) -> Drawing:
+    """Erased or hidden: each edit that took, from step 0 (circles) to the end of the tuning, by how
+    much of it stands in the weights and by the probability of its new answer. Lines that fall are
+    edits that are hidden; lines that go to the left as well, erased (see `traces.trace`).
+    """
+    if "trace" not in run.spec.get("measures", ()):
+        return _nothing("this run's Spec does not name the measure trace")
+    probes = runs.watched(run.probes.query("group == 'edited' and step >= 0"))
+    data = probes.merge(run.table("trace"), on=["edited_model", "step", "fact_id"])
+    data = data.sort_values("step")
+    p = data.p.clip(lower=1e-300)
+    data["trace"] = -numpy.log10(p)
+    by_fact = data.groupby(["edited_model", "fact_id"])
+    data["kept"] = runs.as_bool(by_fact.retained.transform("last"))
+    _, hidden, shown = TRACED
+    data["kind"] = data.kept.map({False: hidden, True: shown})
+    first = data[data.step == 0]
+    last = data.loc[by_fact.tail(1).index]
+    figure, every = _axes(3.6, 3.2, 3.2, 3.2)
+    labels = {"trace": "trace: -log10 p", "share": "share of the edit that stands"}
+    labels["reach"] = "share that is still reached"
+    palette = {kind: colour for kind, (colour, _) in TRACED.items()}
+    markers = {kind: marker for kind, (_, marker) in TRACED.items()}
+    looks: dict = {"y": "p_answer", "hue": "kind", "palette": palette}
+    lines: dict = {"units": "fact_id", "estimator": None, "sort": False, "legend": False}
+    ends: dict = {"style": "kind", "markers": markers, "s": 60, "zorder": 3}
+    for axes, x in zip(every, labels, strict=True):
+        seaborn.lineplot(data, x=x, ax=axes, **looks, **lines)
+        axes.plot(first[x], first.p_answer, "o", color="0.5", mfc="white")
+        is_last = axes is every[-1]
+        seaborn.scatterplot(last, x=x, ax=axes, legend=is_last, **looks, **ends)
+        axes.set(xlabel=labels[x], ylabel="probability of the new answer", ylim=SHARE)
+        low, high = data[x].agg(["min", "max"])
+        axes.set_xlim(min(0, low), 1.05 * high)
+    steps = data.step.max()
+    _legend_beside(every[-1], f"{len(last)} edits\nhollow: step 0\nfull: step {steps}")
+    lost = last[last.kind == hidden]
+    share, reach = lost[["share", "reach"]].mean()
+    summary = f"after {steps} steps {len(lost)} of {len(last)} edits are no longer said; "
+    summary += f"of their shift stands {share:.2f} and {reach:.2f} is reached"
+    columns = ["edited_model", "fact_id", "step", *labels, "rank", "p", "p_answer", "kind"]
+    return Drawing(figure=figure, data=data[columns], summary=summary)

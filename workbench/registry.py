@@ -177,5 +177,6 @@ class Registry(Mapping):
 ASKED = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
 PLACES = {name: f"workbench.evaluation.{name}" for name in (*ASKED, "tracing")}
 PLACES["recovery"] = "workbench.tuning.recovery"
+PLACES["trace"] = "workbench.traces.trace"
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)

@@ -21,6 +21,7 @@ from workbench.models import Model
 from workbench.positions import encode
 from workbench.records import BadInput
 from workbench.traces import spectrum, subjects
+from workbench.traces.patching import patched as patched
 from workbench.traces.remedy import compared as compared
 from workbench.traces.remedy import removed as removed
 from workbench.traces.remedy import restored as restored
@@ -89,7 +90,8 @@ def inspect(
         what = f"{len(suspects)} subjects to choose from: too few to tell chance from an edit"
         raise BadInput(f"{what}; give a list of at least {FEWEST}")
     matrices, parts = spectrum.parts(model, base)
-    table = _scored(base, suspects, parts, corpus)
+    known = known_of(base, suspects, sorted(parts), corpus) if base and parts else ({}, {})
+    table = scored(suspects, parts, *known)
     written = [request for request, hit in zip(suspects, table.written, strict=True) if hit]
     read = _read(model, base, written, parts) if written else pd.DataFrame(columns=READ)
     if requests is None:  # the targets of such a list are no suspicion
@@ -99,18 +101,29 @@ def inspect(
     return Traces(matrices=matrices, subjects=table, n_edits=count)
 
 
-def _scored(
-    base: Model | None, requests: Sequence[EditRequest], parts: dict[int, Change], corpus: str
+def known_of(
+    base: Model, requests: Sequence[EditRequest], layers: Sequence[int], corpus: str = ""
+) -> tuple[dict[int, torch.Tensor], dict[int, moments.SecondMoment]]:
+    """What `scored` needs of the unedited model: keys and second moments, by block."""
+    keys = subjects.keys_of(base, requests, layers)
+    return keys, moments.second_moments(base, layers, corpus)
+
+
+def scored(
+    requests: Sequence[EditRequest],
+    parts: dict[int, Change],
+    keys: dict[int, torch.Tensor],
+    seconds: dict[int, moments.SecondMoment],
 ) -> pd.DataFrame:
-    """The list with layer, score, p, q and written."""
+    """The list with layer, score, p, q and written, and the subject's p; nobody is written where
+    there are no parts or no keys.
+    """
     table = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     table["subject"] = [request.fact.subject for request in requests]
     table = table.assign(layer=-1, score=0.0, p=1.0, q=1.0, written=False)
-    if not base or not parts:
+    if not keys or not parts:
         return table
     layers = sorted(parts)
-    keys = subjects.keys_of(base, requests, layers)
-    seconds = moments.second_moments(base, layers, corpus)
     readings = []
     for layer in layers:
         readings += subjects.readings(parts[layer].right.cpu(), keys[layer], seconds[layer])
@@ -120,12 +133,17 @@ def _scored(
     table["layer"] = [layers[index * len(layers) // len(readings)] for index in best.tolist()]
     table["score"] = scores.gather(0, best[None])[0].numpy()
     table["p"] = subjects.combined(chances).numpy()
-    of_subject = table.groupby(table.subject.str.lower()).p  # several facts: the least p of them
-    p = (of_subject.min() * of_subject.size()).clip(upper=1)
+    p = of_subjects(table)
     adjusted = subjects.adjusted(torch.tensor(p.to_numpy()))
     q = pd.Series(adjusted.numpy(), p.index)
     table["q"] = table.subject.str.lower().map(q)
     return table.assign(written=table.q <= RATE)
+
+
+def of_subjects(table: pd.DataFrame) -> pd.Series:
+    """The p of each subject, by its name in small letters: of several facts the least, as often."""
+    of_subject = table.groupby(table.subject.str.lower()).p
+    return (of_subject.min() * of_subject.size()).clip(upper=1)
 
 
 def _read(

@@ -96,18 +96,23 @@ def table(changes: Mapping[str, Mapping[int, Tensor]]) -> pd.DataFrame:
 
 
 def parts(model: Model, base: Model | None) -> tuple[pd.DataFrame, dict[int, Change]]:
-    """The table, and of each block whose down-projection stands out the outlying part of its
-    change, by block: left (d_out, r) holds U_r S_r, right (d_in, r) V_r.
-    """
+    """The table, and the outlying parts of the down-projections' change."""
     changes = differences(model, base)
     matrices = table(changes)
     down = f"{model.architecture.down_projection}.weight"
-    outlying = {}
-    for row in matrices[(matrices.matrix == down) & (matrices.outlying > 0)].itertuples():
-        left, values, right = torch.linalg.svd(changes[down][row.layer], full_matrices=False)
+    return matrices, outlying(changes[down], matrices[matrices.matrix == down])
+
+
+def outlying(changes: Mapping[int, Tensor], rows: pd.DataFrame) -> dict[int, Change]:
+    """Of each block whose matrix stands out, by its row of the table, the outlying part of its
+    change (d_out, d_in): left (d_out, r) holds U_r S_r, right (d_in, r) V_r.
+    """
+    standing = {}
+    for row in rows[rows.outlying > 0].itertuples():
+        left, values, right = torch.linalg.svd(changes[row.layer], full_matrices=False)
         kept = slice(row.outlying)
-        outlying[row.layer] = Change(left=left[:, kept] * values[kept], right=right[kept].T)
-    return matrices, outlying
+        standing[row.layer] = Change(left=left[:, kept] * values[kept], right=right[kept].T)
+    return standing
 
 
 def _share(values: Tensor, count: int) -> Tensor:

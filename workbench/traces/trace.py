@@ -1,0 +1,127 @@
+"""How much of an edit still stands in the weights, look by look: erased, or only no longer said?
+
+p and rank: of the edited subject's trace in the difference D of the down-projections to those of
+the unedited model, among the subjects of the world or the plain facts (`inspect`'s rule; rank 1 is
+the least p, a subject that is not in the trace has p 1 and the last rank). share, reach: of the
+edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
+the blocks that were written: share at the key just after the edit, reach at the key that the model
+has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
+1; 0 is nothing. An adapter counts as merged. Keeps a copy of the unedited model while it looks.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench import deltas, facts
+from workbench.checkpoints import is_world
+from workbench.deltas import Change
+from workbench.facts import Requests
+from workbench.models import Model
+from workbench.records import BadInput
+from workbench.traces import known_of, of_subjects, scored, spectrum, subjects
+
+
+@dataclass(kw_only=True)
+class Written:
+    """By block the down-projections (d_out, d_in) and the edited subjects' keys (n, d_in). Of the
+    unedited model also the model and, once an edit is compared with it, the edit's change in the
+    blocks that it wrote, and the keys just after it.
+    """
+
+    weights: dict[int, Tensor]
+    keys: dict[int, Tensor]
+    requests: Requests
+    model: Model
+    edit: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def suspects(self) -> Requests:
+        """The edited facts, and all others of the list."""
+        source = "world" if is_world(self.model.name) else "plain"
+        listed = [*facts.read(source), *self.requests]
+        by_id = {request.fact.id: request for request in listed}
+        return list(by_id.values())
+
+    @cached_property
+    def known(self) -> tuple[dict, dict]:
+        """Keys and second moments of the suspects in the blocks that the edit wrote."""
+        return known_of(self.model, self.suspects, sorted(self.edit))
+
+
+def ask(model: Model, requests: Requests) -> Written:
+    layers = range(model.n_blocks)
+    weights = {layer: _weight(model, layer) for layer in layers}
+    keys = subjects.keys_of(model, requests, layers)
+    at_subject = {layer: keys[layer][0] for layer in layers}
+    if not model.is_changed():
+        model = replace(model, network=copy.deepcopy(model.network))
+    return Written(weights=weights, keys=at_subject, requests=requests, model=model)
+
+
+@torch.no_grad()
+def _weight(model: Model, layer: int) -> Tensor:
+    """W (d_out, d_in), float32, on the CPU; under an adapter as if that were merged."""
+    module = model.down_projection(layer)
+    if not hasattr(module, "merge"):
+        return model.weight(layer).to("cpu", torch.float32, copy=True)
+    with deltas.preserved(module, ["base_layer.weight"]):
+        module.merge()
+        weight = model.weight(layer)
+        weight = weight.to("cpu", torch.float32, copy=True)
+        module.unmerge()
+    return weight
+
+
+def compare(before: Written, after: Written) -> pd.DataFrame:
+    """DataFrame[fact_id, p, rank, share, reach], a row a request.
+
+    Raises:
+        BadInput: the edit changes no down-projection.
+    """
+    changes = {}
+    for layer, old in before.weights.items():
+        changes[layer] = after.weights[layer] - old
+    changed = [layer for layer in changes if changes[layer].any()]
+    if not changed and after is not before:
+        what = "measure trace: the edit changes no down-projection of the model"
+        raise BadInput(f"{what}; choose an editor that does, or leave the measure out")
+    rows = spectrum.table({"": changes})
+    parts = spectrum.outlying(changes, rows)
+    if not before.edit:
+        before.keys = after.keys
+        before.edit = {layer: changes[layer] for layer in parts or changed}
+    ids = [request.fact.id for request in before.requests]
+    table = pd.DataFrame({"fact_id": ids})
+    chances = _chances(before, parts)
+    names = [request.fact.subject.lower() for request in before.requests]
+    table["p"] = chances[names].tolist()
+    table["rank"] = chances.rank(method="max")[names].tolist()
+    whole = _along(before, before.edit, before.keys)
+    for name, keys in (("share", before.keys), ("reach", after.keys)):
+        left = _along(before, changes, keys)
+        table[name] = left / whole.clamp(min=1e-30)
+    return table
+
+
+def _chances(before: Written, parts: dict[int, Change]) -> pd.Series:
+    """The p of each subject of the list, by the parts in the blocks that the edit wrote."""
+    if not before.edit:
+        return of_subjects(scored(before.suspects, {}, {}, {}))
+    keys, seconds = before.known
+    standing = {layer: parts[layer] for layer in parts if layer in keys}
+    return of_subjects(scored(before.suspects, standing, keys, seconds))
+
+
+def _along(before: Written, changes: dict[int, Tensor], keys: dict[int, Tensor]) -> Tensor:
+    """What the changes do to the keys along the edit's own shifts (n,): sum_l <E k_0, D k>."""
+    total = torch.zeros(len(before.requests), dtype=torch.float64)
+    for layer, edit in before.edit.items():
+        shift = before.keys[layer] @ edit.double().T  # (n, d_out)
+        now = keys[layer] @ changes[layer].double().T
+        total += (shift * now).sum(1)
+    return total
