@@ -82,6 +82,7 @@ def test_no_cell_takes_the_name_of_a_parameter(path):
 
 NEEDED, TUNED = ("hparams", "margin"), ("batch_size", "n_train", "n_valid")
 EVERY = {"editor": "malmen", "paraphrases": 2, "plan": "edited", "layers": [4], "adapter": "dora"}
+EVERY |= {"protect": "others"}
 
 
 def test_whatever_makes_a_spec_can_set_what_an_experiment_needs(path):
