@@ -93,7 +93,7 @@ class Spec(Record):
     patience: int = Field(0, ge=0)  # evaluations without a better metric that end it; 0 = never
     max_tokens: int = Field(0, ge=0)  # of training; 0 = no such budget
     trainer: dict = Field(default_factory=dict)  # further transformers.TrainingArguments
-    protect: str = ""  # by which protection what the model holds is kept while it is tuned
+    protect: str = ""  # what the model holds: replay, others, replay+kl, span, one of your own
     protect_weight: float = Field(0, ge=0)  # its strength; 0 = the protection's own
     # its adapter
     adapter: Literal["", "lora", "dora"] = ""

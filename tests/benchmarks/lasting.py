@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy
 import pandas as pd
 import torch
 
@@ -38,12 +39,9 @@ EVERY = 5  # steps between looks
 EQUAL = 40  # steps of the second reading
 MOST = 160
 THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
-ARMS = ("none", "replay", "replay+kl", "others", "average", "span", "lr/3")
+ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average")
 TRIALS = [
-    f"{name}:memit:20:facts:{arm}:{seed}"
-    for seed in (0, 1, 2)
-    for name in ("world-gpt2", "world-llama")
-    for arm in ARMS
+    f"{name}:memit:30:facts:{arm}:0" for name in ("world-gpt2", "world-llama") for arm in ARMS
 ]
 READ = ["kept", "held_out", "intrinsic", "wordings"]
 
@@ -255,15 +253,37 @@ def table(done: pd.DataFrame) -> str:
     lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
-        values = {name: [*map(float, " ".join(rows[name]).split())] for name in READ}
-        line = [*names, str(len(values["kept"]))]
+        line = [*names, str(len(shares(rows, "kept")))]
         for name in READ:
-            low, high = interval(values[name])
-            mean = sum(values[name]) / len(values[name])
-            line.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+            values = shares(rows, name)
+            low, high = interval(values)
+            line.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
         line.append(f"{rows.metric.mean():.2f}")
-        line.append(" ".join(map(str, rows.step)))
+        line.append(" ".join(f"{step:.0f}" for step in rows.step))
         line.append(f"{rows.seconds.mean():.0f}")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shares(rows: pd.DataFrame, name: str) -> numpy.ndarray:
+    """Of each fact, of all seeds."""
+    return numpy.array(" ".join(rows.sort_values("trial")[name]).split(), dtype=float)
+
+
+def against(done: pd.DataFrame, arm: str) -> str:
+    """At the threshold, each arm less another one, fact by fact: means with intervals."""
+    parts = done.trial.str.extract(r"^([^:]+):.*:(\d+)$")
+    done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"]
+    lines = [["model", "arm", "n", *READ], ["---"] * (3 + len(READ))]
+    for (model, name), rows in done.groupby(["model", "arm"], sort=False):
+        other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
+        if name == arm or len(other) < len(rows):
+            continue
+        line = [model, f"{name} - {arm}", str(len(shares(rows, "kept")))]
+        for column in READ:
+            difference = shares(rows, column) - shares(other, column)
+            low, high = interval(difference)
+            line.append(f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -285,6 +305,8 @@ def main():
                 done.to_csv(partial, index=False)
             print(table(done[done.trial == text]), flush=True)
     print(table(done))
+    for arm in ("none", "replay+kl"):
+        print(f"\n{against(done, arm)}")
 
 
 if __name__ == "__main__":

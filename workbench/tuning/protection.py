@@ -161,7 +161,7 @@ class Span(Weighted):
     which subjects use little: more slowly, which a larger learning rate makes up for at a price.
     All weights but those of linear maps stay, for through them the inputs themselves would move. It
     needs no edit, only the edited model; it keeps edits that it was not shown as far as what goes
-    into a map is alike for all subjects.
+    into a map is alike for all subjects. Costs the memory of one copy of the weights that move.
     Source: gradient projection memory (arXiv 2103.09762), which takes the inputs of what is to be
     kept. Differs from it: inputs of other subjects; and the change of weights is projected, which
     AdamW's scaling would lead out of where a projected gradient lies.
@@ -192,7 +192,7 @@ class Span(Weighted):
 
     def directions(self, keys: torch.Tensor) -> torch.Tensor:
         """U (d_in, r) of keys (n, d_in)."""
-        _, lengths, directions = torch.linalg.svd(keys.double(), full_matrices=False)
+        _, lengths, directions = torch.linalg.svd(keys.cpu().double(), full_matrices=False)
         share = lengths.square().cumsum(0) / lengths.square().sum()
         rank = int((share < self.weight - 1e-9).sum()) + 1
         return directions[:rank].T.to(keys)
