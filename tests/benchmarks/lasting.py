@@ -39,7 +39,7 @@ EVERY = 5  # steps between looks
 EQUAL = 40  # steps of the second reading
 MOST = 160
 THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
-ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average")
+ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average", "none*0.33")
 TRIALS = [
     f"{name}:memit:30:facts:{arm}:0" for name in ("world-gpt2", "world-llama") for arm in ARMS
 ]
