@@ -82,6 +82,7 @@ def test_no_cell_takes_the_name_of_a_parameter(path):
 
 NEEDED, TUNED = ("hparams", "margin"), ("batch_size", "n_train", "n_valid")
 EVERY = {"editor": "malmen", "paraphrases": 2, "plan": "edited", "layers": [4], "adapter": "dora"}
+EVERY |= {"protect": "others"}
 
 
 def test_whatever_makes_a_spec_can_set_what_an_experiment_needs(path):
@@ -150,7 +151,8 @@ def test_its_presets_are_declared_and_make_a_spec(path):
             settings[preset] = fields
     for preset, fields in settings.items():
         given, spec = batch.checked(path, {}, str(preset))
-        assert given == fields
+        varied = fields.get("vary")
+        assert {name: given[name] for name in given if name != varied or given[name]} == fields
         assert spec.resolved().part(Settings).max_steps > 0
         if spec.model.rpartition("/")[2].lower() in editing.presets():
             assert editing.preset(spec.editor, spec.model, variant=spec.variant).layers

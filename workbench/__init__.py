@@ -38,6 +38,7 @@ _ELSEWHERE = {
     "editors": "workbench.editing:EDITORS",
     "tasks": "workbench.tuning.numbers:TASKS",
     "measures": "workbench.registry:MEASURES",
+    "protections": "workbench.tuning.numbers:PROTECTIONS",
     "evaluate": "workbench.evaluation:evaluate",
     "inspect": "workbench.traces:inspect",
     "Spec": "workbench.spec:Spec",

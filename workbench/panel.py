@@ -49,10 +49,12 @@ OFFERED = {  # field -> (label, values), or (label, what it shows while it is em
     "plan": ("What may move", plans.FORMS),
     "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
+    "protect": ("Protection", ("", *numbers.PROTECTIONS)),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
     "values": ("Values", 'as in the notebook, such as ["all", "after:6"]'),
 }
-EMPTY = {"max_steps": "the task's", "adapter": "none"}  # what an empty value is called
+# what an empty value is called
+EMPTY = {"max_steps": "the task's", "adapter": "none", "protect": "none"}
 SENTENCE = """<p class="workbench-headline"><b>{editor} writes <i>{fact}</i> into {layers} of
 {model}, {paraphrases}; then at most {max_steps} steps of {task}, {plan} moving{rest}.</b></p>"""
 ENDINGS = {"reached": "reached its threshold", "patience": "got no better", "budget": "ended"}
@@ -238,6 +240,8 @@ class Panel(Box):
             words["rest"] = f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
         if words["adapter"]:
             words["rest"] = f", adapter {words['adapter']}{words['rest']}"
+        if words["protect"]:
+            words["rest"] = f", protection {words['protect']}{words['rest']}"
         if drawn["learns"]:
             words["rest"] += f"; {spec.editor} {drawn['learns']}"
         many = words["paraphrases"]

@@ -27,7 +27,7 @@ from workbench.plots import ASIDE, BRING, BROUGHT, interval
 from workbench.runs import SERIES, Run, value_name
 
 EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model")
-TUNED = ("task", "plan", "adapter", "learning_rate", "max_steps")
+TUNED = ("task", "plan", "adapter", "protect", "learning_rate", "max_steps")
 FIELDS = EDITED + TUNED  # of a Spec; all stand beside the probes
 SUMMARY = ["mean", "low", "high", "n"]
 KEPT = ("edits kept", "intrinsic kept")  # the series of which a report speaks

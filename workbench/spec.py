@@ -93,6 +93,8 @@ class Spec(Record):
     patience: int = Field(0, ge=0)  # evaluations without a better metric that end it; 0 = never
     max_tokens: int = Field(0, ge=0)  # of training; 0 = no such budget
     trainer: dict = Field(default_factory=dict)  # further transformers.TrainingArguments
+    protect: str = ""  # what the model holds: replay, others, replay+kl, span, one of your own
+    protect_weight: float = Field(0, ge=0)  # its strength; 0 = the protection's own
     # its adapter
     adapter: Literal["", "lora", "dora"] = ""
     adapter_rank: int = Field(0, ge=0)
@@ -123,6 +125,8 @@ class Spec(Record):
         if one is named; names are checked, nothing heavy is loaded.
         """
         editing.EDITORS.check(self.editor)
+        if self.protect:
+            numbers.PROTECTIONS.check(self.protect)
         for name in self.measures:
             MEASURES.check(name)
             if name in runs.OF_EVERY_RUN:
@@ -258,6 +262,7 @@ def identify(spec: Spec, cells: str = "", name: str = "study") -> str:
         digest.update(path.read_bytes())
     named = [(editing.EDITORS, spec.editor), (numbers.TASKS, spec.task)]
     named += [(MEASURES, measure) for measure in spec.measures]
+    named += [(numbers.PROTECTIONS, spec.protect)] if spec.protect else []
     registered = "".join(registry.fingerprint(one) for registry, one in named)
     digest.update((code_fingerprint() + registered + cells).encode())
     return f"{name}-{spec.editor}-{spec.task}-{digest.hexdigest()[:10]}"

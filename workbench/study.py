@@ -40,9 +40,9 @@ from workbench.registry import MEASURES, Room
 from workbench.spec import Spec, identify, varied
 from workbench.spec import arms as arms
 from workbench.tracking import lens
-from workbench.tracking.probes import Probe, questions
-from workbench.tuning import adapters, plans, tasks
-from workbench.tuning.finetune import History, Settings, finetune
+from workbench.tracking.probes import OWN, Probe, questions
+from workbench.tuning import adapters, numbers, plans, protection, tasks
+from workbench.tuning.finetune import UNPROTECTED, History, Protection, Settings, finetune
 from workbench.tuning.tasks import Data, Task
 
 try:
@@ -280,7 +280,9 @@ def tune_and_probe(
     ):
         moving = adapter.plan if adapter else plan
         recorder.tuning = _about_tuning(model, task, moving, spec.batch_size)
-        history = finetune(model, task, moving, spec.part(Settings), look)
+        held = make_protection(spec, model, moving, probe)
+        recorder.tuning["protect_weight"] = held.weight
+        history = finetune(model, task, moving, spec.part(Settings), look, protection=held)
         if adapter:
             recorder.keep(adapter, edited_model)
             last = history.log.iloc[-1]
@@ -295,6 +297,20 @@ def tune_and_probe(
     for name in spec.measures:  # what the unedited model said may be large
         recorder._unedited.pop((name, edited_model), None)
     return history
+
+
+def make_protection(spec: Spec, model: Model, moving: plans.Plan, probe: Probe) -> Protection:
+    """The protection, if the Spec names one, of what the model, which holds the edit, says now. It
+    sees no wording that judges, and nothing of the facts that are only watched.
+    """
+    if not spec.protect:
+        return UNPROTECTED
+    edited = [one.request for one in probe.questions if one.group == "edited"]
+    measured = [one.request for one in probe.questions if one.group in OWN]
+    about: dict[str, Any] = {"weight": spec.protect_weight, "seed": spec.seed}
+    about |= {"edited": edited, "others": protection.others(model, measured)}
+    held = protection.Held(model=model, moving=moving.parameters, **about)
+    return numbers.PROTECTIONS[spec.protect](held)
 
 
 def _copy_weights(model: Model, into: Model) -> None:

@@ -74,6 +74,34 @@ class History:
     ended: str
 
 
+class Protection:
+    """What keeps a tuning from undoing what the model held before; this one does nothing."""
+
+    weight = 0.0  # its strength
+
+    def loss(self) -> torch.Tensor | None:
+        """What is added to the task's loss; History.log has the task's alone."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, which it may correct."""
+
+
+UNPROTECTED = Protection()
+
+
+class _Trainer(transformers.Trainer):
+    """One that protects."""
+
+    protection = UNPROTECTED
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        more = self.protection.loss()
+        if more is not None:  # a batch may be computed in parts, each of which adds its share
+            self.accelerator.backward(more / self.current_gradient_accumulation_steps)
+        return loss
+
+
 class Classifier(nn.Module):
     """The model's body with a linear head on the hidden state of the last real token; its loss is
     the cross-entropy.
@@ -107,6 +135,7 @@ class _Watch(transformers.TrainerCallback):
     probe: Look
     bar: tqdm
     distance: "_Distance"
+    protection: Protection
     ended: str = "budget"
 
     def on_train_begin(self, args, state, control, model=None, **_):
@@ -116,6 +145,7 @@ class _Watch(transformers.TrainerCallback):
             getattr(model, "body", model).disable_input_require_grads()
 
     def on_step_end(self, args, state, control, **_):
+        self.protection.after_step()
         self.bar.update()
         runs.progress(f"fine-tuning on {self.task.name}", state.global_step, state.max_steps)
         if 0 < self.settings.max_tokens <= int(state.num_input_tokens_seen or 0):
@@ -182,6 +212,7 @@ def finetune(
     settings: Settings,
     probe: Look | None = None,
     work: Path | None = None,
+    protection: Protection = UNPROTECTED,
 ) -> History:
     """Tune the model in place: put `with deltas.preserved(model.network):` around it to have it
     back as it was.
@@ -195,8 +226,10 @@ def finetune(
         probe: called with (step, epoch) at every evaluation, the model in evaluation mode.
         work: folder of the Trainer's checkpoints, if `settings.trainer` asks for them
             (save_strategy, save_steps); a tuning that was killed goes on from the newest whole one.
+        protection: of what the model holds now, see `protection`.
     Raises:
-        BadInput: not enough memory; loss or metric became NaN or infinite.
+        BadInput: not enough memory; a protection in several processes, or in one that was killed
+            before; loss or metric became NaN or infinite.
     """
     check_memory(model, plan)
     _warn_of_rounding(model, plan, settings.learning_rate)
@@ -219,9 +252,12 @@ def finetune(
         tqdm(desc=f"tuning on {task.name}", total=settings.max_steps, **BAR) as bar,
         _put_back(network, forward),
     ):
-        watch = _Watch(task, settings, look, bar, _Distance(_moving(model, plan)))
         begun = runs.whole_checkpoint(work) if work else None
-        trainer = transformers.Trainer(
+        if protection is not UNPROTECTED and (begun or _processes() > 1):
+            what = "a protection cannot go on from a checkpoint, nor be shared by processes"
+            raise BadInput(f"{what}; start anew in one process, or leave protect empty")
+        watch = _Watch(task, settings, look, bar, _Distance(_moving(model, plan)), protection)
+        trainer = _Trainer(
             model=tuned,
             args=_arguments(model, settings, str(work or folder), begun),
             train_dataset=task.train,
@@ -231,6 +267,7 @@ def finetune(
             preprocess_logits_for_metrics=_sums,
             callbacks=[watch],
         )
+        trainer.protection = protection
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=begun)

@@ -54,6 +54,11 @@ def presets() -> dict:
 NAMES = ("text", "facts", "sentiment", "instructions")
 TASKS = Registry("task", {name: f"workbench.tuning.tasks:{name}_task" for name in NAMES})
 
+# ways to protect what a model holds while it is tuned
+PLACES = {"replay": "Replay", "others": "Others", "replay+kl": "Both", "span": "Span"}
+PLACES = {name: f"workbench.tuning.protection:{place}" for name, place in PLACES.items()}
+PROTECTIONS = Registry("protection", PLACES)
+
 
 def usual(task: str, data: str = "", model: str = "") -> Usual:
     """The numbers of a task on a published study's data, else those of the embedded world, from

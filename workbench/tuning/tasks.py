@@ -222,11 +222,14 @@ def facts_task(model: Model, data: Data) -> Task:
     if not wrong:
         what = f"task facts: {source} holds no fact that the model gets wrong"
         raise BadInput(f"{what} and that has a wording apart to judge by")
-    taught = [(request, prompt) for request in wrong for prompt in _statements(request, data)]
+    taught = []
+    for request in wrong:
+        taught += [(prompt, request.fact.object) for prompt in _statements(request, data)]
     judging = []
     for request in wrong[: data.n_valid]:
-        judging.append((request, request.held_out[0] if apart else request.fact.question))
-    parts = [_fact_rows(model, taught), _fact_rows(model, judging)]
+        prompt = request.held_out[0] if apart else request.fact.question
+        judging.append((prompt, request.fact.object))
+    parts = [answer_rows(model, taught), answer_rows(model, judging)]
     return _task("facts", parts, dropped, metric="accuracy")
 
 
@@ -337,9 +340,9 @@ def _statements(request: EditRequest, data: Data) -> list[str]:
     return [facts.fill(prompt, request.fact.subject) for prompt in prompts]
 
 
-def _fact_rows(model: Model, asked: Sequence[tuple[EditRequest, str]]) -> list[dict]:
-    objects = [request.fact.object for request, _ in asked]
-    answers = answers_after(model, [prompt for _, prompt in asked], objects)
+def answer_rows(model: Model, asked: Sequence[tuple[str, str]]) -> list[dict]:
+    """Rows of prompts with their answers, loss on the answer."""
+    answers = answers_after(model, *zip(*asked, strict=True))
     tokens = token_lists(answers.encoded)
     return [_row(ids, first) for ids, first in zip(tokens, answers.start.tolist(), strict=True)]
 

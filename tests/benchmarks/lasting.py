@@ -1,0 +1,313 @@
+"""What keeps edits while a model is fine-tuned: protections at the same metric of the task.
+
+    python -m tests.benchmarks.lasting [TRIAL ...] [--out FILE.csv] [--split study] [--table]
+
+A trial is MODEL:EDITOR:EDITS:TASK:ARM:SEED, e.g. world-gpt2:memit:30:facts:replay:0; ARM is none, a
+name of wb.protections or of those here (kl, l2, average, span_edits), its strength behind an @
+(replay@0.3), or a plan (after:6, edited); behind a * by how much the learning rate is larger than
+the preset's (none*0.33). The model is edited and tuned until the task's validation metric first
+reaches its THRESHOLD, fixed beforehand. A row is one look: `edited` (before the tuning), `steps`
+(after EQUAL of them) and `threshold`; what the facts say is a share a fact. Goes on with what the
+file has. Without a trial: those of the findings. --table prints means over the facts of all seeds,
+with 95 % bootstrap intervals. Strengths were chosen with --split tuning.
+"""
+
+import argparse
+import time
+import warnings
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy
+import pandas as pd
+import torch
+
+from tests.benchmarks.outcomes import interval, known_facts
+from workbench import deltas, editing, files, models
+from workbench.tracking.retention import measure, measure_prompts
+from workbench.tuning import plans, tasks
+from workbench.tuning.finetune import UNPROTECTED, Settings, _Trainer, finetune
+from workbench.tuning.numbers import PROTECTIONS, usual
+from workbench.tuning.protection import Held, Others, Span, Weighted, others
+from workbench.tuning.tasks import Data
+
+INTRINSIC = 40
+EVERY = 5  # steps between looks
+EQUAL = 40  # steps of the second reading
+MOST = 160
+THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
+ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average", "none*0.33")
+TRIALS = [
+    f"{name}:memit:30:facts:{arm}:0" for name in ("world-gpt2", "world-llama") for arm in ARMS
+]
+READ = ["kept", "held_out", "intrinsic", "wordings"]
+
+
+class EditsAlike(Others):
+    """KL(edited || tuned) of the next token on the edits' own prompts."""
+
+    def __init__(self, held: Held):
+        super().__init__(replace(held, others=held.edited))
+
+
+class Distance(Weighted):
+    """The squared distance of the weights from the edited model's."""
+
+    WEIGHT = 0.01
+
+    def __init__(self, held: Held):
+        super().__init__(held)
+        named = dict(held.model.network.named_parameters())
+        self.pairs = [(named[name], named[name].detach().clone()) for name in held.moving]
+
+    def loss(self):
+        return self.weight * sum((now - before).square().sum() for now, before in self.pairs)
+
+
+class Average(Weighted):
+    """M <- w M + (1 - w) W after each step, from the edited weights on; M is what is read.
+
+    What the steps agree on adds up in M, and their noise averages out; M lags behind W by about
+    w / (1 - w) steps. Source: Polyak averaging; against forgetting, arXiv 2211.03186.
+    """
+
+    WEIGHT = 0.97
+
+    def __init__(self, held: Held):
+        super().__init__(held)
+        named = dict(held.model.network.named_parameters())
+        self.weights = [named[name] for name in held.moving]
+        self.means = [weight.detach().clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def after_step(self):
+        for mean, weight in zip(self.means, self.weights, strict=True):
+            mean.lerp_(weight, 1 - self.weight)
+
+    @contextmanager
+    def shown(self):
+        """Inside, the network holds the mean."""
+        with deltas.preserved(self.held.model.network, self.held.moving), torch.no_grad():
+            for mean, weight in zip(self.means, self.weights, strict=True):
+                weight.copy_(mean)
+            yield
+
+    @contextmanager
+    def read(self):
+        """Inside, the tuning evaluates the mean."""
+        evaluate = _Trainer.evaluate
+
+        def averaged(*args, **kwargs):
+            with self.shown():
+                return evaluate(*args, **kwargs)
+
+        with patch.object(_Trainer, "evaluate", averaged):
+            yield
+
+
+class EditsSpan(Span):
+    """The span of the edits' own prompts."""
+
+    WEIGHT = 1.0
+
+    def __init__(self, held: Held):
+        super().__init__(replace(held, others=held.edited))
+
+
+HERE = {"kl": EditsAlike, "l2": Distance, "average": Average, "span_edits": EditsSpan}
+
+
+class Setting:
+    """A model, its edit and the rows to tune on, which the arms share."""
+
+    def __init__(self, name: str, editor: str, edits: int, task: str, seed: int, split: str):
+        self.model = models.load(name, device="cpu")
+        self.seed = seed
+        self.usual = usual(task, "", name)
+        self.edited, self.intrinsic = self._facts(edits, split)
+        about = {"n_train": self.usual.n_train, "n_valid": self.usual.n_valid, "seed": seed}
+        self.measured = (*self.edited, *self.intrinsic)
+        self.task = tasks.TASKS[task](self.model, Data(**about, avoid=self.measured))
+        hparams = editing.preset(editor, self.model)
+        module = editing.EDITORS[editor]
+        resources = module.prepare(self.model, hparams, "", None, seed=seed)
+        self.edit = module.edit(self.model, self.edited, hparams, resources, seed=seed)
+
+    def _facts(self, edits: int, split: str) -> tuple[list, list]:
+        """Known facts of different subjects: those to edit, and others."""
+        by_subject = {}
+        for request in known_facts(self.model, split, seed=self.seed + 1):
+            by_subject.setdefault(request.fact.subject.lower(), request)
+        chosen = list(by_subject.values())
+        return chosen[:edits], chosen[edits : edits + INTRINSIC]
+
+
+@cache
+def setting(*about) -> Setting:
+    return Setting(*about)
+
+
+class Trial:
+    """One edited model, tuned under one protection."""
+
+    def __init__(self, text: str, split: str):
+        name, editor, edits, task, self.arm, seed = _parts(text)
+        self.setting = setting(name, editor, int(edits), task, int(seed), split)
+        self.model = self.setting.model
+        self.looks: list[dict] = []
+        self.looking = 0.0
+
+    def settings(self) -> Settings:
+        numbers = self.setting.usual
+        _, _, faster = self.arm.partition("*")
+        return Settings(
+            max_steps=MOST,
+            eval_every=EVERY,
+            batch_size=numbers.batch_size,
+            learning_rate=numbers.learning_rate * float(faster or 1),
+            threshold=THRESHOLD[self.setting.task.name],
+            seed=self.setting.seed,
+            trainer={"eval_delay": EQUAL},  # none before
+        )
+
+    def protection(self, moving):
+        name, _, weight = self.arm.partition("*")[0].partition("@")
+        if name not in {*HERE, *PROTECTIONS}:
+            return UNPROTECTED
+        held = Held(
+            model=self.model,
+            moving=moving,
+            edited=self.setting.edited,
+            others=others(self.model, self.setting.measured),
+            weight=float(weight or 0),
+            seed=self.setting.seed,
+        )
+        return (HERE.get(name) or PROTECTIONS[name])(held)
+
+    def run(self) -> list[dict]:
+        """A row a reading: right after the edit, at EQUAL steps, at the task's threshold."""
+        edit = self.setting.edit
+        name = self.arm.partition("*")[0]
+        plan = name if plans.WRITTEN.fullmatch(name) else "all"
+        plan = plans.resolve(self.model, plan, edit.layers)
+        with deltas.preserved(self.model.network), deltas.applied(self.model, edit):
+            start = time.process_time()
+            protection = self.protection(plan.parameters)
+            task, settings = self.setting.task, self.settings()
+            is_average = isinstance(protection, Average)
+            with protection.read() if is_average else nullcontext():
+                history = finetune(
+                    self.model, task, plan, settings, self.look, protection=protection
+                )
+            seconds = time.process_time() - start - self.looking
+            metric = history.log.set_index("step").metric
+            with protection.shown() if is_average else nullcontext():
+                self.see("threshold", int(metric.index[-1]))
+        about = {"arm": self.arm, "ended": history.ended}
+        a_step = seconds / metric.index[-1]
+        for row in self.looks:
+            costs = {"seconds_a_step": a_step, "seconds": a_step * row["step"]}
+            row |= about | costs | {"metric": metric[row["step"]]}
+        return self.looks
+
+    def look(self, step: int, epoch: float) -> None:
+        if step in (0, EQUAL):
+            self.see("edited" if step == 0 else "steps", step)
+
+    def see(self, at: str, step: int) -> None:
+        start = time.process_time()
+        edited, intrinsic = self.setting.edited, self.setting.intrinsic
+        row = {"at": at, "step": step}
+        shares = {"kept": measure(self.model, edited).retained}
+        shares["held_out"] = self._asked([(one, one.target) for one in edited])
+        shares["intrinsic"] = measure(self.model, intrinsic, against="object").retained
+        shares["wordings"] = self._asked([(one, one.fact.object) for one in intrinsic])
+        row |= {name: " ".join(f"{one:.3g}" for one in shares[name]) for name in READ}
+        self.looks.append(row)
+        self.looking += time.process_time() - start
+
+    def _asked(self, expected: list) -> pd.Series:
+        """Of each fact, the share of the wordings that judge which say what is expected."""
+        asked = []
+        for request, answer in expected:
+            asked += [(request.fact.id, prompt, answer) for prompt in request.held_out]
+        ids, prompts, answers = zip(*asked, strict=True)
+        said = measure_prompts(self.model, prompts, answers).assign(fact_id=ids)
+        return said.groupby("fact_id", sort=False).retained.mean()
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a trial; those of a plan hold a colon."""
+    first, seed = text.rsplit(":", 1)
+    return [*first.split(":", 4), seed]
+
+
+def table(done: pd.DataFrame) -> str:
+    """A row a model, arm and look: means over the facts of all seeds."""
+    parts = done.trial.str.extract(r"^([^:]+):([^:]+):")
+    done = done.assign(model=parts[0], editor=parts[1])
+    about = ["model", "editor", "at", "arm"]
+    lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
+    lines.append(["---"] * len(lines[0]))
+    for names, rows in done.groupby(about, sort=False):
+        line = [*names, str(len(shares(rows, "kept")))]
+        for name in READ:
+            values = shares(rows, name)
+            low, high = interval(values)
+            line.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
+        line.append(f"{rows.metric.mean():.2f}")
+        line.append(" ".join(f"{step:.0f}" for step in rows.step))
+        line.append(f"{rows.seconds.mean():.0f}")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shares(rows: pd.DataFrame, name: str) -> numpy.ndarray:
+    """Of each fact, of all seeds."""
+    return numpy.array(" ".join(rows.sort_values("trial")[name]).split(), dtype=float)
+
+
+def against(done: pd.DataFrame, arm: str) -> str:
+    """At the threshold, each arm less another one, fact by fact: means with intervals."""
+    parts = done.trial.str.extract(r"^([^:]+):.*:(\d+)$")
+    done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"]
+    lines = [["model", "arm", "n", *READ], ["---"] * (3 + len(READ))]
+    for (model, name), rows in done.groupby(["model", "arm"], sort=False):
+        other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
+        if name == arm or len(other) < len(rows):
+            continue
+        line = [model, f"{name} - {arm}", str(len(shares(rows, "kept")))]
+        for column in READ:
+            difference = shares(rows, column) - shares(other, column)
+            low, high = interval(difference)
+            line.append(f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trials", nargs="*", default=TRIALS)
+    parser.add_argument("--out", type=Path, default=Path("lasting.csv"))
+    parser.add_argument("--split", default="study", choices=("study", "tuning"))
+    parser.add_argument("--table", action="store_true", help="print what the file has")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"trial": []})
+    for text in options.trials if not options.table else ():
+        if text not in set(done.trial):
+            rows = pd.DataFrame(Trial(text, options.split).run())
+            done = pd.concat([done, rows.assign(split=options.split, trial=text)])
+            with files.written(options.out) as partial:
+                done.to_csv(partial, index=False)
+            print(table(done[done.trial == text]), flush=True)
+    print(table(done))
+    for arm in ("none", "replay+kl"):
+        print(f"\n{against(done, arm)}")
+
+
+if __name__ == "__main__":
+    main()
