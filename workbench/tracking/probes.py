@@ -2,12 +2,14 @@
 own prompts the lens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.return_types import topk as Top
 
 from workbench.activations import recorded
 from workbench.facts import EditRequest, Requests, check_objects
@@ -151,9 +153,9 @@ class Probe:
             self._encode()
         heard = []
         shares = {}
-        lens_rows: list[tuple] = []
-        likeliest: dict[int, pd.DataFrame] = {}
-        cells: list[pd.DataFrame] = []
+        through_lens = {}  # the shares by block, of the facts' own prompts
+        tops: dict[int, Top] = {}  # (1, n_blocks, TOP)
+        cells: dict[int, tuple[Top, Tensor]] = {}  # of every position, with p_true and p_edited
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in passes(self.model, self._asked):
                 heard.append(readings(self.model, self._asked, one))
@@ -161,19 +163,20 @@ class Probe:
                 for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._lenses(one, states, logits):
-                    lens_rows += self._lens_rows(index, probs[-1])
-                    likeliest[index] = self._likeliest(index, probs[-1:], TOP)
+                    through_lens[index] = self._shares(index, probs[-1])
+                    tops[index] = probs[-1:].topk(TOP)
                     if self._about.group[index] == "edited":
-                        cells.append(self._cells(index, probs))
-        self._decode_words(likeliest)
+                        answers = probs[..., [self._first.true[index], self._first.edited[index]]]
+                        cells[index] = probs.topk(TOP_EVERYWHERE), answers
+        self._decode_words(tops)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
             self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
-        lenses = pd.DataFrame(lens_rows, columns=LENS)
-        tokens = _joined(self._named(likeliest), TOKENS)
-        positions = _joined(cells, POSITIONS)
+        lenses = self._lens(through_lens) if tops else pd.DataFrame(columns=LENS)
+        tokens = self._tokens(tops) if tops else pd.DataFrame(columns=TOKENS)
+        positions = self._positions(cells) if cells else pd.DataFrame(columns=POSITIONS)
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
@@ -196,28 +199,34 @@ class Probe:
                 read[-1, -1] = logits[row]  # what the model itself says, bit for bit
                 yield index, read.softmax(-1).cpu()
 
-    def _cells(self, index: int, probs: Tensor) -> pd.DataFrame:
-        """The table of probs (positions, n_blocks, vocab)."""
-        table = self._likeliest(index, probs, TOP_EVERYWHERE)
-        times = len(table) // len(probs)
-        end = int(self._place[index]) + 1
-        prompt = self._asked.encoded.input_ids[index, end - len(probs) : end]
-        table["at"] = self._texts(prompt.repeat_interleave(times))
-        for name, first in (("p_true", self._first.true), ("p_edited", self._first.edited)):
-            p = probs[..., first[index]].flatten()
-            table[name] = p.repeat_interleave(TOP_EVERYWHERE)
-        return table
+    def _positions(self, cells: dict[int, tuple[Top, Tensor]]) -> pd.DataFrame:
+        """The table of the edited facts' prompts."""
+        table = self._likeliest({index: top for index, (top, _) in cells.items()})
+        at, p = [], []
+        for index, (top, answers) in cells.items():
+            length, n_blocks, count = top.values.shape
+            end = int(self._place[index]) + 1
+            prompt = self._asked.encoded.input_ids[index, end - length : end]
+            at.append(prompt.repeat_interleave(n_blocks * count))
+            p.append(answers.flatten(0, 1).repeat_interleave(count, 0))
+        table["at"] = self._texts(torch.cat(at))
+        table[["p_true", "p_edited"]] = torch.cat(p).numpy()
+        return table[POSITIONS]
 
-    def _likeliest(self, index: int, probs: Tensor, count: int) -> pd.DataFrame:
-        """The likeliest tokens at each position and layer of probs (positions, n_blocks, vocab)."""
-        length, n_blocks, _ = probs.shape
-        cells = range(1 - length, 1), range(n_blocks), range(1, count + 1)
-        table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
-        values, ids = probs.topk(count)
-        table["fact_id"] = self._about.fact_id[index]
-        table["id"] = ids.flatten()
-        table["token"] = self._texts(ids.flatten())
-        table["probability"] = values.flatten()
+    def _likeliest(self, tops: dict[int, Top]) -> pd.DataFrame:
+        """A row for each of the likeliest tokens (positions, n_blocks, count) of some questions."""
+        parts = []
+        for top in tops.values():
+            length, n_blocks, count = top.values.shape
+            ends = (1 - length, 1), (0, n_blocks), (1, count + 1)
+            parts.append(torch.cartesian_prod(*(torch.arange(*pair) for pair in ends)))
+        table = pd.DataFrame(torch.cat(parts).numpy(), columns=CELL)
+        table["index"] = numpy.repeat(list(tops), [len(part) for part in parts])
+        table["fact_id"] = self._about.fact_id[table["index"]].array
+        ids = torch.cat([top.indices.flatten() for top in tops.values()])
+        table["id"] = ids.numpy()
+        table["token"] = self._texts(ids)
+        table["probability"] = torch.cat([top.values.flatten() for top in tops.values()]).numpy()
         return table
 
     def _texts(self, tokens: Tensor) -> pd.Series:
@@ -249,40 +258,35 @@ class Probe:
         table["p_related"] = table.p_related.where(self._has_related)
         return table
 
-    def _lens_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
-        fact_id = self._about.fact_id[index]
-        masses, ranks = self._shares(index, probs)
-        for layer in range(len(probs)):
-            ranked = [*ranks[layer].tolist(), None, None, None]
-            for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
-                yield fact_id, layer, *row
+    def _lens(self, shares: dict[int, tuple[Tensor, Tensor]]) -> pd.DataFrame:
+        """The table of the lens: (n_blocks, 5) and (n_blocks, 2) of each of the facts."""
+        masses, known = map(torch.stack, zip(*shares.values(), strict=True))
+        ranks = torch.full_like(masses, torch.nan, dtype=torch.double)
+        ranks[..., : known.shape[-1]] = known
+        axes = self._about.fact_id[list(shares)], range(masses.shape[1]), CATEGORIES
+        table = pd.MultiIndex.from_product(axes, names=LENS[:3]).to_frame(index=False)
+        return table.assign(probability=masses.double().flatten(), rank=ranks.flatten())
 
-    def _named(self, likeliest: dict[int, pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """The tables with the word that each token begins."""
-        for index, table in likeliest.items():
-            pairs = zip(table.id, table.token, strict=True)
-            words = [self._words.get((index, token), text.strip()) for token, text in pairs]
-            yield table.assign(word=words, probability=table.probability.astype(float))
+    def _tokens(self, tops: dict[int, Top]) -> pd.DataFrame:
+        """The table of the likeliest tokens, with the word that each begins."""
+        table = self._likeliest(tops)
+        cells = zip(table["index"], table.id, table.token, strict=True)
+        words = [self._words.get((index, token), text.strip()) for index, token, text in cells]
+        return table.assign(word=words, probability=table.probability.astype(float))[TOKENS]
 
-    def _decode_words(self, likeliest: dict[int, pd.DataFrame]) -> None:
+    def _decode_words(self, tops: dict[int, Top]) -> None:
         """Which words the likeliest tokens begin: a known answer's, else as decoding goes on."""
         fresh = []
-        for index, table in likeliest.items():
+        for index, top in tops.items():
             request = self.questions[index].request
             if self._about.group[index] != "edited":
                 continue
             if self._first.clear[index]:
                 self._words[index, self._first.true[index]] = request.fact.object
                 self._words[index, self._first.edited[index]] = request.target
-            last = table.id[-TOP:]  # after the last block
+            last = top.indices[-1, -1]  # after the last block
             places = [(index, token) for token in last[:IN_WORDS].tolist()]
             fresh += [place for place in places if place not in self._words]
         prompts = [self._about.prompt[index] for index, _ in fresh]
         words = begun_words(self.model, prompts, [token for _, token in fresh])
         self._words |= dict(zip(fresh, words, strict=True))
-
-
-def _joined(tables: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """These columns of all tables; of none, a table without rows."""
-    tables = [table[columns] for table in tables]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
