@@ -241,13 +241,10 @@ def save(edit: Edit, path: str | Path) -> Path:
     Written under a temporary name, then renamed.
     """
     path = Path(path)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in edit.tensors().items()
-    }
-    about = {"kind": type(edit).__name__} | edit.settings()
+    tensors = packed(edit)
+    about = bytes(tensors.pop("about").tolist()).decode()
     with files.written(path) as partial:
-        header = {"workbench": json.dumps(about, default=dict)}
-        safetensors.torch.save_file(tensors, partial, metadata=header)
+        safetensors.torch.save_file(tensors, partial, metadata={"workbench": about})
     return path
 
 
@@ -263,6 +260,22 @@ def load(path: str | Path) -> Edit:
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         what = f"{path}: not an edit of the workbench ({cause(error)})"
         raise BadInput(f"{what}; make it again") from None
+
+
+def packed(edit: Edit) -> dict[str, torch.Tensor]:
+    """The edit as tensors alone, on the CPU: what else it holds is the bytes of `about`."""
+    text = json.dumps({"kind": type(edit).__name__} | edit.settings(), default=dict)
+    about = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    tensors = {name: tensor.detach().cpu() for name, tensor in edit.tensors().items()}
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return plain | {"about": about}
+
+
+def unpacked(tensors: Mapping[str, torch.Tensor]) -> Edit:
+    """The edit that `packed` made these of."""
+    parts = dict(tensors)
+    about = json.loads(bytes(parts.pop("about").tolist()))
+    return Edit.kinds[about.pop("kind")].restored(parts, about)
 
 
 def export(model: Model, delta: Edit, folder: str | Path) -> Path:
