@@ -6,9 +6,9 @@ beside cold processes.
 CPU seconds of 50 steps of the tuning on text with probes of 300 prompts at steps 0 and 50, and of
 transformers.Trainer alone on the same rows in the same order, without and with the same evaluations
 on the validation rows: least and median of --rounds. The ratios are of 50 steps that have one
-evaluation and one look, as a long tuning with a look every 50 steps does. Then 10 single-fact edits
-in one study against 10 processes that each load the model, choose facts and tune by themselves; 2
-processes are run and scaled. --only probing, or cold, for one of the two.
+evaluation and one look, as a long tuning with a look every 50 steps does. Then --edits edits of one
+fact in one study against as many processes that each load the model, choose facts and tune by
+themselves; --processes of them are run and scaled. --only probing, or cold, for one of the two.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def main():
     parser.add_argument("models", nargs="*", default=list(checkpoints.WORLD_MODELS))
     parser.add_argument("--only", default="", choices=["probing", "cold"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--edits", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     rows = []
     for name in options.models:
@@ -49,7 +51,7 @@ def main():
         if options.only != "cold":
             parts += _probing(models.load(name, device="cpu"), options.rounds)
         if options.only != "probing":
-            parts += _cold(name)
+            parts += _cold(name, options.edits, options.processes)
         for row in parts:
             rows.append({"model": name} | row)
     table = pd.DataFrame(rows)
@@ -131,10 +133,10 @@ def _bare(model, task, spec, evaluating):
         ).train()
 
 
-def _cold(name):
+def _cold(name, edits, processes):
     fields = {
         "model": name,
-        "n_edited": 10,
+        "n_edited": edits,
         "edits_per_model": 1,
         "max_steps": 20,
         "eval_every": 20,
@@ -147,7 +149,7 @@ def _cold(name):
         study.run(Spec(**fields), out=folder)
         warm = time.process_time() - start
         before = _of_children()
-        for seed in (1, 2):
+        for seed in range(1, processes + 1):
             single = fields | {
                 "n_edited": 1,
                 "seed": seed,
@@ -156,8 +158,8 @@ def _cold(name):
             subprocess.run(
                 [sys.executable, "-c", COLD, repr(single), folder], check=True, capture_output=True
             )
-        cold = (_of_children() - before) * 5
-    yield {"what": "10 single-fact edits", "plain": cold, "ours": warm}
+        cold = (_of_children() - before) / processes * edits
+    yield {"what": f"{edits} single-fact edits", "plain": cold, "ours": warm}
 
 
 def _of_children() -> float:
