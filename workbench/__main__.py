@@ -96,16 +96,18 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
 
 def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
+    from workbench.records import BadInput
+
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
     with warnings.catch_warnings(record=True) as notes:
         try:
             model = wb.models.outline(experiment.model, experiment.revision, here=True)
             hparams = experiment.editor_hparams(model)
-        except wb.records.BadInput as reason:
+        except BadInput as reason:
             try:
                 hparams = experiment.editor_hparams(experiment.model)
-            except wb.records.BadInput:
+            except BadInput:
                 return f"{title}: not known before its configuration is here ({reason})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
@@ -172,13 +174,14 @@ def _tune_editor(options) -> None:
 
 
 def _evaluate(options) -> None:
+    from workbench.records import BadInput
+
     evaluation = wb.evaluation
     wb.files.check_writable(Path(options.out).parent)
     names = options.measures.split(",") if options.measures else evaluation.STANDARD
     alone = [name for name in names if not wb.measures[name].compare or options.base]
     if options.measures and alone != names:
-        what = f"measures {options.measures}: one compares two models"
-        raise wb.records.BadInput(f"{what}; name --base")
+        raise BadInput(f"measures {options.measures}: one compares two models; name --base")
     requests = wb.facts.read(options.facts)
     before = None
     if options.base:
@@ -199,6 +202,8 @@ def _evaluate(options) -> None:
 
 
 def _facts(options) -> None:
+    from workbench.records import BadInput
+
     wb.files.check_writable(Path(options.out).parent)
     margin = wb.Spec.of({}, margin=options.margin).margin
     requests, problems = wb.facts.inspect(options.file)
@@ -209,7 +214,7 @@ def _facts(options) -> None:
     for problem in problems:
         _print(problem, file=sys.stderr)
     if not requests:
-        raise wb.records.BadInput(f"{options.file}: no usable record among {len(problems)}")
+        raise BadInput(f"{options.file}: no usable record among {len(problems)}")
     table = wb.study.known_table(model, requests, margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     wb.inert.write_csv(table, options.out)

@@ -266,8 +266,8 @@ def packed(edit: Edit) -> dict[str, torch.Tensor]:
     """The edit as tensors alone, on the CPU: what else it holds is the bytes of `about`."""
     text = json.dumps({"kind": type(edit).__name__} | edit.settings(), default=dict)
     about = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    tensors = {name: tensor.detach().cpu() for name, tensor in edit.tensors().items()}
-    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    tensors = edit.tensors()
+    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in tensors}
     return plain | {"about": about}
 
 

@@ -52,7 +52,7 @@ except ImportError:  # Windows has none
     resource = None
 
 OTHER_MODEL = ("model", "revision", "device", "dtype", "device_map", "start")  # fields that name it
-LARGEST = 2**28  # bytes of the edits of a study that are kept for the next one
+KEPT = ("rome", "memit", "alphaedit")  # editors whose edits are slow, small, and kept for more runs
 
 
 def load(spec: Spec) -> Model:
@@ -95,17 +95,15 @@ def _edits(
     """
     runs.progress(f"editing with {spec.editor}")
     make = partial(editing.edit_each, spec.editor, model, groups, hparams, resources, spec.seed)
-    if spec.editor not in editing.NAMES or model.is_changed():
+    if spec.editor not in KEPT or model.is_changed():
         return make()
-    network = resources.network.state_dict() if resources.network else {}
-    about = [
-        [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type],
-        [positions.front(model), code_fingerprint(), spec.editor, spec.seed],
-        [hparams.model_dump(mode="json"), resources.prefixes, tensor_sum(network)],
-        [moment.fingerprint for moment in resources.moments.values()],
-        [[request.model_dump(mode="json") for request in group] for group in groups],
-    ]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    about = [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type]
+    about += [positions.front(model), code_fingerprint(), spec.editor, spec.seed]
+    about += [hparams.model_dump_json(), resources.prefixes]
+    about += [moment.fingerprint for moment in resources.moments.values()]
+    about += [[request.model_dump_json() for request in group] for group in groups]
+    text = json.dumps(about).encode()
+    digest = hashlib.sha256(text).hexdigest()[:16]
     folder = cache.folder("edits")
     paths = [folder / f"{digest}-{number}.safetensors" for number in range(len(groups))]
     with cache.locked(f"edits {digest}"):
@@ -113,10 +111,8 @@ def _edits(
         is_new = None in kept
         if is_new:
             kept = [deltas.packed(edit) for edit in make()]
-            tensors = [tensor for part in kept for tensor in part.values()]
-            if sum(tensor.nbytes for tensor in tensors) <= LARGEST:
-                for path, part in zip(paths, kept, strict=True):
-                    cache.keep(path, part, path.stem)
+            for path, part in zip(paths, kept, strict=True):
+                cache.keep(path, part, path.stem)
     edits = [deltas.unpacked(part) for part in kept]
     if not is_new:
         warn_of_missed(edits)
@@ -232,29 +228,28 @@ class Recorder:
             for outcome in edit.outcomes
         ]
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
-        return {
-            "spec": spec.model_dump(mode="json"),
-            "revision": model.revision,
-            "start": positions.front_text(model),
+        about = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
+        about["start"] = positions.front_text(model)
+        about["commit"] = _commit()
+        about["python"] = platform.python_version()
+        about["packages"] = {name: version(name) for name in packages}
+        about["true"] = {request.fact.id: request.fact.object for request in chosen.edited}
+        about["hparams"] = [edit.parts[0].get("hparams") for edit in self.deltas][:1]
+        about["layers"] = sorted({layer for edit in self.deltas for layer in edit.layers})
+        about["measures"] = [name for name in self.tables if name not in runs.OF_EVERY_RUN]
+        return about | {
             "weights": model.fingerprint,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
-            "true": {request.fact.id: request.fact.object for request in chosen.edited},
             "ended": self.ended,
             "tuning": self.tuning,
             "edits": edits,
-            "hparams": [edit.parts[0].get("hparams") for edit in self.deltas][:1],
-            "layers": sorted({layer for edit in self.deltas for layer in edit.layers}),
-            "measures": [name for name in self.tables if name not in runs.OF_EVERY_RUN],
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
-            "packages": {name: version(name) for name in packages},
-            "python": platform.python_version(),
-            "commit": _commit(),
         }
 
     def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:

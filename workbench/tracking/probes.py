@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.return_types import topk as Top
 
@@ -132,6 +133,7 @@ class Probe:
         self._has_related = [bool(objects) for objects in related]
         self._asked = answers_after(self.model, prompts, self._about.target.tolist())
         self._first = first_tokens(self.model, prompts, true, edited, related)
+        self._pairs = [*zip(self._first.true, self._first.edited, strict=True)]
         self._about["clear"] = self._first.clear
         # where first tokens are not clear they may stand elsewhere than the answer asked for
         place = self._first.place.maximum(self._asked.start - 1)
@@ -166,17 +168,16 @@ class Probe:
                     through_lens[index] = self._shares(index, probs[-1])
                     tops[index] = probs[-1:].topk(TOP)
                     if self._about.group[index] == "edited":
-                        answers = probs[..., [self._first.true[index], self._first.edited[index]]]
-                        cells[index] = probs.topk(TOP_EVERYWHERE), answers
+                        cells[index] = probs.topk(TOP_EVERYWHERE), probs[..., self._pairs[index]]
         self._decode_words(tops)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
             self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
-        lenses = self._lens(through_lens) if tops else pd.DataFrame(columns=LENS)
-        tokens = self._tokens(tops) if tops else pd.DataFrame(columns=TOKENS)
-        positions = self._positions(cells) if cells else pd.DataFrame(columns=POSITIONS)
+        lenses = self._lens(through_lens)
+        tokens = self._tokens(tops)
+        positions = self._positions(cells)
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
@@ -201,6 +202,8 @@ class Probe:
 
     def _positions(self, cells: dict[int, tuple[Top, Tensor]]) -> pd.DataFrame:
         """The table of the edited facts' prompts."""
+        if not cells:
+            return pd.DataFrame(columns=POSITIONS)
         table = self._likeliest({index: top for index, (top, _) in cells.items()})
         at, p = [], []
         for index, (top, answers) in cells.items():
@@ -217,16 +220,18 @@ class Probe:
         """A row for each of the likeliest tokens (positions, n_blocks, count) of some questions."""
         parts = []
         for top in tops.values():
-            length, n_blocks, count = top.values.shape
-            ends = (1 - length, 1), (0, n_blocks), (1, count + 1)
-            parts.append(torch.cartesian_prod(*(torch.arange(*pair) for pair in ends)))
+            first = torch.tensor([1 - len(top.values), 0, 1])
+            parts.append(first + torch.ones_like(top.values).nonzero())
         table = pd.DataFrame(torch.cat(parts).numpy(), columns=CELL)
-        table["index"] = numpy.repeat(list(tops), [len(part) for part in parts])
+        sizes = [len(part) for part in parts]
+        table["index"] = numpy.repeat(list(tops), sizes)
         table["fact_id"] = self._about.fact_id[table["index"]].array
-        ids = torch.cat([top.indices.flatten() for top in tops.values()])
+        flat = [top.indices.flatten() for top in tops.values()]
+        ids = torch.cat(flat)
         table["id"] = ids.numpy()
         table["token"] = self._texts(ids)
-        table["probability"] = torch.cat([top.values.flatten() for top in tops.values()]).numpy()
+        values = [top.values.flatten() for top in tops.values()]
+        table["probability"] = torch.cat(values).numpy()
         return table
 
     def _texts(self, tokens: Tensor) -> pd.Series:
@@ -241,8 +246,8 @@ class Probe:
         masses = mass(probs, self._categories[index])
         if not self._first.clear[index]:
             masses.fill_(torch.nan)
-        tokens = [self._first.true[index], self._first.edited[index]]
-        is_above = probs[:, None] > probs[:, tokens, None]  # (k, 2, vocab)
+        pair = probs[:, self._pairs[index]]
+        is_above = probs[:, None] > pair[..., None]  # (k, 2, vocab)
         return masses, is_above.sum(-1) + 1
 
     def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
@@ -260,15 +265,18 @@ class Probe:
 
     def _lens(self, shares: dict[int, tuple[Tensor, Tensor]]) -> pd.DataFrame:
         """The table of the lens: (n_blocks, 5) and (n_blocks, 2) of each of the facts."""
+        if not shares:
+            return pd.DataFrame(columns=LENS)
         masses, known = map(torch.stack, zip(*shares.values(), strict=True))
-        ranks = torch.full_like(masses, torch.nan, dtype=torch.double)
-        ranks[..., : known.shape[-1]] = known
+        ranks = F.pad(known.double(), (0, len(CATEGORIES) - 2), value=torch.nan)
         axes = self._about.fact_id[list(shares)], range(masses.shape[1]), CATEGORIES
         table = pd.MultiIndex.from_product(axes, names=LENS[:3]).to_frame(index=False)
         return table.assign(probability=masses.double().flatten(), rank=ranks.flatten())
 
     def _tokens(self, tops: dict[int, Top]) -> pd.DataFrame:
         """The table of the likeliest tokens, with the word that each begins."""
+        if not tops:
+            return pd.DataFrame(columns=TOKENS)
         table = self._likeliest(tops)
         cells = zip(table["index"], table.id, table.token, strict=True)
         words = [self._words.get((index, token), text.strip()) for index, token, text in cells]
