@@ -228,7 +228,7 @@ class Recorder:
             for outcome in edit.outcomes
         ]
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
-        about = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
+        about: dict = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
         about["start"] = positions.front_text(model)
         about["commit"] = _commit()
         about["python"] = platform.python_version()
