@@ -315,3 +315,20 @@ def answers(model, prompts, stop, at_most=8):
             ids = torch.cat([ids, torch.tensor([[token]])], 1)
         found.append(token)
     return found
+
+
+@torch.no_grad()
+def likelihoods(model, prompts, continuations):
+    """The probability of each continuation after its prompt, one text at a time, logits of all
+    places.
+    """
+    found = []
+    for prompt, continuation in zip(prompts, continuations, strict=True):
+        before = positions.encode(model, [prompt]).input_ids
+        ids = positions.encode(model, [positions.statement(prompt, continuation)]).input_ids
+        log_probs = model.network(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        start = before.shape[1]
+        found.append(
+            log_probs[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().exp().item()
+        )
+    return found

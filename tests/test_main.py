@@ -1,6 +1,8 @@
 import gc
 import json
 import signal
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -422,3 +424,20 @@ def test_remove_and_restore_write_ordinary_folders(written, tmp_path, capsys):
         assert (left - factor * change).norm() < 0.05 * change.norm()
         assert main([*arguments, base, "--base", base, "--out", f"{out}-2"]) == 2
         assert "same weights" in capsys.readouterr().err
+
+
+def test_help_waits_for_no_library():
+    """It is there within a third of a second: argparse and yaml, no pydantic, pandas or torch."""
+    code = "import sys; from workbench.__main__ import _parser; _parser(); print([*sys.modules])"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("pydantic", "pandas", "torch", "nbformat"):
+        assert f"'{heavy}'" not in names.stdout
+
+
+def test_no_command_builds_a_grammar_of_iris():
+    """jsonschema would, which nbformat imports: a second and more before anything is done."""
+    code = "import sys; from workbench.__main__ import main; main(['report', 'nowhere']);"
+    code += "import nbformat; print([*sys.modules])"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'jsonschema._format'" in names.stdout
+    assert "'lark'" not in names.stdout

@@ -1,6 +1,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -197,3 +199,11 @@ def test_every_preset_fits_a_notebook(path):
             assert any(set(names) <= known for known in declared.values()), preset.name
             for notebook, section in sections.items():
                 assert set(section) <= declared[notebook], (preset.name, notebook)
+
+
+def test_its_first_cell_imports_nothing_heavy(path):
+    cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
+    code = cells[0].source + "\nimport sys; print([*sys.modules])"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "transformers", "matplotlib", "nbformat"):
+        assert f"'{heavy}'" not in names.stdout

@@ -12,8 +12,9 @@ import peft
 import pytest
 import torch
 
-from workbench import deltas, editing, edits, models, runs, study
+from workbench import cache, deltas, editing, edits, known, models, moments, runs, study
 from workbench.editing import EDITORS
+from workbench.editing.records import NotTaken
 from workbench.facts import BadInput
 from workbench.study import Spec
 from workbench.tracking.probes import Probe, questions
@@ -75,6 +76,60 @@ def test_the_run_says_of_each_edit_what_was_solved_and_whether_it_took(done):
         assert edit["took"] == row.retained
         assert edit["p_after"] == pytest.approx(row.p_answer, rel=1e-3)
         assert edit["p_solved"] is None or edit["p_solved"] > 0.5
+
+
+def refused(*_):
+    raise AssertionError("is made again")
+
+
+def test_a_run_of_another_plan_takes_edits_moments_and_known_facts_from_the_cache(
+    small, base, done, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(editing, "edit_each", refused)
+    monkeypatch.setattr(moments, "_collect", refused)
+    monkeypatch.setattr(known, "measure_prompts", refused)
+    other = study.run(small.model_copy(update={"plan": "edited"}), base, out=tmp_path)
+    assert other.folder.name != done.folder.name
+    for paths in zip(other.deltas, done.deltas, strict=True):
+        edit, earlier = map(deltas.load, paths)
+        assert edit.record == earlier.record
+        ours, theirs = edit.tensors(), earlier.tensors()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_another_seed_number_or_fact_is_another_edit(small, base, monkeypatch):
+    chosen = study.choose(small, base)
+    numbers, resources = study.prepare(small, base, chosen)
+    first = study.make_edit(small, base, chosen.edited, numbers, resources)
+    monkeypatch.setattr(editing, "edit_each", refused)
+    again = study.make_edit(small, base, chosen.edited, numbers, resources)
+    assert again.record == first.record
+    more = numbers.model_copy(update={"steps": numbers.steps + 1})
+    seeded = small.model_copy(update={"seed": 1})
+    for spec, edited, hparams in (
+        (seeded, chosen.edited, numbers),
+        (small, chosen.edited[:1], numbers),
+        (small, chosen.edited, more),
+    ):
+        with pytest.raises(AssertionError, match="is made again"):
+            study.make_edit(spec, base, edited, hparams, resources)
+    with first.applied(base), pytest.raises(AssertionError, match="is made again"):
+        study.make_edit(small, base, chosen.edited, numbers, resources)
+
+
+def test_an_edit_from_the_cache_is_warned_of_too_and_a_damaged_one_is_made_again(small, base):
+    chosen = study.choose(small, base)
+    numbers, resources = study.prepare(small, base, chosen)
+    few = numbers.model_copy(update={"steps": 1})
+    for _ in range(2):
+        with pytest.warns(NotTaken, match="0 of 2 edits took"):
+            first = study.make_edit(small, base, chosen.edited, few, resources)
+    kept = max(cache.folder("edits").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="it is made anew"):
+        again = study.make_edit(small, base, chosen.edited, few, resources)
+    assert again.record == first.record
 
 
 def test_the_model_comes_back_bit_for_bit(small, base, tmp_path):

@@ -15,8 +15,6 @@ from typing import Any, TextIO
 import yaml
 
 import workbench as wb
-from workbench import inert
-from workbench.facts import BadInput
 
 PURPOSE = "Edit facts into a language model, fine-tune it, see what survives."
 SHOWN = 100  # rows of a long table that are printed
@@ -25,14 +23,16 @@ SHOWN = 100  # rows of a long table that are printed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is one line on standard error."""
     options = _parser().parse_args(arguments)
+    # jsonschema, under nbformat, would build a grammar of IRIs from it, which takes two seconds
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         options.command(options)
         return 0
-    except BadInput as error:
-        status, reason = 2, str(error)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second one changes nothing
         status, reason = 130, "stopped; nothing half-written was kept"
+    except wb.records.BadInput as error:
+        status, reason = 2, str(error)
     except Exception as error:
         status, reason = 1, f"failed: {type(error).__name__}: {error}"
     _print(f"workbench: {' '.join(reason.split())}", file=sys.stderr)
@@ -94,6 +94,8 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
 
 def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
+    from workbench.records import BadInput
+
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
     with warnings.catch_warnings(record=True) as notes:
@@ -150,8 +152,7 @@ def _edit(options) -> None:
 
 
 def _tune_editor(options) -> None:
-    from workbench import choosing, files
-
+    choosing = wb.choosing
     name = options.model.rstrip("/").rpartition("/")[2]
     table = Path(options.out or f"{name}-{options.editor}.csv")
     choosing.check(options.editor, table)
@@ -164,12 +165,14 @@ def _tune_editor(options) -> None:
     best = ranked.iloc[-1]
     _print(f"reached {best.reached} of {choosing.WANTED}; {table} holds every candidate")
     numbers = table.with_suffix(".yaml")
-    with files.written(numbers) as partial:
+    with wb.files.written(numbers) as partial:
         partial.write_text(yaml.safe_dump(json.loads(best.hparams)), encoding="utf-8")
     print(numbers)
 
 
 def _evaluate(options) -> None:
+    from workbench.records import BadInput
+
     evaluation = wb.evaluation
     wb.files.check_writable(Path(options.out).parent)
     names = options.measures.split(",") if options.measures else evaluation.STANDARD
@@ -189,13 +192,15 @@ def _evaluate(options) -> None:
     table = evaluation.compared(before or after, after)
     if not before:
         table["before"] = float("nan")
-    inert.write_csv(table, options.out)
+    wb.inert.write_csv(table, options.out)
     shown = evaluation.summary(table)
     _print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     print(options.out)
 
 
 def _facts(options) -> None:
+    from workbench.records import BadInput
+
     wb.files.check_writable(Path(options.out).parent)
     margin = wb.Spec.of({}, margin=options.margin).margin
     requests, problems = wb.facts.inspect(options.file)
@@ -209,7 +214,7 @@ def _facts(options) -> None:
         raise BadInput(f"{options.file}: no usable record among {len(problems)}")
     table = wb.study.known_table(model, requests, margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
-    inert.write_csv(table, options.out)
+    wb.inert.write_csv(table, options.out)
     _print(_table(table.drop(columns="fact_id").head(SHOWN)))
     if len(table) > SHOWN:
         _print(f"... and {len(table) - SHOWN} more in {options.out}")
@@ -223,7 +228,7 @@ def _inspect(options) -> None:
     requests = wb.facts.read(options.facts) if options.facts else None
     base = wb.models.load(options.base) if options.base else None
     traces = wb.inspect(wb.models.load(options.model), base, requests, options.corpus)
-    inert.write_csv(traces.subjects, options.out)
+    wb.inert.write_csv(traces.subjects, options.out)
     outlying = traces.matrices[traces.matrices.outlying > 0]
     if len(outlying):
         _print(f"{_table(outlying.head(SHOWN))}\n")
@@ -255,7 +260,7 @@ def _remedied(options, remedy: Callable) -> None:
 
 def _print(text: str, file: TextIO | None = None) -> None:
     """Print text in which words of the data may stand; a path is printed as it is."""
-    print(inert.printable(text), file=file)
+    print(wb.inert.printable(text), file=file)
 
 
 def _table(table) -> str:

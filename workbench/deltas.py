@@ -231,13 +231,10 @@ def save(edit: Edit, path: str | Path) -> Path:
     Written under a temporary name, then renamed.
     """
     path = Path(path)
-    tensors = {}
-    for name, tensor in edit.tensors().items():
-        tensors[name] = tensor.detach().cpu().contiguous().clone()
-    about = {"kind": type(edit).__name__} | edit.settings()
+    tensors = packed(edit)
+    about = bytes(tensors.pop("about").tolist()).decode()
     with files.written(path) as partial:
-        header = {"workbench": json.dumps(about, default=dict)}
-        safetensors.torch.save_file(tensors, partial, metadata=header)
+        safetensors.torch.save_file(tensors, partial, metadata={"workbench": about})
     return path
 
 
@@ -251,6 +248,22 @@ def load(path: str | Path) -> Edit:
         return Edit.kinds[kind].restored(tensors, about)
     except Exception as error:  # also what a change refuses, which names no file
         raise BadInput(f"{path}: not an edit ({cause(error)}); make it again") from None
+
+
+def packed(edit: Edit) -> dict[str, torch.Tensor]:
+    """The edit as tensors alone, on the CPU: what else it holds is the bytes of `about`."""
+    text = json.dumps({"kind": type(edit).__name__} | edit.settings(), default=dict)
+    about = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    tensors = edit.tensors()
+    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in tensors}
+    return plain | {"about": about}
+
+
+def unpacked(tensors: Mapping[str, torch.Tensor]) -> Edit:
+    """The edit that `packed` made these of."""
+    parts = dict(tensors)
+    about = json.loads(bytes(parts.pop("about").tolist()))
+    return Edit.kinds[about.pop("kind")].restored(parts, about)
 
 
 def export(model: Model, delta: Edit, folder: str | Path) -> Path:

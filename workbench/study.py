@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from workbench import deltas, editing, facts, models, positions, runs
+from workbench import cache, deltas, editing, facts, models, positions, runs
 from workbench.cache import tensor_sum
 from workbench.checkpoints import is_world
-from workbench.editing.records import Numbers, Resources
+from workbench.editing.records import Numbers, Resources, warn_of_missed
 from workbench.edits import Edit
 from workbench.facts import BadInput, Requests
 from workbench.known import Chosen, choose
@@ -37,7 +38,7 @@ from workbench.known import known_table as known_table
 from workbench.known import with_objects as with_objects
 from workbench.models import Model
 from workbench.registry import MEASURES, Room
-from workbench.spec import Spec, identify, varied
+from workbench.spec import Spec, code_fingerprint, identify, varied
 from workbench.spec import arms as arms
 from workbench.tracking import lens
 from workbench.tracking.probes import OWN, Probe, questions
@@ -51,6 +52,7 @@ except ImportError:  # Windows has none
     resource = None
 
 OTHER_MODEL = ("model", "revision", "device", "dtype", "device_map", "start")  # fields that name it
+KEPT = ("rome", "memit", "alphaedit")  # editors whose edits are slow, small, and kept for more runs
 
 
 def load(spec: Spec) -> Model:
@@ -82,8 +84,39 @@ def make_edit(
     spec: Spec, model: Model, requests: Requests, hparams: Numbers, resources: Resources
 ) -> Edit:
     """The edit of one edited model."""
+    return _edits(spec, model, [requests], hparams, resources)[0]
+
+
+def _edits(
+    spec: Spec, model: Model, groups: Sequence[Requests], hparams: Numbers, resources: Resources
+) -> list[Edit]:
+    """An edit a group of requests, all made together, which is faster than one by one. A run that
+    differs in task or plan alone finds them in the cache, the same to the bit.
+    """
     runs.progress(f"editing with {spec.editor}")
-    return editing.edit_each(spec.editor, model, [requests], hparams, resources, spec.seed)[0]
+    make = partial(editing.edit_each, spec.editor, model, groups, hparams, resources, spec.seed)
+    if spec.editor not in KEPT or model.is_changed():
+        return make()
+    about = [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type]
+    about += [positions.front(model), code_fingerprint(), spec.editor, spec.seed]
+    about += [hparams.model_dump_json(), resources.prefixes]
+    about += [moment.fingerprint for moment in resources.moments.values()]
+    about += [[request.model_dump_json() for request in group] for group in groups]
+    text = json.dumps(about).encode()
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    folder = cache.folder("edits")
+    paths = [folder / f"{digest}-{number}.safetensors" for number in range(len(groups))]
+    with cache.locked(f"edits {digest}"):
+        kept = [cache.kept(path, path.stem) for path in paths]
+        is_new = None in kept
+        if is_new:
+            kept = [deltas.packed(edit) for edit in make()]
+            for path, part in zip(paths, kept, strict=True):
+                cache.keep(path, part, path.stem)
+    edits = [deltas.unpacked(part) for part in kept]
+    if not is_new:
+        warn_of_missed(edits)
+    return edits
 
 
 def make_task(spec: Spec, model: Model, chosen: Chosen) -> Task:
@@ -195,29 +228,28 @@ class Recorder:
             for outcome in edit.outcomes
         ]
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
-        return {
-            "spec": spec.model_dump(mode="json"),
-            "revision": model.revision,
-            "start": positions.front_text(model),
+        about: dict = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
+        about["start"] = positions.front_text(model)
+        about["commit"] = _commit()
+        about["python"] = platform.python_version()
+        about["packages"] = {name: version(name) for name in packages}
+        about["true"] = {request.fact.id: request.fact.object for request in chosen.edited}
+        about["hparams"] = [edit.parts[0].get("hparams") for edit in self.deltas][:1]
+        about["layers"] = sorted({layer for edit in self.deltas for layer in edit.layers})
+        about["measures"] = [name for name in self.tables if name not in runs.OF_EVERY_RUN]
+        return about | {
             "weights": model.fingerprint,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
-            "true": {request.fact.id: request.fact.object for request in chosen.edited},
             "ended": self.ended,
             "tuning": self.tuning,
             "edits": edits,
-            "hparams": [edit.parts[0].get("hparams") for edit in self.deltas][:1],
-            "layers": sorted({layer for edit in self.deltas for layer in edit.layers}),
-            "measures": [name for name in self.tables if name not in runs.OF_EVERY_RUN],
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
-            "packages": {name: version(name) for name in packages},
-            "python": platform.python_version(),
-            "commit": _commit(),
         }
 
     def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
@@ -393,9 +425,8 @@ def _followed(
     if edit is None:
         with recorder.timed("prepare editor"):
             hparams, resources = prepare(spec, model, chosen)
-        with recorder.timed("edit"):  # all together, which is faster than one by one
-            runs.progress(f"editing with {spec.editor}")
-            edits = editing.edit_each(spec.editor, model, groups, hparams, resources, spec.seed)
+        with recorder.timed("edit"):
+            edits = _edits(spec, model, groups, hparams, resources)
     for number, group in enumerate(tqdm(groups, desc="edited models", disable=None)):
         probe = Probe(model, questions(group, chosen.intrinsic), chosen.related, fitted)
         recorder.look(probe, -1, edited_model=number, measures=spec.measures)

@@ -5,6 +5,7 @@
         [--editors rome,memit,alphaedit,ft,malmen] [--edits-alone]
     python -m tests.benchmarks.editors MODEL --optimisers [--editors memit] [--facts 50] [--split
         study]
+    python -m tests.benchmarks.editors [MODEL ...] --table T.csv [--editors rome,memit,alphaedit]
 
 MODEL: world-gpt2, world-llama, or gpt2-small (random weights of that shape; a quarter of the steps
 and no patience, since they never reach a target). The plain editors work fact by fact: they are run
@@ -21,6 +22,11 @@ With `--optimisers`: an editor with the numbers of its preset, its target vector
 by L-BFGS, 10 facts a model (ROME one). CPU seconds are those of the solver for all facts at once;
 beside them what the edits did, with 95 % intervals over facts (of those watched: over these), and
 the difference from the first row, fact by fact.
+
+With `--table`: a row a model, editor and number of facts, all in one edit by the numbers of the
+preset on both sides: CPU seconds of the plain editor (by the line as above, so of more than
+--plain-facts facts scaled) and of ours, and what ours did to the facts, to withheld wordings,
+neighbours and 100 others. The file is written row by row, and a row that it has is not made again.
 """
 
 import argparse
@@ -30,6 +36,7 @@ import resource
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -39,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import plain
 from tests.benchmarks.outcomes import interval, known_facts
-from workbench import checkpoints, editing, facts, models, moments
+from workbench import checkpoints, editing, facts, inert, models, moments
 from workbench.editing import target_vectors
 from workbench.editing.rows import build_rows
 from workbench.evaluation import efficacy
@@ -344,6 +351,87 @@ def compare_optimisers(name, options) -> None:
         print(table.round(1).T.to_string(header=False), flush=True)
 
 
+def fill(path: Path, options) -> None:
+    """Make the rows that the table lacks, and print it."""
+    done = (
+        pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["model", "editor", "facts"])
+    )
+    rows = set(done[["model", "editor", "facts"]].itertuples(index=False, name=None))
+    counts = [int(number) for number in options.facts.split(",")]
+    for name in options.models:
+        wanted = [(name, editor, n) for editor in options.editors.split(",") for n in counts]
+        missing = [row for row in wanted if row not in rows]
+        if not missing:
+            continue
+        model = load(name)
+        source = "world" if trained(model) else "plain"
+        requests = known_facts(model, options.split, source=source)
+        for editor in dict.fromkeys(editor for _, editor, _ in missing):
+            compared = against_plain(model, editor, requests, options)
+            for n in (n for _, one, n in missing if one == editor):
+                done = pd.concat([done, pd.DataFrame([compared(n)])], ignore_index=True)
+                inert.write_csv(done, path)
+                print(done.tail(1).round(3).to_string(index=False, header=False), flush=True)
+    print(done.round(3).to_string(index=False))
+
+
+def two_continuations(model, requests) -> dict:
+    """What the papers' code asks: the probability of the target and of the true object after each
+    prompt, the same on both sides. CPU seconds, the least of 3.
+    """
+    asked = [
+        (request.fact.question, answer)
+        for request in requests
+        for answer in (request.target, request.fact.object)
+    ]
+    prompts, answers = map(list, zip(*asked, strict=True))
+    ways = {
+        "plain s": lambda: plain.likelihoods(model, prompts, answers),
+        "s": lambda: retention.measure_prompts(model, prompts, answers, past_stop_words=False).p,
+    }
+    given = {name: torch.tensor(list(ask())) for name, ask in ways.items()}
+    torch.testing.assert_close(given["s"], given["plain s"], rtol=1e-3, atol=1e-6)
+    times = {name: min(_cpu(ask)[0] for _ in range(3)) for name, ask in ways.items()}
+    about = {"model": model.name, "what": "two continuations", "facts": len(prompts) // 2}
+    return about | times
+
+
+def against_plain(model, editor, requests, options):
+    """A function that gives the row of so many facts."""
+    module, hparams = editing.EDITORS[editor], editing.preset(editor, model)
+    if editor == "rome":
+        hparams = hparams.model_copy(update={"at_once": 1000})
+    resources = module.prepare(model, hparams)
+    module.edit(model, requests[:1], hparams, resources)  # so that no first call is timed
+    sizes = (1, options.plain_facts)
+    slow = [
+        _cpu(lambda k=k: plainly(editor, model, requests[:k], hparams, resources))[0] for k in sizes
+    ]
+
+    def row(n: int) -> dict:
+        edited, watched = requests[:n], requests[n : n + WATCHED]
+        for moment in resources.moments.values():
+            moment.__dict__.pop("factor", None)  # each row factorises C itself
+        seconds, edit = _cpu(lambda: module.edit(model, edited, hparams, resources))
+        shares = efficacy.outcome(model, edit, efficacy.asked(model, edited, watched))
+        a_fact = (slow[1] - slow[0]) / (options.plain_facts - 1)
+        plain_seconds = slow[0] + (n - 1) * a_fact
+        about = {"model": model.name, "editor": editor, "facts": n, "plain facts": sizes[1]}
+        times = {"plain s": plain_seconds, "s": seconds, "faster": plain_seconds / seconds}
+        taken = {"efficacy": shares.efficacy.mean(), "withheld": shares.held_out.mean()}
+        kept = {"neighbours": shares.neighbourhood_kept.mean(), "intrinsic": shares.intrinsic[0]}
+        return about | times | taken | kept
+
+    return row
+
+
+def _cpu(function) -> tuple:
+    """CPU seconds of a call, and what it gave."""
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
+
+
 def collected(model, layers) -> dict:
     """A row of second moments of these layers."""
     tokens = moments.TOKENS_PER_WIDTH * model.weight(0).shape[1]
@@ -372,6 +460,7 @@ def moments_and_answers(model, requests) -> list[dict]:
     return [
         collected(model, list(range(model.n_blocks))),
         collected(model, [model.n_blocks // 4]),
+        two_continuations(model, requests),
         {"model": model.name, "what": "answers", "facts": len(prompts)}
         | {
             "plain s": slow_answers["seconds"],
@@ -391,11 +480,15 @@ def main():
     parser.add_argument("--editors", default="rome,memit,alphaedit,ft,malmen")
     parser.add_argument("--edits-alone", action="store_true", help="leave moments and answers out")
     parser.add_argument("--optimisers", action="store_true", help="Adam and L-BFGS alone")
-    parser.add_argument("--split", default="study", help="whose facts the optimisers solve")
+    parser.add_argument("--table", type=Path, help="a CSV file: fill the table of all editors")
+    parser.add_argument("--split", default="study", help="whose facts are edited")
     parser.add_argument("--no-patience", dest="patience", action="store_false")
     options = parser.parse_args()
     if options.plain_facts < 2:
         parser.error("--plain-facts: a line needs two points, give 2 or more")
+    if options.table:
+        fill(options.table, options)
+        return
     if options.optimisers:
         for name in options.models:
             compare_optimisers(name, options)

@@ -4,6 +4,7 @@ plainly written editors.
     python -m tests.benchmarks.shapes [gpt2-small] [gpt2-xl] [llama-3-8b] [--device cuda] [--dtype
     bfloat16] [--facts 1,10,100]
                                       [--tokens N] [--plain] [--skip-tuning]
+    python -m tests.benchmarks.shapes thin-gpt2 thin-llama    # does it run through? in seconds
 
 Layers and numbers are the published ones (gpt2-small: GPT-2 XL's at a quarter of its depth), steps
 at their number with no early end. --tokens: of the second moments, default 10 a key dimension.
@@ -39,6 +40,18 @@ SHAPES = {
         "Meta-Llama-3-8B",
         transformers.LlamaConfig(
             vocab_size=128_256, max_position_embeddings=8192, rope_theta=500_000.0, **LLAMA
+        ),
+    ),
+    "thin-gpt2": ("gpt2-xl", transformers.GPT2Config(n_embd=32, n_layer=19, n_head=2)),
+    "thin-llama": (
+        "Meta-Llama-3-8B",
+        transformers.LlamaConfig(
+            vocab_size=4096,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=10,
+            num_attention_heads=4,
+            num_key_value_heads=2,
         ),
     ),
 }

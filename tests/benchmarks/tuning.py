@@ -3,15 +3,17 @@ beside cold processes.
 
     python -m tests.benchmarks.tuning [MODEL ...]
 
-Tokens a second of the tuning on text with probes of 300 prompts at step 0 and every 50 steps, and
-of transformers.Trainer alone on the same rows in the same order, without and with the same
-evaluations on the validation rows; what 50 steps with one evaluation and one look take from these;
-share of the time spent looking. Then 10 single-fact edits in one study against 10 processes that
-each load the model, choose facts and tune by themselves; 2 processes are run and scaled.
+CPU seconds of 50 steps of the tuning on text with probes of 300 prompts at steps 0 and 50, and of
+transformers.Trainer alone on the same rows in the same order, without and with the same evaluations
+on the validation rows: least and median of --rounds. The ratios are of 50 steps that have one
+evaluation and one look, as a long tuning with a look every 50 steps does. Then --edits edits of one
+fact in one study against as many processes that each load the model, choose facts and tune by
+themselves; --processes of them are run and scaled. --only probing, or cold, for one of the two.
 """
 
 import argparse
-import itertools
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from workbench.tracking.probes import Probe, questions
 from workbench.tuning import plans
 from workbench.tuning.finetune import Settings, collate, finetune
 
-STEPS, ROUNDS = 100, 1
+STEPS = 50
 COLD = """
 import sys
 from workbench.study import Spec, run
@@ -38,70 +40,67 @@ run(Spec(**eval(sys.argv[1])), out=sys.argv[2])
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(checkpoints.WORLD_MODELS))
+    parser.add_argument("--only", default="", choices=["probing", "cold"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--edits", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
     rows = []
-    for name in parser.parse_args().models:
-        model = models.load(name, device="cpu")
-        for row in itertools.chain(_probing(model), _cold(name)):
+    for name in options.models:
+        parts = []
+        if options.only != "cold":
+            parts += _probing(models.load(name, device="cpu"), options.rounds)
+        if options.only != "probing":
+            parts += _cold(name, options.edits, options.processes)
+        for row in parts:
             rows.append({"model": name} | row)
-            print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format))
+    table = pd.DataFrame(rows)
+    table["ratio"] = table.plain / table.ours
+    print(table.to_string(index=False, float_format="{:.2f}".format))
 
 
-def _probing(model):
+def _probing(model, rounds):
     spec = Spec(
         model=model.name,
         n_edited=30,
         n_intrinsic=120,
         max_steps=STEPS,
-        eval_every=50,
+        eval_every=STEPS,
         threshold=-1.0,
     ).resolved()
     chosen = study.choose(spec, model)
     task, plan = study.make_task(spec, model, chosen), plans.resolve(model, "all")
     probe = Probe(model, questions(chosen.edited, chosen.intrinsic)[:300], chosen.related)
-    tokens = STEPS * spec.batch_size * len(task.train[0]["input_ids"])
-    looking = []
+    probe.look(-1)  # so that no first call is timed
+    seconds = {"bare": [], "evaluating": [], "probed": [], "look": []}
 
     def look(step, epoch):
-        start = time.perf_counter()
+        start = time.process_time()
         probe.look(step, epoch)
-        looking.append(time.perf_counter() - start)
+        seconds["look"].append(time.process_time() - start)
 
-    seconds = {}
-    for name in ("bare", "evaluating", "probed") * ROUNDS:  # the fastest of each counts
-        start = time.perf_counter()
-        with deltas.preserved(model.network):
-            if name != "probed":
-                _bare(model, task, spec, evaluating=name == "evaluating")
-            else:
-                looking.clear()
-                finetune(model, task, plan, spec.part(Settings), look)
-        seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
-    per_look, evaluations = sum(looking) / len(looking), STEPS // 50 + 1
-    probed, training = tokens / seconds["probed"], seconds["bare"] / STEPS * 50
-    more = (seconds["probed"] - seconds["bare"]) / evaluations  # of ours, by evaluation and look
-    for name, what in (
-        ("bare", "tuning, tokens a second"),
-        ("evaluating", "the same, the Trainer evaluating too"),
-    ):
-        yield {
-            "what": what,
-            "plain": tokens / seconds[name],
-            "ours": probed,
-            "ratio": probed * seconds[name] / tokens,
+    for _ in range(rounds):
+        for name in ("bare", "evaluating", "probed"):
+            start = time.process_time()
+            with deltas.preserved(model.network):
+                if name == "probed":
+                    finetune(model, task, plan, spec.part(Settings), look)
+                else:
+                    _bare(model, task, spec, evaluating=name == "evaluating")
+            seconds[name].append(time.process_time() - start)
+            print(model.name, name, round(seconds[name][-1], 2), flush=True)
+    for name, of in (("least", min), ("median", statistics.median)):
+        bare, evaluating, probed, one = (of(seconds[part]) for part in seconds)
+        # both evaluate before the first step, too: of two evaluations one is counted
+        per_50 = {"evaluating": (bare + evaluating) / 2, "probed": (bare + probed) / 2}
+        yield {"what": f"{name}: bare Trainer; with looks", "plain": bare, "ours": per_50["probed"]}
+        yield {"what": f"{name}: evaluating Trainer; with looks", "ours": per_50["probed"]} | {
+            "plain": per_50["evaluating"]
         }
-    yield {
-        "what": "seconds of 50 steps; with one evaluation and one look",
-        "plain": training,
-        "ours": training + more,
-        "ratio": training / (training + more),
-    }
-    yield {
-        "what": f"seconds of 50 steps; of a look at {len(probe.questions)} prompts",
-        "plain": training,
-        "ours": per_look,
-        "ratio": per_look / training,
-    }
+        yield {"what": f"{name}: 50 steps; a look at {len(probe.questions)}"} | {
+            "plain": bare,
+            "ours": one,
+        }
 
 
 def _bare(model, task, spec, evaluating):
@@ -134,21 +133,23 @@ def _bare(model, task, spec, evaluating):
         ).train()
 
 
-def _cold(name):
+def _cold(name, edits, processes):
     fields = {
         "model": name,
-        "n_edited": 10,
+        "n_edited": edits,
         "edits_per_model": 1,
         "max_steps": 20,
         "eval_every": 20,
         "n_train": 200,
     }
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        model = models.load(name, device="cpu")
+        study.choose(Spec(**fields).resolved(), model)  # neither side prepares for the first time
+        start = time.process_time()
         study.run(Spec(**fields), out=folder)
-        warm = time.perf_counter() - start
-        start = time.perf_counter()
-        for seed in (1, 2):
+        warm = time.process_time() - start
+        before = _of_children()
+        for seed in range(1, processes + 1):
             single = fields | {
                 "n_edited": 1,
                 "seed": seed,
@@ -157,13 +158,13 @@ def _cold(name):
             subprocess.run(
                 [sys.executable, "-c", COLD, repr(single), folder], check=True, capture_output=True
             )
-        cold = (time.perf_counter() - start) * 5
-    yield {
-        "what": "10 single-fact edits, seconds",
-        "plain": cold,
-        "ours": warm,
-        "ratio": cold / warm,
-    }
+        cold = (_of_children() - before) / processes * edits
+    yield {"what": f"{edits} single-fact edits", "plain": cold, "ours": warm}
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

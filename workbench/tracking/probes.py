@@ -2,12 +2,15 @@
 own prompts the lens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.return_types import topk as Top
 
 from workbench.activations import recorded
 from workbench.facts import EditRequest, Requests, check_objects
@@ -28,7 +31,6 @@ PROBES = ["step", "epoch", *ABOUT, "took", *SAID, *MASSES, *RANKS, "clear", "p_a
 LENS = ["fact_id", "layer", "category", "probability", "rank"]
 TOKENS = ["fact_id", "layer", "rank", "token", "word", "probability"]
 CELL = ["position", "layer", "rank"]
-TOKEN = ["question", "fact_id", "id", "token", "probability"]
 POSITIONS = ["fact_id", *CELL, "at", "token", "probability", "p_true", "p_edited"]
 IN_WORDS = 3  # of the likeliest tokens after the last block, on the edited facts' prompts
 
@@ -121,6 +123,7 @@ class Probe:
         self._asked = retention.answers_after(self.model, about.prompt, about.target)
         first = first_tokens(self.model, about.prompt, about.true, about.edited, about.related)
         self._first = first
+        self._pairs = first[["true", "edited"]].to_numpy()
         self._about = about.assign(clear=first.clear)
         # where first tokens are not clear they may stand elsewhere than the answer asked for
         place = torch.tensor(first.place.to_numpy()).maximum(self._asked.start - 1)
@@ -143,9 +146,9 @@ class Probe:
             self._encode()
         heard = []
         shares = {}
-        lens_rows: list[tuple] = []
-        likeliest: list[pd.DataFrame] = []
-        cells: list[pd.DataFrame] = []
+        through_lens = {}  # the shares by block, of the facts' own prompts
+        tops: dict[int, Top] = {}  # (1, n_blocks, TOP)
+        cells: dict[int, tuple[Top, Tensor]] = {}  # of every position, with p_true and p_edited
         with recorded(dict(enumerate(self.model.blocks))) as states:
             for one in retention.passes(self.model, self._asked):
                 heard.append(retention.readings(self.model, self._asked, one))
@@ -153,18 +156,19 @@ class Probe:
                 for index, probs in zip(one.indices, logits.softmax(-1).cpu(), strict=True):
                     shares[index] = self._shares(index, probs[None])
                 for index, probs in self._lenses(one, states, logits):
-                    lens_rows += self._lens_rows(index, probs[-1])
-                    likeliest.append(self._likeliest(index, probs[-1:], TOP))
+                    through_lens[index] = self._shares(index, probs[-1])
+                    tops[index] = probs[-1:].topk(TOP)
                     if self._about.group[index] == "edited":
-                        cells.append(self._cells(index, probs))
+                        cells[index] = probs.topk(TOP_EVERYWHERE), probs[..., self._pairs[index]]
+        self._decode_words(tops)
         probes = self._probes(pd.concat(heard).sort_index(), shares)
         if step == 0:
             edits = probes[probes.group.isin(OWN)]
             self._took = dict(zip(edits.fact_id, edits.retained, strict=True))
         probes["took"] = probes.fact_id.map(self._took).astype("boolean")
-        lenses = pd.DataFrame(lens_rows, columns=LENS)
-        tokens = self._worded(_joined(likeliest, [*CELL, *TOKEN]))[TOKENS]
-        positions = _joined(cells, POSITIONS)
+        lenses = self._lens(through_lens)
+        tokens = self._tokens(tops)
+        positions = self._positions(cells)
         for table in (probes, lenses, tokens, positions):
             table.insert(0, "step", step)
         probes.insert(1, "epoch", epoch)
@@ -185,29 +189,38 @@ class Probe:
                 read[-1, -1] = logits[row]  # what the model itself says, bit for bit
                 yield index, read.softmax(-1).cpu()
 
-    def _cells(self, index: int, probs: Tensor) -> pd.DataFrame:
-        """The table of probs (positions, n_blocks, vocab)."""
-        table = self._likeliest(index, probs, TOP_EVERYWHERE)
-        times = len(table) // len(probs)
-        end = int(self._place[index]) + 1
-        prompt = self._asked.encoded.input_ids[index, end - len(probs) : end]
-        table["at"] = self._texts(prompt.repeat_interleave(times))
-        for name, first in (("p_true", self._first.true), ("p_edited", self._first.edited)):
-            p = probs[..., first[index]].flatten()
-            table[name] = p.repeat_interleave(TOP_EVERYWHERE)
-        return table
+    def _positions(self, cells: dict[int, tuple[Top, Tensor]]) -> pd.DataFrame:
+        """The table of the edited facts' prompts."""
+        if not cells:
+            return pd.DataFrame(columns=POSITIONS)
+        table = self._likeliest({index: top for index, (top, _) in cells.items()})
+        at, p = [], []
+        for index, (top, answers) in cells.items():
+            length, n_blocks, count = top.values.shape
+            end = int(self._place[index]) + 1
+            prompt = self._asked.encoded.input_ids[index, end - length : end]
+            at.append(prompt.repeat_interleave(n_blocks * count))
+            p.append(answers.flatten(0, 1).repeat_interleave(count, 0))
+        table["at"] = self._texts(torch.cat(at))
+        table[["p_true", "p_edited"]] = torch.cat(p).numpy()
+        return table[POSITIONS]
 
-    def _likeliest(self, index: int, probs: Tensor, count: int) -> pd.DataFrame:
-        """The likeliest tokens at each position and layer of probs (positions, n_blocks, vocab)."""
-        length, n_blocks, _ = probs.shape
-        cells = range(1 - length, 1), range(n_blocks), range(1, count + 1)
-        table = pd.MultiIndex.from_product(cells, names=CELL).to_frame(index=False)
-        values, ids = probs.topk(count)
-        table["question"] = index
-        table["fact_id"] = self._about.fact_id[index]
-        table["id"] = ids.flatten()
-        table["token"] = self._texts(ids.flatten())
-        table["probability"] = values.flatten()
+    def _likeliest(self, tops: dict[int, Top]) -> pd.DataFrame:
+        """A row for each of the likeliest tokens (positions, n_blocks, count) of some questions."""
+        parts = []
+        for top in tops.values():
+            first = torch.tensor([1 - len(top.values), 0, 1])
+            parts.append(first + torch.ones_like(top.values).nonzero())
+        table = pd.DataFrame(torch.cat(parts).numpy(), columns=CELL)
+        sizes = [len(part) for part in parts]
+        table["index"] = numpy.repeat(list(tops), sizes)
+        table["fact_id"] = self._about.fact_id[table["index"]].array
+        flat = [top.indices.flatten() for top in tops.values()]
+        ids = torch.cat(flat)
+        table["id"] = ids.numpy()
+        table["token"] = self._texts(ids)
+        values = [top.values.flatten() for top in tops.values()]
+        table["probability"] = torch.cat(values).numpy()
         return table
 
     def _texts(self, tokens: Tensor) -> pd.Series:
@@ -223,8 +236,8 @@ class Probe:
         masses = mass(probs, self._categories[index])
         if not self._first.clear[index]:
             masses.fill_(torch.nan)
-        tokens = [self._first.true[index], self._first.edited[index]]
-        is_above = probs[:, None] > probs[:, tokens, None]  # (k, 2, vocab)
+        pair = probs[:, self._pairs[index]]
+        is_above = probs[:, None] > pair[..., None]  # (k, 2, vocab)
         return masses, is_above.sum(-1) + 1
 
     def _probes(self, heard: pd.DataFrame, shares: dict[int, tuple]) -> pd.DataFrame:
@@ -241,32 +254,33 @@ class Probe:
         table["p_related"] = table.p_related.where(self._about.related.map(bool))
         return table
 
-    def _lens_rows(self, index: int, probs: Tensor) -> Iterator[tuple]:
-        fact_id = self._about.fact_id[index]
-        masses, ranks = self._shares(index, probs)
-        for layer in range(len(probs)):
-            ranked = [*ranks[layer].tolist(), None, None, None]
-            for row in zip(CATEGORIES, masses[layer].tolist(), ranked, strict=True):
-                yield fact_id, layer, *row
+    def _lens(self, shares: dict[int, tuple[Tensor, Tensor]]) -> pd.DataFrame:
+        """The table of the lens: (n_blocks, 5) and (n_blocks, 2) of each of the facts."""
+        if not shares:
+            return pd.DataFrame(columns=LENS)
+        masses, known = map(torch.stack, zip(*shares.values(), strict=True))
+        ranks = F.pad(known.double(), (0, len(CATEGORIES) - 2), value=torch.nan)
+        axes = self._about.fact_id[list(shares)], range(masses.shape[1]), CATEGORIES
+        table = pd.MultiIndex.from_product(axes, names=LENS[:3]).to_frame(index=False)
+        return table.assign(probability=masses.double().flatten(), rank=ranks.flatten())
 
-    def _worded(self, tokens: pd.DataFrame) -> pd.DataFrame:
-        """The table with the word that each token begins: a known answer's, else as decoding goes
-        on after the last block's likeliest.
-        """
-        places = list(zip(tokens.question, tokens.id, strict=True))
-        is_asked = (tokens.layer == self.model.n_blocks - 1) & (tokens["rank"] <= IN_WORDS)
-        is_asked &= tokens.question.map(self._about.group) == "edited"
-        asked = [place for place, is_one in zip(places, is_asked, strict=True) if is_one]
-        fresh = [place for place in asked if place not in self._words]
+    def _tokens(self, tops: dict[int, Top]) -> pd.DataFrame:
+        """The table of the likeliest tokens, with the word that each begins."""
+        if not tops:
+            return pd.DataFrame(columns=TOKENS)
+        table = self._likeliest(tops)
+        cells = zip(table["index"], table.id, table.token, strict=True)
+        words = [self._words.get((index, token), text.strip()) for index, token, text in cells]
+        return table.assign(word=words, probability=table.probability.astype(float))[TOKENS]
+
+    def _decode_words(self, tops: dict[int, Top]) -> None:
+        """Which words the edited facts' likeliest tokens begin, where that is not known yet."""
+        fresh = []
+        for index, top in tops.items():
+            if self._about.group[index] == "edited":
+                last = top.indices[-1, -1]  # after the last block
+                places = [(index, token) for token in last[:IN_WORDS].tolist()]
+                fresh += [place for place in places if place not in self._words]
         prompts = [self._about.prompt[index] for index, _ in fresh]
         words = retention.begun_words(self.model, prompts, [token for _, token in fresh])
         self._words |= dict(zip(fresh, words, strict=True))
-        known = zip(places, tokens.token, strict=True)
-        words = [self._words.get(place, text.strip()) for place, text in known]
-        return tokens.assign(word=words, probability=tokens.probability.astype(float))
-
-
-def _joined(tables: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """These columns of all tables; of none, a table without rows."""
-    tables = [table[columns] for table in tables]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)

@@ -430,8 +430,9 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels = labels[:, 1:]
         logits = logits[:, :-1]  # a token is foretold by the one before it
     is_read = labels != UNREAD
-    by_class = logits.transpose(1, 2).float()
-    nats = F.cross_entropy(by_class, labels, reduction="none")  # 0 where not read
+    flat = logits.flatten(0, 1).float()
+    nats = F.cross_entropy(flat, labels.flatten(), reduction="none")  # 0 where not read
+    nats = nats.view_as(labels)
     is_right = (logits.argmax(-1) == labels) | ~is_read
     return torch.stack([nats.sum(1), is_read.sum(1), is_right.all(1)], 1)
 
