@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 # names that say nothing
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 # Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The
-# measures of `evaluate`, the fitted lenses, the traces of edits and L-BFGS brought 1,273 lines that
-# nothing has paid for yet.
+# measures of `evaluate`, the fitted lenses, the traces of edits, protection and L-BFGS brought 1,734
+# lines, of which 289 have been paid for.
 BOUNDS = {
-    "code lines": 9704,
+    "code lines": 9876,
     "longest line": 100,
-    "nodes a statement": 6.5,
+    "nodes a statement": 6.47,
     "function p90": 35,
     "function max": 80,
     "names of the dialect": 0,
