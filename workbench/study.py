@@ -99,7 +99,7 @@ def _edits(
         return make()
     about = [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type]
     about += [positions.front(model), code_fingerprint(), spec.editor, spec.seed]
-    about += [hparams.model_dump_json(), resources.prefixes]
+    about += [hparams.model_dump_json(), resources.prefixes, tensor_sum(resources.memory)]
     about += [moment.fingerprint for moment in resources.moments.values()]
     about += [[request.model_dump_json() for request in group] for group in groups]
     text = json.dumps(about).encode()
