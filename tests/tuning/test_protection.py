@@ -248,6 +248,28 @@ def test_out_of_the_span_every_map_answers_as_before_where_it_is_asked(tiny, tex
         assert not torch.equal(weights[moved], tiny.network.state_dict()[moved])
 
 
+def test_a_span_is_found_where_texts_and_tokens_are_one_dimension(new_tiny, edited):
+    """OPT's MLPs take in (n * length, d)."""
+    model = new_tiny("opt")
+    given = held(model, edited, weight=1.0)
+    given = Held(**(vars(given) | {"others": given.others[:3]}))
+    with deltas.preserved(model.network):
+        protection = Span(given)
+    encoded = encode(model, [one.fact.question for one in given.others])
+    down = model.down_projection(1)
+    with recorded({0: down}, inputs=True) as keys, torch.no_grad():
+        model.network(**encoded.arguments())
+    last = keys[0].reshape(3, -1, down.in_features)[range(3), encoded.lengths - 1]
+    (span,) = [span for weight, _, span in protection.maps if weight is down.weight]
+    torch.testing.assert_close(last @ span @ span.T, last, atol=1e-4, rtol=1e-4)
+
+
+def test_a_share_of_more_than_all_is_refused(tiny, edited, one_line):
+    with pytest.raises(BadInput) as error:
+        Span(held(tiny, edited, weight=1.5))
+    assert "protect_weight 1.5" in one_line(error)
+
+
 def test_what_is_not_known_is_refused_in_one_line(one_line):
     with pytest.raises(BadInput) as error:
         Spec(protect="replai").resolved()
