@@ -342,7 +342,11 @@ def make_protection(spec: Spec, model: Model, moving: plans.Plan, probe: Probe) 
     about: dict[str, Any] = {"weight": spec.protect_weight, "seed": spec.seed}
     about |= {"edited": edited, "others": protection.others(model, measured)}
     held = protection.Held(model=model, moving=moving.parameters, **about)
-    return numbers.PROTECTIONS[spec.protect](held)
+    made = numbers.PROTECTIONS[spec.protect](held)
+    if not isinstance(made, Protection):
+        what = f"protection {spec.protect}: gave back {type(made).__name__}"
+        raise BadInput(f"{what}; give back a workbench.tuning.finetune.Protection")
+    return made
 
 
 def _copy_weights(model: Model, into: Model) -> None:

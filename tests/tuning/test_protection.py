@@ -13,6 +13,7 @@ from workbench.activations import recorded
 from workbench.facts import BadInput
 from workbench.positions import encode
 from workbench.spec import Spec, identify
+from workbench.tracking.probes import Probe, questions
 from workbench.tracking.retention import measure
 from workbench.tuning import numbers, plans, tasks
 from workbench.tuning.finetune import UNPROTECTED, Protection, Settings, finetune
@@ -288,6 +289,16 @@ def test_several_processes_and_checkpoints_are_refused(tiny_gpt2, text, monkeypa
 def test_a_run_is_filed_by_its_protection():
     specs = [{}, {"protect": "replay"}, {"protect": "replay", "protect_weight": 0.5}]
     assert len({identify(Spec(**fields)) for fields in specs}) == 3
+
+
+def test_one_of_your_own_that_is_none_is_refused(base, edited, monkeypatch, one_line):
+    monkeypatch.setattr(numbers.PROTECTIONS, "_ready", {})
+    numbers.PROTECTIONS.register("mine", lambda given: None)
+    plan = plans.resolve(base, "all")
+    probe = Probe(base, questions(edited, []))
+    with pytest.raises(BadInput) as error:
+        study.make_protection(Spec(protect="mine"), base, plan, probe)
+    assert "NoneType" in one_line(error)
 
 
 def test_one_of_your_own_is_made_of_what_the_study_holds_and_recorded(
