@@ -10,6 +10,7 @@ import pytest
 from workbench import batch, deltas, facts, models, pages, runs
 from workbench.facts import BadInput
 from workbench.tracking.retention import measure
+from workbench.tuning.numbers import PROTECTIONS
 
 CASE_STUDY = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 
@@ -53,6 +54,17 @@ def test_a_finished_run_is_returned_at_once(case_study, parameters):
     again = batch.run(CASE_STUDY, parameters, out=case_study.folder.parent)
     assert again.folder == case_study.folder
     assert (again.folder / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_protection_that_the_cells_register_is_no_unknown_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(PROTECTIONS, "_declared", set())
+    notebook = nbformat.read(CASE_STUDY.with_name("12_lasting_edits.ipynb"), as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell('wb.protections.register("mine", Mine)'))
+    path = tmp_path / "mine.ipynb"
+    nbformat.write(notebook, path)
+    assert batch.checked(path, {"protect": "mine"})[1].protect == "mine"
+    with pytest.raises(BadInput, match="protection 'other'"):
+        batch.checked(path, {"protect": "other"})
 
 
 def test_the_id_changes_with_whatever_determines_the_result(

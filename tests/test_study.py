@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -130,6 +131,21 @@ def test_an_edit_from_the_cache_is_warned_of_too_and_a_damaged_one_is_made_again
     with pytest.warns(UserWarning, match="it is made anew"):
         again = study.make_edit(small, base, chosen.edited, few, resources)
     assert again.record == first.record
+
+
+def test_an_edit_after_others_is_not_the_one_without_them(base, requests):
+    """AlphaEdit leaves the keys of earlier edits alone, which the cache must not forget."""
+    spec = Spec(editor="alphaedit", hparams={"layers": [3], "steps": 2})
+    chosen = known.Chosen(edited=requests, intrinsic=[], known=None, related={})
+    numbers, resources = study.prepare(spec, base, chosen)
+    make = partial(study.make_edit, spec, base)
+    first = make(requests[:1], numbers, resources)
+    alone = make(requests[1:2], numbers, resources)
+    after = make(requests[1:2], numbers, EDITORS["alphaedit"].remember(resources, first))
+    (name,) = alone.changes
+    (key,) = first.keys[name].T
+    norms = [(edit.changes[name].matrix() @ key.float()).norm() for edit in (alone, after)]
+    assert norms[1] < 0.9 * norms[0]
 
 
 def test_the_model_comes_back_bit_for_bit(small, base, tmp_path):

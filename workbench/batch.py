@@ -24,7 +24,7 @@ from workbench.editing import EDITORS
 from workbench.facts import check_file
 from workbench.records import BadInput, did_you_mean, fields_of, listed, one_line, refused
 from workbench.registry import MEASURES
-from workbench.tuning.numbers import TASKS
+from workbench.tuning.numbers import PROTECTIONS, TASKS
 
 PATHS = ("facts", "task_data", "corpus", "folder", "model")  # parameters that may be one
 FACT = ("fact", "subject", "prompt", "object", "target")  # a fact is named, or typed in the others
@@ -53,6 +53,7 @@ def declare_registered(notebook: Path) -> None:
     """Let the names pass that the notebook's cells register, which run in a kernel of its own."""
     code = "\n".join(_code(notebook))
     registries = {"editors": EDITORS, "tasks": TASKS, "measures": MEASURES}
+    registries["protections"] = PROTECTIONS
     for kind, name in re.findall(r"\b(\w+)\.register\(\s*[\"'](\w+)[\"']", code):
         if kind in registries:
             registries[kind].declare([name])

@@ -99,7 +99,7 @@ def _edits(
         return make()
     about = [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type]
     about += [positions.front(model), code_fingerprint(), spec.editor, spec.seed]
-    about += [hparams.model_dump_json(), resources.prefixes]
+    about += [hparams.model_dump_json(), resources.prefixes, tensor_sum(resources.memory)]
     about += [moment.fingerprint for moment in resources.moments.values()]
     about += [[request.model_dump_json() for request in group] for group in groups]
     text = json.dumps(about).encode()
@@ -342,7 +342,11 @@ def make_protection(spec: Spec, model: Model, moving: plans.Plan, probe: Probe) 
     about: dict[str, Any] = {"weight": spec.protect_weight, "seed": spec.seed}
     about |= {"edited": edited, "others": protection.others(model, measured)}
     held = protection.Held(model=model, moving=moving.parameters, **about)
-    return numbers.PROTECTIONS[spec.protect](held)
+    made = numbers.PROTECTIONS[spec.protect](held)
+    if not isinstance(made, Protection):
+        what = f"protection {spec.protect}: gave back {type(made).__name__}"
+        raise BadInput(f"{what}; give back a workbench.tuning.finetune.Protection")
+    return made
 
 
 def _copy_weights(model: Model, into: Model) -> None:

@@ -1,5 +1,6 @@
 import copy
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from workbench.positions import encode, subject_end
 from workbench.records import BadInput
 from workbench.traces import patching
 from workbench.tracking.retention import answers_after, next_logits
+from workbench.tuning import adapters, plans
 
 
 @pytest.fixture
@@ -145,3 +147,42 @@ def test_a_margin_is_the_lead_over_the_largest_other_logit():
     logits = torch.tensor([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
     leads = patching.margins(logits, torch.tensor([1, 2]))
     assert leads.tolist() == [0.5, -0.5]
+
+
+def test_what_no_patch_can_be_read_from_is_refused(pair, requests, one_line):
+    patched = wb.traces.patched
+    for by in (["weight"], "weights", []):
+        with pytest.raises(BadInput) as error:
+            patched(*pair, requests[:2], by=by)
+        assert "weights, subject, end" in one_line(error)
+    with pytest.raises(BadInput, match="layer 99"):
+        patched(*pair, requests[:2], [99])
+    for model in pair:
+        begun = replace(model, start="none")
+        models = [begun if one is model else one for one in pair]
+        with pytest.raises(BadInput) as error:
+            patched(*models, requests[:2])
+        assert "start" in one_line(error)
+
+
+def test_an_edit_in_context_of_one_of_them_is_refused(pair, requests, one_line):
+    tuned, untuned = (replace(model, in_force=[]) for model in pair)
+    told = wb.edit(untuned, requests[:2], "incontext")
+    with wb.applied(untuned, told), pytest.raises(BadInput) as error:
+        wb.traces.patched(tuned, untuned, requests[:2])
+    assert "in context" in one_line(error)
+
+
+def test_both_with_an_adapter_are_refused(pair, requests, one_line):
+    with ExitStack() as stack:
+        for model in pair:
+            plan = plans.resolve(model, "all")
+            stack.enter_context(adapters.attached(model, plan, "lora", 2, 4, 0.0))
+        with pytest.raises(BadInput) as error:
+            wb.traces.patched(*pair, requests[:2])
+    assert "adapter" in one_line(error)
+
+
+def test_without_edited_layers_there_is_no_row_of_them(pair, requests):
+    table = wb.traces.patched(*pair, requests[:2], by=["weights"])
+    assert "edited matrices" not in set(table.part)

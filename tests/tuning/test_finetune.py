@@ -266,6 +266,17 @@ def test_looks_and_what_comes_after_are_not_in_the_tunings_precision(tiny_gpt2, 
     assert "forward" not in vars(tiny_gpt2.network)
 
 
+def test_each_tuning_of_a_model_has_its_own_precision(tiny_gpt2, text):
+    """The second one in mixed precision too, and the one after it not."""
+    learnt = []
+    for mixed in (True, True, False):
+        learnt.append(tuned(tiny_gpt2, text, trainer={"bf16": mixed})[1])
+    first, second, plain = learnt
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert any(not torch.equal(weight, plain[name]) for name, weight in first.items())
+    assert not {"_original_forward", "_is_accelerate_prepared"} & {*vars(tiny_gpt2.network)}
+
+
 def test_a_killed_tuning_goes_on_from_its_checkpoint(tiny_gpt2, text, tmp_path):
     saving = {
         "trainer": {"save_strategy": "steps", "save_steps": 2},

@@ -13,6 +13,7 @@ from workbench.activations import recorded
 from workbench.facts import BadInput
 from workbench.positions import encode
 from workbench.spec import Spec, identify
+from workbench.tracking.probes import Probe, questions
 from workbench.tracking.retention import measure
 from workbench.tuning import numbers, plans, tasks
 from workbench.tuning.finetune import UNPROTECTED, Protection, Settings, finetune
@@ -248,6 +249,28 @@ def test_out_of_the_span_every_map_answers_as_before_where_it_is_asked(tiny, tex
         assert not torch.equal(weights[moved], tiny.network.state_dict()[moved])
 
 
+def test_a_span_is_found_where_texts_and_tokens_are_one_dimension(new_tiny, edited):
+    """OPT's MLPs take in (n * length, d)."""
+    model = new_tiny("opt")
+    given = held(model, edited, weight=1.0)
+    given = Held(**(vars(given) | {"others": given.others[:3]}))
+    with deltas.preserved(model.network):
+        protection = Span(given)
+    encoded = encode(model, [one.fact.question for one in given.others])
+    down = model.down_projection(1)
+    with recorded({0: down}, inputs=True) as keys, torch.no_grad():
+        model.network(**encoded.arguments())
+    last = keys[0].reshape(3, -1, down.in_features)[range(3), encoded.lengths - 1]
+    (span,) = [span for weight, _, span in protection.maps if weight is down.weight]
+    torch.testing.assert_close(last @ span @ span.T, last, atol=1e-4, rtol=1e-4)
+
+
+def test_a_share_of_more_than_all_is_refused(tiny, edited, one_line):
+    with pytest.raises(BadInput) as error:
+        Span(held(tiny, edited, weight=1.5))
+    assert "protect_weight 1.5" in one_line(error)
+
+
 def test_what_is_not_known_is_refused_in_one_line(one_line):
     with pytest.raises(BadInput) as error:
         Spec(protect="replai").resolved()
@@ -266,6 +289,16 @@ def test_several_processes_and_checkpoints_are_refused(tiny_gpt2, text, monkeypa
 def test_a_run_is_filed_by_its_protection():
     specs = [{}, {"protect": "replay"}, {"protect": "replay", "protect_weight": 0.5}]
     assert len({identify(Spec(**fields)) for fields in specs}) == 3
+
+
+def test_one_of_your_own_that_is_none_is_refused(base, edited, monkeypatch, one_line):
+    monkeypatch.setattr(numbers.PROTECTIONS, "_ready", {})
+    numbers.PROTECTIONS.register("mine", lambda given: None)
+    plan = plans.resolve(base, "all")
+    probe = Probe(base, questions(edited, []))
+    with pytest.raises(BadInput) as error:
+        study.make_protection(Spec(protect="mine"), base, plan, probe)
+    assert "NoneType" in one_line(error)
 
 
 def test_one_of_your_own_is_made_of_what_the_study_holds_and_recorded(

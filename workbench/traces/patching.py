@@ -23,11 +23,12 @@ from workbench import deltas
 from workbench.activations import recorded, replaced
 from workbench.facts import Requests
 from workbench.models import ATTENTIONS, Model
-from workbench.positions import subject_end
+from workbench.positions import encode, subject_end
 from workbench.records import BadInput
 from workbench.tracking.retention import answers_after, next_logits
 
 Part = tuple[str, int]  # and block, -1 of all
+PATCHED = ("weights", "subject", "end")
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def patched(
     source: Model,
     requests: Requests,
     layers: Sequence[int] = (),
-    by: Sequence[str] = ("weights", "subject", "end"),
+    by: Sequence[str] = PATCHED,
 ) -> pd.DataFrame:
     """What the model says with one part as it is in the source, a part after the other. Both are
     bit for bit as before afterwards.
@@ -52,14 +53,23 @@ def patched(
         first token of the new answer is the likeliest; margin: the lead of its logit over the
         largest other one, nats.
     Raises:
-        BadInput: the models are not two, or not of one shape.
+        BadInput: the models are not two, or not of one shape, or carry an adapter; they read the
+            prompts as unlike tokens; no such layer, or `by`.
     """
     ours = [weight.shape for weight in model.network.parameters()]
     theirs = [weight.shape for weight in source.network.parameters()]
-    if ours != theirs or model.network is source.network:
+    has_adapter = any(hasattr(one.down_projection(0), "merge") for one in (model, source))
+    if ours != theirs or has_adapter or model.network is source.network:
         what = f"{model.name} and {source.name}: not two models of one shape"
         raise BadInput(f"{what}; load one twice, without an adapter")
+    unknown = sorted({*by} - {*PATCHED})
+    if unknown or isinstance(by, str) or not by:
+        raise BadInput(f"by={by!r}: give a list of some of {', '.join(PATCHED)}")
+    layers = model.check_layers(layers)
     questions = [request.fact.question for request in requests]
+    if not torch.equal(encode(model, questions).input_ids, encode(source, questions).input_ids):
+        what = f"{model.name} and {source.name}: read the prompts as unlike tokens"
+        raise BadInput(f"{what}; give both one tokenizer and start, and neither an edit in context")
     targets = [request.target for request in requests]
     asked = answers_after(model, questions, targets)
     prompts = asked.encoded.cut(asked.start)
@@ -100,7 +110,8 @@ def parts(model: Model, layers: Sequence[int] = ()) -> dict[Part, list[str]]:
     edited = [f"{model.down_projection_name(layer)}.weight" for layer in layers]
     named: dict[Part, list[str]] = defaultdict(list)
     named["nothing", -1] = []
-    named["edited matrices", -1] = edited
+    if edited:
+        named["edited matrices", -1] = edited
     blocks = f"{model.architecture.blocks}."
     for name, _ in model.network.named_parameters():
         path = name.split(".")

@@ -37,6 +37,8 @@ LOOKS = {"eval_strategy": "steps", "logging_steps": 1}
 LOGITS = 2**25  # of the rows evaluated at once: 128 MB in float32, of which there are a few copies
 FILES = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 ROWS = {"dataloader_pin_memory": False, "remove_unused_columns": False}
+# how accelerate marks a network that computes in mixed precision, and leaves it alone the next time
+PREPARED = ("_is_accelerate_prepared", "_original_forward")
 Look = Callable[[int, float], None]
 
 
@@ -283,7 +285,8 @@ def finetune(
 @contextmanager
 def _put_back(network: nn.Module, forward: Callable | None) -> Iterator[None]:
     """Afterwards the network computes as before, in evaluation mode: the Trainer turns its cache
-    off, and gives it mixed precision and the recomputing of activations.
+    off, and gives it mixed precision and the recomputing of activations. A later tuning gets its
+    own precision.
     """
     use_cache = network.config.use_cache
     try:
@@ -291,6 +294,8 @@ def _put_back(network: nn.Module, forward: Callable | None) -> Iterator[None]:
     finally:
         network.config.use_cache = use_cache
         _give_forward(network, forward)
+        for mark in PREPARED:
+            vars(network).pop(mark, None)
         if network.is_activation_checkpointing:
             network.activation_checkpointing_disable()
         network.eval()

@@ -25,6 +25,7 @@ from workbench.checkpoints import is_world
 from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.positions import encode, subject_end
+from workbench.records import BadInput
 from workbench.tracking.retention import next_logits
 from workbench.tuning.finetune import Protection, collate
 from workbench.tuning.tasks import answer_rows
@@ -172,6 +173,9 @@ class Span(Weighted):
     @torch.no_grad()
     def __init__(self, held: Held):
         super().__init__(held)
+        if self.weight > 1:
+            what = f"protect_weight {self.weight:g}: span's is a share of squared length"
+            raise BadInput(f"{what}; give at most 1")
         network = held.model.network
         modules = network.named_modules()
         linear = {f"{name}.weight": one for name, one in modules if isinstance(one, LINEAR)}
@@ -184,7 +188,9 @@ class Span(Weighted):
             network(**encoded.to(network.device).arguments())
         self.maps = []
         for name, module in maps.items():
-            keys = inputs[name][torch.arange(len(ends)), places].flatten(0, 1)  # (2 n, d_in)
+            every = inputs[name]
+            every = every.reshape(len(ends), -1, every.shape[-1])  # of OPT they are one dimension
+            keys = every[torch.arange(len(ends)), places].flatten(0, 1)  # (2 n, d_in)
             weight = module.weight.T if isinstance(module, Conv1D) else module.weight
             self.maps.append((weight, weight.clone(), self.directions(keys)))
         rest = {*held.moving} - {*maps}
