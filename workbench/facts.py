@@ -111,7 +111,8 @@ Requests = Sequence[EditRequest]
 
 def _check_prompt(fact_id: str, prompt: str) -> None:
     if prompt.count("{}") != 1:
-        raise BadInput(f"fact {fact_id}: the prompt {prompt!r} needs exactly one {{}}")
+        what = f"fact {fact_id}: the prompt {prompt!r}"
+        raise BadInput(f"{what} needs exactly one {{}} for the subject")
 
 
 def check_objects(requests: Iterable[EditRequest]) -> None:

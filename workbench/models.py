@@ -172,7 +172,8 @@ class Model:
         limit = getattr(self.network.config, "max_position_embeddings", None)
         length = input_ids.shape[1]
         if limit and length > limit:
-            raise BadInput(f"{what}: {length} tokens, {self.name} has {limit} places; shorten it")
+            counts = f"{length} tokens, {self.name} has {limit} positions"
+            raise BadInput(f"{what}: {counts}; shorten it")
 
     def logits_at(
         self,

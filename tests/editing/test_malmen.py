@@ -231,7 +231,7 @@ def test_a_system_that_cannot_be_solved_names_its_layer(tiny, requests, one_line
     resources.network.weight.fill_(-80.0)
     with pytest.raises(facts.BadInput) as error:
         malmen.edit(tiny, [requests[0], requests[0]], hparams, resources)
-    assert "layer 1: the system of" in one_line(error)
+    assert "layer 1: 8 keys are singular" in one_line(error)
 
 
 @pytest.mark.parametrize("locality", [0.0, 3.0])
