@@ -1,9 +1,10 @@
-"""Editors, tasks and measures by name: the package's own, installed packages', and yours.
+"""Editors, tasks, measures and protections by name: the package's, installed packages', and yours.
 
     wb.editors.register("mine", function_or_module)
 
-A package offers its own through the entry-point groups `workbench.editors`, `workbench.tasks` and
-`workbench.measures`. What each kind of thing must be is written here, and only here.
+A package offers its own through the entry-point groups `workbench.editors`, `workbench.tasks`,
+`workbench.measures` and `workbench.protections`. What each kind of thing must be is written here,
+and only here.
 """
 
 import inspect
