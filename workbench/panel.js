@@ -149,7 +149,8 @@ class Row {
 
 function render({ model, el }) {
   let rows = [];
-  let sent = 0; // ranges sent so far: an answer to an earlier one is out of date
+  let sent = 0; // ranges sent so far: what is drawn on the way to the last answer is out of date
+  let answered = 0;
   let last = ""; // the field that was changed last
 
   function build(count) {
@@ -257,10 +258,14 @@ function render({ model, el }) {
       target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey));
   }
 
-  const settle = ({ settled }) => settled === sent && draw();
+  const follow = () => answered === sent && draw();
+  const settle = ({ settled }) => {
+    answered = settled;
+    follow();
+  };
   window.addEventListener("keydown", keep, true);
   window.addEventListener("change", changed, true);
-  model.on("change:state", draw);
+  model.on("change:state", follow);
   model.on("msg:custom", settle);
   draw();
   setTimeout(() => { // once all of it stands in the panel
@@ -270,7 +275,7 @@ function render({ model, el }) {
   return () => {
     window.removeEventListener("keydown", keep, true);
     window.removeEventListener("change", changed, true);
-    model.off("change:state", draw);
+    model.off("change:state", follow);
     model.off("msg:custom", settle);
   };
 }

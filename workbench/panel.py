@@ -177,8 +177,10 @@ class Panel(Box):
 
     def _picked(self, field: str, text: str, number: int) -> None:
         """Take what was chosen on the strip into its field, and tell the strip that it is done."""
-        self.choices[field].value = text
-        self.blocks.send({"settled": number})
+        try:
+            self.choices[field].value = text
+        finally:  # else the strip would wait for ever
+            self.blocks.send({"settled": number})
 
     def _read(self) -> None:
         """In a thread: import what it takes to read the model's layout, then show it."""
