@@ -12,8 +12,9 @@ paired.
 
 Intervals are of 95 %, by bootstrap over facts of all seeds. A claim of a difference holds where its
 interval lies on the claimed side of 0, does not where it lies on the other, and is undecided
-otherwise; one of no difference holds where it lies within .1 of 0, and does not where it excludes
-0 and is not within .1.
+otherwise; one of no difference holds where it lies within .1 of 0, and does not where it lies
+wholly beyond. Where a claim names no two arms, the best and the worst are picked on the very facts
+that judge (claims 2, 8, the rival of 4): such a difference is too large by what chance adds.
 """
 
 import argparse
@@ -52,8 +53,6 @@ def looked(run: runs.Run) -> pd.DataFrame:
     training = run.training.set_index(["edited_model", "step"])
     harmless = set(run.about["harmless"])
     fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}
-    if run.spec["plan"] == "all":
-        fields["plan"] = "all"
     rows = []
     probes = run.probes[run.probes.step >= 0].sort_values("fact_id")
     for place, look in probes.groupby(["edited_model", "step"]):
@@ -186,7 +185,7 @@ def verdict(low: float, high: float, claimed: int) -> str:
     if claimed == 0:
         if low >= -SAME and high <= SAME:
             return "holds"
-        return "does not hold" if low > 0 or high < 0 else "undecided"
+        return "does not hold" if low > SAME or high < -SAME else "undecided"
     if claimed < 0:
         low, high = -high, -low
     if low > 0:
@@ -272,7 +271,9 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
     """8. Early blocks are equally good places for an edit."""
     part = looks[(looks.task == "facts") & (looks.editor == "rome") & (looks.plan == "all")]
-    part = part[(part.paraphrases == "1") & part.layers.isin([f"[{one}]" for one in range(5)])]
+    part = part[
+        (part.paraphrases == "1") & part.layers.isin([value_name([one]) for one in range(5)])
+    ]
     if part.layers.nunique() < 2:
         return
     facts = facts_of(chosen(part, "layers", "level"))

@@ -155,6 +155,8 @@ def test_what_no_patch_can_be_read_from_is_refused(pair, requests, one_line):
         with pytest.raises(BadInput) as error:
             patched(*pair, requests[:2], by=by)
         assert "weights, subject, end" in one_line(error)
+    with pytest.raises(BadInput, match="no facts"):
+        patched(*pair, [])
     with pytest.raises(BadInput, match="layer 99"):
         patched(*pair, requests[:2], [99])
     for model in pair:

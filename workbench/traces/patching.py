@@ -54,7 +54,7 @@ def patched(
         largest other one, nats.
     Raises:
         BadInput: the models are not two, or not of one shape, or carry an adapter; they read the
-            prompts as unlike tokens; no such layer, or `by`.
+            prompts as unlike tokens; no such layer, or `by`; there are no requests.
     """
     ours = [weight.shape for weight in model.network.parameters()]
     theirs = [weight.shape for weight in source.network.parameters()]
@@ -62,6 +62,8 @@ def patched(
     if ours != theirs or has_adapter or model.network is source.network:
         what = f"{model.name} and {source.name}: not two models of one shape"
         raise BadInput(f"{what}; load one twice, without an adapter")
+    if not requests:
+        raise BadInput("no facts to ask of; give the requests of the edit")
     unknown = sorted({*by} - {*PATCHED})
     if unknown or isinstance(by, str) or not by:
         raise BadInput(f"by={by!r}: give a list of some of {', '.join(PATCHED)}")
@@ -95,8 +97,7 @@ def patched(
     for patch in tqdm(wanted, desc="patching", leave=False, disable=None):
         with patches[patch]:
             logits = next_logits(model, prompts).cpu()
-        by, part, layer = patch
-        table = about.assign(by=by, part=part, layer=layer)
+        table = about.assign(**dict(zip(("by", "part", "layer"), patch, strict=True)))
         table["margin"] = margins(logits, tokens)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)

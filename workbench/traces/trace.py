@@ -71,8 +71,7 @@ def _weight(model: Model, layer: int) -> Tensor:
         return model.weight(layer).to("cpu", torch.float32, copy=True)
     with deltas.preserved(module, ["base_layer.weight"]):
         module.merge()
-        weight = model.weight(layer)
-        weight = weight.to("cpu", torch.float32, copy=True)
+        weight = model.weight(layer).to("cpu", torch.float32, copy=True)
         module.unmerge()
     return weight
 
