@@ -8,6 +8,7 @@ import pytest
 import workbench.spec
 from workbench import facts, study
 from workbench.facts import BadInput
+from workbench.spec import identify
 from workbench.study import Spec
 from workbench.tracking import lens
 
@@ -137,6 +138,15 @@ def test_an_experiment_that_names_a_fact_is_of_one():
         spec = Spec(**named).resolved()
         assert (spec.n_edited, spec.edits_per_model) == (1, 1)
     assert Spec().resolved().n_edited == 10
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [({"protect_weight": 0.3}, {"protect": "replay"}), ({"adapter_rank": 3}, {"adapter": "lora"})],
+)
+def test_numbers_of_what_there_is_none_make_no_other_experiment(number, kind):
+    assert identify(Spec(**number)) == identify(Spec())
+    assert identify(Spec(**number, **kind)) != identify(Spec(**kind))
 
 
 def test_two_values_that_make_one_experiment_are_refused():

@@ -138,6 +138,10 @@ class Spec(Record):
         unset = {name: usual[name] for name in usual if getattr(self, name, None) == 0}
         if self.fact or self.subject:
             unset |= {"n_edited": 1, "edits_per_model": 1}
+        kinds = [kind for kind in ("protect", "adapter") if not getattr(self, kind)]
+        for name, field in type(self).model_fields.items():
+            if any(name.startswith(f"{kind}_") for kind in kinds):  # of what there is none
+                unset[name] = field.default
         return self.model_copy(update=unset)
 
     @property

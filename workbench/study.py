@@ -464,18 +464,11 @@ def of_edit(
     made = edit.parts[0]
     if "editor" not in made:
         raise BadInput("the edit has no record of how it was made; make it with an editor")
-    about = {
-        "model": model.name,
-        "revision": model.revision,
-        "start": model.start,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "editor": made["editor"],
-        "hparams": dict(made["hparams"]),
-        "paraphrases": 1 + max(len(request.paraphrases) for request in requests),
-        "n_edited": len(requests),
-        "edits_per_model": len(requests),
-    }
+    about: dict = {"model": model.name, "revision": model.revision, "start": model.start}
+    about |= {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
+    about |= {"editor": made["editor"], "hparams": dict(made["hparams"])}
+    about["paraphrases"] = 1 + max(len(request.paraphrases) for request in requests)
+    about |= dict.fromkeys(("n_edited", "edits_per_model"), len(requests))
     spec = Spec(**about | fields).resolved()
     source = {request.fact.id for request in facts.read(spec.source)}
     if spec.n_intrinsic and not source & {request.fact.id for request in requests}:
@@ -502,12 +495,8 @@ def vary(
         model = None if vary in OTHER_MODEL else model or load(spec)
         done = [run(one, model, out, again) for one in tqdm(specs, desc=vary, disable=None)]
     members = [member.folder.name for member in done]
-    about = {
-        "spec": spec.model_dump(mode="json"),
-        "vary": vary,
-        "values": list(values),
-        "members": members,
-    }
+    about: dict = {"spec": spec.model_dump(mode="json"), "vary": vary}
+    about |= {"values": list(values), "members": members}
     name = f"vary-{vary}-{hashlib.sha256(json.dumps(members).encode()).hexdigest()[:10]}"
     with runs.opened(out, name) as folder:
         runs.write(folder, about, {})

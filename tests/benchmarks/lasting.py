@@ -27,6 +27,9 @@ import torch
 
 from tests.benchmarks.outcomes import interval, known_facts
 from workbench import deltas, editing, files, models
+from workbench.edits import Edit
+from workbench.facts import with_paraphrases
+from workbench.models import Model
 from workbench.tracking.retention import measure, measure_prompts
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import UNPROTECTED, Settings, _Trainer, finetune
@@ -124,25 +127,40 @@ class Setting:
     """A model, its edit and the rows to tune on, which the arms share."""
 
     def __init__(self, name: str, editor: str, edits: int, task: str, seed: int, split: str):
-        self.model = models.load(name, device="cpu")
+        self.model = loaded(name)
         self.seed = seed
         self.usual = usual(task, "", name)
-        self.edited, self.intrinsic = self._facts(edits, split)
+        chosen = known(name, seed, split)
+        self.edited, self.intrinsic = chosen[:edits], chosen[edits : edits + INTRINSIC]
         about = {"n_train": self.usual.n_train, "n_valid": self.usual.n_valid, "seed": seed}
         self.measured = (*self.edited, *self.intrinsic)
         self.task = tasks.TASKS[task](self.model, Data(**about, avoid=self.measured))
-        hparams = editing.preset(editor, self.model)
-        module = editing.EDITORS[editor]
-        resources = module.prepare(self.model, hparams, "", None, seed=seed)
-        self.edit = module.edit(self.model, self.edited, hparams, resources, seed=seed)
+        self.edit = made(name, editor, edits, seed, split)
 
-    def _facts(self, edits: int, split: str) -> tuple[list, list]:
-        """Known facts of different subjects: those to edit, and others."""
-        by_subject = {}
-        for request in known_facts(self.model, split, seed=self.seed + 1):
-            by_subject.setdefault(request.fact.subject.lower(), request)
-        chosen = list(by_subject.values())
-        return chosen[:edits], chosen[edits : edits + INTRINSIC]
+
+@cache
+def loaded(name: str) -> Model:
+    return models.load(name, device="cpu")
+
+
+@cache
+def known(name: str, seed: int, split: str) -> list:
+    """Known facts of different subjects."""
+    by_subject = {}
+    for request in known_facts(loaded(name), split, seed=seed + 1):
+        by_subject.setdefault(request.fact.subject.lower(), request)
+    return list(by_subject.values())
+
+
+@cache
+def made(name: str, editor: str, edits: int, seed: int, split: str, statements: int = 1) -> Edit:
+    """The edit of the first facts, each stated so often."""
+    model = loaded(name)
+    hparams = editing.preset(editor, model)
+    module = editing.EDITORS[editor]
+    resources = module.prepare(model, hparams, "", None, seed=seed)
+    facts = [with_paraphrases(one, statements) for one in known(name, seed, split)[:edits]]
+    return module.edit(model, facts, hparams, resources, seed=seed)
 
 
 @cache

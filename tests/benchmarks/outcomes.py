@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from workbench import editing, facts, study
 from workbench.evaluation import efficacy
+from workbench.traces.patching import margins
+from workbench.tracking.retention import answers_after, passes
 
 
 def known_facts(model, split: str, seed: int = 1, source: str = "world") -> list:
@@ -67,3 +70,19 @@ def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
         f"intrinsic {table.intrinsic.mean():.3f}, {neighbours}",
         flush=True,
     )
+
+
+@torch.no_grad()
+def leads(model, requests: Sequence, answers: list[str]) -> tuple:
+    """Smallest lead (n,) in nats of one of an answer's tokens over any other, and log p (n,)."""
+    asked = answers_after(model, [request.fact.question for request in requests], answers)
+    lead = torch.full((len(answers),), torch.inf)
+    log_p = torch.zeros(len(answers))
+    for one in passes(model, asked):
+        is_inside = one.position + 1 < asked.encoded.lengths[one.row]
+        row = one.row[is_inside]
+        tokens = asked.encoded.input_ids[row, one.position[is_inside] + 1]
+        logits = one.logits[is_inside].cpu()
+        lead.scatter_reduce_(0, row, margins(logits, tokens), "amin")
+        log_p.index_add_(0, row, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+    return lead, log_p

@@ -165,6 +165,14 @@ def test_others_is_the_divergence_from_the_model_before_a_prompt(tiny, edited):
         torch.testing.assert_close(protection.loss(), 2 * divergence, rtol=1e-4, atol=0)
 
 
+def test_others_is_0_at_the_edited_model_under_dropout_too(new_tiny, edited):
+    model = new_tiny("gpt2", resid_pdrop=0.5)
+    made = numbers.PROTECTIONS["others"](held(model, edited))
+    model.network.train()
+    assert made.loss().item() == pytest.approx(0, abs=1e-5)
+    assert model.network.training
+
+
 def test_a_few_of_many_prompts_are_asked_a_step_and_in_time_all(tiny, edited):
     given = held(tiny, edited)
     protection = numbers.PROTECTIONS["others"](given)

@@ -130,7 +130,11 @@ class Others(Weighted):
 
     def loss(self) -> torch.Tensor:
         rows = self.drawn(len(self.before))
+        network = self.held.model.network
+        is_training = network.training
+        network.eval()  # dropout would be a divergence of its own
         now = next_logits(self.held.model, self.encoded.rows(rows)).log_softmax(-1)
+        network.train(is_training)
         divergence = F.kl_div(now, self.before[rows], reduction="batchmean", log_target=True)
         return self.weight * divergence
 

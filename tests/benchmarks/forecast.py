@@ -1,0 +1,280 @@
+"""Which edits will a tuning lose? Foretold from what is known before it, and judged.
+
+    python -m tests.benchmarks.forecast [TRIAL ...] [--out FILE.csv]
+    python -m tests.benchmarks.forecast --judge
+
+A trial is MODEL:EDITOR:EDITS:TASK:SEED. Facts of split "study" are edited at once, their signs are
+read, and the model is tuned with the task's usual numbers to its usual threshold. A row is a fact
+whose edit took: its signs and whether it was kept, after EQUAL steps and at the end.
+
+Signs, of the edited model before the tuning (none is a wording that judges):
+    margin: the smallest lead, in nats, of one of the new answer's tokens over any other token
+    log_p: of the new answer, nats
+    old: the lead of the old answer's tokens in the model before the edit, nats
+    written: mean over the edited blocks of |D k| / |W k|, k the key at the subject's last token
+    overlap: mean over those blocks of cos^2 of k and the keys of the task's rows
+    slope: how far the margin moves by one expected step of the task, nats
+    leap: and by AHEAD such steps at once
+An expected step is -lr m / (sqrt(v) + eps), m and v the mean of the gradient and of its square over
+BATCHES batches: AdamW's, if the weights stood still.
+
+A forecast is a logistic regression on standardised signs (and the relation), fitted on trials of
+other tasks and seeds, without the subjects that it is judged on. AUROC is of facts within a trial,
+so that differences of trials help nobody; intervals of 95 % by bootstrap over trials and facts.
+"""
+
+import argparse
+import math
+import warnings
+from pathlib import Path
+
+import numpy
+import pandas as pd
+import torch
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from tests.benchmarks.lasting import setting
+from tests.benchmarks.outcomes import leads
+from workbench import deltas, files
+from workbench.activations import recorded
+from workbench.models import Model
+from workbench.traces.subjects import keys_of
+from workbench.tracking.retention import measure
+from workbench.tuning import plans
+from workbench.tuning.finetune import Classifier, Settings, collate, finetune
+from workbench.tuning.tasks import Task
+
+EQUAL = 40  # steps of the second reading
+BATCHES = 8
+AHEAD = 10
+FINDINGS = Path(__file__).parents[2] / "data" / "findings"
+MODELS = ("world-gpt2", "world-llama")
+EDITORS = ("memit", "rome", "ft", "alphaedit")
+TASKS = ("facts", "text")
+TRIALS = [
+    f"{name}:{editor}:30:{task}:{seed}"
+    for seed in range(3)
+    for name in MODELS
+    for editor in EDITORS
+    for task in TASKS
+]
+SIGNS = ["margin", "log_p", "old", "written", "overlap", "slope", "leap"]
+FORECASTS = {
+    "margin": ["margin"],
+    "leap": ["leap"],
+    "margin, slope": ["margin", "slope"],
+    "margin, leap": ["margin", "leap"],
+    "all signs": SIGNS,
+    "all and relation": [*SIGNS, "relation"],
+}
+
+
+def steps_of(model: Model, task: Task, settings: Settings) -> dict[str, torch.Tensor]:
+    """The expected step of each weight, see above."""
+    network = model.network
+    tuned = Classifier(network, task.classes, settings.seed) if task.classes else network
+    order = numpy.random.default_rng(settings.seed).permutation(len(task.train))
+    weights = dict(network.named_parameters())
+    mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_()
+    for batch in numpy.array_split(order[: BATCHES * settings.batch_size], BATCHES):
+        rows = collate([task.train[int(row)] for row in batch])
+        loss = tuned(**{name: values.to(model.device) for name, values in rows.items()})["loss"]
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                mean[name] += gradient / BATCHES
+                square[name] += gradient.square() / BATCHES
+    rate = settings.learning_rate
+    return {name: -rate * mean[name] / (square[name].sqrt() + 1e-8) for name in weights}
+
+
+def overlaps(model: Model, task: Task, keys: dict, layers) -> torch.Tensor:
+    """Mean over blocks and tokens of the task's first rows of cos^2 with each key, (n,)."""
+    rows = collate([task.train[row] for row in range(min(64, len(task.train)))])
+    mask = rows["attention_mask"].bool()
+    modules = {layer: model.down_projection(layer) for layer in layers}
+    with torch.no_grad(), recorded(modules, inputs=True) as inputs:
+        model.network(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"])
+    shares = []
+    for layer, values in inputs.items():
+        others = torch.nn.functional.normalize(values[mask].double(), dim=-1)
+        ours = torch.nn.functional.normalize(keys[layer][0], dim=-1)
+        shares.append((ours @ others.T).square().mean(1))
+    return torch.stack(shares).mean(0)
+
+
+def relative_shift(model: Model, edit, keys: dict) -> torch.Tensor:
+    """Mean over the edited blocks of |D k| / |W k|, (n,)."""
+    ratios = []
+    for name, change in edit.changes.items():
+        module = dict(model.network.named_modules())[name]
+        layer = next(one for one in keys if model.down_projection(one) is module)
+        key = keys[layer][0]  # (n, d_in)
+        ours = (key @ change.matrix().double().T).norm(dim=1)
+        ratios.append(ours / (key @ model.weight(layer).detach().double().T).norm(dim=1))
+    return torch.stack(ratios).mean(0)
+
+
+def moved(model: Model, steps: dict, times: float, margin) -> torch.Tensor:
+    """How the margin changes when the weights go so many expected steps."""
+    before = margin()
+    with deltas.preserved(model.network), torch.no_grad():
+        for name, weight in model.network.named_parameters():
+            weight += times * steps[name]
+        return margin() - before
+
+
+def tried(text: str) -> pd.DataFrame:
+    """A row a fact whose edit took."""
+    name, editor, edits, task_name, seed = text.split(":")
+    here = setting(name, editor, int(edits), task_name, int(seed), "study")
+    model, task, usual = here.model, here.task, here.usual
+    settings = Settings(
+        max_steps=usual.max_steps,
+        eval_every=10,
+        batch_size=usual.batch_size,
+        learning_rate=usual.learning_rate,
+        threshold=usual.threshold,
+        seed=here.seed,
+    )
+    targets = [request.target for request in here.edited]
+    about = [request.fact for request in here.edited]
+    table = pd.DataFrame({"fact_id": [fact.id for fact in about]})
+    table["subject"] = [fact.subject for fact in about]
+    table["relation"] = [fact.relation for fact in about]
+    table["old"] = leads(model, here.edited, [fact.object for fact in about])[0]
+    layers = here.edit.layers
+    looks: dict[int, list] = {}
+
+    def look(step: int, epoch: float) -> None:
+        looks[step] = measure(model, here.edited).retained.tolist()
+
+    with deltas.preserved(model.network), deltas.applied(model, here.edit):
+        keys = keys_of(model, here.edited, layers)
+        table["margin"], table["log_p"] = leads(model, here.edited, targets)
+        table["written"] = relative_shift(model, here.edit, keys)
+        table["overlap"] = overlaps(model, task, keys, layers)
+        steps = steps_of(model, task, settings)
+
+        def margin():
+            return leads(model, here.edited, targets)[0]
+
+        table["slope"] = moved(model, steps, 1, margin)
+        table["leap"] = moved(model, steps, AHEAD, margin) + table.margin.to_numpy()
+        history = finetune(model, task, plans.resolve(model, "all", layers), settings, look)
+    end = max(looks)
+    table["kept_equal"] = looks[EQUAL] if EQUAL in looks else looks[end]
+    table["kept"] = looks[end]
+    table = table.assign(steps=end, ended=history.ended)
+    return table[numpy.array(looks[0])]
+
+
+def fitted(rows: pd.DataFrame, signs: list[str]):
+    """P(kept) as a logistic regression of the signs."""
+    numbers = [sign for sign in signs if sign != "relation"]
+    columns = [(StandardScaler(), numbers)]
+    if "relation" in signs:
+        columns.append((OneHotEncoder(handle_unknown="ignore"), ["relation"]))
+    model = make_pipeline(make_column_transformer(*columns), LogisticRegression(max_iter=1000))
+    return model.fit(rows[signs], rows.kept)
+
+
+def foretold(done: pd.DataFrame, signs: list[str]) -> pd.Series:
+    """P(kept) of each row, by a fit on other tasks, seeds and subjects, of the same model."""
+    parts = []
+    for _, part in done.groupby("trial"):
+        one = part.iloc[0]
+        others = (done.task != one.task) & (done.seed != one.seed) & (done.model == one.model)
+        rows = done[others & ~done.subject.isin(part.subject)]
+        if rows.kept.nunique() == 2:
+            chance = fitted(rows, signs).predict_proba(part[signs])[:, 1]
+            parts.append(pd.Series(chance, part.index))
+    return pd.concat(parts)
+
+
+def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
+    """A row a model (all of them), task and forecast."""
+    chances = {name: foretold(done, signs) for name, signs in FORECASTS.items()}
+    done = done[["trial", "model", "task", "kept"]].assign(**chances).dropna()
+    rows = []
+    groups = [(("both", task), part) for task, part in done.groupby("task")]
+    groups += [*done.groupby(["model", "task"]), (("both", "all"), done)]
+    for (model, task), part in groups:
+        trials = [one for _, one in part.groupby("trial") if one.kept.nunique() == 2]
+        if not trials:
+            continue
+        drawn = list(_drawn(trials, draws))
+        for name in FORECASTS:
+            values = _auroc(trials, name)
+            spread = [_auroc(sample, name) for sample in drawn]
+            lead = [_auroc(sample, name) - _auroc(sample, "margin") for sample in drawn]
+            row = {"model": model, "task": task, "forecast": name, "auroc": values}
+            row["low"], row["high"] = numpy.nanquantile(spread, [0.025, 0.975])
+            row["lead"] = values - _auroc(trials, "margin")
+            row["lead_low"], row["lead_high"] = numpy.nanquantile(lead, [0.025, 0.975])
+            row["brier"] = (part[name] - part.kept).pow(2).mean()
+            row["calibration"] = calibration(part[name], part.kept)
+            row |= {"kept": part.kept.mean(), "trials": len(trials), "n": len(part)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _drawn(trials: list[pd.DataFrame], draws: int):
+    random = numpy.random.default_rng(0)
+    for _ in range(draws):
+        chosen = random.integers(0, len(trials), len(trials))
+        yield [trials[one].sample(frac=1, replace=True, random_state=random) for one in chosen]
+
+
+def _auroc(trials: list[pd.DataFrame], name: str) -> float:
+    """Mean over trials; of one in which all or none was kept there is none."""
+    values = [roc_auc_score(one.kept, one[name]) for one in trials if one.kept.nunique() == 2]
+    return float(numpy.mean(values)) if values else math.nan
+
+
+def calibration(chance: pd.Series, kept: pd.Series, parts: int = 10) -> float:
+    """Mean distance between chance and share kept, over tenths of the chance."""
+    bins = (chance * parts).astype(int).clip(upper=parts - 1)
+    gaps = (chance.groupby(bins).mean() - kept.groupby(bins).mean()).abs()
+    return float((gaps * bins.value_counts().reindex(gaps.index)).sum() / len(chance))
+
+
+def read(path: Path) -> pd.DataFrame:
+    done = pd.read_csv(path)
+    names = ["model", "editor", "edits", "task", "seed"]
+    done[names] = done.trial.str.split(":", expand=True)
+    return done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trials", nargs="*", default=TRIALS)
+    parser.add_argument("--out", type=Path, default=FINDINGS / "forecast.csv")
+    parser.add_argument("--judge", action="store_true", help="judge what the file has")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    done = pd.DataFrame({"trial": []})
+    if options.out.exists():
+        done = pd.read_csv(options.out)
+    for text in options.trials if not options.judge else ():
+        if text not in set(done.trial):
+            rows = tried(text).assign(trial=text)
+            done = pd.concat([done, rows])
+            with files.written(options.out) as partial:
+                done.to_csv(partial, index=False, float_format="%.5g")
+            print(text, rows.steps.iloc[0], f"{rows.kept.mean():.2f} of {len(rows)}", flush=True)
+    table = judged(read(options.out))
+    table.to_csv(options.out.with_name("forecasts.csv"), index=False, float_format="%.3f")
+    with pd.option_context("display.max_rows", None, "display.width", 200):
+        print(table.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
