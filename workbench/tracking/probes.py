@@ -123,7 +123,7 @@ class Probe:
         self._asked = retention.answers_after(self.model, about.prompt, about.target)
         first = first_tokens(self.model, about.prompt, about.true, about.edited, about.related)
         self._first = first
-        self._pairs = first[["true", "edited"]].to_numpy()
+        self._pairs = first[["true", "edited"]].to_numpy().tolist()
         self._about = about.assign(clear=first.clear)
         # where first tokens are not clear they may stand elsewhere than the answer asked for
         place = torch.tensor(first.place.to_numpy()).maximum(self._asked.start - 1)
