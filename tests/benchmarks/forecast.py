@@ -15,8 +15,7 @@ Signs, of the edited model before the tuning (none is a wording that judges):
     overlap: mean over those blocks of cos^2 of k and the keys of the task's rows
     slope: how far the margin moves by one expected step of the task, nats
     leap: and by AHEAD such steps at once
-An expected step is -lr m / (sqrt(v) + eps), m and v the mean of the gradient and of its square over
-BATCHES batches: AdamW's, if the weights stood still.
+An expected step is `lasting.expected_step`.
 
 A forecast is a logistic regression on standardised signs (and the relation), fitted on trials of
 other tasks and seeds, without the subjects that it is judged on. AUROC is of facts within a trial,
@@ -37,7 +36,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from tests.benchmarks.lasting import setting
+from tests.benchmarks.lasting import expected_step, setting
 from tests.benchmarks.outcomes import leads
 from workbench import deltas, files
 from workbench.activations import recorded
@@ -45,11 +44,10 @@ from workbench.models import Model
 from workbench.traces.subjects import keys_of
 from workbench.tracking.retention import measure
 from workbench.tuning import plans
-from workbench.tuning.finetune import Classifier, Settings, collate, finetune
+from workbench.tuning.finetune import Settings, collate, finetune
 from workbench.tuning.tasks import Task
 
 EQUAL = 40  # steps of the second reading
-BATCHES = 8
 AHEAD = 10
 FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 MODELS = ("world-gpt2", "world-llama")
@@ -71,28 +69,6 @@ FORECASTS = {
     "all signs": SIGNS,
     "all and relation": [*SIGNS, "relation"],
 }
-
-
-def steps_of(model: Model, task: Task, settings: Settings) -> dict[str, torch.Tensor]:
-    """The expected step of each weight, see above."""
-    network = model.network
-    tuned = Classifier(network, task.classes, settings.seed) if task.classes else network
-    order = numpy.random.default_rng(settings.seed).permutation(len(task.train))
-    weights = dict(network.named_parameters())
-    mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for weight in weights.values():
-        weight.requires_grad_()
-    for batch in numpy.array_split(order[: BATCHES * settings.batch_size], BATCHES):
-        rows = collate([task.train[int(row)] for row in batch])
-        loss = tuned(**{name: values.to(model.device) for name, values in rows.items()})["loss"]
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                mean[name] += gradient / BATCHES
-                square[name] += gradient.square() / BATCHES
-    rate = settings.learning_rate
-    return {name: -rate * mean[name] / (square[name].sqrt() + 1e-8) for name in weights}
 
 
 def overlaps(model: Model, task: Task, keys: dict, layers) -> torch.Tensor:
@@ -161,7 +137,7 @@ def tried(text: str) -> pd.DataFrame:
         table["margin"], table["log_p"] = leads(model, here.edited, targets)
         table["written"] = relative_shift(model, here.edit, keys)
         table["overlap"] = overlaps(model, task, keys, layers)
-        steps = steps_of(model, task, settings)
+        steps = expected_step(model, task, settings)
 
         def margin():
             return leads(model, here.edited, targets)[0]

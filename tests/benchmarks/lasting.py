@@ -4,17 +4,19 @@
 
 A trial is MODEL:EDITOR:EDITS:TASK:ARM:SEED, e.g. world-gpt2:memit:30:facts:replay:0; ARM is none, a
 name of wb.protections or of those here (kl, l2, average, span_edits), its strength behind an @
-(replay@0.3), or a plan (after:6, edited); behind a * by how much the learning rate is larger than
-the preset's (none*0.33). The model is edited and tuned until the task's validation metric first
-reaches its THRESHOLD, fixed beforehand. A row is one look: `edited` (before the tuning), `steps`
-(after EQUAL of them) and `threshold`; what the facts say is a share a fact. Goes on with what the
-file has. Without a trial: those of the findings. --table prints means over the facts of all seeds,
-with 95 % bootstrap intervals. Strengths were chosen with --split tuning.
+(replay@0.3), a plan (after:6, edited), or a way to edit (see `made`); behind a * by how much the
+learning rate is larger than the preset's (none*0.33). The model is edited and tuned until the
+task's validation metric first reaches its THRESHOLD, fixed beforehand. A row is one look: `edited`
+(before the tuning), `steps` (after EQUAL of them) and `threshold`; what the facts say is a share a
+fact. Goes on with what the file has. Without a trial: those of the findings. --table prints means
+over the facts of all seeds, with 95 % bootstrap intervals. Strengths were chosen with --split
+tuning.
 """
 
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -27,21 +29,26 @@ import torch
 
 from tests.benchmarks.outcomes import interval, known_facts
 from workbench import deltas, editing, files, models
+from workbench.editing.target_vectors import _Batch
 from workbench.edits import Edit
 from workbench.facts import with_paraphrases
 from workbench.models import Model
 from workbench.tracking.retention import measure, measure_prompts
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import UNPROTECTED, Settings, _Trainer, finetune
+from workbench.tuning.finetune import UNPROTECTED, Classifier, Settings, _Trainer, collate, finetune
 from workbench.tuning.numbers import PROTECTIONS, usual
 from workbench.tuning.protection import Held, Others, Span, Weighted, others
-from workbench.tuning.tasks import Data
+from workbench.tuning.tasks import Data, Task
 
 INTRINSIC = 40
 EVERY = 5  # steps between looks
 EQUAL = 40  # steps of the second reading
 MOST = 160
 THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
+BATCHES = 8  # of the expected step
+AHEAD = 20  # expected steps of prose
+FLAT = 0.05  # of |v_0|
+WAYS = ("firm", "flat", "ahead", "3", "10")  # to edit
 ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average", "none*0.33")
 TRIALS = [
     f"{name}:memit:30:facts:{arm}:0" for name in ("world-gpt2", "world-llama") for arm in ARMS
@@ -120,6 +127,62 @@ class EditsSpan(Span):
         super().__init__(replace(held, others=held.edited))
 
 
+def expected_step(model: Model, task: Task, settings: Settings) -> dict[str, torch.Tensor]:
+    """Of each weight, -lr m / (sqrt(v) + eps), m and v the mean of the gradient and of its square
+    over BATCHES batches: AdamW's, if the weights stood still.
+    """
+    network = model.network
+    tuned = Classifier(network, task.classes, settings.seed) if task.classes else network
+    order = numpy.random.default_rng(settings.seed).permutation(len(task.train))
+    weights = dict(network.named_parameters())
+    mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_()
+    for batch in numpy.array_split(order[: BATCHES * settings.batch_size], BATCHES):
+        rows = collate([task.train[int(row)] for row in batch])
+        loss = tuned(**{name: values.to(model.device) for name, values in rows.items()})["loss"]
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                mean[name] += gradient / BATCHES
+                square[name] += gradient.square() / BATCHES
+    rate = settings.learning_rate
+    return {name: -rate * mean[name] / (square[name].sqrt() + 1e-8) for name in weights}
+
+
+def at_worst(evaluate: Callable) -> Callable:
+    """The loss of a target vector where it is worst within FLAT |v_0| of it, to first order: it is
+    to lie where the loss is flat. Source: sharpness-aware minimization (arXiv 2010.01412), which
+    arXiv 2602.03696 takes for edits; there of an adapter's weights.
+    """
+
+    def worst(self, shift, hparams):
+        loss = evaluate(self, shift, hparams)[0]
+        (gradient,) = torch.autograd.grad(loss.sum(), shift)
+        away = torch.nn.functional.normalize(gradient, dim=1)
+        return evaluate(self, shift + FLAT * self.v0[:, None] * away, hparams)
+
+    return worst
+
+
+@contextmanager
+def moved_ahead(model: Model, seed: int):
+    """Inside, the model is AHEAD expected steps of prose further: an edit that is solved there
+    holds against them.
+    """
+    numbers = usual("text", "", model.name)
+    task = tasks.TASKS["text"](model, Data(n_train=numbers.n_train, n_valid=8, seed=seed))
+    fields = {"max_steps": 1, "eval_every": 1, "threshold": 0.0, "seed": seed}
+    fields |= {"batch_size": numbers.batch_size, "learning_rate": numbers.learning_rate}
+    step = expected_step(model, task, Settings(**fields))
+    with deltas.preserved(model.network):
+        with torch.no_grad():
+            for name, weight in model.network.named_parameters():
+                weight += AHEAD * step[name]
+        yield
+
+
 HERE = {"kl": EditsAlike, "l2": Distance, "average": Average, "span_edits": EditsSpan}
 
 
@@ -153,14 +216,24 @@ def known(name: str, seed: int, split: str) -> list:
 
 
 @cache
-def made(name: str, editor: str, edits: int, seed: int, split: str, statements: int = 1) -> Edit:
-    """The edit of the first facts, each stated so often."""
+def made(name: str, editor: str, edits: int, seed: int, split: str, how: str = "") -> Edit:
+    """The edit of the first facts, by its preset or in another way: `firm` (solved to a tenth of
+    the preset's stop_loss), `flat` (`at_worst`), `ahead` (`moved_ahead`), or of so many statements.
+    """
     model = loaded(name)
     hparams = editing.preset(editor, model)
+    if how == "firm":
+        hparams = hparams.model_copy(update={"stop_loss": hparams.stop_loss / 10})
     module = editing.EDITORS[editor]
     resources = module.prepare(model, hparams, "", None, seed=seed)
+    statements = int(how) if how.isdigit() else 1
     facts = [with_paraphrases(one, statements) for one in known(name, seed, split)[:edits]]
-    return module.edit(model, facts, hparams, resources, seed=seed)
+    solver = _Batch.evaluate
+    with (
+        patch.object(_Batch, "evaluate", at_worst(solver) if how == "flat" else solver),
+        moved_ahead(model, seed) if how == "ahead" else nullcontext(),
+    ):
+        return module.edit(model, facts, hparams, resources, seed=seed)
 
 
 @cache
@@ -173,6 +246,7 @@ class Trial:
 
     def __init__(self, text: str, split: str):
         name, editor, edits, task, self.arm, seed = _parts(text)
+        self.made_of = (name, editor, int(edits), int(seed), split)
         self.setting = setting(name, editor, int(edits), task, int(seed), split)
         self.model = self.setting.model
         self.looks: list[dict] = []
@@ -207,8 +281,8 @@ class Trial:
 
     def run(self) -> list[dict]:
         """A row a reading: right after the edit, at EQUAL steps, at the task's threshold."""
-        edit = self.setting.edit
         name = self.arm.partition("*")[0]
+        edit = made(*self.made_of, name) if name in WAYS else self.setting.edit
         plan = name if plans.WRITTEN.fullmatch(name) else "all"
         plan = plans.resolve(self.model, plan, edit.layers)
         with deltas.preserved(self.model.network), deltas.applied(self.model, edit):
