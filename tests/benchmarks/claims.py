@@ -386,6 +386,24 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_plan(looks: pd.DataFrame) -> pd.DataFrame:
+    """Edited and intrinsic facts at the end of each tuning on facts, by what moved."""
+    part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
+    part = part[part.adapter.isin(["", "none"]) & (part.n_edited == "10")]
+    part = part[part.revision != "early"]
+    ends = chosen(part, "plan", "end")
+    rows = []
+    for names, arm in ends.groupby(["model", "editor", "plan"]):
+        facts = facts_of(arm)
+        row = dict(zip(("model", "editor", "plan"), names, strict=True))
+        for group in ("edited", "intrinsic"):
+            mean, low, high, n = interval(facts[facts.group == group].kept)
+            row |= {group: f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"n_{group}": n}
+        row |= {name: arm[name].mean() for name in ("metric", "step", "moved")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect", type=Path, help="folder of runs to add to looks.csv")
@@ -393,10 +411,12 @@ def main():
     options = parser.parse_args()
     if options.collect:
         collect(options.collect, options.out / "looks.csv")
-    table = judged(read(options.out / "looks.csv"))
+    looks = read(options.out / "looks.csv")
+    table = judged(looks)
     table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
+        print(by_plan(looks).round(2).to_string(index=False))
 
 
 if __name__ == "__main__":
