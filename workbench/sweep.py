@@ -244,7 +244,8 @@ def _work(
     with tqdm(done, total=len(todo), desc="runs", unit="run") as bar:
         for future, result in bar:
             if future.status == "cancelled":  # nobody here takes a run back
-                raise RuntimeError(f"{client.scheduler.address} is gone; start it, and this, again")
+                what = f"the scheduler {client.scheduler.address} is gone"
+                raise RuntimeError(f"{what}; start it, and this, again")
             run = futures[future]
             # Its worker may have died, and the run be there all the same.
             if future.status != "finished" and not run.finished:

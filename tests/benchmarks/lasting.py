@@ -4,13 +4,13 @@
 
 A trial is MODEL:EDITOR:EDITS:TASK:ARM:SEED, e.g. world-gpt2:memit:30:facts:replay:0; ARM is none, a
 name of wb.protections or of those here (kl, l2, average, span_edits), its strength behind an @
-(replay@0.3), a plan (after:6, edited), or a way to edit (see `made`); behind a * by how much the
-learning rate is larger than the preset's (none*0.33). The model is edited and tuned until the
-task's validation metric first reaches its THRESHOLD, fixed beforehand. A row is one look: `edited`
-(before the tuning), `steps` (after EQUAL of them) and `threshold`; what the facts say is a share a
-fact. Goes on with what the file has. Without a trial: those of the findings. --table prints means
-over the facts of all seeds, with 95 % bootstrap intervals. Strengths were chosen with --split
-tuning.
+(replay@0.3), a plan (after:6, edited), or a way to edit (see `made`), a protection behind it after
+an & (after:3&others); behind a * by how much the learning rate is larger than the preset's
+(none*0.33). The model is edited and tuned until the task's validation metric first reaches its
+THRESHOLD, fixed beforehand. A row is one look: `edited` (before the tuning), `steps` (after EQUAL
+of them) and `threshold`; what the facts say is a share a fact. Goes on with what the file has.
+Without a trial: those of the findings. --table prints means over the facts of all seeds, with 95 %
+bootstrap intervals. Strengths were chosen with --split tuning.
 """
 
 import argparse
@@ -246,6 +246,7 @@ class Trial:
 
     def __init__(self, text: str, split: str):
         name, editor, edits, task, self.arm, seed = _parts(text)
+        self.parts = self.arm.partition("*")[0].split("&")
         self.made_of = (name, editor, int(edits), int(seed), split)
         self.setting = setting(name, editor, int(edits), task, int(seed), split)
         self.model = self.setting.model
@@ -266,7 +267,7 @@ class Trial:
         )
 
     def protection(self, moving):
-        name, _, weight = self.arm.partition("*")[0].partition("@")
+        name, _, weight = self.parts[-1].partition("@")
         if name not in {*HERE, *PROTECTIONS}:
             return UNPROTECTED
         held = Held(
@@ -281,9 +282,9 @@ class Trial:
 
     def run(self) -> list[dict]:
         """A row a reading: right after the edit, at EQUAL steps, at the task's threshold."""
-        name = self.arm.partition("*")[0]
-        edit = made(*self.made_of, name) if name in WAYS else self.setting.edit
-        plan = name if plans.WRITTEN.fullmatch(name) else "all"
+        way = self.parts[0]
+        edit = made(*self.made_of, way) if way in WAYS else self.setting.edit
+        plan = way if plans.WRITTEN.fullmatch(way) else "all"
         plan = plans.resolve(self.model, plan, edit.layers)
         with deltas.preserved(self.model.network), deltas.applied(self.model, edit):
             start = time.process_time()
