@@ -20,6 +20,7 @@ BLOCKS_OF = {  # of three blocks, of which 0 and 2 were edited
     "edited": {0, 2},
     "not-edited": {1},
 }
+AFTER_EDITED = {(0,): {1, 2}, (1,): {2}, (0, 1): {2}}  # blocks edited and moved
 EDITED_MATRICES = {
     "gpt2": ["transformer.h.0.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight"],
     "llama": ["model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"],
@@ -200,7 +201,19 @@ def test_a_bad_plan_is_one_line(tiny, one_line, text, named):
     assert named in one_line(error)
 
 
-@pytest.mark.parametrize("text", ["edited", "not-edited", "edited-matrices"])
+@pytest.mark.parametrize(("edited", "blocks"), AFTER_EDITED.items())
+def test_after_edited_is_what_lies_above_the_last_edited_block(tiny, edited, blocks):
+    plan = plans.resolve(tiny, "after-edited", edited)
+    assert list(plan.parameters) == [name for name in names(tiny) if block_of(name) in blocks]
+
+
+def test_above_the_last_block_lies_nothing(tiny, one_line):
+    with pytest.raises(BadInput) as error:
+        plans.resolve(tiny, "after-edited", [2])
+    assert "plan 'after-edited' moves no weight" in one_line(error)
+
+
+@pytest.mark.parametrize("text", ["edited", "not-edited", "edited-matrices", "after-edited"])
 def test_a_plan_by_edit_needs_an_edit(tiny, one_line, text):
     with pytest.raises(BadInput) as error:
         plans.resolve(tiny, text)

@@ -1,8 +1,9 @@
 """Which weights may move: `all`, `after:N`, `window:A-B`, `outside:A-B`, `edited`,
-`edited-matrices`, `not-edited`.
+`edited-matrices`, `not-edited`, `after-edited`.
 
-Blocks count from 0 and ends are inclusive; `after:N` moves N+1 and up. Embeddings, final norm and
-head move only under `all`; tied weights count as embeddings.
+Blocks count from 0 and ends are inclusive; `after:N` moves N+1 and up, `after-edited` what is above
+the last edited block. Embeddings, final norm and head move only under `all`; tied weights count as
+embeddings.
 """
 
 import re
@@ -17,11 +18,10 @@ from workbench.facts import BadInput
 if TYPE_CHECKING:  # to parse a plan needs no torch
     from workbench.models import Model
 
-KINDS = ("all", "after", "window", "outside", "edited", "edited-matrices", "not-edited")
-FORMS = "all, after:N, window:A-B, outside:A-B, edited, edited-matrices or not-edited"
-WRITTEN = re.compile(
-    r"(all|edited|edited-matrices|not-edited)|(after):(\d+)|(window|outside):(\d+)-(\d+)"
-)
+BY_EDIT = ("edited", "edited-matrices", "not-edited", "after-edited")
+KINDS = ("all", "after", "window", "outside", *BY_EDIT)
+FORMS = f"all, after:N, window:A-B, outside:A-B, {', '.join(BY_EDIT[:-1])} or {BY_EDIT[-1]}"
+WRITTEN = re.compile(rf"(all|{'|'.join(BY_EDIT)})|(after):(\d+)|(window|outside):(\d+)-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,7 @@ def resolve(model: "Model", text: str, edited_layers: Sequence[int] = ()) -> Pla
     """The plan for this model.
 
     Args:
-        edited_layers: blocks that the edit changed; `edited`, `edited-matrices` and `not-edited`
-            need them.
+        edited_layers: blocks that the edit changed; the plans of BY_EDIT need them.
     """
     match = WRITTEN.fullmatch(text)
     if not match:
@@ -84,6 +83,7 @@ def resolve(model: "Model", text: str, edited_layers: Sequence[int] = ()) -> Pla
         "outside": every - window,
         "edited": set(edited),
         "not-edited": every - set(edited),
+        "after-edited": every - set(range(max(edited, default=0) + 1)),
     }
     moved = blocks.get(kind, set())
     moving = tuple(f"{model.block_name(layer)}." for layer in moved)  # the dot: h.1. is not h.10.
