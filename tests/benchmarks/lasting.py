@@ -339,10 +339,12 @@ def _parts(text: str) -> list[str]:
 
 
 def table(done: pd.DataFrame) -> str:
-    """A row a model, arm and look: means over the facts of all seeds."""
-    parts = done.trial.str.extract(r"^([^:]+):([^:]+):")
-    done = done.assign(model=parts[0], editor=parts[1])
-    about = ["model", "editor", "at", "arm"]
+    """A row a model and arm at the threshold: means over the facts of all seeds."""
+    parts = done.trial.str.extract(r"^([^:]+):([^:]+):\d+:([^:]+):")
+    done = done.assign(model=parts[0], editor=parts[1], task=parts[2])
+    before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
+    done = pd.concat([before, done[done["at"] == "threshold"]])
+    about = ["model", "editor", "task", "arm"]
     lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
@@ -364,9 +366,9 @@ def shares(rows: pd.DataFrame, name: str) -> numpy.ndarray:
 
 
 def against(done: pd.DataFrame, arm: str) -> str:
-    """At the threshold, each arm less another one, fact by fact: means with intervals."""
-    parts = done.trial.str.extract(r"^([^:]+):.*:(\d+)$")
-    done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"]
+    """At the threshold, each arm of MEMIT and facts less another one, fact by fact."""
+    parts = done.trial.str.extract(r"^([^:]+):memit:\d+:facts:.*:(\d+)$")
+    done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"].dropna()
     lines = [["model", "arm", "n", *READ], ["---"] * (3 + len(READ))]
     for (model, name), rows in done.groupby(["model", "arm"], sort=False):
         other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
@@ -398,8 +400,7 @@ def main():
                 done.to_csv(partial, index=False)
             print(table(done[done.trial == text]), flush=True)
     print(table(done))
-    for arm in ("none", "replay+kl"):
-        print(f"\n{against(done, arm)}")
+    print(f"\n{against(done, 'replay+kl')}")
 
 
 if __name__ == "__main__":
