@@ -23,6 +23,7 @@ the intrinsic one of its relation whose lead at the start is nearest.
 
 import argparse
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -146,51 +147,57 @@ def matched(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(pairs)
 
 
-def judged(done: pd.DataFrame) -> pd.DataFrame:
-    """A row a model and question: value, interval, n."""
-    rows = []
+def gap(rows: pd.DataFrame, step: int) -> float:
+    """Share of edited facts kept, less that of intrinsic ones."""
+    kept = rows.groupby("group")[f"kept_{step}"].mean()
+    return kept["edited"] - kept["intrinsic"]
 
-    def add(model, question, values, n):
-        named = dict(zip(("value", "low", "high"), values, strict=True))
-        rows.append({"model": model, "question": question} | named | {"n": n})
 
-    for model, part in done.groupby("model"):
-        one = part[part.statements == "1"]
-        for step in STEPS[1:]:
-            for group in ("edited", "intrinsic"):
-                values = one[one.group == group][f"rise_{step}"]
-                question = f"bits more after {step} steps, {group}"
-                add(model, question, (values.mean(), *interval(values)), len(values))
-        intrinsic = one[one.group == "intrinsic"]
-        edited = part[part.group == "edited"]
-        for step in (STEPS[1], STEPS[-1]):
-            for of, rest in (("wordings", intrinsic), ("occurrences", intrinsic)):
-                values = spread(lambda rows, of=of, step=step: power(rows, of, step), rest)
-                add(model, f"a of {of}, after {step} steps, intrinsic", values, len(rest))
-            values = spread(lambda rows, step=step: power(rows, "wordings", step), edited)
-            add(model, f"a of statements, after {step} steps, edited", values, len(edited))
-        for wordings, group in intrinsic.groupby("wordings"):
-            values = group[f"rise_{STEPS[-1]}"]
-            question = f"bits more after {STEPS[-1]} steps, {wordings} wordings"
-            add(model, question, (values.mean(), *interval(values)), len(values))
-        for statements, group in edited.groupby("wordings"):
-            values = group[f"rise_{STEPS[-1]}"]
-            question = f"bits more after {STEPS[-1]} steps, {statements} statements"
-            add(model, question, (values.mean(), *interval(values)), len(values))
-        pairs = matched(one)
-        for step in STEPS[1:]:
-            values = spread(
-                lambda rows, step=step: (
-                    rows[rows.group == "edited"][f"kept_{step}"].mean()
-                    - rows[rows.group == "intrinsic"][f"kept_{step}"].mean()
-                ),
-                one,
-            )
-            add(model, f"kept after {step} steps, edited - intrinsic", values, len(one))
-            values = pairs[f"kept_{step}"]
-            question = f"kept after {step} steps, edited - intrinsic, matched"
-            add(model, question, (values.mean(), *interval(values)), len(pairs))
-    return pd.DataFrame(rows)
+def answers(part: pd.DataFrame) -> dict[str, str]:
+    """Of one model: question -> value with its 95 % interval, and how many facts."""
+    last = STEPS[-1]
+    one = part[part.statements == "1"]
+    intrinsic = one[one.group == "intrinsic"]
+    edited = part[part.group == "edited"]
+    pairs = matched(one)
+    cells = {}
+
+    def mean(question: str, values: pd.Series) -> None:
+        cells[question] = _cell((values.mean(), *interval(values)), len(values))
+
+    def of_rows(question: str, statistic, rows: pd.DataFrame) -> None:
+        cells[question] = _cell(spread(statistic, rows), len(rows))
+
+    for step in (STEPS[1], last):
+        for group, rows in one.groupby("group"):
+            mean(f"bits more after {step} steps, {group}", rows[f"rise_{step}"])
+    for name, rows in (("wordings", intrinsic), ("occurrences", intrinsic), ("statements", edited)):
+        of = "wordings" if name == "statements" else name
+        for step in (STEPS[2], last):  # at the last some facts are wholly lost
+            of_rows(f"a of {name}, after {step} steps", partial(power, of=of, step=step), rows)
+    for name, rows in (("wordings", intrinsic), ("statements", edited)):
+        for count, some in rows.groupby("wordings"):
+            question = f"bits more after {last} steps, {count:.0f} {name}"
+            mean(question, some[f"rise_{last}"])
+    for step in (STEPS[1], last):
+        question = f"kept after {step} steps, edited less intrinsic"
+        of_rows(question, partial(gap, step=step), one)
+        mean(f"{question}, matched", pairs[f"kept_{step}"])
+    return cells
+
+
+def _cell(values: tuple, n: int) -> str:
+    value, low, high = values
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}], {n}"
+
+
+def judged(done: pd.DataFrame) -> str:
+    """A line a question, a column a model."""
+    table = {name: answers(part) for name, part in done.groupby("model")}
+    lines = [["", *table], ["---"] * (1 + len(table))]
+    for question in next(iter(table.values())):
+        lines.append([question, *(cells.get(question, "") for cells in table.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main():
@@ -206,12 +213,10 @@ def main():
     for text in options.trials if not options.judge else ():
         if text not in set(done.trial):
             done = pd.concat([done, tried(text).assign(trial=text)])
-            with files.written(options.out) as partial:
-                done.to_csv(partial, index=False)
+            with files.written(options.out) as path:
+                done.to_csv(path, index=False)
             print(text, flush=True)
-    table = judged(read(options.out))
-    with pd.option_context("display.max_rows", None, "display.width", 200):
-        print(table.round(3).to_string(index=False))
+    print(judged(read(options.out)))
 
 
 if __name__ == "__main__":
