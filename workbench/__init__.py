@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from workbench.traces import inspect as inspect
     from workbench.tracking.retention import measure as retention  # noqa: F401
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # name -> where it is; imported when it is asked for
 _ELSEWHERE = {

@@ -45,6 +45,9 @@ SAME = 0.1  # a share within which two are called equal
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
 WINDOWS = ("window:5-7", "window:8-10")
+BLOCKS = (
+    "window:0-11"  # all blocks; embeddings, final norm and head stay, as under all plans but all
+)
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
 
@@ -270,6 +273,13 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
     return rows
 
 
+def blocks_alone(looks: pd.DataFrame) -> Rows:
+    """10 and 11 where embeddings and head stay in both arms, which only `all` moves."""
+    for plan in ("edited", "not-edited"):
+        for condition, result, claimed in plans(plan, (BLOCKS,), -1)(looks):
+            yield f"{plan}, {condition}", result, claimed
+
+
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
     """8. Early blocks are equally good places for an edit."""
     part = looks[(looks.task == "facts") & (looks.editor == "rome") & (looks.plan == "all")]
@@ -364,6 +374,8 @@ CLAIMS: list[tuple[str, str, str, Callable[[pd.DataFrame], Rows]]] = [
      plans("edited", ("all",), -1)),
     ("11", "2511.05852", "moving the other blocks alone hurts edits more than moving all",
      plans("not-edited", ("all",), -1)),
+    ("10 and 11, blocks", "2511.05852", "both, against moving all blocks but no embeddings or head",
+     blocks_alone),
     ("12", "2511.05852", "adapters keep more than full tuning", adapters),
     ("13", "2511.05852", "false edits persist as harmless ones do", false_as_harmless),
     ("14", "2511.05852", "edits last longer in the better trained model", early_and_finished),
