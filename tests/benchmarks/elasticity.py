@@ -68,6 +68,8 @@ def tried(text: str) -> pd.DataFrame:
         seed=seed,
     )
     edit = made(name, editor, EDITS, seed, "study", statements)
+    if statements != "1":
+        intrinsic = []  # they are the same in every arm
     requests = [*edited, *intrinsic]
     answers = [one.target for one in edited] + [one.fact.object for one in intrinsic]
     looks: dict[int, tuple] = {}
