@@ -14,11 +14,12 @@ read here, where it is known by how many wordings, and how often, every fact was
     crossing: an edit of as many statements as pre-training had wordings is lost as fast
 
 A trial is MODEL:EDITOR:TASK:STATEMENTS:SEED: EDITS facts of split "study" are edited at once, each
-by so many statements, and tuned on for STEPS[-1] steps of the task's usual numbers; INTRINSIC other
-facts are watched. A row is a fact: `bits` (-log2 p of the answer) and `leads` (the smallest lead of
-one of its tokens over any other, nats) after STEPS. What is known of a fact at the start differs
-with how often it was taught; so rows of one start are compared too (`matched`): an edited fact with
-the intrinsic one of its relation whose lead at the start is nearest.
+by so many statements, and tuned on for STEPS[-1] steps of the task's usual numbers; of one
+statement INTRINSIC other facts are watched too. A row is a fact: `bits` (-log2 p of the answer) and
+`leads` (the smallest lead of one of its tokens over any other, nats) after STEPS. What is known of
+a fact at the start differs with how often it was taught; so rows of one start are compared too
+(`matched`): an edited fact with the intrinsic one of its relation whose lead at the start is
+nearest.
 """
 
 import argparse
