@@ -45,9 +45,7 @@ SAME = 0.1  # a share within which two are called equal
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
 WINDOWS = ("window:5-7", "window:8-10")
-BLOCKS = (
-    "window:0-11"  # all blocks; embeddings, final norm and head stay, as under all plans but all
-)
+BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
 

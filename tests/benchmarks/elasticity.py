@@ -32,8 +32,8 @@ import pandas as pd
 
 from tests.benchmarks.lasting import INTRINSIC as _FEW
 from tests.benchmarks.lasting import known, loaded, made
-from tests.benchmarks.outcomes import interval, leads
-from workbench import deltas, files
+from tests.benchmarks.outcomes import interval, leads, resumed
+from workbench import deltas
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import Settings, finetune
 from workbench.tuning.numbers import usual
@@ -210,15 +210,7 @@ def main():
     parser.add_argument("--judge", action="store_true", help="judge what the file has")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = pd.DataFrame({"trial": []})
-    if options.out.exists():
-        done = pd.read_csv(options.out)
-    for text in options.trials if not options.judge else ():
-        if text not in set(done.trial):
-            done = pd.concat([done, tried(text).assign(trial=text)])
-            with files.written(options.out) as path:
-                done.to_csv(path, index=False)
-            print(text, flush=True)
+    resumed(options.out, () if options.judge else options.trials, tried)
     print(judged(read(options.out)))
 
 

@@ -37,8 +37,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests.benchmarks.lasting import expected_step, setting
-from tests.benchmarks.outcomes import leads
-from workbench import deltas, files
+from tests.benchmarks.outcomes import leads, resumed
+from workbench import deltas
 from workbench.activations import recorded
 from workbench.models import Model
 from workbench.traces.subjects import keys_of
@@ -236,16 +236,7 @@ def main():
     parser.add_argument("--judge", action="store_true", help="judge what the file has")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = pd.DataFrame({"trial": []})
-    if options.out.exists():
-        done = pd.read_csv(options.out)
-    for text in options.trials if not options.judge else ():
-        if text not in set(done.trial):
-            rows = tried(text).assign(trial=text)
-            done = pd.concat([done, rows])
-            with files.written(options.out) as partial:
-                done.to_csv(partial, index=False, float_format="%.5g")
-            print(text, rows.steps.iloc[0], f"{rows.kept.mean():.2f} of {len(rows)}", flush=True)
+    resumed(options.out, () if options.judge else options.trials, tried)
     table = judged(read(options.out))
     table.to_csv(options.out.with_name("forecasts.csv"), index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):

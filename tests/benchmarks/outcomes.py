@@ -3,14 +3,15 @@ efficacy (study facts).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench import editing, facts, study
+from workbench import editing, facts, files, study
 from workbench.evaluation import efficacy
 from workbench.traces.patching import margins
 from workbench.tracking.retention import answers_after, passes
@@ -86,3 +87,15 @@ def leads(model, requests: Sequence, answers: list[str]) -> tuple:
         lead.scatter_reduce_(0, row, margins(logits, tokens), "amin")
         log_p.index_add_(0, row, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
     return lead, log_p
+
+
+def resumed(out: Path, trials: Sequence[str], tried: Callable) -> pd.DataFrame:
+    """The rows of a file and of those trials that it lacks, added to it one trial at a time."""
+    done = pd.read_csv(out) if out.exists() else pd.DataFrame({"trial": []})
+    for text in trials:
+        if text not in set(done.trial):
+            done = pd.concat([done, tried(text).assign(trial=text)])
+            with files.written(out) as partial:
+                done.to_csv(partial, index=False, float_format="%.5g")
+            print(text, flush=True)
+    return done
