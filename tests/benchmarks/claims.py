@@ -19,7 +19,6 @@ that judge (claims 2, 8, the rival of 4): such a difference is too large by what
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -30,21 +29,19 @@ from workbench.runs import value_name
 
 FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 ARM = [
-    "model",
-    "revision",
-    "editor",
-    "layers",
-    "paraphrases",
-    "n_edited",
-    "task",
-    "plan",
-    "adapter",
+    *("model", "revision", "editor", "layers", "paraphrases", "n_edited"),
+    *("task", "plan", "adapter"),
 ]
 COPY = [*ARM, "seed", "edited_model"]
+FACT = ["editor", "task", "seed", "place"]
 SAME = 0.1  # a share within which two are called equal
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
 WINDOWS = ("window:5-7", "window:8-10")
+MOVES = (
+    *("all", "window:0-11", "not-edited", "after:2", "after:5", "after:8"),
+    *("edited", "window:2-4", "window:5-7", "window:8-10"),
+)
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
@@ -100,22 +97,6 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=words, keep_default_na=False, na_values={"held_out": [""]})
 
 
-@dataclass
-class Read:
-    """Arms that differ in one field, a table of facts each: `kept` of edits that took, `lost` to
-    which kind, `intrinsic`.
-    """
-
-    facts: pd.DataFrame
-
-    def kept(self, group: str = "edited", **which) -> pd.Series:
-        """1 or 0 of each fact, by model copy, seed and place in it."""
-        rows = self.facts[self.facts.group == group]
-        for name, value in which.items():
-            rows = rows[rows[name] == value]
-        return rows.set_index(["editor", "task", "seed", "place"]).kept.astype(float)
-
-
 def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
     """One look of each copy. `level`: the first at the loosest of the arms' best metrics; `end`:
     the last; `steps`: at the last step that all arms have; `distance`: the last that is no farther
@@ -156,6 +137,14 @@ def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def kept(facts: pd.DataFrame, group: str = "edited", **which) -> pd.Series:
+    """1 or 0 of each fact of a group and of these arms, by editor, task, seed and place."""
+    rows = facts[facts.group == group]
+    for name, value in which.items():
+        rows = rows[rows[name] == value]
+    return rows.set_index(FACT).kept.astype(float)
+
+
 def interval(values, others=None, seed: int = 0) -> tuple[float, float, float, int]:
     """Mean, 95 % bootstrap interval and number of the values, less the mean of `others`, drawn
     apart, where they are given.
@@ -177,8 +166,7 @@ def interval(values, others=None, seed: int = 0) -> tuple[float, float, float, i
 
 def paired(of: pd.Series, against: pd.Series) -> pd.Series:
     """Differences over the facts that both have, a fact's copies averaged."""
-    of = of.groupby(level=[0, 1, 2, 3]).mean()
-    return of.sub(against.groupby(level=[0, 1, 2, 3]).mean()).dropna()
+    return of.groupby(FACT).mean().sub(against.groupby(FACT).mean()).dropna()
 
 
 def verdict(low: float, high: float, claimed: int) -> str:
@@ -243,13 +231,13 @@ def best_editor(looks: pd.DataFrame) -> Rows:
 def more_paraphrases(looks: pd.DataFrame) -> Rows:
     """5. An edit of more statements is retained more; three equal intrinsic facts."""
     part = looks[(looks.task == "facts") & (looks.plan == "all") & _is_preset(looks)]
-    facts = Read(facts_of(chosen(part, "paraphrases", "level")))
+    facts = facts_of(chosen(part, "paraphrases", "level"))
     for editor in sorted(set(part[part.paraphrases == "10"].editor)):
-        one = facts.kept(editor=editor, paraphrases="1")
-        ten = facts.kept(editor=editor, paraphrases="10")
+        one = kept(facts, editor=editor, paraphrases="1")
+        ten = kept(facts, editor=editor, paraphrases="10")
         yield f"{editor}, 10 less 1", interval(paired(ten, one)), 1
-        three = facts.kept(editor=editor, paraphrases="3")
-        intrinsic = facts.kept("intrinsic", editor=editor, paraphrases="3")
+        three = kept(facts, editor=editor, paraphrases="3")
+        intrinsic = kept(facts, "intrinsic", editor=editor, paraphrases="3")
         yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
 
 
@@ -263,9 +251,9 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
             if set(arms.plan) != {of, *against}:
                 continue
             for how in READ:
-                facts = Read(facts_of(chosen(arms, "plan", how)))
-                rest = pd.concat([facts.kept(plan=plan) for plan in against])
-                differences = paired(facts.kept(plan=of), rest)
+                facts = facts_of(chosen(arms, "plan", how))
+                rest = pd.concat([kept(facts, plan=plan) for plan in against])
+                differences = paired(kept(facts, plan=of), rest)
                 yield f"{editor}, at one {how}", interval(differences), claimed
 
     return rows
@@ -290,34 +278,31 @@ def early_layers_equal(looks: pd.DataFrame) -> Rows:
     edited = facts[facts.group == "edited"]
     means = edited.groupby("layers").kept.mean()
     best, worst = means.idxmax(), means.idxmin()
-    rows = Read(edited)
-    differences = paired(rows.kept(layers=best), rows.kept(layers=worst))
+    differences = paired(kept(edited, layers=best), kept(edited, layers=worst))
     yield f"block {best} less {worst}", interval(differences), 0
 
 
 def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
     """9. AlphaEdit's edits decay more than MEMIT's."""
     part = _plain(looks)
-    facts = Read(
-        facts_of(chosen(part[part.editor.isin(["memit", "alphaedit"])], "editor", "level"))
-    )
-    for task in sorted(set(part.task)):
-        alphaedit, memit = (
-            facts.kept(task=task, editor=one).droplevel("editor") for one in ("alphaedit", "memit")
-        )
-        if len(alphaedit) and len(memit):
-            both = alphaedit.sub(memit).dropna()
-            yield task, interval(both), -1
+    part = part[part.editor.isin(["memit", "alphaedit"])]
+    for task, arms in part.groupby("task"):
+        if arms.editor.nunique() == 2:
+            facts = facts_of(chosen(arms, "editor", "level"))
+            alphaedit, memit = (
+                kept(facts, editor=one).droplevel("editor") for one in ("alphaedit", "memit")
+            )
+            yield task, interval(alphaedit.sub(memit).dropna()), -1
 
 
 def adapters(looks: pd.DataFrame) -> Rows:
     """12. LoRA and DoRA keep more edits than full tuning at one task metric."""
     part = looks[(looks.n_edited == "20") & (looks.task == "facts") & (looks.plan == "all")]
-    facts = Read(facts_of(chosen(part, "adapter", "level"))) if len(part) else None
+    facts = facts_of(chosen(part, "adapter", "level")) if len(part) else None
     for editor in sorted(set(part.editor)):
-        full = facts.kept(editor=editor, adapter=value_name(""))
+        full = kept(facts, editor=editor, adapter=value_name(""))
         for adapter in ("lora", "dora"):
-            tuned = facts.kept(editor=editor, adapter=adapter)
+            tuned = kept(facts, editor=editor, adapter=adapter)
             if len(tuned):
                 yield f"{editor}, {adapter} less full", interval(paired(tuned, full)), 1
 
@@ -398,22 +383,26 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_plan(looks: pd.DataFrame) -> pd.DataFrame:
-    """Edited and intrinsic facts at the end of each tuning on facts, by what moved."""
+def by_plan(looks: pd.DataFrame) -> str:
+    """Of editors with several plans: edited and intrinsic facts at the end of each tuning on facts,
+    by what moved.
+    """
     part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
     part = part[part.adapter.isin(["", "none"]) & (part.n_edited == "10")]
-    part = part[part.revision != "early"]
-    ends = chosen(part, "plan", "end")
-    rows = []
-    for names, arm in ends.groupby(["model", "editor", "plan"]):
-        facts = facts_of(arm)
-        row = dict(zip(("model", "editor", "plan"), names, strict=True))
-        for group in ("edited", "intrinsic"):
-            mean, low, high, n = interval(facts[facts.group == group].kept)
-            row |= {group: f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"n_{group}": n}
-        row |= {name: arm[name].mean() for name in ("metric", "step", "moved")}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    ends = chosen(part[part.revision != "early"], "plan", "end")
+    names = ["model", "editor", "moves", "n", "edits kept", "intrinsic kept"]
+    lines = [[*names, "metric", "steps", "distance"]]
+    for (model, editor), arms in ends.groupby(["model", "editor"]):
+        if arms.plan.nunique() == 1:
+            continue
+        for plan in (one for one in MOVES if one in set(arms.plan)):
+            arm = arms[arms.plan == plan]
+            facts = facts_of(arm)
+            cells = [interval(kept(facts, group)) for group in ("edited", "intrinsic")]
+            shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
+            ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
+            lines.append([model, editor, f"`{plan}`", str(cells[0][3]), *shares, *ended])
+    return _markdown(lines)
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -422,7 +411,7 @@ def shown(table: pd.DataFrame) -> str:
     """
     table = table[~table.condition.str.contains("at one (?:end|steps|distance)")]
     names = sorted(set(table.model))
-    lines = [["claim", *names], ["---"] * (1 + len(names))]
+    lines = [["claim", *names]]
     for number, _, what, _ in CLAIMS:
         cells = []
         for name in names:
@@ -432,7 +421,12 @@ def shown(table: pd.DataFrame) -> str:
             span = f"{part.difference.min():+.2f} to {part.difference.max():+.2f}"
             cells.append(f"{', '.join(words)} ({span}; n {part.n.max()})" if words else "not run")
         lines.append([f"{number}. {what}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def main():
@@ -447,8 +441,7 @@ def main():
     table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
-        print(shown(table))
-        print(by_plan(looks).round(2).to_string(index=False))
+    print(shown(table), by_plan(looks), sep="\n\n")
 
 
 if __name__ == "__main__":
