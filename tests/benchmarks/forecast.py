@@ -23,7 +23,6 @@ so that differences of trials help nobody; intervals of 95 % by bootstrap over t
 """
 
 import argparse
-import math
 import warnings
 from pathlib import Path
 
@@ -32,7 +31,6 @@ import pandas as pd
 import torch
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -186,15 +184,15 @@ def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
         trials = [one for _, one in part.groupby("trial") if one.kept.nunique() == 2]
         if not trials:
             continue
-        drawn = list(_drawn(trials, draws))
+        found = _aurocs(trials)
+        drawn = pd.DataFrame([_aurocs(sample) for sample in _drawn(trials, draws)])
+        low, high = drawn.quantile(0.025), drawn.quantile(0.975)
+        leads = drawn.sub(drawn.margin, axis=0)
         for name in FORECASTS:
-            values = _auroc(trials, name)
-            spread = [_auroc(sample, name) for sample in drawn]
-            lead = [_auroc(sample, name) - _auroc(sample, "margin") for sample in drawn]
-            row = {"model": model, "task": task, "forecast": name, "auroc": values}
-            row["low"], row["high"] = numpy.nanquantile(spread, [0.025, 0.975])
-            row["lead"] = values - _auroc(trials, "margin")
-            row["lead_low"], row["lead_high"] = numpy.nanquantile(lead, [0.025, 0.975])
+            row = {"model": model, "task": task, "forecast": name}
+            row |= {"auroc": found[name], "low": low[name], "high": high[name]}
+            row["lead"] = found[name] - found["margin"]
+            row["lead_low"], row["lead_high"] = leads[name].quantile([0.025, 0.975])
             row["brier"] = (part[name] - part.kept).pow(2).mean()
             row["calibration"] = calibration(part[name], part.kept)
             row |= {"kept": part.kept.mean(), "trials": len(trials), "n": len(part)}
@@ -209,10 +207,20 @@ def _drawn(trials: list[pd.DataFrame], draws: int):
         yield [trials[one].sample(frac=1, replace=True, random_state=random) for one in chosen]
 
 
-def _auroc(trials: list[pd.DataFrame], name: str) -> float:
-    """Mean over trials; of one in which all or none was kept there is none."""
-    values = [roc_auc_score(one.kept, one[name]) for one in trials if one.kept.nunique() == 2]
-    return float(numpy.mean(values)) if values else math.nan
+def _aurocs(trials: list[pd.DataFrame]) -> pd.Series:
+    """Of each forecast, the mean over trials; of one in which all or none was kept there is none.
+
+    The share of pairs of a kept and a lost edit in which the kept one was given the higher chance,
+    from the sum of the ranks of those kept.
+    """
+    rows = []
+    for one in trials:
+        kept = one.kept.to_numpy(bool)
+        pairs = kept.sum() * (~kept).sum()
+        if pairs:
+            ranks = one[list(FORECASTS)].rank()[kept].sum()
+            rows.append((ranks - kept.sum() * (kept.sum() + 1) / 2) / pairs)
+    return pd.DataFrame(rows).mean()
 
 
 def calibration(chance: pd.Series, kept: pd.Series, parts: int = 10) -> float:
