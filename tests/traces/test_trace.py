@@ -111,3 +111,10 @@ def test_an_edit_that_changes_no_weight_is_refused(tiny, requests, context, one_
     with pytest.raises(BadInput) as error, deltas.applied(tiny, context):
         trace.compare(before, trace.ask(tiny, requests))
     assert "changes no down-projection" in one_line(error)
+
+
+def test_what_the_unedited_model_is_read_by_takes_no_part_in_a_later_edit(tiny, requests, context):
+    before = trace.ask(tiny, requests)
+    with deltas.applied(tiny, context):
+        assert tiny.is_changed()
+        assert not before.model.is_changed()

@@ -59,7 +59,7 @@ def ask(model: Model, requests: Requests) -> Written:
     keys = subjects.keys_of(model, requests, layers)
     at_subject = {layer: keys[layer][0] for layer in layers}
     if not model.is_changed():
-        model = replace(model, network=copy.deepcopy(model.network))
+        model = replace(model, network=copy.deepcopy(model.network), in_force=[])
     return Written(weights=weights, keys=at_subject, requests=requests, model=model)
 
 
