@@ -27,8 +27,8 @@ import numpy
 import pandas as pd
 import torch
 
-from tests.benchmarks.outcomes import interval, known_facts
-from workbench import deltas, editing, files, models
+from tests.benchmarks.outcomes import interval, known_facts, resumed
+from workbench import deltas, editing, models
 from workbench.checkpoints import is_world
 from workbench.editing.target_vectors import _Batch
 from workbench.edits import Edit
@@ -399,14 +399,12 @@ def main():
     parser.add_argument("--table", action="store_true", help="print what the file has")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"trial": []})
-    for text in options.trials if not options.table else ():
-        if text not in set(done.trial):
-            rows = pd.DataFrame(Trial(text, options.split).run())
-            done = pd.concat([done, rows.assign(split=options.split, trial=text)])
-            with files.written(options.out) as partial:
-                done.to_csv(partial, index=False)
-            print(table(done[done.trial == text]), flush=True)
+
+    def tried(text: str) -> pd.DataFrame:
+        rows = pd.DataFrame(Trial(text, options.split).run())
+        return rows.assign(split=options.split)
+
+    done = resumed(options.out, () if options.table else options.trials, tried)
     print(table(done))
     print(f"\n{against(done, 'replay+kl')}")
 

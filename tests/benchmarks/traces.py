@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import known_facts
+from tests.benchmarks.outcomes import known_facts, resumed
 from workbench import deltas, editing, facts, models
 from workbench.tracking.retention import measure, token_texts
 from workbench.tuning import adapters, plans, tasks
@@ -279,11 +279,11 @@ def main():
     if options.alone:
         print(alone())
         return
-    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame({"trial": []})
-    for text in options.trials:
-        if text not in set(done.trial):
-            done = pd.concat([done, pd.DataFrame(Trial(text, options.brief).run())])
-            done.to_csv(options.out, index=False)
+
+    def tried(text: str) -> pd.DataFrame:
+        return pd.DataFrame(Trial(text, options.brief).run())
+
+    done = resumed(options.out, options.trials, tried)
     print(shown(done))
 
 
