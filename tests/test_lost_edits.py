@@ -32,11 +32,11 @@ def test_a_sign_that_decides_beats_the_margin_and_one_that_names_the_trial_does_
 ):
     ways = {"margin": ["margin"], "leap": ["leap"], "trial": ["overlap"]}
     monkeypatch.setattr(forecast, "FORECASTS", ways)
-    table = forecast.judged(trials, draws=100)
-    table = table[(table.model == "both") & (table.task == "all")].set_index("forecast")
+    table = forecast.judged(trials, draws=30)
+    table = table[(table.model == "all") & (table.task == "all")].set_index("forecast")
     assert table.auroc["leap"] > 0.9
     assert table.lead_low["leap"] > 0.2
-    assert table.low["margin"] < 0.5 < table.high["margin"]
+    assert table.low["plain margin"] < 0.5 < table.high["plain margin"]
     assert table.auroc["trial"] == 0.5
     assert table.trials["leap"] == 6
 
@@ -69,4 +69,17 @@ def test_the_share_of_ordered_pairs_is_the_area_under_the_curve(trials, monkeypa
     one = trials[trials.trial == "a1"]
     one = one.assign(margin=one.margin.round(0))  # with ties
     area = roc_auc_score(one.kept, one.margin)
-    assert forecast._aurocs([one]).margin == pytest.approx(area)
+    one = one.assign(**{forecast.PLAIN: one.margin})
+    assert forecast._aurocs([one])[forecast.PLAIN] == pytest.approx(area)
+
+
+def test_a_sign_that_goes_the_other_way_between_editors_still_counts_within_each(
+    trials, monkeypatch
+):
+    """Editors whose edits have larger margins and are kept less."""
+    monkeypatch.setattr(forecast, "FORECASTS", {"leap": ["leap"]})
+    firm = trials.assign(trial=trials.trial + "f", leap=trials.leap + 5)
+    kept = firm.kept & (firm.leap > 6)
+    table = forecast.judged(pd.concat([trials, firm.assign(kept=kept)], ignore_index=True), 20)
+    table = table[(table.model == "all") & (table.task == "all")].set_index("forecast")
+    assert table.auroc["leap"] > 0.9

@@ -99,7 +99,9 @@ def tried(text: str) -> pd.DataFrame:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """With `rise_<step>`: bits more than at the start; `lead`: at the start; `kept_<step>`."""
+    """With `rise_<step>`: bits more than at the start; `lead`: at the start; `kept_<step>`. Without
+    edits that did not take; intrinsic facts that the edit knocked out stay, with a `lead` below 0.
+    """
     done = pd.read_csv(path)
     done[["model", "editor", "task", "statements", "seed"]] = done.trial.str.split(":", expand=True)
     bits = numpy.array([one.split() for one in done.bits], dtype=float)
@@ -108,7 +110,7 @@ def read(path: Path) -> pd.DataFrame:
     for place, step in enumerate(STEPS[1:], 1):
         done[f"rise_{step}"] = bits[:, place] - bits[:, 0]
         done[f"kept_{step}"] = lead[:, place] > 0
-    return done[done.lead > 0]
+    return done[(done.group == "intrinsic") | (done.lead > 0)]
 
 
 def spread(statistic, rows: pd.DataFrame, draws: int = 1000) -> tuple[float, float, float]:
@@ -159,8 +161,10 @@ def gap(rows: pd.DataFrame, step: int) -> float:
 def answers(part: pd.DataFrame) -> dict[str, str]:
     """Of one model: question -> value with its 95 % interval, and how many facts."""
     last = STEPS[-1]
-    one = part[part.statements == "1"]
+    whole = part[part.statements == "1"]
+    one = whole[whole.lead > 0]
     intrinsic = one[one.group == "intrinsic"]
+    hurt = whole[whole.lead <= 0]
     edited = part[part.group == "edited"]
     pairs = matched(one)
     cells = {}
@@ -171,9 +175,12 @@ def answers(part: pd.DataFrame) -> dict[str, str]:
     def of_rows(question: str, statistic, rows: pd.DataFrame) -> None:
         cells[question] = _cell(spread(statistic, rows), len(rows))
 
-    for step in (STEPS[1], last):
-        for group, rows in one.groupby("group"):
+    for step in (STEPS[1], STEPS[2], last):
+        for group, rows in whole.groupby("group"):
             mean(f"bits more after {step} steps, {group}", rows[f"rise_{step}"])
+        question = f"bits more after {step} steps, intrinsic and lost by the edit"
+        mean(question, hurt[f"rise_{step}"])
+        mean(f"of these said after {step} steps", hurt[f"kept_{step}"].astype(float))
     for name, rows in (("wordings", intrinsic), ("occurrences", intrinsic), ("statements", edited)):
         of = "wordings" if name == "statements" else name
         for step in (STEPS[2], last):  # at the last some facts are wholly lost

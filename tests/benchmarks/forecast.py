@@ -11,15 +11,18 @@ Signs, of the edited model before the tuning (none is a wording that judges):
     margin: the smallest lead, in nats, of one of the new answer's tokens over any other token
     log_p: of the new answer, nats
     old: the lead of the old answer's tokens in the model before the edit, nats
-    written: mean over the edited blocks of |D k| / |W k|, k the key at the subject's last token
+    written: mean over the edited blocks of |D k| / |W k|, k the key at the subject's last token, W
+        before the edit
     overlap: mean over those blocks of cos^2 of k and the keys of the task's rows
     slope: how far the margin moves by one expected step of the task, nats
-    leap: and by AHEAD such steps at once
+    leap: the margin after AHEAD such steps at once
 An expected step is `lasting.expected_step`.
 
-A forecast is a logistic regression on standardised signs (and the relation), fitted on trials of
-other tasks and seeds, without the subjects that it is judged on. AUROC is of facts within a trial,
-so that differences of trials help nobody; intervals of 95 % by bootstrap over trials and facts.
+A forecast is a logistic regression on signs (and the relation), fitted on trials of other tasks and
+seeds, without the subjects that it is judged on. Signs are standardised within their trial, which
+needs no outcome, so that no sign can tell trials apart; `plain margin` is the margin itself. AUROC
+is of facts within a trial. Intervals of 95 %, by bootstrap over settings (a model and seed, whose
+trials share their facts) and over facts. Brier score and calibration are of the chances.
 """
 
 import argparse
@@ -32,7 +35,7 @@ import torch
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder
 
 from tests.benchmarks.lasting import expected_step, setting
 from tests.benchmarks.outcomes import leads, resumed
@@ -59,6 +62,7 @@ TRIALS = [
     for task in TASKS
 ]
 SIGNS = ["margin", "log_p", "old", "written", "overlap", "slope", "leap"]
+PLAIN = "plain margin"
 FORECASTS = {
     "margin": ["margin"],
     "leap": ["leap"],
@@ -92,7 +96,8 @@ def relative_shift(model: Model, edit, keys: dict) -> torch.Tensor:
         layer = next(one for one in keys if model.down_projection(one) is module)
         key = keys[layer][0]  # (n, d_in)
         ours = (key @ change.matrix().double().T).norm(dim=1)
-        ratios.append(ours / (key @ model.weight(layer).detach().double().T).norm(dim=1))
+        before = model.weight(layer).detach().double() - change.matrix().double()
+        ratios.append(ours / (key @ before.T).norm(dim=1))
     return torch.stack(ratios).mean(0)
 
 
@@ -152,17 +157,20 @@ def tried(text: str) -> pd.DataFrame:
 
 def fitted(rows: pd.DataFrame, signs: list[str]):
     """P(kept) as a logistic regression of the signs."""
-    numbers = [sign for sign in signs if sign != "relation"]
-    columns = [(StandardScaler(), numbers)]
-    if "relation" in signs:
-        columns.append((OneHotEncoder(handle_unknown="ignore"), ["relation"]))
-    model = make_pipeline(make_column_transformer(*columns), LogisticRegression(max_iter=1000))
+    relation = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), [one for one in signs if one == "relation"]),
+        remainder="passthrough",
+    )
+    model = make_pipeline(relation, LogisticRegression(max_iter=1000))
     return model.fit(rows[signs], rows.kept)
 
 
 def foretold(done: pd.DataFrame, signs: list[str]) -> pd.Series:
     """P(kept) of each row, by a fit on other tasks, seeds and subjects, of the same model."""
     parts = []
+    by_trial = done.groupby("trial")[SIGNS]
+    scale = by_trial.transform("std").replace(0, 1)
+    done = done.assign(**(done[SIGNS] - by_trial.transform("mean")) / scale)
     for _, part in done.groupby("trial"):
         one = part.iloc[0]
         others = (done.task != one.task) & (done.seed != one.seed) & (done.model == one.model)
@@ -176,10 +184,11 @@ def foretold(done: pd.DataFrame, signs: list[str]) -> pd.Series:
 def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
     """A row a model (all of them), task and forecast."""
     chances = {name: foretold(done, signs) for name, signs in FORECASTS.items()}
-    done = done[["trial", "model", "task", "kept"]].assign(**chances).dropna()
+    about = ["trial", "model", "task", "seed", "kept"]
+    done = done[about].assign(**chances, **{PLAIN: done.margin}).dropna()
     rows = []
-    groups = [(("both", task), part) for task, part in done.groupby("task")]
-    groups += [*done.groupby(["model", "task"]), (("both", "all"), done)]
+    groups = [(("all", task), part) for task, part in done.groupby("task")]
+    groups += [*done.groupby(["model", "task"]), (("all", "all"), done)]
     for (model, task), part in groups:
         trials = [one for _, one in part.groupby("trial") if one.kept.nunique() == 2]
         if not trials:
@@ -187,24 +196,31 @@ def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
         found = _aurocs(trials)
         drawn = pd.DataFrame([_aurocs(sample) for sample in _drawn(trials, draws)])
         low, high = drawn.quantile(0.025), drawn.quantile(0.975)
-        leads = drawn.sub(drawn.margin, axis=0)
-        for name in FORECASTS:
+        leads = drawn.sub(drawn[PLAIN], axis=0)
+        for name in (PLAIN, *FORECASTS):
             row = {"model": model, "task": task, "forecast": name}
             row |= {"auroc": found[name], "low": low[name], "high": high[name]}
-            row["lead"] = found[name] - found["margin"]
+            row["lead"] = found[name] - found[PLAIN]
             row["lead_low"], row["lead_high"] = leads[name].quantile([0.025, 0.975])
-            row["brier"] = (part[name] - part.kept).pow(2).mean()
-            row["calibration"] = calibration(part[name], part.kept)
+            if name != PLAIN:
+                row["brier"] = (part[name] - part.kept).pow(2).mean()
+                row["calibration"] = calibration(part[name], part.kept)
             row |= {"kept": part.kept.mean(), "trials": len(trials), "n": len(part)}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _drawn(trials: list[pd.DataFrame], draws: int):
+    """Settings, with all their trials, and facts in each of these."""
+    settings: dict[tuple, list] = {}
+    for one in trials:
+        settings.setdefault((one.model.iloc[0], one.seed.iloc[0]), []).append(one)
+    of_settings = list(settings.values())
     random = numpy.random.default_rng(0)
     for _ in range(draws):
-        chosen = random.integers(0, len(trials), len(trials))
-        yield [trials[one].sample(frac=1, replace=True, random_state=random) for one in chosen]
+        chosen = random.integers(0, len(of_settings), len(of_settings))
+        several = [one for number in chosen for one in of_settings[number]]
+        yield [one.sample(frac=1, replace=True, random_state=random) for one in several]
 
 
 def _aurocs(trials: list[pd.DataFrame]) -> pd.Series:
@@ -218,7 +234,7 @@ def _aurocs(trials: list[pd.DataFrame]) -> pd.Series:
         kept = one.kept.to_numpy(bool)
         pairs = kept.sum() * (~kept).sum()
         if pairs:
-            ranks = one[list(FORECASTS)].rank()[kept].sum()
+            ranks = one[[PLAIN, *FORECASTS]].rank()[kept].sum()
             rows.append((ranks - kept.sum() * (kept.sum() + 1) / 2) / pairs)
     return pd.DataFrame(rows).mean()
 

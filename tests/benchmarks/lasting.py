@@ -43,11 +43,11 @@ from workbench.tuning.tasks import Data, Task
 
 INTRINSIC = 40
 EVERY = 5  # steps between looks
-EQUAL = 40  # steps of the second reading
+EQUAL = {"world-gpt2": 40, "world-llama": 15}  # steps of the second reading; others: SOON
+SOON = 10
 MOST = 160
 THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
 REAL = {"facts": 0.9}  # of models that were not taught the world, of which one step teaches more
-SOON = 10  # EQUAL of these
 BATCHES = 8  # of the expected step
 AHEAD = 20  # expected steps of prose
 FLAT = 0.05  # of |v_0|
@@ -257,7 +257,7 @@ class Trial:
         self.setting = setting(name, editor, int(edits), task, int(seed), split)
         self.model = self.setting.model
         self.is_world = is_world(name)
-        self.equal = EQUAL if self.is_world else SOON
+        self.equal = EQUAL.get(name, SOON)
         self.looks: list[dict] = []
         self.looking = 0.0
 
@@ -347,7 +347,9 @@ def _parts(text: str) -> list[str]:
 
 
 def table(done: pd.DataFrame) -> str:
-    """A row a model and arm at the threshold: means over the facts of all seeds."""
+    """A row a model and arm at the threshold: means over the facts of all seeds, with intervals
+    over seeds (where there are several) and facts. Steps with a `*` ended below the threshold.
+    """
     parts = done.trial.str.extract(r"^([^:]+):([^:]+):\d+:([^:]+):")
     done = done.assign(model=parts[0], editor=parts[1], task=parts[2])
     before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
@@ -356,37 +358,48 @@ def table(done: pd.DataFrame) -> str:
     lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
-        line = [*names, str(len(shares(rows, "kept")))]
+        line = [*names, str(len(shares(rows, "kept")[0]))]
         for name in READ:
-            values = shares(rows, name)
-            low, high = interval(values)
+            values, seeds = shares(rows, name)
+            low, high = interval(values, seeds)
             line.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
         line.append(f"{rows.metric.mean():.2f}")
-        line.append(" ".join(f"{step:.0f}" for step in rows.step))
+        line.append(" ".join(map(_ended, rows.itertuples())))
         line.append(f"{rows.seconds.mean():.0f}")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def shares(rows: pd.DataFrame, name: str) -> numpy.ndarray:
-    """Of each fact, of all seeds."""
-    return numpy.array(" ".join(rows.sort_values("trial")[name]).split(), dtype=float)
+def _ended(row) -> str:
+    return f"{row.step:.0f}{'*' if row.ended == 'budget' else ''}"
+
+
+def shares(rows: pd.DataFrame, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Of each fact, of all seeds; and which seed's it is."""
+    parts = [text.split() for text in rows.sort_values("trial")[name]]
+    seeds = numpy.repeat(numpy.arange(len(parts)), [len(part) for part in parts])
+    return numpy.array([value for part in parts for value in part], dtype=float), seeds
 
 
 def against(done: pd.DataFrame, arm: str) -> str:
-    """At the threshold, each arm of MEMIT and facts less another one, fact by fact."""
+    """At the threshold, each arm of MEMIT and facts less another one, fact by fact; `metric`: of
+    both.
+    """
     parts = done.trial.str.extract(r"^([^:]+):memit:\d+:facts:.*:(\d+)$")
     done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"].dropna()
-    lines = [["model", "arm", "n", *READ], ["---"] * (3 + len(READ))]
+    lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]
     for (model, name), rows in done.groupby(["model", "arm"], sort=False):
         other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
         if name == arm or len(other) < len(rows):
             continue
-        line = [model, f"{name} - {arm}", str(len(shares(rows, "kept")))]
+        line = [model, f"{name} - {arm}", str(len(shares(rows, "kept")[0]))]
         for column in READ:
-            difference = shares(rows, column) - shares(other, column)
-            low, high = interval(difference)
+            values, seeds = shares(rows, column)
+            difference = values - shares(other, column)[0]
+            low, high = interval(difference, seeds, least=-1)
             line.append(f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+        line.append(f"{rows.metric.mean():.2f}, {other.metric.mean():.2f}")
+        line.append(" ".join(map(_ended, rows.itertuples())))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
