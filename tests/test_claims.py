@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks import claims
+from tests.benchmarks.outcomes import interval
 
 
 @pytest.mark.parametrize(
@@ -21,12 +22,17 @@ def test_a_verdict_goes_by_the_interval(low, high, claimed, verdict):
     assert claims.verdict(low, high, claimed) == verdict
 
 
+def test_fewer_facts_than_five_decide_nothing():
+    assert claims.verdict(0.1, 0.4, 1, 5) == "holds"
+    assert claims.verdict(0.1, 0.4, 1, 4) == "undecided"
+
+
 def looks(varied, kept):
     """One look of an arm a value: which of ten edits it kept."""
     plain = dict.fromkeys(claims.ARM, "none") | {"model": "m", "editor": "rome", "task": "facts"}
     plain |= {"plan": "all", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
     about = {"seed": 0, "edited_model": 0, "step": 10, "metric": 0.7, "moved": 1.0}
-    about |= {"harmless": "0" * 10, "intrinsic": "1" * 10}
+    about |= {"harmless": "0" * 10, "intrinsic": "1" * 10, "known": "1" * 10}
     rows = [plain | about | {varied: value, "edited": edited} for value, edited in kept.items()]
     return pd.DataFrame(rows)
 
@@ -40,3 +46,33 @@ def test_blocks_and_plans_are_those_that_a_run_is_filed_under():
     moving = looks("plan", {"all": every, "edited": none})
     results = list(claims.plans("edited", ("all",), -1)(moving))
     assert [result[0] for _, result, _ in results] == [-1] * len(claims.READ)
+
+
+def test_an_intrinsic_fact_counts_where_the_edited_model_says_it():
+    table = looks("plan", {"all": "1" * 10}).assign(intrinsic="10" * 5, known="1" * 6 + "0" * 4)
+    facts = claims.facts_of(table)
+    assert claims.kept(facts, "intrinsic").tolist() == [1, 0] * 3
+
+
+def test_copies_of_a_fact_are_one_fact():
+    every, none = "1" * 10, "t" * 10
+    table = pd.concat(
+        looks("adapter", {"none": every, "lora": none}).assign(seed=seed) for seed in (0, 1)
+    )
+    mean, low, high, n = claims.interval(claims.kept(claims.facts_of(table)))
+    assert (mean, n) == (0.5, 20)
+    assert low < 0.5 < high
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(1, 0.69, 1), (0, 0, 0.31)])
+def test_facts_that_all_agree_are_not_certain(value, low, high):
+    """Ten of ten: the exact interval of Clopper and Pearson is .69 to 1."""
+    assert interval([value] * 10) == pytest.approx((low, high), abs=0.02)
+
+
+def test_a_mean_is_no_surer_than_its_seeds():
+    """Two seeds of a hundred facts that differ wholly."""
+    values, seeds = [0] * 100 + [1] * 100, [0] * 100 + [1] * 100
+    assert interval(values, seeds) == (0, 1)
+    low, high = interval(values)
+    assert 0.4 < low < 0.5 < high < 0.6

@@ -10,11 +10,14 @@ true answer, r a related one, s a stop word, e the edit's own first token (witho
 other. `intrinsic` has 1 or 0 a fact. Arms that differ in one field share facts and seed, and are
 paired.
 
-Intervals are of 95 %, by bootstrap over facts of all seeds. A claim of a difference holds where its
-interval lies on the claimed side of 0, does not where it lies on the other, and is undecided
-otherwise; one of no difference holds where it lies within .1 of 0, and does not where it lies
-wholly beyond. Where a claim names no two arms, the best and the worst are picked on the very facts
-that judge (claims 2, 8, the rival of 4): such a difference is too large by what chance adds.
+`kept` is of edits that took, and of intrinsic facts that the edited model says before the tuning.
+Intervals are of 95 %, by bootstrap over seeds and facts, a fact's copies (other editors, adapters)
+averaged; ten facts of one model share its fate, which of one seed no interval knows. A claim of a
+difference holds where its interval lies on the claimed side of 0, does not where it lies on the
+other, and is undecided otherwise; one of no difference holds where it lies within .1 of 0, and does
+not where it lies wholly beyond; of fewer than 5 facts every claim is undecided. Where a claim names
+no two arms, the best and the worst are picked on the very facts that judge (claims 2, 8, the rival
+of 4): such a difference is too large by what chance adds.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from pathlib import Path
 import numpy
 import pandas as pd
 
+from tests.benchmarks.outcomes import drawn_means
 from workbench import runs
 from workbench.runs import value_name
 
@@ -35,6 +39,7 @@ ARM = [
 COPY = [*ARM, "seed", "edited_model"]
 FACT = ["editor", "task", "seed", "place"]
 SAME = 0.1  # a share within which two are called equal
+FEWEST = 5  # facts that decide anything
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
 WINDOWS = ("window:5-7", "window:8-10")
@@ -44,6 +49,9 @@ MOVES = (
 )
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
+
+
+Result = tuple[float, float, float, int]  # mean, low, high, facts
 
 
 def looked(run: runs.Run) -> pd.DataFrame:
@@ -93,8 +101,11 @@ def collect(folder: Path, out: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
+    """With `known`: the intrinsic facts that the edited model says before the tuning."""
     words = dict.fromkeys((*ARM, "edited", "harmless", "intrinsic"), str)
-    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values={"held_out": [""]})
+    looks = pd.read_csv(path, dtype=words, keep_default_na=False, na_values={"held_out": [""]})
+    starts = looks[looks.step == 0].set_index(COPY).intrinsic.rename("known")
+    return looks.join(starts, on=COPY, validate="m:1")
 
 
 def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
@@ -131,9 +142,10 @@ def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
             if letter != "-":
                 edit = {"group": "edited", "place": f"{copy}:{place}", "kept": letter == "1"}
                 rows.append(about | edit | {"to": letter, "harmless": kind == "1"})
-        for place, letter in enumerate(look["intrinsic"]):
-            one = {"group": "intrinsic", "place": f"{copy}:{place}", "kept": letter == "1"}
-            rows.append(about | one | {"to": "", "harmless": False})
+        for place, (letter, known) in enumerate(zip(look["intrinsic"], look["known"], strict=True)):
+            if known == "1":
+                one = {"group": "intrinsic", "place": f"{copy}:{place}", "kept": letter == "1"}
+                rows.append(about | one | {"to": "", "harmless": False})
     return pd.DataFrame(rows)
 
 
@@ -145,21 +157,17 @@ def kept(facts: pd.DataFrame, group: str = "edited", **which) -> pd.Series:
     return rows.set_index(FACT).kept.astype(float)
 
 
-def interval(values, others=None, seed: int = 0) -> tuple[float, float, float, int]:
+def interval(values: pd.Series, others: pd.Series | None = None, least: float = 0) -> Result:
     """Mean, 95 % bootstrap interval and number of the values, less the mean of `others`, drawn
-    apart, where they are given.
+    apart, where they are given; all by seed and place.
     """
-    draw = numpy.random.default_rng(seed)
-
-    def means(of) -> numpy.ndarray:
-        of = numpy.asarray(of, dtype=float)
-        return of[draw.integers(0, len(of), (2000, len(of)))].mean(1)
-
-    middle = numpy.mean(values)
-    drawn = means(values)
+    values = values.astype(float).groupby(level=["seed", "place"]).mean()
+    middle = values.mean()
+    drawn = drawn_means(values, values.index.get_level_values("seed"), least)
     if others is not None:
-        middle = middle - numpy.mean(others)
-        drawn = drawn - means(others)
+        others = others.astype(float).groupby(level=["seed", "place"]).mean()
+        middle -= others.mean()
+        drawn = drawn - drawn_means(others, others.index.get_level_values("seed"), least, seed=1)
     low, high = numpy.quantile(drawn, [0.025, 0.975])
     return float(middle), float(low), float(high), len(values)
 
@@ -169,8 +177,10 @@ def paired(of: pd.Series, against: pd.Series) -> pd.Series:
     return of.groupby(FACT).mean().sub(against.groupby(FACT).mean()).dropna()
 
 
-def verdict(low: float, high: float, claimed: int) -> str:
+def verdict(low: float, high: float, claimed: int, n: int = FEWEST) -> str:
     """`claimed`: the sign of the difference, 0 for none."""
+    if n < FEWEST:
+        return "undecided"
     if claimed == 0:
         if low >= -SAME and high <= SAME:
             return "holds"
@@ -182,50 +192,49 @@ def verdict(low: float, high: float, claimed: int) -> str:
     return "does not hold" if high < 0 else "undecided"
 
 
-Rows = Iterator[tuple[str, tuple[float, float, float, int], int]]  # condition, result, claimed sign
+Rows = Iterator[tuple[str, Result, int]]  # condition, result, claimed sign
 
 
 def less_than_intrinsic(looks: pd.DataFrame) -> Rows:
     """1. Edited facts are retained less than intrinsic ones."""
     facts = facts_of(chosen(_plain(looks), "editor", "end"))
     for (editor, task), part in facts.groupby(["editor", "task"]):
-        edited = part[part.group == "edited"].kept
-        intrinsic = part[part.group == "intrinsic"].kept
-        yield f"{editor}, {task}", interval(edited, intrinsic), -1
+        yield f"{editor}, {task}", interval(kept(part), kept(part, "intrinsic")), -1
 
 
 def stable_across_tasks(looks: pd.DataFrame) -> Rows:
     """2. Intrinsic facts are retained alike whatever the task; after MEMIT's edits."""
     facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    facts = facts[(facts.group == "intrinsic") & (facts.editor == "memit")]
-    if facts.task.nunique() < 2:
-        return
-    means = facts.groupby("task").kept.mean()
-    best, worst = means.idxmax(), means.idxmin()
-    of = {task: part.kept for task, part in facts.groupby("task")}
-    yield f"{best} less {worst}", interval(of[best], of[worst]), 0
+    means = kept(facts, "intrinsic", editor="memit").groupby("task").mean()
+    if len(means) > 1:
+        best, worst = means.idxmax(), means.idxmin()
+        of = kept(facts, "intrinsic", editor="memit", task=best)
+        less = kept(facts, "intrinsic", editor="memit", task=worst)
+        yield f"{best} less {worst}", interval(of, less), 0
 
 
 def to_related(looks: pd.DataFrame) -> Rows:
     """3. Lost edits go to related tokens, not back to the true one."""
     facts = facts_of(chosen(_plain(looks), "editor", "end"))
     for task, part in facts[(facts.group == "edited") & ~facts.kept].groupby("task"):
-        yield f"{task}", interval((part.to == "r").astype(int) - (part.to == "t")), 1
+        part = part.set_index(FACT)
+        differences = (part.to == "r").astype(int) - (part.to == "t")
+        yield f"{task}", interval(differences, least=-1), 1
 
 
 def best_editor(looks: pd.DataFrame) -> Rows:
     """4. MALMEN retains most on text, sentiment and instructions, ROME and MEMIT on facts."""
     facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    edited = facts[facts.group == "edited"]
+    edited = kept(facts)
     for task, part in edited.groupby("task"):
-        claimed = ("rome", "memit") if task == "facts" else ("malmen",)
-        if not set(claimed) <= set(part.editor):
+        claimed = ["rome", "memit"] if task == "facts" else ["malmen"]
+        editors = part.index.get_level_values("editor")
+        if not set(claimed) <= set(editors):
             continue
-        is_claimed = part.editor.isin(claimed)
-        others = part[~is_claimed].groupby("editor").kept.mean()
-        rival = part[part.editor == others.idxmax()].kept
-        condition = f"{task}: {' and '.join(claimed)} less {others.idxmax()}"
-        yield condition, interval(part[is_claimed].kept, rival), 1
+        is_claimed = editors.isin(claimed)
+        rival = part[~is_claimed].groupby("editor").mean().idxmax()
+        condition = f"{task}: {' and '.join(claimed)} less {rival}"
+        yield condition, interval(part[is_claimed], part[editors == rival]), 1
 
 
 def more_paraphrases(looks: pd.DataFrame) -> Rows:
@@ -235,7 +244,7 @@ def more_paraphrases(looks: pd.DataFrame) -> Rows:
     for editor in sorted(set(part[part.paraphrases == "10"].editor)):
         one = kept(facts, editor=editor, paraphrases="1")
         ten = kept(facts, editor=editor, paraphrases="10")
-        yield f"{editor}, 10 less 1", interval(paired(ten, one)), 1
+        yield f"{editor}, 10 less 1", interval(paired(ten, one), least=-1), 1
         three = kept(facts, editor=editor, paraphrases="3")
         intrinsic = kept(facts, "intrinsic", editor=editor, paraphrases="3")
         yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
@@ -254,7 +263,7 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
                 facts = facts_of(chosen(arms, "plan", how))
                 rest = pd.concat([kept(facts, plan=plan) for plan in against])
                 differences = paired(kept(facts, plan=of), rest)
-                yield f"{editor}, at one {how}", interval(differences), claimed
+                yield f"{editor}, at one {how}", interval(differences, least=-1), claimed
 
     return rows
 
@@ -279,7 +288,7 @@ def early_layers_equal(looks: pd.DataFrame) -> Rows:
     means = edited.groupby("layers").kept.mean()
     best, worst = means.idxmax(), means.idxmin()
     differences = paired(kept(edited, layers=best), kept(edited, layers=worst))
-    yield f"block {best} less {worst}", interval(differences), 0
+    yield f"block {best} less {worst}", interval(differences, least=-1), 0
 
 
 def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
@@ -292,7 +301,7 @@ def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
             alphaedit, memit = (
                 kept(facts, editor=one).droplevel("editor") for one in ("alphaedit", "memit")
             )
-            yield task, interval(alphaedit.sub(memit).dropna()), -1
+            yield task, interval(alphaedit.sub(memit).dropna(), least=-1), -1
 
 
 def adapters(looks: pd.DataFrame) -> Rows:
@@ -304,7 +313,8 @@ def adapters(looks: pd.DataFrame) -> Rows:
         for adapter in ("lora", "dora"):
             tuned = kept(facts, editor=editor, adapter=adapter)
             if len(tuned):
-                yield f"{editor}, {adapter} less full", interval(paired(tuned, full)), 1
+                differences = paired(tuned, full)
+                yield f"{editor}, {adapter} less full", interval(differences, least=-1), 1
 
 
 def false_as_harmless(looks: pd.DataFrame) -> Rows:
@@ -314,7 +324,7 @@ def false_as_harmless(looks: pd.DataFrame) -> Rows:
     if len(facts):
         edited = facts[facts.group == "edited"]
         for editor, arm in edited.groupby("editor"):
-            yield editor, interval(arm[~arm.harmless].kept, arm[arm.harmless].kept), 0
+            yield editor, interval(kept(arm, harmless=False), kept(arm, harmless=True)), 0
 
 
 def early_and_finished(looks: pd.DataFrame) -> Rows:
@@ -324,7 +334,7 @@ def early_and_finished(looks: pd.DataFrame) -> Rows:
     facts = facts_of(part[part.step == part.groupby(COPY).step.transform("max")])
     edited = facts[facts.group == "edited"]
     for editor, arm in edited.groupby("editor"):
-        by = {name: one.kept for name, one in arm.groupby("revision")}
+        by = {name: kept(one) for name, one in arm.groupby("revision")}
         if len(by) == 2:
             names = sorted(by, key=lambda name: name == "early")
             yield f"{editor}, finished less early", interval(by[names[0]], by[names[1]]), 1
@@ -379,7 +389,7 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
                     "high": high,
                     "n": n,
                 }
-                rows.append(row | {"verdict": verdict(low, high, claimed)})
+                rows.append(row | {"verdict": verdict(low, high, claimed, n)})
     return pd.DataFrame(rows)
 
 
@@ -401,7 +411,8 @@ def by_plan(looks: pd.DataFrame) -> str:
             cells = [interval(kept(facts, group)) for group in ("edited", "intrinsic")]
             shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
             ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
-            lines.append([model, editor, f"`{plan}`", str(cells[0][3]), *shares, *ended])
+            counts = f"{cells[0][3]}, {cells[1][3]}"
+            lines.append([model, editor, f"`{plan}`", counts, *shares, *ended])
     return _markdown(lines)
 
 
@@ -419,7 +430,8 @@ def shown(table: pd.DataFrame) -> str:
             counts = part.verdict.value_counts()
             words = [f"{verdict} {count}" for verdict, count in counts.items()]
             span = f"{part.difference.min():+.2f} to {part.difference.max():+.2f}"
-            cells.append(f"{', '.join(words)} ({span}; n {part.n.max()})" if words else "not run")
+            facts = "n " + " to ".join(map(str, sorted({part.n.min(), part.n.max()})))
+            cells.append(f"{', '.join(words)} ({span}; {facts})" if words else "not run")
         lines.append([f"{number}. {what}", *cells])
     return _markdown(lines)
 
