@@ -416,6 +416,27 @@ def by_plan(looks: pd.DataFrame) -> str:
     return _markdown(lines)
 
 
+def against_all(looks: pd.DataFrame) -> str:
+    """A line a way to read: of how many arms (models, editors, other plans) more edits are kept
+    than where everything moves, and how many differences are told from 0, fact by fact.
+    """
+    lines = [["read at one", "arms", "more kept", "told from 0", "fewer kept", "told from 0"]]
+    part = looks[looks.adapter.isin(["", "none"]) & (looks.n_edited == "10")]
+    for how in READ:
+        results = []
+        for _, models in part.groupby("model"):
+            for plan in MOVES[1:]:
+                rows = list(plans(plan, ("all",), 1)(models))
+                results += [result for condition, result, _ in rows if condition.endswith(how)]
+        counts = [len(results)]
+        for sign in (1, -1):
+            counts.append(sum(sign * mean > 0 for mean, *_ in results))
+            ends = [(low, high) for _, low, high, _ in results]
+            counts.append(sum(min(sign * low, sign * high) > 0 for low, high in ends))
+        lines.append([how, *map(str, counts)])
+    return _markdown(lines)
+
+
 def shown(table: pd.DataFrame) -> str:
     """A line a claim, a column a model: how many conditions hold, and their differences; of blocks
     that move, at one level of the task.
@@ -453,7 +474,7 @@ def main():
     table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
-    print(shown(table), by_plan(looks), sep="\n\n")
+    print(shown(table), by_plan(looks), against_all(looks), sep="\n\n")
 
 
 if __name__ == "__main__":

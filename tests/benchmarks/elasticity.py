@@ -114,11 +114,14 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def spread(statistic, rows: pd.DataFrame, draws: int = 1000) -> tuple[float, float, float]:
-    """A statistic of rows with its 95 % bootstrap interval, over facts of all seeds."""
+    """A statistic of rows with its 95 % bootstrap interval, over seeds and the facts of each."""
     random = numpy.random.default_rng(0)
+    parts = [part for _, part in rows.groupby("seed")]
     drawn = []
     for _ in range(draws):
-        drawn.append(statistic(rows.iloc[random.integers(0, len(rows), len(rows))]))
+        chosen = [parts[number] for number in random.integers(0, len(parts), len(parts))]
+        facts = [part.iloc[random.integers(0, len(part), len(part))] for part in chosen]
+        drawn.append(statistic(pd.concat(facts)))
     return (statistic(rows), *numpy.nanquantile(drawn, [0.025, 0.975]))
 
 
@@ -142,7 +145,7 @@ def matched(rows: pd.DataFrame) -> pd.DataFrame:
             gaps = (intrinsic.lead - edited.lead).abs()
             if len(gaps) and gaps.min() <= NEAR:
                 other = intrinsic.loc[gaps.idxmin()]
-                pair = {"model": edited.model, "statements": edited.statements}
+                pair = {"model": edited.model, "seed": edited.seed}
                 pair["start"] = edited.lead - other.lead
                 for step in STEPS[1:]:
                     kept = float(edited[f"kept_{step}"]) - float(other[f"kept_{step}"])
@@ -169,18 +172,19 @@ def answers(part: pd.DataFrame) -> dict[str, str]:
     pairs = matched(one)
     cells = {}
 
-    def mean(question: str, values: pd.Series) -> None:
-        cells[question] = _cell((values.mean(), *interval(values)), len(values))
+    def mean(question: str, rows: pd.DataFrame, of: str) -> None:
+        values = rows[of].astype(float)
+        cells[question] = _cell((values.mean(), *interval(values, rows.seed)), len(values))
 
     def of_rows(question: str, statistic, rows: pd.DataFrame) -> None:
         cells[question] = _cell(spread(statistic, rows), len(rows))
 
     for step in (STEPS[1], STEPS[2], last):
         for group, rows in whole.groupby("group"):
-            mean(f"bits more after {step} steps, {group}", rows[f"rise_{step}"])
+            mean(f"bits more after {step} steps, {group}", rows, f"rise_{step}")
         question = f"bits more after {step} steps, intrinsic and lost by the edit"
-        mean(question, hurt[f"rise_{step}"])
-        mean(f"of these said after {step} steps", hurt[f"kept_{step}"].astype(float))
+        mean(question, hurt, f"rise_{step}")
+        mean(f"of these said after {step} steps", hurt, f"kept_{step}")
     for name, rows in (("wordings", intrinsic), ("occurrences", intrinsic), ("statements", edited)):
         of = "wordings" if name == "statements" else name
         for step in (STEPS[2], last):  # at the last some facts are wholly lost
@@ -188,11 +192,11 @@ def answers(part: pd.DataFrame) -> dict[str, str]:
     for name, rows in (("wordings", intrinsic), ("statements", edited)):
         for count, some in rows.groupby("wordings"):
             question = f"bits more after {last} steps, {count:.0f} {name}"
-            mean(question, some[f"rise_{last}"])
+            mean(question, some, f"rise_{last}")
     for step in (STEPS[1], last):
         question = f"kept after {step} steps, edited less intrinsic"
         of_rows(question, partial(gap, step=step), one)
-        mean(f"{question}, matched", pairs[f"kept_{step}"])
+        mean(f"{question}, matched", pairs, f"kept_{step}")
     return cells
 
 
