@@ -31,6 +31,7 @@ from workbench.__main__ import main
 from workbench.facts import BadInput
 from workbench.sweep import Grid
 
+FINDINGS = Path(__file__).parents[1] / "data" / "findings"
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_case_study.ipynb"
 
 
@@ -459,6 +460,13 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
     assert len(found) == 12
     assert all(same(run, found[run.folder.name]) for run in runs.listed(quiet))
     assert {path.name for path in out.iterdir()} == set(found)
+
+
+@pytest.mark.parametrize("path", sorted(FINDINGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_of_the_findings_can_be_run(path, tmp_path):
+    grid = sweep.read(path)
+    runs_to_be = sweep.planned(grid, tmp_path)
+    assert len({run.folder for run in runs_to_be}) == len(grid.combinations()) >= 6
 
 
 @pytest.mark.slow
