@@ -229,7 +229,7 @@ def test_what_evaluate_cannot_do_is_refused_in_one_line(
         (path, ["--measures", "localty"], "did you mean 'locality'"),
         (path, ["--measures", "localty", "--base", base], "did you mean 'locality'"),
         (path, ["--measures", "locality"], "name --base"),
-        (path, ["--base", "world-gpt2"], "different tokens"),
+        (path, ["--base", "world-gpt2"], "not one architecture"),
         (str(empty), ["--base", base], "empty.jsonl"),
     ):
         assert main(["evaluate", "--model", edited, "--facts", facts_file, *more]) == 2

@@ -553,3 +553,64 @@ def test_a_run_of_it_is_written_and_read(tiny_folders, editor, tmp_path):
     assert run.about["layers"] == list(spec.layers)
     assert deltas.load(run.deltas[0]).record["editor"] == editor
     assert set(run.probes.step) == {-1, 0, 1, 2}
+
+
+SHORT = {"n_train": 32, "n_valid": 4, "batch_size": 2, "max_steps": 1, "eval_every": 1}
+
+
+def test_a_study_of_an_edit_is_of_its_facts_and_of_nothing_else(
+    steps, base, tmp_path, one_line, monkeypatch
+):
+    """Of other facts the finished run of the edit's was handed back; what else did not fit was
+    refused after the tuning.
+    """
+    _, chosen, edit = steps
+    made = partial(study.of_edit, base, edit, out=tmp_path, n_intrinsic=0, **SHORT)
+    run = made(requests=chosen.edited)
+    monkeypatch.setattr(study, "tune_and_probe", refused)
+    assert made(requests=chosen.edited).folder == run.folder
+    own = "model, edit and requests say it"
+    for requests, fields, why in (
+        (chosen.intrinsic[:2], {}, "other facts"),
+        (chosen.edited[:1], {}, "other facts"),
+        ([*chosen.edited, chosen.edited[0]], {}, "one twice"),
+        ([], {}, "n_edited"),
+        (chosen.edited, {"layers": [5]}, f"layers: {own}"),
+        (chosen.edited, {"editor": "memit"}, f"editor: {own}"),
+        (chosen.edited, {"plan": "after-edit"}, "plan 'after-edit': choose all"),
+    ):
+        with pytest.raises(BadInput) as error:
+            made(requests=requests, **fields)
+        assert why in one_line(error)
+
+
+def test_no_study_of_a_model_that_holds_an_edit(small, steps, base, tmp_path, one_line):
+    """It was filed under the id of the model without it."""
+    _, chosen, edit = steps
+    for study_of_it in (
+        partial(study.run, small, base, out=tmp_path),
+        partial(study.of_edit, base, edit, chosen.edited, out=tmp_path),
+    ):
+        with deltas.applied(base, edit), pytest.raises(BadInput) as error:
+            study_of_it()
+        assert "holds an edit" in one_line(error)
+    assert not runs.listed(tmp_path)
+
+
+def test_no_arm_is_run_before_all_can_be(small, base, tmp_path, one_line):
+    last = small.model_copy(update={"layers": (11,)})
+    for spec, plan, why in (
+        (small, "after-edit", "choose all"),
+        (last, "after-edited", "no block"),
+    ):
+        with pytest.raises(BadInput) as error:
+            study.vary(spec, "plan", ["all", plan], out=tmp_path, model=base)
+        assert why in one_line(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_differs_between_edited_models_is_said_of_each():
+    two = [{"task": "facts", "moving": 5}, {"task": "facts", "moving": 3}]
+    assert study._in_common(two) == {"task": "facts", "moving": [5, 3]}
+    assert study._in_common(two[:1]) == two[0]
+    assert study._in_common([]) == {}

@@ -171,14 +171,9 @@ def _tune_editor(options) -> None:
 
 
 def _evaluate(options) -> None:
-    from workbench.records import BadInput
-
     evaluation = wb.evaluation
     wb.files.check_writable(Path(options.out).parent)
-    names = options.measures.split(",") if options.measures else evaluation.STANDARD
-    alone = [name for name in names if not wb.measures[name].compare or options.base]
-    if options.measures and alone != names:
-        raise BadInput(f"measures {options.measures}: one compares two models; name --base")
+    names = evaluation.chosen(list(filter(None, options.measures.split(","))), bool(options.base))
     requests = wb.facts.read(options.facts)
     before = None
     if options.base:
@@ -186,9 +181,9 @@ def _evaluate(options) -> None:
         requests, silent = wb.study.with_objects(base, requests)
         for problem in silent:
             _print(problem, file=sys.stderr)
-        before = evaluation.asked(base, requests, alone)
+        before = evaluation.asked(base, requests, names)
         del base  # so that the two need not be in memory at once
-    after = evaluation.asked(wb.models.load(options.model), requests, alone)
+    after = evaluation.asked(wb.models.load(options.model), requests, names)
     table = evaluation.compared(before or after, after)
     if not before:
         table["before"] = float("nan")

@@ -25,6 +25,7 @@ ASKED = 4  # facts asked for one that is known
 TOKENS = {"instructions": 96, "sentiment": 32, "facts": 16}  # of a row; of other tasks ROW
 REACHED = 0.5  # of the speed of large products, by a network whose batches are small
 MEASURED = 0.2  # seconds
+PROTECTED = 2  # times the work of a step, about
 
 
 def operations(spec: Spec, model: Model) -> dict[str, float]:
@@ -53,6 +54,7 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     fitting["jacobian"] = PASS * weights * ROW * effects
     asking = weights * PROMPT * asked + head * model.n_blocks * watched
     trained = copies * spec.max_steps * spec.batch_size * row
+    trained *= PROTECTED if spec.protect else 1
     validated = copies * (looks - 1) * spec.n_valid * row
     return {
         "choosing": PASS * weights * PROMPT * ASKED * (spec.n_edited + spec.n_intrinsic),

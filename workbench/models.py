@@ -222,7 +222,8 @@ class Model:
     def check_unchanged(self, what: str) -> None:
         """BadInput if what is to be kept under the fingerprint would come from other weights."""
         if self.is_changed():
-            raise BadInput(f"{what}: the weights of {self.name} have been changed; load it anew")
+            changed = f"{self.name} holds an edit, or its weights have been changed"
+            raise BadInput(f"{what}: {changed}; leave the `with` of the edit, or load it anew")
 
     def _bit_sums(self) -> list[int]:
         tensors = [tensor.detach() for tensor in self.network.state_dict().values()]

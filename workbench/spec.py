@@ -21,7 +21,7 @@ from workbench import checkpoints, editing, facts, runs
 from workbench.facts import BadInput, Record
 from workbench.records import did_you_mean
 from workbench.registry import MEASURES
-from workbench.tuning import numbers
+from workbench.tuning import numbers, plans
 
 if TYPE_CHECKING:
     from workbench.editing.records import Numbers
@@ -125,6 +125,7 @@ class Spec(Record):
         if one is named; names are checked, nothing heavy is loaded.
         """
         editing.EDITORS.check(self.editor)
+        plans.parsed(self.plan)
         if self.protect:
             numbers.PROTECTIONS.check(self.protect)
         for name in self.measures:
@@ -190,8 +191,6 @@ class Spec(Record):
         Raises:
             BadInput: editor, layers and plan do not go together on this model.
         """
-        from workbench.tuning import plans
-
         model = self.outline()
         if model is None or self.editor in editing.EDITORS.pending:
             return None

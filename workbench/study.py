@@ -137,7 +137,7 @@ class Recorder:
     deltas: list[Edit] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)  # MB, highest so far, after each phase
-    tuning: dict = field(default_factory=dict)
+    tunings: list[dict] = field(default_factory=list)
     specs: list[Spec] = field(default_factory=list)  # under which each edited model was tuned
     _adapters: tempfile.TemporaryDirectory | None = None
     _unedited: dict[tuple[str, int], Any] = field(default_factory=dict)  # for measures that compare
@@ -245,7 +245,7 @@ class Recorder:
             "known": chosen.known.to_dict("records"),
             "harmless": chosen.harmless,
             "ended": self.ended,
-            "tuning": self.tuning,
+            "tuning": _in_common(self.tunings),
             "edits": edits,
             "seconds": self.seconds,
             "peak_memory_mb": _peak_memory_mb(),
@@ -253,24 +253,29 @@ class Recorder:
         }
 
     def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
-        with warnings.catch_warnings(action="ignore"):  # which layers are proposed was said before
-            numbers = spec.editor_hparams(model).model_dump(mode="json")
-        parts = [part for edit in self.deltas for part in edit.parts]
-        for part in parts:
-            made = {"editor": part.get("editor", "no editor")} | part.get("hparams", {})
-            for name, value in ({"editor": spec.editor} | numbers).items():
-                if made.get(name) != value:
-                    how = f"an edit was made with {name}={made.get(name)!r}"
-                    advice = "a run is filed by what was done; give it the same"
-                    raise BadInput(f"{how}, the Spec says {value!r}; {advice}")
-        requests = [request for part in parts for request in part["requests"]]
-        done = {(request["fact"]["id"], request["target"]) for request in requests}
-        if done != {(request.fact.id, request.target) for request in chosen.edited}:
-            what = "the edits are of other facts than the chosen ones"
-            raise BadInput(f"{what}; edit chosen.edited, or choose again")
+        check_fits(self.deltas, spec, model, chosen)
         if any(tuned_under.resolved() != spec.resolved() for tuned_under in self.specs):
             what = "the tuning was done under another Spec than the one to write"
             raise BadInput(f"{what}; write it under that one")
+
+
+def check_fits(edits: Sequence[Edit], spec: Spec, model: Model, chosen: Chosen) -> None:
+    """BadInput if the edits were made with other numbers than the Spec's, or of other facts."""
+    with warnings.catch_warnings(action="ignore"):  # which layers are proposed was said before
+        numbers = spec.editor_hparams(model).model_dump(mode="json")
+    parts = [part for edit in edits for part in edit.parts]
+    for part in parts:
+        made = {"editor": part.get("editor", "no editor")} | part.get("hparams", {})
+        for name, value in ({"editor": spec.editor} | numbers).items():
+            if made.get(name) != value:
+                how = f"an edit was made with {name}={made.get(name)!r}"
+                advice = "a run is filed by what was done; give it the same"
+                raise BadInput(f"{how}, the Spec says {value!r}; {advice}")
+    requests = [request for part in parts for request in part["requests"]]
+    done = sorted((request["fact"]["id"], request["target"]) for request in requests)
+    if done != sorted((request.fact.id, request.target) for request in chosen.edited):
+        what = "the edits are of other facts than the chosen ones, or of one twice"
+        raise BadInput(f"{what}; edit chosen.edited, or choose again")
 
 
 def tune_and_probe(
@@ -311,9 +316,9 @@ def tune_and_probe(
         _adapted(spec, model, plan) as adapter,
     ):
         moving = adapter.plan if adapter else plan
-        recorder.tuning = _about_tuning(model, task, moving, spec.batch_size)
         held = make_protection(spec, model, moving, probe)
-        recorder.tuning["protect_weight"] = held.weight
+        about = _about_tuning(model, task, moving, spec.batch_size)
+        recorder.tunings.append(about | {"protect_weight": held.weight})
         history = finetune(model, task, moving, spec.part(Settings), look, protection=held)
         if adapter:
             recorder.keep(adapter, edited_model)
@@ -374,6 +379,13 @@ def _about_tuning(model: Model, task: Task, moving: plans.Plan, batch_size: int)
     }
 
 
+def _in_common(tunings: list[dict]) -> dict:
+    """What is alike of all edited models; of what is not, a list of theirs."""
+    first = tunings[0] if tunings else {}
+    alike = {name: all(one[name] == first[name] for one in tunings) for name in first}
+    return {name: first[name] if alike[name] else [one[name] for one in tunings] for name in first}
+
+
 def _adapted(
     spec: Spec, model: Model, plan: plans.Plan
 ) -> AbstractContextManager[adapters.Adapter | None]:
@@ -410,15 +422,20 @@ def _followed(
     Raises:
         KeyboardInterrupt: a person stopped it.
     """
+    if model:
+        model.check_unchanged("a study")
     folder = runs.place(out) / identify(spec, cells)
     if not (again or os.environ.get("WORKBENCH_RUN")) and runs.finished(folder):
         return runs.read(folder)
+    spec.blocks()  # refuses layers and a plan that do not go together, before hours are spent
     recorder = Recorder()
     with recorder.timed("load"):
         model = model or load(spec)
         model.fingerprint  # noqa: B018 (taken while the weights are the model's own)
     with recorder.timed("choose facts"):
         chosen = choose(spec, model, requests)
+    if edit:
+        check_fits([edit], spec, model, chosen)
     with recorder.timed("make task"):
         task = make_task(spec, model, chosen)
     with recorder.timed("fit lens"):
@@ -467,14 +484,17 @@ def of_edit(
     about: dict = {"model": model.name, "revision": model.revision, "start": model.start}
     about |= {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
     about |= {"editor": made["editor"], "hparams": dict(made["hparams"])}
-    about["paraphrases"] = 1 + max(len(request.paraphrases) for request in requests)
+    about["paraphrases"] = 1 + max((len(one.paraphrases) for one in requests), default=0)
     about |= dict.fromkeys(("n_edited", "edits_per_model"), len(requests))
+    if twice := sorted({*about, "layers", "variant"} & set(fields)):
+        raise BadInput(f"{', '.join(twice)}: model, edit and requests say it; leave it out")
     spec = Spec(**about | fields).resolved()
     source = {request.fact.id for request in facts.read(spec.source)}
     if spec.n_intrinsic and not source & {request.fact.id for request in requests}:
         what = f"no fact of the edit is of {spec.facts!r}, from which the watched ones would come"
         raise BadInput(f"{what}; name their source in facts, or n_intrinsic=0")
     done = [model.fingerprint, tensor_sum(edit.tensors()), dict(edit.record)]
+    done += [request.model_dump_json() for request in requests]
     cells = json.dumps(done, sort_keys=True, default=str)
     return _followed(spec, model, out, again, edit, list(requests), cells)
 
@@ -488,6 +508,8 @@ def vary(
     `model`, or the one that is loaded, serves all runs, unless the field names another.
     """
     specs = varied(spec, vary, values)
+    for one in specs:
+        one.blocks()  # refuses what does not go together, of the last arm too
     whole = os.environ.get("WORKBENCH_RUN")  # of the notebook that varies; members lie beside it
     out = Path(whole).parent if whole else runs.place(out)
     again = bool(os.environ.get("WORKBENCH_AGAIN"))

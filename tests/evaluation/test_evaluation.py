@@ -50,12 +50,39 @@ def test_every_measure_of_an_edit(model, few):
     pd.testing.assert_frame_equal(again, table)
 
 
-def test_without_edit_and_base_nothing_differs(model, few):
-    table = wb.evaluate(model, few, measures=["counterfact", "locality"])
+def test_a_model_as_its_own_base_differs_in_nothing(model, few):
+    table = wb.evaluate(model, few, base=model, measures=["counterfact", "locality"])
     near = table[table.measure == "locality"]
     assert (near.after == 0).all()
     rest = table[table.measure == "counterfact"]
     assert (rest.before == rest.after).all()
+
+
+def test_a_model_alone_has_no_before_and_is_not_compared(model, few, one_line):
+    table = wb.evaluate(model, few)
+    assert set(table.measure) == {*evaluation.STANDARD} - {"locality"}
+    assert table.before.isna().all()
+    with pytest.raises(BadInput) as error:
+        wb.evaluate(model, few, measures=["locality", "counterfact"])
+    assert "measures locality: compare two models" in one_line(error)
+
+
+def test_what_an_edit_did_is_not_asked_of_a_model_that_holds_one(few, one_line):
+    """It would be applied twice; and a base that is not the edit's would stand for it."""
+    model, edit = loaded("world-gpt2"), edit_of("world-gpt2", "memit", 5)
+    with edit.applied(model), pytest.raises(BadInput) as error:
+        wb.evaluate(model, few, edit, measures="retention")
+    assert "holds an edit" in one_line(error)
+    with pytest.raises(BadInput) as error:
+        wb.evaluate(model, few, edit, base=model)
+    assert "leave one out" in one_line(error)
+
+
+def test_a_base_of_another_architecture_is_refused(few, one_line):
+    pair = loaded("world-gpt2"), loaded("world-llama")  # of one tokenizer
+    with pytest.raises(BadInput) as error:
+        wb.evaluate(pair[0], few, base=pair[1], measures="retention")
+    assert "not one architecture (llama, 12 blocks" in one_line(error)
 
 
 def test_a_finished_model_is_compared_with_its_base(tmp_path, few):
@@ -184,17 +211,26 @@ def test_what_is_no_table_of_facts_is_refused(model, few, measures, one_line):
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(model, few, one_line):
-    for requests, names, why in (([], ["locality"], "no facts"), (few, ["localty"], "'locality'")):
+    apart = few[0].fact.model_copy(update={"id": "a fact of no list"})
+    bare = [few[0].model_copy(update={"portability": (), "fact": apart})]
+    for requests, names, why in (
+        ([], ["counterfact"], "no facts"),
+        (few, ["localty"], "'locality'"),
+        (bare, ["portability"], "no fact brings what they ask"),
+    ):
         with pytest.raises(BadInput) as error:
             wb.evaluate(model, requests, measures=names)
         assert why in one_line(error)
 
 
 def test_models_that_read_one_text_as_different_tokens_are_refused(model, few, tiny_gpt2, one_line):
-    for other in (tiny_gpt2, dataclasses.replace(model, start="none", in_force=[])):
+    for other, why in (
+        (tiny_gpt2, "not one architecture"),
+        (dataclasses.replace(model, start="none", in_force=[]), "different tokens"),
+    ):
         with pytest.raises(BadInput) as error:
             wb.evaluate(other, few, base=model, measures=["counterfact"])
-        assert "different tokens" in one_line(error)
+        assert why in one_line(error)
 
 
 # --- in runs

@@ -62,7 +62,7 @@ def test_fifty_facts():
 
 
 def test_a_model_is_at_no_distance_from_itself(model, few):
-    assert (evaluation.evaluate(model, few, measures=["locality"]).after == 0).all()
+    assert (evaluation.evaluate(model, few, measures=["locality"], base=model).after == 0).all()
 
 
 def test_rounding_gives_nothing_below_zero(model, few):

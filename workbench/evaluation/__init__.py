@@ -32,32 +32,52 @@ def evaluate(
     model: Model,
     requests: Requests,
     edit: Edit | None = None,
-    measures: Sequence[str] = STANDARD,
+    measures: Sequence[str] = (),
     base: Model | None = None,
 ) -> pd.DataFrame:
     """Measure an edit, or a finished model against its base.
 
     Args:
         edit: applied to `model` for the measuring; without one, `model` is the edited one.
-        base: the unedited model; with an edit `model` is. Without either the model is compared
-            with itself.
-        measures: names of `wb.measures`.
+        base: the unedited model; with an edit `model` is.
+        measures: names of `wb.measures`; by default STANDARD, without either edit or base those
+            that need no other model.
     Returns:
         DataFrame[measure, quantity, fact_id, before, after]; `before` is null of what compares the
-        two models. `summary` makes a table of it.
+        two models, and where there is one only. `summary` makes a table of it.
+    Raises:
+        BadInput: edit and base; an edit of a model that holds one; a measure that compares, alone.
     """
-    before = asked(base or model, requests, measures)
-    after = before
-    if edit or base:
-        with edit.applied(model) if edit else nullcontext():
-            after = asked(model, requests, measures)
-    return compared(before, after)
+    if edit and base:
+        raise BadInput("edit and base are given: with an edit, model is the base; leave one out")
+    names = chosen(measures, has_base=bool(edit or base))
+    if not (edit or base):
+        alone = asked(model, requests, names)
+        return compared(alone, alone).assign(before=numpy.nan)
+    if edit:
+        model.check_unchanged("evaluate with an edit")
+    before = asked(base or model, requests, names)
+    with edit.applied(model) if edit else nullcontext():
+        return compared(before, asked(model, requests, names))
+
+
+def chosen(measures: Sequence[str], has_base: bool) -> list[str]:
+    """The names given, else STANDARD; without a base, of measures that need none."""
+    names = [measures] if isinstance(measures, str) else list(measures or STANDARD)
+    alone = [name for name in names if has_base or not MEASURES[name].compare]
+    if measures and alone != names:
+        missing = ", ".join(name for name in names if name not in alone)
+        raise BadInput(f"measures {missing}: compare two models; give base, or name --base")
+    return alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a model gave the measures, by name; and how it `reads` text, alike in two to compare."""
+    """What a model gave the measures, by name; its `kind`, and how it `reads` text, both alike in
+    two to compare.
+    """
 
+    kind: str
     reads: tuple
     answers: Mapping[str, Any]
 
@@ -69,15 +89,21 @@ def asked(model: Model, requests: Requests, measures: Sequence[str] = STANDARD) 
     kinds = [MEASURES[name] for name in measures]
     reads = real_text(model, 1), model.tokenizer.get_vocab(), len(model.unembedding.weight)
     answers = {kind.name: kind.ask(model, requests) for kind in kinds}
-    return Asked(reads=reads, answers=answers)
+    width = model.unembedding.weight.shape[1]
+    kind = f"{model.network.config.model_type}, {model.n_blocks} blocks of width {width}"
+    return Asked(kind=kind, reads=reads, answers=answers)
 
 
 def compared(before: Asked, after: Asked) -> pd.DataFrame:
     """The table of `evaluate`.
 
     Raises:
-        BadInput: the two read the same text as other tokens.
+        BadInput: the two are of other kinds, or read the same text as other tokens; no fact brings
+            what the measures ask.
     """
+    if before.kind != after.kind:
+        what = f"base and model are not one architecture ({before.kind}; {after.kind})"
+        raise BadInput(f"{what}; compare a model with the one that it was made of")
     if before.reads != after.reads:
         what = "base and model read the same text as different tokens (tokenizer, start or length)"
         raise BadInput(f"{what}; compare a model with the one that it was made of")
@@ -93,7 +119,10 @@ def compared(before: Asked, after: Asked) -> pd.DataFrame:
             table = table.rename(columns={"value_x": "before", "value_y": "after"})
         tables.append(table.assign(measure=name))
     columns = ["measure", "quantity", "fact_id", "before", "after"]
-    return pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    table = pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    if table.empty:
+        raise BadInput(f"measures {', '.join(before.answers)}: no fact brings what they ask")
+    return table
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,9 @@ the least p, a subject that is not in the trace has p 1 and the last rank). shar
 edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
 the blocks that were written: share at the key just after the edit, reach at the key that the model
 has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
-1; 0 is nothing. An adapter counts as merged. Keeps a copy of the unedited model while it looks.
+1; 0 is nothing. Where no look came before the edit, as in `evaluate`, what is an edit's and what a
+tuning's is not known, and both are left out. An adapter counts as merged. Keeps a copy of the
+unedited model while it looks.
 """
 
 import copy
@@ -38,6 +40,7 @@ class Written:
     requests: Requests
     model: Model
     edit: dict[int, Tensor] = field(default_factory=dict)
+    is_followed: bool = False  # from a look before the edit on
 
     @cached_property
     def suspects(self) -> Requests:
@@ -77,7 +80,7 @@ def _weight(model: Model, layer: int) -> Tensor:
 
 
 def compare(before: Written, after: Written) -> pd.DataFrame:
-    """DataFrame[fact_id, p, rank, share, reach], a row a request.
+    """DataFrame[fact_id, p, rank, share, reach], a row a request; of followed ones the last two.
 
     Raises:
         BadInput: the edit changes no down-projection.
@@ -91,6 +94,7 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
         raise BadInput(f"{what}; choose an editor that does, or leave the measure out")
     rows = spectrum.table({"": changes})
     parts = spectrum.outlying(changes, rows)
+    before.is_followed |= after is before
     if not before.edit:
         before.keys = after.keys
         before.edit = {layer: changes[layer] for layer in parts or changed}
@@ -100,10 +104,10 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
     names = [request.fact.subject.lower() for request in before.requests]
     table["p"] = chances[names].tolist()
     table["rank"] = chances.rank(method="max")[names].tolist()
-    whole = _along(before, before.edit, before.keys)
-    for name, keys in (("share", before.keys), ("reach", after.keys)):
-        left = _along(before, changes, keys)
-        table[name] = left / whole.clamp(min=1e-30)
+    if before.is_followed:
+        whole = _along(before, before.edit, before.keys).clamp(min=1e-30)
+        table["share"] = _along(before, changes, before.keys) / whole
+        table["reach"] = _along(before, changes, after.keys) / whole
     return table
 
 

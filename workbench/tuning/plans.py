@@ -33,7 +33,8 @@ class Plan:
 
     def __post_init__(self):
         if not self.parameters:
-            raise BadInput(f"plan {self.text!r} moves no weight of this model; choose {FORMS}")
+            what = f"plan {self.text!r} moves no weight: no block is left for it"
+            raise BadInput(f"{what}; choose {FORMS}")
 
     def table(self, model: "Model") -> pd.DataFrame:
         """Trainable and all parameters of embeddings (a tied head counts there), each block, final
@@ -57,24 +58,30 @@ class Plan:
         return table.groupby("block", sort=False).sum()
 
 
+def parsed(text: str) -> tuple[str, int, int]:
+    """Kind, first and last block of a plan as it is written; 0 where it names none."""
+    match = WRITTEN.fullmatch(text)
+    if not match:
+        raise BadInput(f"plan {text!r}: choose {FORMS}")
+    kind, *ends = filter(None, match.groups())
+    numbers = [int(end) for end in ends] or [0]
+    if numbers[0] > numbers[-1]:
+        raise BadInput(f"plan {text!r}: the window ends before it begins")
+    return kind, numbers[0], numbers[-1]
+
+
 def resolve(model: "Model", text: str, edited_layers: Sequence[int] = ()) -> Plan:
     """The plan for this model.
 
     Args:
         edited_layers: blocks that the edit changed; the plans of BY_EDIT need them.
     """
-    match = WRITTEN.fullmatch(text)
-    if not match:
-        raise BadInput(f"plan {text!r}: choose {FORMS}")
-    kind, *ends = filter(None, match.groups())
-    numbers = [int(end) for end in ends] or [0]
-    first, last = numbers[0], numbers[-1]
-    if first > last:
-        raise BadInput(f"plan {text!r}: the window ends before it begins")
+    kind, first, last = parsed(text)
     model.check_layers([first, last])
     edited = model.check_layers(edited_layers)
     if "edited" in kind and not edited:
-        raise BadInput(f"plan {text!r} needs edited layers, and nothing was edited")
+        what = f"plan {text!r} needs edited layers, and the edit writes none"
+        raise BadInput(f"{what}; choose all, after:N, window:A-B or outside:A-B")
     every = set(range(model.n_blocks))
     window = every & set(range(first, last + 1))
     blocks = {
