@@ -10,7 +10,8 @@ an & (after:3&others); behind a * by how much the learning rate is larger than t
 THRESHOLD, fixed beforehand. A row is one look: `edited` (before the tuning), `steps` (after EQUAL
 of them) and `threshold`; what the facts say is a share a fact. Goes on with what the file has.
 Without a trial: those of the findings. --table prints means over the facts of all seeds, with 95 %
-bootstrap intervals. Strengths were chosen with --split tuning.
+bootstrap intervals; of edits those that took, as a replay teaches the others too. Strengths were
+chosen with --split tuning.
 """
 
 import argparse
@@ -352,16 +353,17 @@ def table(done: pd.DataFrame) -> str:
     """
     parts = done.trial.str.extract(r"^([^:]+):([^:]+):\d+:([^:]+):")
     done = done.assign(model=parts[0], editor=parts[1], task=parts[2])
+    done = _that_took(done)
     before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
     done = pd.concat([before, done[done["at"] == "threshold"]])
     about = ["model", "editor", "task", "arm"]
     lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
-        line = [*names, str(len(shares(rows, "kept")[0]))]
+        line = [*names, str(shares(rows, "kept")[0].count())]
         for name in READ:
             values, seeds = shares(rows, name)
-            low, high = interval(values, seeds)
+            low, high = interval(values.dropna(), seeds[values.notna()])
             line.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
         line.append(f"{rows.metric.mean():.2f}")
         line.append(" ".join(map(_ended, rows.itertuples())))
@@ -374,11 +376,22 @@ def _ended(row) -> str:
     return f"{row.step:.0f}{'*' if row.ended == 'budget' else ''}"
 
 
-def shares(rows: pd.DataFrame, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+def _that_took(done: pd.DataFrame) -> pd.DataFrame:
+    """Without what is said of edits that did not take."""
+    took = done[done["at"] == "edited"].set_index("trial").kept
+    took = done.trial.map(took).str.split()
+    for name in ("kept", "held_out"):
+        pairs = [zip(*pair, strict=True) for pair in zip(done[name].str.split(), took, strict=True)]
+        of = [" ".join(share if is_in == "1" else "nan" for share, is_in in pair) for pair in pairs]
+        done = done.assign(**{name: of})
+    return done
+
+
+def shares(rows: pd.DataFrame, name: str) -> tuple[pd.Series, numpy.ndarray]:
     """Of each fact, of all seeds; and which seed's it is."""
     parts = [text.split() for text in rows.sort_values("trial")[name]]
     seeds = numpy.repeat(numpy.arange(len(parts)), [len(part) for part in parts])
-    return numpy.array([value for part in parts for value in part], dtype=float), seeds
+    return pd.Series([float(value) for part in parts for value in part]), seeds
 
 
 def against(done: pd.DataFrame, arm: str) -> str:
@@ -386,17 +399,19 @@ def against(done: pd.DataFrame, arm: str) -> str:
     both.
     """
     parts = done.trial.str.extract(r"^([^:]+):memit:\d+:facts:.*:(\d+)$")
-    done = done.assign(model=parts[0], seed=parts[1])[done["at"] == "threshold"].dropna()
+    done = _that_took(done).assign(model=parts[0], seed=parts[1])
+    done = done[done["at"] == "threshold"].dropna()
     lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]
     for (model, name), rows in done.groupby(["model", "arm"], sort=False):
         other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
         if name == arm or len(other) < len(rows):
             continue
-        line = [model, f"{name} - {arm}", str(len(shares(rows, "kept")[0]))]
+        line = [model, f"{name} - {arm}", str(shares(rows, "kept")[0].count())]
         for column in READ:
             values, seeds = shares(rows, column)
             difference = values - shares(other, column)[0]
-            low, high = interval(difference, seeds, least=-1)
+            is_known = difference.notna()
+            low, high = interval(difference[is_known], seeds[is_known], least=-1)
             line.append(f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
         line.append(f"{rows.metric.mean():.2f}, {other.metric.mean():.2f}")
         line.append(" ".join(map(_ended, rows.itertuples())))
