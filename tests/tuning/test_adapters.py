@@ -95,6 +95,13 @@ def test_a_second_adapter_starts_anew(tiny, text):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_adapter_comes_without_a_warning(tiny):
+    """One stood in every notebook that has an adapter."""
+    with adapters.attached(tiny, plans.resolve(tiny, "all"), "lora", rank=2, alpha=2, dropout=0.0):
+        pass
+
+
 def test_an_exception_takes_the_adapter_away_too(tiny):
     before = state(tiny.network)
     with (

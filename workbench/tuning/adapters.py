@@ -1,5 +1,6 @@
 """LoRA and DoRA through peft, for the length of a `with`: arXiv 2106.09685 and 2402.09353."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ def attached(
     )
     with deltas.preserved(model.network, [f"{name}.weight" for name in modules]):
         torch.manual_seed(seed)
-        network = peft.get_peft_model(model.network, config)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own calls
+            network = peft.get_peft_model(model.network, config)
         weights = model.network.named_parameters()
         learning = tuple(name for name, weight in weights if weight.requires_grad)
         moving = Plan(text=f"{kind} on {plan.text}", parameters=learning)
