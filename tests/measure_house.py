@@ -167,7 +167,7 @@ def table(counts: Counts) -> dict[str, float]:
     deciles = statistics.quantiles(counts.widths, n=10)
     lengths = [0, 0, *counts.functions] if len(counts.functions) < 2 else counts.functions
     return {
-        "code lines": 9946counts.code_lines,
+        "code lines": counts.code_lines,
         "width p90": deciles[-1],
         "longest line": max(counts.widths),
         "lines over 100": sum(width > 100 for width in counts.widths),
