@@ -76,3 +76,12 @@ def test_a_mean_is_no_surer_than_its_seeds():
     assert interval(values, seeds) == (0, 1)
     low, high = interval(values)
     assert 0.4 < low < 0.5 < high < 0.6
+
+
+def test_an_early_checkpoint_counts_for_the_claim_that_is_about_it_alone():
+    every, none = "1" * 10, "t" * 10
+    finished = looks("plan", {"all": none, "after:8": every})
+    early = looks("plan", {"all": every}).assign(revision="early")
+    table = claims.judged(pd.concat([finished, early])).set_index("claim")
+    assert table.difference["6"].tolist() == [1] * len(claims.READ)
+    assert table.difference["14"] == -1

@@ -94,7 +94,7 @@ def collect(folder: Path, out: Path) -> None:
     """Add the looks of the finished runs below a folder; an arm that is there is replaced."""
     tables = [looked(run) for run in runs.collect(folder)]
     if out.exists():
-        tables.insert(0, read(out))
+        tables.insert(0, read(out).drop(columns="known"))
     whole = pd.concat(tables).astype(dict.fromkeys(ARM, str))
     whole = whole.drop_duplicates([*COPY, "step"], keep="last").sort_values([*COPY, "step"])
     whole.to_csv(out, index=False, float_format="%.5g")
@@ -341,9 +341,9 @@ def early_and_finished(looks: pd.DataFrame) -> Rows:
 
 
 def _plain(looks: pd.DataFrame) -> pd.DataFrame:
-    """Finished models, preset's blocks, one statement, everything moving."""
+    """The preset's blocks, one statement, everything moving."""
     plain = (looks.plan == "all") & (looks.paraphrases == "1") & (looks.n_edited == "10")
-    return looks[plain & _is_preset(looks) & (looks.revision != "early")]
+    return looks[plain & _is_preset(looks)]
 
 
 def _is_preset(looks: pd.DataFrame) -> pd.Series:
@@ -380,6 +380,8 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, paper, text, claim in CLAIMS:
         for model, part in looks.groupby("model"):
+            if claim is not early_and_finished:
+                part = part[part.revision != "early"]
             for condition, (mean, low, high, n), claimed in claim(part):
                 row = {"claim": number, "paper": paper, "what": text, "model": model}
                 row |= {
@@ -399,7 +401,7 @@ def by_plan(looks: pd.DataFrame) -> str:
     """
     part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
     part = part[part.adapter.isin(["", "none"]) & (part.n_edited == "10")]
-    ends = chosen(part[part.revision != "early"], "plan", "end")
+    ends = chosen(part, "plan", "end")
     names = ["model", "editor", "moves", "n", "edits kept", "intrinsic kept"]
     lines = [[*names, "metric", "steps", "distance"]]
     for (model, editor), arms in ends.groupby(["model", "editor"]):
@@ -474,7 +476,8 @@ def main():
     table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
-    print(shown(table), by_plan(looks), against_all(looks), sep="\n\n")
+    finished = looks[looks.revision != "early"]
+    print(shown(table), by_plan(finished), against_all(finished), sep="\n\n")
 
 
 if __name__ == "__main__":
