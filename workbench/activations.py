@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
+import torch
 from torch import Tensor, nn
 
 
@@ -71,6 +72,15 @@ def replaced(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> I
 
     with module.register_forward_hook(hook, with_kwargs=True):
         yield
+
+
+def put(places: Tensor, values: Tensor, output: Tensor, _: Tensor) -> Tensor:
+    """A change, of an output for b texts, (b, length, d) or their tokens on end: the values (b, d)
+    at one place of each.
+    """
+    changed = output.view(len(places), -1, output.shape[-1]).clone()
+    changed[torch.arange(len(places)), places] = values.to(changed)
+    return changed.view_as(output)
 
 
 def _first(args: tuple, kwargs: dict) -> Tensor:

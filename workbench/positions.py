@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from workbench import words
-from workbench.facts import BadInput
+from workbench.facts import BadInput, Requests
 from workbench.models import Model
 
 # between documents, in the pre-training of GPT-2 and of many others since
@@ -231,3 +231,9 @@ def statement(prompt: str, target: str) -> str:
 def subject_end(prompt: str, subject: str) -> int:
     """Index of the subject's last character in the filled prompt; the prompt has one `{}`."""
     return prompt.index("{}") + len(subject.rstrip()) - 1
+
+
+def subject_ends(encoded: Encoded, requests: Requests) -> Tensor:
+    """The last token of each request's subject in its question, (n,)."""
+    ends = [subject_end(request.fact.prompt, request.fact.subject) for request in requests]
+    return torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from workbench.activations import recorded, replaced
+from workbench.activations import put, recorded, replaced
 from workbench.editing.continuation import Continuation, at
 from workbench.editing.records import Numbers, Requests, Resources, described, finite
 from workbench.editing.rows import Rows, build_rows
@@ -74,17 +74,14 @@ def solve(
     """
     values = start.clone().requires_grad_()
     answers = rows.answers(model.device)
-    row = torch.arange(len(last))
     tokens = torch.bincount(answers.row)[:, None]  # of each statement's target
     weights = rows.context_weights().to(start)[:, None]
 
-    def put(output: Tensor, key: Tensor) -> Tensor:
-        output = output.view(len(last), -1, output.shape[-1]).clone()
-        output[row, last] = values[rows.owner].to(output.dtype)
-        return output
+    def change(output: Tensor, key: Tensor) -> Tensor:
+        return put(last, values[rows.owner], output, key)
 
     adam = torch.optim.Adam([values], lr=hparams.learning_rate)
-    with torch.enable_grad(), replaced(model.down_projection(hparams.layers[0]), put):
+    with torch.enable_grad(), replaced(model.down_projection(hparams.layers[0]), change):
         for step in range(hparams.steps + 1):
             logits = rest.answer_logits(answers)
             nll = F.cross_entropy(logits, answers.token, reduction="none")[:, None]

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.activations import recorded, replaced
+from workbench.activations import put, recorded, replaced
 from workbench.facts import Requests, check_objects
 from workbench.models import Model
-from workbench.positions import Encoded, subject_end
+from workbench.positions import Encoded, subject_ends
 from workbench.tracking.retention import Answers, answers_after
 
 SPREAD = 3.0  # deviations
@@ -47,7 +47,7 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             first = layer - size // 2
             with ExitStack() as stack:
                 for inside in mlps.keys() & set(range(first, first + size)):
-                    change = partial(_put_back, row, ends, kept[inside])
+                    change = partial(put, ends, kept[inside])
                     stack.enter_context(replaced(mlps[inside], change))
                 values[f"restored_{layer}"] = _p(model, many) - values["corrupted"]
     table = pd.DataFrame({name: p.view(len(requests), -1).mean(1) for name, p in values.items()})
@@ -62,15 +62,12 @@ def _asked(model: Model, requests: Requests) -> Answers:
 
 def _subjects(requests: Requests, encoded: Encoded) -> tuple[Tensor, Tensor]:
     """The last token of each subject (n,), and which tokens are of it (n, length)."""
-    ends, rows = [], []
-    for row, request in enumerate(requests):
-        prompt, subject = request.fact.prompt, request.fact.subject
-        end = encoded.token_at(row, subject_end(prompt, subject))
-        first = encoded.tokens_from(row, prompt.index("{}"))[0]
-        column = torch.arange(encoded.input_ids.shape[1])
-        ends.append(end)
-        rows.append((first <= column) & (column <= end))
-    return torch.tensor(ends), torch.stack(rows)
+    ends = subject_ends(encoded, requests)
+    starts = [request.fact.prompt.index("{}") for request in requests]
+    first = [encoded.tokens_from(row, start)[0] for row, start in enumerate(starts)]
+    column = torch.arange(encoded.input_ids.shape[1])
+    is_subject = (torch.tensor(first)[:, None] <= column) & (column <= ends[:, None])
+    return ends, is_subject
 
 
 def _noise(weight: Tensor, is_subject: Tensor) -> Tensor:
@@ -78,13 +75,6 @@ def _noise(weight: Tensor, is_subject: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((*is_subject.shape, weight.shape[1]), generator=generator)
     return noise * SPREAD * weight.float().std().cpu() * is_subject[..., None]
-
-
-def _put_back(row: Tensor, ends: Tensor, clean: Tensor, output: Tensor, _: Tensor) -> Tensor:
-    """The output with the clean values (n, d_model) at the subjects' last tokens."""
-    output = output.clone()
-    output[row, ends] = clean
-    return output
 
 
 def _p(model: Model, asked: Answers) -> Tensor:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from workbench import deltas
-from workbench.activations import recorded, replaced
+from workbench.activations import put, recorded, replaced
+from workbench.editing.continuation import at
 from workbench.facts import Requests
 from workbench.models import ATTENTIONS, Model
-from workbench.positions import encode, subject_end
+from workbench.positions import encode, subject_ends
 from workbench.records import BadInput
 from workbench.tracking.retention import answers_after, next_logits
 
@@ -77,20 +78,16 @@ def patched(
     prompts = asked.encoded.cut(asked.start)
     rows = range(len(requests))
     tokens = asked.encoded.input_ids[rows, asked.start]
-    at_subject = []
-    for row, request in enumerate(requests):
-        end = subject_end(request.fact.prompt, request.fact.subject)
-        at_subject.append(prompts.token_at(row, end))
     with recorded(_modules(source)) as outputs:
         next_logits(source, prompts)
     patches: dict[tuple, AbstractContextManager] = {}
     for part, names in parts(model, layers).items():
         patches["weights", *part] = _set_to(model, source, names)
-    places = {"subject": torch.tensor(at_subject), "end": asked.start - 1}
-    for token in places:
+    places = {"subject": subject_ends(prompts, requests), "end": asked.start - 1}
+    for token, place in places.items():
         for part, module in _modules(model).items():
-            put = partial(_put, outputs[part], places[token])
-            patches[token, *part] = replaced(module, put)
+            values = at(outputs[part], place)
+            patches[token, *part] = replaced(module, partial(put, place, values))
     wanted = [patch for patch in patches if patch[0] in by]
     about = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     tables = []
@@ -155,13 +152,3 @@ def _set_to(model: Model, source: Model, names: Sequence[str]) -> Iterator[None]
             weight = model.network.get_parameter(name)
             weight.copy_(source.network.get_parameter(name))
         yield
-
-
-def _put(values: Tensor, places: Tensor, output: Tensor, _: Tensor) -> Tensor:
-    """The output with the values, both (n, length, d) in any shape, at one place of each text."""
-    rows = torch.arange(len(places))
-    shape = len(places), -1, output.shape[-1]  # of OPT texts and tokens are one dimension
-    changed = output.clone().view(shape)
-    put = values.view(shape)[rows, places]
-    changed[rows, places] = put.to(changed)
-    return changed.view_as(output)

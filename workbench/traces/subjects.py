@@ -22,7 +22,7 @@ from workbench.editing.continuation import at
 from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.moments import SecondMoment
-from workbench.positions import encode, subject_end, tokens_at_once
+from workbench.positions import encode, subject_ends, tokens_at_once
 
 NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
 EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
@@ -38,11 +38,7 @@ def keys_of(
     """
     texts = encode(model, [request.fact.question for request in requests])
     model.check_length(texts.input_ids)
-    ends = []
-    for row, request in enumerate(requests):
-        end = subject_end(request.fact.prompt, request.fact.subject)
-        ends.append(texts.token_at(row, end))
-    places = torch.stack([torch.tensor(ends), texts.lengths - 1])  # (2, n)
+    places = torch.stack([subject_ends(texts, requests), texts.lengths - 1])  # (2, n)
     modules = {layer: model.down_projection(layer) for layer in layers}
     shape = *places.shape, model.weight(layers[0]).shape[1]
     keys = {layer: torch.zeros(shape, dtype=torch.float64) for layer in layers}

@@ -24,7 +24,7 @@ from workbench.activations import recorded
 from workbench.checkpoints import is_world
 from workbench.facts import EditRequest
 from workbench.models import Model
-from workbench.positions import encode, subject_end
+from workbench.positions import encode, subject_ends
 from workbench.records import BadInput
 from workbench.tracking.retention import next_logits
 from workbench.tuning.finetune import Protection, collate
@@ -185,16 +185,15 @@ class Span(Weighted):
         linear = {f"{name}.weight": one for name, one in modules if isinstance(one, LINEAR)}
         maps = {name: linear[name] for name in held.moving if name in linear}
         encoded = encode(held.model, [request.fact.question for request in held.others])
-        ends = [subject_end(one.fact.prompt, one.fact.subject) for one in held.others]
-        subject = torch.tensor([encoded.token_at(row, end) for row, end in enumerate(ends)])
-        places = torch.stack([subject, encoded.lengths - 1])  # (2, n)
+        places = torch.stack([subject_ends(encoded, held.others), encoded.lengths - 1])  # (2, n)
+        rows = torch.arange(len(held.others))
         with recorded(maps, inputs=True) as inputs:
             network(**encoded.to(network.device).arguments())
         self.maps = []
         for name, module in maps.items():
             every = inputs[name]
-            every = every.reshape(len(ends), -1, every.shape[-1])  # of OPT they are one dimension
-            keys = every[torch.arange(len(ends)), places].flatten(0, 1)  # (2 n, d_in)
+            every = every.reshape(len(rows), -1, every.shape[-1])  # of OPT they are one dimension
+            keys = every[rows, places].flatten(0, 1)  # (2 n, d_in)
             weight = module.weight.T if isinstance(module, Conv1D) else module.weight
             self.maps.append((weight, weight.clone(), self.directions(keys)))
         rest = {*held.moving} - {*maps}
