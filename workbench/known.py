@@ -21,7 +21,7 @@ from workbench.positions import front
 from workbench.records import one_line
 from workbench.spec import Spec, code_fingerprint
 from workbench.tracking.categories import first_tokens
-from workbench.tracking.retention import measure_prompts, said_words, stop_words
+from workbench.tracking.retention import measure, measure_prompts, said_words, stop_words
 
 Requests = list[EditRequest]
 Related = dict[str, tuple[str, ...]]  # kind of fact -> its objects
@@ -263,12 +263,10 @@ def _with_object(request: EditRequest, name: str, **changes) -> EditRequest:
 
 def _spread(requests: Requests, others: Requests) -> Requests:
     """Both evenly mixed, so that every edited model holds its share of either."""
-    places = [
-        (number / len(group), group is others, request)
-        for group in (requests, others)
-        for number, request in enumerate(group)
-    ]
-    return [request for *_, request in sorted(places, key=lambda place: place[:2])]
+    places: list[tuple[float, EditRequest]] = []
+    for group in (requests, others):
+        places += [(number / len(group), request) for number, request in enumerate(group)]
+    return [request for _, request in sorted(places, key=lambda place: place[0])]
 
 
 def with_objects(model: Model, requests: Requests) -> tuple[Requests, list[str]]:
@@ -280,8 +278,7 @@ def with_objects(model: Model, requests: Requests) -> tuple[Requests, list[str]]
     if not unknown:
         return list(requests), []
     questions = [request.fact.question for request in unknown]
-    targets = [request.target for request in unknown]
-    is_target = measure_prompts(model, questions, targets).retained
+    is_target = measure(model, unknown).retained
     answers = said_words(model, questions)
     filled, problems = {}, []
     for request, answer, same in zip(unknown, answers, is_target, strict=True):

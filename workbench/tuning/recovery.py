@@ -15,9 +15,10 @@ import torch
 from workbench import deltas
 from workbench.facts import Requests
 from workbench.models import Model
-from workbench.positions import UNREAD
-from workbench.tracking.retention import answers_after, measure_prompts
+from workbench.tracking.retention import measure_prompts
 from workbench.tuning import adapters, plans
+from workbench.tuning.finetune import collate
+from workbench.tuning.tasks import answer_rows
 
 MOST = 20  # steps
 RATE = 2e-3  # of AdamW
@@ -44,7 +45,8 @@ def _steps(model: Model, taught: list[tuple], asked: list[tuple]) -> pd.DataFram
     first = pd.Series(MOST + 1, index=range(len(asked)))
     plan = plans.resolve(model, "all")
     with deltas.preserved(model.network, ()), adapters.attached(model, plan, "lora", **LORA) as one:
-        inputs = _batch(model, taught)
+        batch = collate(answer_rows(model, [(prompt, answer) for _, prompt, answer in taught]))
+        inputs = {name: rows.to(model.device) for name, rows in batch.items()}
         weights = [model.network.get_parameter(name) for name in one.plan.parameters]
         optimiser = torch.optim.AdamW(weights, lr=RATE)
         for step in range(MOST + 1):
@@ -58,14 +60,3 @@ def _steps(model: Model, taught: list[tuple], asked: list[tuple]) -> pd.DataFram
             optimiser.step()
             optimiser.zero_grad()
     return pd.DataFrame({"fact_id": ids, "value": first.astype(float)})
-
-
-def _batch(model: Model, taught: list[tuple]) -> dict:
-    """The statements as one batch, its labels the answers' tokens."""
-    _, prompts, answers = map(list, zip(*taught, strict=True))
-    after = answers_after(model, prompts, answers)
-    encoded = after.encoded.to(model.device)
-    column = torch.arange(encoded.input_ids.shape[1])
-    is_answer = (column >= after.start[:, None]) & after.encoded.attention_mask.bool()
-    labels = encoded.input_ids.masked_fill(~is_answer.to(model.device), UNREAD)
-    return encoded.arguments() | {"labels": labels}

@@ -25,7 +25,7 @@ from workbench.checkpoints import is_world
 from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import UNREAD, encode, front, packed, row_length
-from workbench.tracking.retention import answers_after, measure_prompts, stop_words, token_lists
+from workbench.tracking.retention import answers_after, measure, stop_words, token_lists
 from workbench.tuning.numbers import TASKS as TASKS
 from workbench.tuning.numbers import Source, presets
 from workbench.world import text
@@ -323,9 +323,7 @@ def _wrong(model: Model, pool: Sequence[EditRequest], count: int) -> list[EditRe
     size = min(AT_ONCE, 16 + count * 9 // 8)  # nearly all unseen facts are wrong
     for start in range(0, len(pool), size):
         part = pool[start : start + size]
-        questions = [request.fact.question for request in part]
-        objects = [request.fact.object for request in part]
-        retained = measure_prompts(model, questions, objects).retained
+        retained = measure(model, part, against="object").retained
         wrong += [request for request, right in zip(part, retained, strict=True) if not right]
         if len(wrong) >= count:
             break
