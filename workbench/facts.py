@@ -420,11 +420,10 @@ def _plain() -> tuple[EditRequest, ...]:
 
 
 def _stands_in_a_wording(fact: Fact) -> bool:
-    wordings = _plain_templates()[fact.relation]
-    return any(
-        words.mentions(wording, fact.subject) and words.mentions(wording, fact.object)
-        for wording in wordings
-    )
+    for wording in _plain_templates()[fact.relation]:
+        if words.mentions(wording, fact.subject) and words.mentions(wording, fact.object):
+            return True
+    return False
 
 
 def _plain_fact(row: dict) -> Fact:

@@ -145,16 +145,14 @@ def changed(model: Model, factors: Mapping[int, Factors]) -> Iterator[None]:
     D = left @ right.T.
     """
 
-    def adding(left, right):
-        def change(out, key):
-            along = key.float() @ right.to(key.device)
-            return out + (along @ left.T.to(key.device)).to(out.dtype)
-
-        return change
-
     with ExitStack() as stack:
         for layer, (left, right) in factors.items():
-            stack.enter_context(replaced(model.down_projection(layer), adding(left, right)))
+
+            def change(out, key, left=left, right=right):
+                along = key.float() @ right.to(key.device)
+                return out + (along @ left.T.to(key.device)).to(out.dtype)
+
+            stack.enter_context(replaced(model.down_projection(layer), change))
         yield
 
 

@@ -85,9 +85,7 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
     Raises:
         BadInput: the edit changes no down-projection.
     """
-    changes = {}
-    for layer, old in before.weights.items():
-        changes[layer] = after.weights[layer] - old
+    changes = {layer: after.weights[layer] - old for layer, old in before.weights.items()}
     changed = [layer for layer in changes if changes[layer].any()]
     if not changed and after is not before:
         what = "measure trace: the edit changes no down-projection of the model"
