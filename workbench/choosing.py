@@ -160,7 +160,7 @@ class _Solver:
     def __init__(self, model: Model, editor: str, edited: Requests, *learnt_of):
         self.model, self.editor, self.learnt_of = model, editing.EDITORS[editor], learnt_of
         size = 1 if editor in ("ft", "rome") else BATCH
-        self.batches = [edited[start : start + size] for start in range(0, len(edited), size)]
+        self.batches = facts.in_parts(edited, size)
         self._solved_by, self._solutions = "", [None] * len(self.batches)
 
     def edits(self, hparams: Numbers) -> Iterator:

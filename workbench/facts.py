@@ -263,6 +263,11 @@ def objects_of(requests: Iterable[EditRequest]) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(objects[kind])) for kind in kinds}
 
 
+def in_parts(members: Sequence, size: int) -> list:
+    """Facts, or others, so many at a time; the last part may be smaller."""
+    return [members[start : start + size] for start in range(0, len(members), size)]
+
+
 # --- the embedded world ---------------------------------------------------------------------------
 
 

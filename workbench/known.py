@@ -322,8 +322,7 @@ def _parts(requests: Requests, what: str, size: int = PART) -> Iterator[Requests
     hidden = True if len(requests) <= size else None
     with tqdm(total=len(requests), desc=what, unit="fact", disable=hidden) as bar:
         try:
-            for start in range(0, len(requests), size):
-                part = requests[start : start + size]
+            for part in facts.in_parts(requests, size):
                 yield part
                 bar.update(len(part))
         finally:

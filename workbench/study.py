@@ -441,7 +441,7 @@ def _followed(
     with recorder.timed("fit lens"):
         fitted = lens.fitted(model, spec.lens, spec.corpus)
     size = len(requests) or spec.edits_per_model
-    groups = [chosen.edited[start : start + size] for start in range(0, len(chosen.edited), size)]
+    groups = facts.in_parts(chosen.edited, size)
     edits = [edit]
     if edit is None:
         with recorder.timed("prepare editor"):

@@ -32,6 +32,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +228,10 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
     keys = {}
     outputs = {}
 
-    def watched(layer):
-        def change(out, key):
-            keys[layer] = key
-            outputs[layer] = out.detach().clone().requires_grad_() if layer == layers[0] else out
-            return outputs[layer]
-
-        return replaced(model.down_projection(layer), change)
+    def watched(layer, out, key):
+        keys[layer] = key
+        outputs[layer] = out.detach().clone().requires_grad_() if layer == layers[0] else out
+        return outputs[layer]
 
     def read(tensor):
         tensor = tensor.detach().view(*rest.start.shape[:2], -1)
@@ -241,7 +239,7 @@ def keys_and_gradients(model: Model, rows: Rows, layers: Sequence[int]) -> tuple
 
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(watched(layer))
+            stack.enter_context(replaced(model.down_projection(layer), partial(watched, layer)))
         logits = rest.answer_logits(answers)
         loss = F.cross_entropy(logits, answers.token, reduction="sum")  # as if edited one by one
         finite(loss.detach(), model, layers[0], rows.encoded)
@@ -352,9 +350,8 @@ class _Meta(nn.Module):
 
     def _edits(self, requests: Requests) -> Iterator[Rows]:
         """The rows of one edit after another, of as many facts as are edited at once."""
-        size = self.hparams.facts_at_once
-        for start in range(0, len(requests), size):
-            yield build_rows(self.models[0], requests[start : start + size])
+        for part in facts.in_parts(requests, self.hparams.facts_at_once):
+            yield build_rows(self.models[0], part)
 
     @torch.no_grad()
     def _normalise(self, count: int = 200) -> None:

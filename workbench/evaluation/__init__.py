@@ -20,10 +20,10 @@ from workbench.edits import Edit
 from workbench.evaluation.ability import real_text
 from workbench.facts import BadInput, Requests
 from workbench.models import Model
-from workbench.registry import MEASURES
+from workbench.registry import ASKED, MEASURES
 from workbench.runs import tidy
 
-STANDARD = ("counterfact", "generation", "locality", "ability", "portability", "superficiality")
+STANDARD = ASKED
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
 DRAWS = 1000  # of the bootstrap
 

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from workbench import words
-from workbench.facts import Requests
+from workbench.facts import Requests, in_parts
 from workbench.models import Model
 from workbench.positions import encode, pad, row_length
 from workbench.tracking.retention import measure_prompts, says, text_after, token_lists
@@ -48,8 +48,7 @@ def written(model: Model, prompts: Sequence[str], most: int = MOST) -> list[str]
     texts = [""] * len(prompts)
     for room in set(rooms):  # so that no text ends early for a longer prompt beside it
         alike = [index for index, one in enumerate(rooms) if one == room]
-        for start in range(0, len(alike), AT_ONCE):
-            part = alike[start : start + AT_ONCE]
+        for part in in_parts(alike, AT_ONCE):
             new = _continued(model, [before[index] for index in part], room)
             for index, tokens in zip(part, new, strict=True):
                 texts[index] = text_after(model.tokenizer, before[index], tokens)

@@ -321,8 +321,7 @@ def _wrong(model: Model, pool: Sequence[EditRequest], count: int) -> list[EditRe
     """The first facts of the pool that the model gets wrong."""
     wrong: list[EditRequest] = []
     size = min(AT_ONCE, 16 + count * 9 // 8)  # nearly all unseen facts are wrong
-    for start in range(0, len(pool), size):
-        part = pool[start : start + size]
+    for part in facts.in_parts(pool, size):
         retained = measure(model, part, against="object").retained
         wrong += [request for request, right in zip(part, retained, strict=True) if not right]
         if len(wrong) >= count:
