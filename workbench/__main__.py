@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -94,18 +93,16 @@ def _dry_run(notebook: Path, parameters: Mapping, preset: str, out: str) -> None
 
 def _numbers(experiment) -> str:
     """The hyper-parameters of an experiment's editor, a line each."""
-    from workbench.records import BadInput
-
     experiment.blocks()  # refuses layers and a plan that do not fit the model
     title = f"\nhyper-parameters of {experiment.editor} on {experiment.model}"
     with warnings.catch_warnings(record=True) as notes:
         try:
             model = wb.models.outline(experiment.model, experiment.revision, here=True)
             hparams = experiment.editor_hparams(model)
-        except BadInput as reason:
+        except wb.records.BadInput as reason:
             try:
                 hparams = experiment.editor_hparams(experiment.model)
-            except BadInput:
+            except wb.records.BadInput:
                 return f"{title}: not known before its configuration is here ({reason})"
     lines = [f"  {name} = {value!r}" for name, value in hparams.model_dump().items()]
     return "\n".join([title, *lines, *(f"  note: {note.message}" for note in notes)])
@@ -152,18 +149,17 @@ def _edit(options) -> None:
 
 
 def _tune_editor(options) -> None:
-    choosing = wb.choosing
     name = options.model.rstrip("/").rpartition("/")[2]
     table = Path(options.out or f"{name}-{options.editor}.csv")
-    choosing.check(options.editor, table)
+    wb.choosing.check(options.editor, table)
     source = wb.Spec.of({}, model=options.model, facts=options.facts).source
     model = wb.models.load(options.model)
-    requests = choosing.apart(model, source)
+    requests = wb.choosing.apart(model, source)
     learnt = [one for one in wb.facts.lessons(source) if not wb.facts.is_tuned_on(one.fact)]
-    ranked = choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
-    _print(f"{_table(ranked.tail(5).drop(columns=choosing.ABOUT[:-1]))}\n")
+    ranked = wb.choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
+    _print(f"{_table(ranked.tail(5).drop(columns=wb.choosing.ABOUT[:-1]))}\n")
     best = ranked.iloc[-1]
-    _print(f"reached {best.reached} of {choosing.WANTED}; {table} holds every candidate")
+    _print(f"reached {best.reached} of {wb.choosing.WANTED}; {table} holds every candidate")
     numbers = table.with_suffix(".yaml")
     with wb.files.written(numbers) as partial:
         partial.write_text(yaml.safe_dump(json.loads(best.hparams)), encoding="utf-8")
@@ -194,8 +190,6 @@ def _evaluate(options) -> None:
 
 
 def _facts(options) -> None:
-    from workbench.records import BadInput
-
     wb.files.check_writable(Path(options.out).parent)
     margin = wb.Spec.of({}, margin=options.margin).margin
     requests, problems = wb.facts.inspect(options.file)
@@ -206,7 +200,7 @@ def _facts(options) -> None:
     for problem in problems:
         _print(problem, file=sys.stderr)
     if not requests:
-        raise BadInput(f"{options.file}: no usable record among {len(problems)}")
+        raise wb.records.BadInput(f"{options.file}: no usable record among {len(problems)}")
     table = wb.study.known_table(model, requests, margin)
     table["object_from_model"] = [request.fact.object_from_model for request in requests]
     wb.inert.write_csv(table, options.out)
@@ -241,15 +235,15 @@ def _remove(options) -> None:
 
 
 def _restore(options) -> None:
-    _remedied(options, partial(wb.traces.restored, strength=options.strength))
+    _remedied(options, wb.traces.restored, strength=options.strength)
 
 
-def _remedied(options, remedy: Callable) -> None:
+def _remedied(options, remedy: Callable, **how) -> None:
     """Write the model with its edit taken out or brought back, the change beside it."""
     wb.files.check_new(options.out)
     requests = wb.facts.read(options.facts) if options.facts else ()
     model = wb.models.load(options.model)
-    delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus)
+    delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus, **how)
     print(wb.deltas.export(model, delta, options.out))
 
 

@@ -57,11 +57,9 @@ UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiali
 UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
 UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
-TRACED = {  # kind of subject -> colour and marker
-    "not edited": ("0.7", "."),
-    "edited, no longer said": ("tab:red", "X"),
-    "edited, still said": ("tab:blue", "o"),
-}
+TRACED = ("not edited", "edited, no longer said", "edited, still said")  # kinds of subjects
+TRACE_COLOURS = dict(zip(TRACED, ("0.7", "tab:red", "tab:blue"), strict=True))
+TRACE_MARKERS = dict(zip(TRACED, ".Xo", strict=True))
 BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("workbench", ""), autoescape=True)
 
@@ -467,9 +465,10 @@ def traces(subjects: pd.DataFrame, edited: Requests, retained: Sequence[bool]) -
     data["rank"] = data.index + 1
     data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
     figure, (axes,) = _axes(3.6, 6.4)
-    for kind, (colour, marker) in TRACED.items():
+    for kind, colour in TRACE_COLOURS.items():
         part = data[data.kind == kind]
-        axes.plot(part["rank"], part.trace, marker, color=colour, label=f"{kind} ({len(part)})")
+        looks = {"color": colour, "label": f"{kind} ({len(part)})"}
+        axes.plot(part["rank"], part.trace, TRACE_MARKERS[kind], **looks)
     axes.set(xscale="log", xlabel="subjects of the list, by p", ylabel="trace: -log10 p")
     ticks = [10**power for power in range(len(str(len(data))))]
     axes.set_xticks(ticks, map(str, ticks))
@@ -662,8 +661,7 @@ def traces_over_time(run: Run) -> Drawing:
     probes = runs.watched(run.probes.query("group == 'edited' and step >= 0"))
     data = probes.merge(run.table("trace"), on=["edited_model", "step", "fact_id"])
     data = data.sort_values("step")
-    p = data.p.clip(lower=1e-300)
-    data["trace"] = -numpy.log10(p)
+    data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
     by_fact = data.groupby(["edited_model", "fact_id"])
     data["kept"] = runs.as_bool(by_fact.retained.transform("last"))
     _, hidden, shown = TRACED
@@ -673,11 +671,9 @@ def traces_over_time(run: Run) -> Drawing:
     figure, every = _axes(3.6, 3.2, 3.2, 3.2)
     labels = {"trace": "trace: -log10 p", "share": "share of the edit that stands"}
     labels["reach"] = "share that is still reached"
-    palette = {kind: colour for kind, (colour, _) in TRACED.items()}
-    markers = {kind: marker for kind, (_, marker) in TRACED.items()}
-    looks: dict = {"y": "p_answer", "hue": "kind", "palette": palette}
+    looks: dict = {"y": "p_answer", "hue": "kind", "palette": TRACE_COLOURS}
     lines: dict = {"units": "fact_id", "estimator": None, "sort": False, "legend": False}
-    ends: dict = {"style": "kind", "markers": markers, "s": 60, "zorder": 3}
+    ends: dict = {"style": "kind", "markers": TRACE_MARKERS, "s": 60, "zorder": 3}
     for axes, x in zip(every, labels, strict=True):
         seaborn.lineplot(data, x=x, ax=axes, **looks, **lines)
         axes.plot(first[x], first.p_answer, "o", color="0.5", mfc="white")

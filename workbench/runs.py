@@ -503,6 +503,5 @@ def new_folder(out: str | Path, run_id: str) -> Iterator[Path]:
 def whole_checkpoint(folder: Path) -> str | None:
     """The newest of a Trainer's checkpoints that was written to its end."""
     checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    if not checkpoints:
-        return None
-    return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
+    steps = {int(path.name.rpartition("-")[2]): str(path) for path in checkpoints}
+    return steps[max(steps)] if steps else None

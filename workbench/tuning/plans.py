@@ -44,16 +44,13 @@ class Plan:
         parts: dict[str, int | str] = dict.fromkeys(row.embeddings, "embeddings")
         parts |= {row.final_norm: "final norm", row.unembedding: "head"}
         parts |= {model.block_name(layer): layer for layer in range(model.n_blocks)}
-
-        def part_of(name: str) -> int | str:
-            inside = [part for module, part in parts.items() if name.startswith(f"{module}.")]
-            return inside[0] if inside else "other"
-
         moving = set(self.parameters)
         rows = []
         for name, parameter in model.network.named_parameters():
+            inside = [part for module, part in parts.items() if name.startswith(f"{module}.")]
+            part = inside[0] if inside else "other"
             size = parameter.numel()
-            rows.append((part_of(name), size * (name in moving), size))
+            rows.append((part, size * (name in moving), size))
         table = pd.DataFrame(rows, columns=["block", "trainable", "all"])
         return table.groupby("block", sort=False).sum()
 
