@@ -479,11 +479,14 @@ def test_world_models_load_in_float32_with_their_tokenizer(world):
 
 @pytest.fixture
 def four_cores(monkeypatch):
-    """four_cores(load) -> what torch is told to use on a machine of four cores under this load."""
+    """four_cores(load, busy) -> what torch is told to use on a machine of four cores under this
+    load, of which this share of a hundred is busy now.
+    """
 
-    def choose(load: float) -> list[int]:
+    def choose(load: float, busy: float = 100.0) -> list[int]:
         chosen: list[int] = []
         monkeypatch.setattr(models.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(models.psutil, "cpu_percent", lambda interval: busy)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
         monkeypatch.setattr(torch, "set_num_threads", chosen.append)
         models.share_cores.cache_clear()
@@ -493,6 +496,13 @@ def four_cores(monkeypatch):
 
     yield choose
     models.share_cores.cache_clear()
+
+
+def test_what_ended_just_now_keeps_no_core_busy(monkeypatch, four_cores):
+    """After an installation a study ran on one thread of two idle cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert four_cores(3.4, busy=2.0) == [4]
+    assert four_cores(3.4, busy=50.0) == [2]
 
 
 @pytest.mark.parametrize(("load", "threads"), [(0.2, 4), (1.4, 3), (1.6, 2), (3.4, 1), (9.0, 1)])

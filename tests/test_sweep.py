@@ -180,6 +180,7 @@ def test_workers_share_the_cores_that_the_load_leaves(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(models.psutil, "getloadavg", lambda: (2.3, 0.0, 0.0))
+    monkeypatch.setattr(models.psutil, "cpu_percent", lambda interval: 100.0)
     assert sweep._local_options(2)["env"]["OMP_NUM_THREADS"] == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert sweep._local_options(2)["env"] == {"OMP_NUM_THREADS": "5", "MKL_NUM_THREADS": "5"}

@@ -472,11 +472,11 @@ def share_cores() -> None:
 
 
 def free_cores(cores: int) -> int:
-    """How many of them the last minute's load leaves, if all of the machine's bear it alike; at
-    least one.
+    """How many of them are left, if all of the machine's are kept busy alike; at least one. Busy is
+    what was so over the last minute and is now: an installation that has just ended is not.
     """
-    share = cores / max(psutil.cpu_count() or 1, cores)
-    return max(1, cores - round(psutil.getloadavg()[0] * share))
+    load = psutil.getloadavg()[0] / max(psutil.cpu_count() or 1, cores)
+    return max(1, cores - round(cores * min(load, psutil.cpu_percent(0.2) / 100)))
 
 
 def device_named(name: str) -> torch.device:
