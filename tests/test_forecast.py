@@ -31,6 +31,7 @@ def test_every_phase_goes_up_with_what_it_does(outline):
     assert costs(outline, fact="capital:spain")["editing"] == usual["editing"] / 10
     assert costs(outline, n_intrinsic=40)["looking"] > usual["looking"]
     assert costs(outline, editor="incontext")["editing"] == 0
+    assert costs(outline, protect="replay")["tuning"] > 1.5 * usual["tuning"]
 
 
 def test_a_lens_is_fitted_for_a_price(outline):
