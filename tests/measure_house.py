@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 # Lowered as the house gets smaller; it is to have 6,800 lines and 5.8 nodes a statement. The
 # measures of `evaluate`, the fitted lenses, the traces of edits, protection and L-BFGS brought
-# 1,760 lines, of which 289 have been paid for.
+# 1,760 lines, of which 293 have been paid for.
 BOUNDS = {
     "code lines": 9900,
     "longest line": 100,
