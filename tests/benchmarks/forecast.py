@@ -64,7 +64,6 @@ TRIALS = [
 SIGNS = ["margin", "log_p", "old", "written", "overlap", "slope", "leap"]
 PLAIN = "plain margin"
 FORECASTS = {
-    "margin": ["margin"],
     "leap": ["leap"],
     "margin, slope": ["margin", "slope"],
     "margin, leap": ["margin", "leap"],
@@ -246,6 +245,21 @@ def calibration(chance: pd.Series, kept: pd.Series, parts: int = 10) -> float:
     return float((gaps * bins.value_counts().reindex(gaps.index)).sum() / len(chance))
 
 
+def shown(table: pd.DataFrame) -> str:
+    """A line a model and task, a column a forecast: AUROC and its lead over the plain margin."""
+    lines = [["model", "task", "trials", "n", "kept", PLAIN, *FORECASTS]]
+    lines.append(["---"] * len(lines[0]))
+    for (model, task), part in table.groupby(["model", "task"], sort=False):
+        one = part.iloc[0]
+        line = [model, task, str(one.trials), str(one.n), f"{one.kept:.2f}"]
+        for row in part.itertuples():
+            cell = f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            lead = f"; {row.lead:+.2f} [{row.lead_low:+.2f}, {row.lead_high:+.2f}]"
+            line.append(cell if row.forecast == PLAIN else cell + lead)
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def read(path: Path) -> pd.DataFrame:
     done = pd.read_csv(path)
     names = ["model", "editor", "edits", "task", "seed"]
@@ -263,8 +277,7 @@ def main():
     resumed(options.out, () if options.judge else options.trials, tried)
     table = judged(read(options.out))
     table.to_csv(options.out.with_name("forecasts.csv"), index=False, float_format="%.3f")
-    with pd.option_context("display.max_rows", None, "display.width", 200):
-        print(table.round(3).to_string(index=False))
+    print(shown(table))
 
 
 if __name__ == "__main__":
