@@ -609,6 +609,26 @@ def test_no_arm_is_run_before_all_can_be(small, base, tmp_path, one_line):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_editor_that_chooses_its_block_itself_goes_with_a_plan_by_edit(
+    small, base, tmp_path, monkeypatch
+):
+    def mine(model, requests, size: float = 1.0):
+        left, right = (
+            torch.zeros(model.weight(2).shape[0], 1),
+            torch.zeros(model.weight(2).shape[1], 1),
+        )
+        left[0], right[0] = size, 1
+        change = deltas.Change(left=left, right=right)
+        return deltas.WeightDelta.of(model, changes={model.down_projection_name(2): change})
+
+    monkeypatch.setattr(EDITORS, "_ready", dict(EDITORS._ready))
+    EDITORS.register("mine", mine)
+    spec = small.model_copy(update={"editor": "mine", "plan": "after-edited", "n_edited": 1})
+    with pytest.warns(NotTaken):
+        run = study.run(spec, base, out=tmp_path)
+    assert list(run.about["tuning"]["moving_by_part"]) == [str(block) for block in range(3, 12)]
+
+
 def test_what_differs_between_edited_models_is_said_of_each():
     two = [{"task": "facts", "moving": 5}, {"task": "facts", "moving": 3}]
     assert study._in_common(two) == {"task": "facts", "moving": [5, 3]}

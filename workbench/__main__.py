@@ -169,7 +169,7 @@ def _tune_editor(options) -> None:
 def _evaluate(options) -> None:
     evaluation = wb.evaluation
     wb.files.check_writable(Path(options.out).parent)
-    names = evaluation.chosen(list(filter(None, options.measures.split(","))), bool(options.base))
+    names = evaluation.chosen(options.measures.replace(",", " ").split(), bool(options.base))
     requests = wb.facts.read(options.facts)
     before = None
     if options.base:

@@ -53,8 +53,8 @@ def operations(spec: Spec, model: Model) -> dict[str, float]:
     fitting = {"logit": 0, "tuned": lens.STEPS * lens.ROWS_A_STEP * step}
     fitting["jacobian"] = PASS * weights * ROW * effects
     asking = weights * PROMPT * asked + head * model.n_blocks * watched
-    trained = copies * spec.max_steps * spec.batch_size * row
-    trained *= PROTECTED if spec.protect else 1
+    dearer = PROTECTED if spec.protect else 1
+    trained = copies * spec.max_steps * spec.batch_size * row * dearer
     validated = copies * (looks - 1) * spec.n_valid * row
     return {
         "choosing": PASS * weights * PROMPT * ASKED * (spec.n_edited + spec.n_intrinsic),

@@ -196,6 +196,8 @@ class Spec(Record):
             return None
         with warnings.catch_warnings(action="ignore"):  # that layers are proposed from the depth
             edited = list(self.editor_hparams(model).layers)
+        if not edited and "edited" in self.plan and self.editor not in editing.NAMES:
+            return None  # a function of one's own may choose them
         table = plans.resolve(model, self.plan, edited).table(model)
         return edited, set(table.index[table.trainable > 0]), model.n_blocks
 

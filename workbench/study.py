@@ -206,7 +206,10 @@ class Recorder:
         Raises:
             BadInput: what was done is not what the Spec says, and would be found under its id.
         """
-        self._check_fits(spec, model, chosen)
+        check_fits(self.deltas, spec, model, chosen)
+        if any(tuned_under.resolved() != spec.resolved() for tuned_under in self.specs):
+            what = "the tuning was done under another Spec than the one to write"
+            raise BadInput(f"{what}; write it under that one")
         about = self._about(spec, model, chosen)
         tables = {name: self.table(name) for name in self.tables}
         ending = "-stopped" if "stopped" in self.ended else ""
@@ -251,12 +254,6 @@ class Recorder:
             "peak_memory_mb": _peak_memory_mb(),
             "peak_memory_mb_after": self.memory,
         }
-
-    def _check_fits(self, spec: Spec, model: Model, chosen: Chosen) -> None:
-        check_fits(self.deltas, spec, model, chosen)
-        if any(tuned_under.resolved() != spec.resolved() for tuned_under in self.specs):
-            what = "the tuning was done under another Spec than the one to write"
-            raise BadInput(f"{what}; write it under that one")
 
 
 def check_fits(edits: Sequence[Edit], spec: Spec, model: Model, chosen: Chosen) -> None:

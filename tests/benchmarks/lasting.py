@@ -9,7 +9,8 @@ an & (after:3&others); behind a * by how much the learning rate is larger than t
 (none*0.33). The model is edited and tuned until the task's validation metric first reaches its
 THRESHOLD, fixed beforehand. A row is one look: `edited` (before the tuning), `steps` (after EQUAL
 of them) and `threshold`; what the facts say is a share a fact. Goes on with what the file has.
-Without a trial: those of the findings. --table prints means over the facts of all seeds, with 95 %
+Without a trial: eight arms on one seed; the column `trial` of lasting.csv names those of the
+findings. --table prints means over the facts of all seeds, with 95 %
 bootstrap intervals; of edits those that took, as a replay teaches the others too. Strengths were
 chosen with --split tuning.
 """

@@ -70,9 +70,10 @@ def test_a_model_alone_has_no_before_and_is_not_compared(model, few, one_line):
 def test_what_an_edit_did_is_not_asked_of_a_model_that_holds_one(few, one_line):
     """It would be applied twice; and a base that is not the edit's would stand for it."""
     model, edit = loaded("world-gpt2"), edit_of("world-gpt2", "memit", 5)
-    with edit.applied(model), pytest.raises(BadInput) as error:
-        wb.evaluate(model, few, edit, measures="retention")
-    assert "holds an edit" in one_line(error)
+    for given in ({"edit": edit}, {"base": model}):
+        with edit.applied(model), pytest.raises(BadInput) as error:
+            wb.evaluate(model, few, measures="retention", **given)
+        assert "holds an edit" in one_line(error)
     with pytest.raises(BadInput) as error:
         wb.evaluate(model, few, edit, base=model)
     assert "leave one out" in one_line(error)

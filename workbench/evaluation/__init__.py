@@ -46,17 +46,18 @@ def evaluate(
         DataFrame[measure, quantity, fact_id, before, after]; `before` is null of what compares the
         two models, and where there is one only. `summary` makes a table of it.
     Raises:
-        BadInput: edit and base; an edit of a model that holds one; a measure that compares, alone.
+        BadInput: edit and base; a base that holds an edit; a measure that compares, alone.
     """
     if edit and base:
         raise BadInput("edit and base are given: with an edit, model is the base; leave one out")
-    names = chosen(measures, has_base=bool(edit or base))
-    if not (edit or base):
+    has_base = bool(edit or base)
+    names = chosen(measures, has_base)
+    if not has_base:
         alone = asked(model, requests, names)
         return compared(alone, alone).assign(before=numpy.nan)
-    if edit:
-        model.check_unchanged("evaluate with an edit")
-    before = asked(base or model, requests, names)
+    base = base or model
+    base.check_unchanged("evaluate, the base")
+    before = asked(base, requests, names)
     with edit.applied(model) if edit else nullcontext():
         return compared(before, asked(model, requests, names))
 
@@ -89,8 +90,7 @@ def asked(model: Model, requests: Requests, measures: Sequence[str] = STANDARD) 
     kinds = [MEASURES[name] for name in measures]
     reads = real_text(model, 1), model.tokenizer.get_vocab(), len(model.unembedding.weight)
     answers = {kind.name: kind.ask(model, requests) for kind in kinds}
-    width = model.unembedding.weight.shape[1]
-    kind = f"{model.network.config.model_type}, {model.n_blocks} blocks of width {width}"
+    kind = f"{model.network.config.model_type}, {model.n_blocks} blocks {[*model.weight(0).shape]}"
     return Asked(kind=kind, reads=reads, answers=answers)
 
 
