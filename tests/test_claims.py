@@ -48,6 +48,32 @@ def test_blocks_and_plans_are_those_that_a_run_is_filed_under():
     assert [result[0] for _, result, _ in results] == [-1] * len(claims.READ)
 
 
+def test_runs_of_another_number_of_edits_or_of_an_adapter_are_of_other_facts():
+    """The first facts of ten and of twenty are not the same: to average them pairs nothing."""
+    every, none = "1" * 10, "t" * 10
+    moving = looks("plan", {"all": none, "edited": every})
+    beside = looks("plan", {"all": every})
+    for other in ({"n_edited": "20"}, {"adapter": "lora"}):
+        both = pd.concat([moving, beside.assign(**other)])
+        results = list(claims.plans("edited", ("all",), -1)(both))
+        assert [result[0] for _, result, _ in results] == [1] * len(claims.READ)
+    of_statements = looks("paraphrases", {"1": none, "3": every, "10": every})
+    both = pd.concat([of_statements, beside.assign(n_edited="20", plan="all")])
+    assert [result[0] for _, result, _ in claims.more_paraphrases(both)] == [1, 0]
+
+
+def test_a_hundred_edits_are_judged_apart():
+    every, none = "1" * 10, "t" * 10
+    arms = looks("plan", {"all": every, "edited": none, "not-edited": none, claims.LATE: every})
+    results = list(claims.of_hundred(arms.assign(n_edited="100")))
+    assert {name.partition(",")[0]: result[0] for name, result, _ in results} == {
+        f"{claims.LATE} less all": 0,
+        "edited less all": -1,
+        "not-edited less all": -1,
+    }
+    assert not list(claims.of_hundred(arms))
+
+
 def test_an_intrinsic_fact_counts_where_the_edited_model_says_it():
     table = looks("plan", {"all": "1" * 10}).assign(intrinsic="10" * 5, known="1" * 6 + "0" * 4)
     facts = claims.facts_of(table)

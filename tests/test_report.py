@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks.synthetic_runs import synthetic
-from workbench import batch, pages, plots, report, runs, sweep
+from workbench import batch, pages, report, runs, sweep
 from workbench.__main__ import main
 from workbench.facts import BadInput
 
@@ -73,9 +73,20 @@ def test_the_tables_hold_the_means_of_the_runs(folder, tmp_path):
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng, hits, times = numpy.random.default_rng(0), 0, 1000
     for _ in range(times):
-        low, high = plots.interval(pd.Series((rng.random(90) < 0.6).astype(float)))
+        low, high = runs.interval(pd.Series((rng.random(90) < 0.6).astype(float)))
         hits += low <= 0.6 <= high
     assert 0.93 <= hits / times <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "low", "high"),
+    [(1, 0, 0.6915, 1), (0, 0, 0, 0.3085), (0, -1, -0.3085, 0.3085), (1, -1, 0.3830, 1)],
+)
+def test_ten_facts_that_agree_are_not_certain(value, least, low, high):
+    """Clopper and Pearson's interval of ten of ten is .6915 to 1; of differences it is as wide to
+    either side as they can be.
+    """
+    assert runs.interval(pd.Series([value] * 10), least) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_paired_differences_cover_the_truth_as_often_as_they_say():
@@ -154,18 +165,20 @@ def two_editors(tmp_path: Path, kept: dict[str, float], facts: int) -> list[str]
     return sentences_of(runs.collect(tmp_path))
 
 
-@pytest.mark.parametrize(("facts", "apart"), [(report.FEWEST - 1, False), (30, True)])
-def test_a_few_facts_tell_nothing_apart_however_unanimous(facts, apart, tmp_path):
+@pytest.mark.parametrize(
+    ("facts", "high", "apart"), [(report.FEWEST - 1, "0.04", False), (30, "-0.77", True)]
+)
+def test_a_few_facts_tell_nothing_apart_however_unanimous(facts, high, apart, tmp_path):
     counts, edits, _ = two_editors(tmp_path, {"ft": 1.0, "rome": 0.0}, facts)
     assert counts == "2 runs, 1 seed"
-    assert "-1.00 [-1.00, -1.00]" in edits
+    assert f"-1.00 [-1.00, {high}]" in edits
     assert ("cannot be told apart" in edits) != apart
 
 
 def test_of_one_run_its_share_is_said_and_of_runs_that_share_no_fact_nothing(tmp_path):
     counts, edits, _ = two_editors(tmp_path / "one", {"rome": 1.0}, 30)
     assert counts == "1 run, 1 seed"
-    assert re.fullmatch(r"edits kept under text, by editor: rome 1.00 \[1.00, 1.00\] of \d+", edits)
+    assert re.fullmatch(r"edits kept under text, by editor: rome 1.00 \[0.88, 1.00\] of 30", edits)
     for seed, (editor, plan) in enumerate((("rome", "all"), ("ft", "edited"))):
         synthetic(tmp_path / "two", 1.0, editor=editor, plan=plan, task="text", seed=seed)
     assert sentences_of(runs.collect(tmp_path / "two")) == ["2 runs, 2 seeds"]

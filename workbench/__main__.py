@@ -157,7 +157,8 @@ def _tune_editor(options) -> None:
     requests = wb.choosing.apart(model, source)
     learnt = [one for one in wb.facts.lessons(source) if not wb.facts.is_tuned_on(one.fact)]
     ranked = wb.choosing.choose(model, options.editor, requests, table, options.corpus, learnt)
-    _print(f"{_table(ranked.tail(5).drop(columns=wb.choosing.ABOUT[:-1]))}\n")
+    shown = ranked.tail(5).drop(columns=wb.choosing.ABOUT[:-1])
+    _print(f"{_table(shown)}\n")
     best = ranked.iloc[-1]
     _print(f"reached {best.reached} of {wb.choosing.WANTED}; {table} holds every candidate")
     numbers = table.with_suffix(".yaml")
@@ -167,9 +168,8 @@ def _tune_editor(options) -> None:
 
 
 def _evaluate(options) -> None:
-    evaluation = wb.evaluation
     wb.files.check_writable(Path(options.out).parent)
-    names = evaluation.chosen(options.measures.replace(",", " ").split(), bool(options.base))
+    names = wb.evaluation.chosen(options.measures.replace(",", " ").split(), bool(options.base))
     requests = wb.facts.read(options.facts)
     before = None
     if options.base:
@@ -177,14 +177,14 @@ def _evaluate(options) -> None:
         requests, silent = wb.study.with_objects(base, requests)
         for problem in silent:
             _print(problem, file=sys.stderr)
-        before = evaluation.asked(base, requests, names)
+        before = wb.evaluation.asked(base, requests, names)
         del base  # so that the two need not be in memory at once
-    after = evaluation.asked(wb.models.load(options.model), requests, names)
-    table = evaluation.compared(before or after, after)
+    after = wb.evaluation.asked(wb.models.load(options.model), requests, names, like=before)
+    table = wb.evaluation.compared(before or after, after)
     if not before:
         table["before"] = float("nan")
     wb.inert.write_csv(table, options.out)
-    shown = evaluation.summary(table)
+    shown = wb.evaluation.summary(table)
     _print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     print(options.out)
 

@@ -339,9 +339,7 @@ def _world() -> tuple[EditRequest, ...]:
     return tuple(requests)
 
 
-def _request_for(
-    fact: Fact, target: str, judging: Sequence[str], near: Sequence[Fact]
-) -> EditRequest:
+def _request_for(fact: Fact, target: str, judging: Sequence[str], near: list[Fact]) -> EditRequest:
     """The request to edit an embedded fact, which wordings and facts nearby judge."""
     held_out = tuple(fill(prompt, fact.subject) for prompt in judging)
     neighbourhood = tuple((other.question, other.object) for other in near)

@@ -199,7 +199,8 @@ def _collect(model: Model, widths: dict[int, int], rows: Tensor, tokens: int) ->
     for layer, total in sums.items():
         if not torch.isfinite(total).all():
             raise BadInput(f"layer {layer}: keys are NaN or infinite; load the model in float32")
-    return {layer: _mirrored(total / tokens).cpu() for layer, total in sums.items()}
+    whole = {layer: total.triu() + total.triu(1).T for layer, total in sums.items()}
+    return {layer: (total / tokens).cpu() for layer, total in whole.items()}
 
 
 def _add_products(total: Tensor, key: Tensor) -> None:
@@ -211,8 +212,3 @@ def _add_products(total: Tensor, key: Tensor) -> None:
     for start in range(0, width, step):
         end = start + step
         total[start:end, start:].addmm_(key[:, start:end].T, key[:, start:])
-
-
-def _mirrored(total: Tensor) -> Tensor:
-    """The symmetric matrix, from its upper triangle."""
-    return total.triu() + total.triu(1).T

@@ -26,7 +26,7 @@ from PIL import Image
 from workbench import facts, files, inert, runs
 from workbench.facts import Requests
 from workbench.records import BadInput, check_choice
-from workbench.runs import SERIES, Run, seen_through, value_name
+from workbench.runs import SERIES, Run, interval, seen_through, value_name
 from workbench.spec import Spec
 
 CATEGORIES = ("true", "edited", "related", "stop", "other")
@@ -505,13 +505,6 @@ def measured_over_steps(run: Run) -> Drawing:
 
 
 # --- What the tables of several figures share
-
-
-def interval(values: pd.Series, draws: int = 1000) -> tuple[float, ...]:
-    """Bootstrap 95 % interval of the mean of independent values."""
-    every, counts = numpy.unique(values.to_numpy(dtype=float), return_counts=True)
-    drawn = numpy.random.default_rng(0).multinomial(len(values), counts / len(values), draws)
-    return tuple(numpy.quantile(drawn @ every / len(values), [0.025, 0.975]).tolist())
 
 
 def step_names(steps: Iterable[int]) -> list[str]:

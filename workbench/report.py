@@ -23,8 +23,8 @@ from pyarrow.parquet import ParquetWriter
 
 from workbench import batch, files, inert, runs
 from workbench.facts import DATA, BadInput
-from workbench.plots import ASIDE, BRING, BROUGHT, interval
-from workbench.runs import SERIES, Run, value_name
+from workbench.plots import ASIDE, BRING, BROUGHT
+from workbench.runs import SERIES, Run, interval, value_name
 
 EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model")
 TUNED = ("task", "plan", "adapter", "protect", "learning_rate", "max_steps")
@@ -128,13 +128,13 @@ def paired(table: pd.DataFrame, by: Sequence[str], of: Sequence[str] = ()) -> pd
             of_facts = differences.groupby(["series", "seed", "fact_id"], observed=True).mean()
             for series, part in of_facts.groupby("series", observed=True):
                 names = {"field": name, "of": value, "against": against, "series": series}
-                rows.append(names | dict(_summary(part)))
+                rows.append(names | dict(_summary(part, least=-1)))
     columns = ["field", "of", "against", "series", *SUMMARY]
     return pd.DataFrame(rows, columns=columns).astype({"n": int})
 
 
-def _summary(values: pd.Series) -> pd.Series:
-    low, high = interval(values)
+def _summary(values: pd.Series, least: float = 0) -> pd.Series:
+    low, high = interval(values, least)
     return pd.Series([values.mean(), low, high, len(values)], index=SUMMARY)
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy
 import pandas as pd
 import psutil
 import safetensors
@@ -207,6 +208,23 @@ def tidy(name: str, table: pd.DataFrame, by: Sequence[str] = ("fact_id",)) -> pd
     return rows.value.mean()
 
 
+def interval(values, least: float = 0, draws: int = 1000) -> tuple[float, ...]:
+    """95 % interval of the mean of independent values, by bootstrap; where all agree, which that
+    would call certain, from what so many may have missed of others (Clopper and Pearson).
+
+    Args:
+        least: the values are shares, from 0 to 1, or differences of shares, from -1.
+    """
+    every, counts = numpy.unique(values, return_counts=True)
+    n = counts.sum()
+    if len(every) == 1 and least <= every[0] <= 1:
+        [value] = every.tolist()
+        like = 0.025 ** (1 / n)  # of all that there are
+        return least + like * (value - least), 1 - like * (1 - value)
+    drawn = numpy.random.default_rng(0).multinomial(n, counts / n, draws)
+    return tuple(numpy.quantile(drawn @ every / n, [0.025, 0.975]).tolist())
+
+
 def watched(probes: pd.DataFrame) -> pd.DataFrame:
     """Those of the edits that took, and of the intrinsic facts."""
     took = (probes.group == "edited") & as_bool(probes.took)
@@ -378,7 +396,8 @@ def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
     if len({(run.spec["task"], run.spec["model"], run.spec["task_data"]) for run in arms}) > 1:
         raise BadInput("runs of several tasks or models cannot be compared; group them first")
     sign = 1 if arms[0].about["tuning"]["metric"] == "loss" else -1  # so that less is better
-    curves = [sign * _metric_curves(run) for run in arms]
+    curve_of = {"index": "step", "columns": "edited_model", "values": "metric"}
+    curves = [sign * run.training.pivot_table(**curve_of) for run in arms]  # NaN after its end
     all_models = pd.concat(curves, axis=1)
     level = all_models.min().max()
     common = int(all_models.dropna().index.max())
@@ -395,11 +414,6 @@ def compare(arms: Sequence[Run], by: str) -> pd.DataFrame:
         row |= {f"{group}_at_{common}": share for group, share in at_common.items()}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _metric_curves(run: Run) -> pd.DataFrame:
-    """The validation metric, a row a step, a column an edited model; NaN where it has ended."""
-    return run.training.pivot_table(index="step", columns="edited_model", values="metric")
 
 
 def _merged_gap(run: Run) -> float:

@@ -71,10 +71,6 @@ class Planned:
     folder: Path
 
     @property
-    def finished(self) -> bool:
-        return runs.finished(self.folder)
-
-    @property
     def failure(self) -> str:
         """The error that an earlier attempt left, or nothing."""
         note = batch.failure_of(self.folder)[1]
@@ -101,7 +97,7 @@ def planned(grid: Grid, out: str | Path) -> list[Planned]:
             parameters, experiment = batch.checked(Path(grid.notebook), cell, grid.preset)
             folder = Path(out) / batch.identify(Path(grid.notebook), parameters, experiment)
             run = Planned(parameters=parameters, folder=folder)
-            if not run.finished:
+            if not runs.finished(folder):
                 experiment.blocks()
         except BadInput as error:
             raise BadInput(f"{error} (in the run with {cell})") from None
@@ -126,7 +122,7 @@ def sweep(
     every = planned(grid, out)
     files.check_writable(out)
     runs.clean(out)
-    unfinished = [run for run in every if not run.finished]
+    unfinished = [run for run in every if not runs.finished(run.folder)]
     todo = [run for run in unfinished if retry_failed or not run.failure]
     finished = len(every) - len(unfinished)
     failed = len(unfinished) - len(todo)
@@ -143,7 +139,7 @@ def sweep(
         finally:
             logging.disable(logged)
             runs.clean(out)
-    return [run for run in every if not run.finished]
+    return [run for run in every if not runs.finished(run.folder)]
 
 
 def _remote_client(scheduler: str) -> distributed.Client:
@@ -229,9 +225,7 @@ def _check_code(client: distributed.Client) -> None:
             raise BadInput(f"worker {address}: another version of the workbench; install this one")
 
 
-def _work(
-    client: distributed.Client, notebook: Path, todo: Sequence[Planned], gpus: Sequence[str]
-) -> None:
+def _work(client: distributed.Client, notebook: Path, todo: list[Planned], gpus: list[str]) -> None:
     """Hand the runs out; show done, failed, time left, and each error.
 
     A worker that dies loses its current run, which another takes up.
@@ -248,7 +242,7 @@ def _work(
                 raise RuntimeError(f"{what}; start it, and this, again")
             run = futures[future]
             # Its worker may have died, and the run be there all the same.
-            if future.status != "finished" and not run.finished:
+            if future.status != "finished" and not runs.finished(run.folder):
                 reason = result[1] if isinstance(result, tuple) else result
                 problem = one_line(str(reason) or future.status)
                 failed += 1

@@ -48,6 +48,7 @@ MOVES = (
     *("edited", "window:2-4", "window:5-7", "window:8-10"),
 )
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
+BATCHES = (10, 100)  # edits at once
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
 
@@ -239,7 +240,8 @@ def best_editor(looks: pd.DataFrame) -> Rows:
 
 def more_paraphrases(looks: pd.DataFrame) -> Rows:
     """5. An edit of more statements is retained more; three equal intrinsic facts."""
-    part = looks[(looks.task == "facts") & (looks.plan == "all") & _is_preset(looks)]
+    part = of_facts(looks)
+    part = part[part.plan == "all"]
     facts = facts_of(chosen(part, "paraphrases", "level"))
     for editor in sorted(set(part[part.paraphrases == "10"].editor)):
         one = kept(facts, editor=editor, paraphrases="1")
@@ -250,10 +252,11 @@ def more_paraphrases(looks: pd.DataFrame) -> Rows:
         yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
 
 
-def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
+def plans(
+    of: str, against: tuple[str, ...], claimed: int, n_edited: int = 10
+) -> Callable[[pd.DataFrame], Rows]:
     def rows(looks: pd.DataFrame) -> Rows:
-        part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
-        part = part[(part.adapter == "") | (part.adapter == "none")]
+        part = of_blocks(looks, n_edited)
         several = part.groupby(["editor"]).plan.nunique()
         for editor in several[several > 1].index:
             arms = part[(part.editor == editor) & part.plan.isin((of, *against))]
@@ -268,11 +271,34 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
     return rows
 
 
+def of_facts(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
+    """Of facts, so many edited at once by the presets' blocks, no adapter. Runs of another number
+    are of other facts.
+    """
+    part = looks[(looks.task == "facts") & (looks.n_edited == str(n_edited))]
+    return part[_is_preset(part) & part.adapter.isin(["", "none"])]
+
+
+def of_blocks(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
+    """The same, of one statement; whatever may move."""
+    part = of_facts(looks, n_edited)
+    return part[part.paraphrases == "1"]
+
+
 def blocks_alone(looks: pd.DataFrame) -> Rows:
     """10 and 11 where embeddings and head stay in both arms, which only `all` moves."""
     for plan in ("edited", "not-edited"):
         for condition, result, claimed in plans(plan, (BLOCKS,), -1)(looks):
             yield f"{plan}, {condition}", result, claimed
+
+
+def of_hundred(looks: pd.DataFrame) -> Rows:
+    """6, 10 and 11 of a batch as large as the second study's; the last two once more as above."""
+    pairs = [(LATE, "all", 1), ("edited", "all", -1), ("not-edited", "all", -1)]
+    pairs += [("edited", BLOCKS, -1), ("not-edited", BLOCKS, -1)]
+    for plan, against, claimed in pairs:
+        for condition, result, _ in plans(plan, (against,), claimed, n_edited=100)(looks):
+            yield f"{plan} less {against}, {condition}", result, claimed
 
 
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
@@ -369,6 +395,7 @@ CLAIMS: list[tuple[str, str, str, Callable[[pd.DataFrame], Rows]]] = [
      plans("not-edited", ("all",), -1)),
     ("10 and 11, blocks", "2511.05852", "both, against moving all blocks but no embeddings or head",
      blocks_alone),
+    ("6, 10, 11, batch of 100", "2511.05852", "the same of a hundred edits at once", of_hundred),
     ("12", "2511.05852", "adapters keep more than full tuning", adapters),
     ("13", "2511.05852", "false edits persist as harmless ones do", false_as_harmless),
     ("14", "2511.05852", "edits last longer in the better trained model", early_and_finished),
@@ -399,12 +426,10 @@ def by_plan(looks: pd.DataFrame) -> str:
     """Of editors with several plans: edited and intrinsic facts at the end of each tuning on facts,
     by what moved.
     """
-    part = looks[(looks.task == "facts") & (looks.paraphrases == "1") & _is_preset(looks)]
-    part = part[part.adapter.isin(["", "none"]) & (part.n_edited == "10")]
-    ends = chosen(part, "plan", "end")
-    names = ["model", "editor", "moves", "n", "edits kept", "intrinsic kept"]
+    ends = pd.concat(chosen(of_blocks(looks, size), "plan", "end") for size in BATCHES)
+    names = ["model", "editor", "batch", "moves", "n", "edits kept", "intrinsic kept"]
     lines = [[*names, "metric", "steps", "distance"]]
-    for (model, editor), arms in ends.groupby(["model", "editor"]):
+    for (model, editor, batch), arms in ends.groupby(["model", "editor", "n_edited"]):
         if arms.plan.nunique() == 1:
             continue
         for plan in (one for one in MOVES if one in set(arms.plan)):
@@ -414,7 +439,7 @@ def by_plan(looks: pd.DataFrame) -> str:
             shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
             ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
             counts = f"{cells[0][3]}, {cells[1][3]}"
-            lines.append([model, editor, f"`{plan}`", counts, *shares, *ended])
+            lines.append([model, editor, batch, f"`{plan}`", counts, *shares, *ended])
     return _markdown(lines)
 
 
@@ -423,10 +448,9 @@ def against_all(looks: pd.DataFrame) -> str:
     than where everything moves, and how many differences are told from 0, fact by fact.
     """
     lines = [["read at one", "arms", "more kept", "told from 0", "fewer kept", "told from 0"]]
-    part = looks[looks.adapter.isin(["", "none"]) & (looks.n_edited == "10")]
     for how in READ:
         results = []
-        for _, models in part.groupby("model"):
+        for _, models in looks.groupby("model"):
             for plan in MOVES[1:]:
                 rows = list(plans(plan, ("all",), 1)(models))
                 results += [result for condition, result, _ in rows if condition.endswith(how)]

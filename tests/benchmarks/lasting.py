@@ -354,7 +354,7 @@ def table(done: pd.DataFrame) -> str:
     """
     parts = done.trial.str.extract(r"^([^:]+):([^:]+):\d+:([^:]+):")
     done = done.assign(model=parts[0], editor=parts[1], task=parts[2])
-    done = _that_took(done)
+    done = that_took(done)
     before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
     done = pd.concat([before, done[done["at"] == "threshold"]])
     about = ["model", "editor", "task", "arm"]
@@ -377,7 +377,7 @@ def _ended(row) -> str:
     return f"{row.step:.0f}{'*' if row.ended == 'budget' else ''}"
 
 
-def _that_took(done: pd.DataFrame) -> pd.DataFrame:
+def that_took(done: pd.DataFrame) -> pd.DataFrame:
     """Without what is said of edits that did not take."""
     took = done[done["at"] == "edited"].set_index("trial").kept
     took = done.trial.map(took).str.split()
@@ -400,7 +400,7 @@ def against(done: pd.DataFrame, arm: str) -> str:
     both.
     """
     parts = done.trial.str.extract(r"^([^:]+):memit:\d+:facts:.*:(\d+)$")
-    done = _that_took(done).assign(model=parts[0], seed=parts[1])
+    done = that_took(done).assign(model=parts[0], seed=parts[1])
     done = done[done["at"] == "threshold"].dropna()
     lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]
     for (model, name), rows in done.groupby(["model", "arm"], sort=False):

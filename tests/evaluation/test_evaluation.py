@@ -234,6 +234,28 @@ def test_models_that_read_one_text_as_different_tokens_are_refused(model, few, t
         assert why in one_line(error)
 
 
+def test_a_model_that_fits_no_base_is_not_asked_first(model, few, tiny_gpt2, measures):
+    asked = []
+
+    def seen(one, requests):
+        asked.append(one.name)
+        return pd.DataFrame({"fact_id": [requests[0].fact.id], "value": [1.0]})
+
+    measures.register("seen", seen)
+    with pytest.raises(BadInput):
+        wb.evaluate(tiny_gpt2, few, base=model, measures=["seen"])
+    assert asked == [model.name]
+
+
+def test_ten_of_ten_facts_are_not_certain():
+    """The exact interval of ten of ten is .69 to 1 (Clopper and Pearson)."""
+    table = pd.DataFrame({"fact_id": range(10), "measure": "mine", "quantity": "said"})
+    [row] = evaluation.summary(table.assign(before=0.0, after=1.0)).to_dict("records")
+    assert (row["after"], row["low"], row["high"]) == pytest.approx((1, 0.6915, 1), abs=1e-4)
+    [row] = evaluation.summary(table.assign(before=0.0, after=3.5)).to_dict("records")
+    assert (row["low"], row["high"]) == (3.5, 3.5)  # no share: nothing is known of its bounds
+
+
 # --- in runs
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from workbench import inert
 from workbench.checkpoints import PACKAGED
 from workbench.editing import foreign
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.records import BadInput, check_choice, fields_of
 from workbench.registry import Registry
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from workbench.models import Model
 
 
-Batches = Sequence[Sequence[EditRequest]]
+Batches = Sequence[Requests]
 
 
 def _nothing_to_prepare(*args, **kwargs) -> "Resources":

@@ -21,7 +21,7 @@ from workbench.evaluation.ability import real_text
 from workbench.facts import BadInput, Requests
 from workbench.models import Model
 from workbench.registry import ASKED, MEASURES
-from workbench.runs import tidy
+from workbench.runs import interval, tidy
 
 STANDARD = ASKED
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
@@ -59,7 +59,7 @@ def evaluate(
     base.check_unchanged("evaluate, the base")
     before = asked(base, requests, names)
     with edit.applied(model) if edit else nullcontext():
-        return compared(before, asked(model, requests, names))
+        return compared(before, asked(model, requests, names, like=before))
 
 
 def chosen(measures: Sequence[str], has_base: bool) -> list[str]:
@@ -83,15 +83,32 @@ class Asked:
     answers: Mapping[str, Any]
 
 
-def asked(model: Model, requests: Requests, measures: Sequence[str] = STANDARD) -> Asked:
-    """Ask a model by itself: of two large ones, one at a time."""
+def asked(
+    model: Model, requests: Requests, measures: Sequence[str] = STANDARD, like: Asked | None = None
+) -> Asked:
+    """Ask a model by itself: of two large ones, one at a time.
+
+    Args:
+        like: what the other was asked; a model that cannot be compared with it is refused at once.
+    """
     if not requests:
         raise BadInput("there are no facts to measure; give one at least")
-    kinds = [MEASURES[name] for name in measures]
     reads = real_text(model, 1), model.tokenizer.get_vocab(), len(model.unembedding.weight)
-    answers = {kind.name: kind.ask(model, requests) for kind in kinds}
     kind = f"{model.network.config.model_type}, {model.n_blocks} blocks {[*model.weight(0).shape]}"
+    if like:
+        _check_alike(like, kind, reads)
+    answers = {name: MEASURES[name].ask(model, requests) for name in measures}
     return Asked(kind=kind, reads=reads, answers=answers)
+
+
+def _check_alike(before: Asked, kind: str, reads: tuple) -> None:
+    """BadInput if the two are of other kinds, or read the same text as other tokens."""
+    if before.kind != kind:
+        what = f"base and model are not one architecture ({before.kind}; {kind})"
+        raise BadInput(f"{what}; compare a model with the one that it was made of")
+    if before.reads != reads:
+        what = "base and model read the same text as different tokens (tokenizer, start or length)"
+        raise BadInput(f"{what}; compare a model with the one that it was made of")
 
 
 def compared(before: Asked, after: Asked) -> pd.DataFrame:
@@ -101,12 +118,7 @@ def compared(before: Asked, after: Asked) -> pd.DataFrame:
         BadInput: the two are of other kinds, or read the same text as other tokens; no fact brings
             what the measures ask.
     """
-    if before.kind != after.kind:
-        what = f"base and model are not one architecture ({before.kind}; {after.kind})"
-        raise BadInput(f"{what}; compare a model with the one that it was made of")
-    if before.reads != after.reads:
-        what = "base and model read the same text as different tokens (tokenizer, start or length)"
-        raise BadInput(f"{what}; compare a model with the one that it was made of")
+    _check_alike(before, after.kind, after.reads)
     tables = []
     for name, first in before.answers.items():
         second = after.answers[name]
@@ -148,6 +160,8 @@ def _interval(wide: pd.DataFrame, mean) -> dict:
     with warnings.catch_warnings(action="ignore"):  # the mean of nothing is null
         means = {"before": mean(wide["before"].to_numpy()), "after": mean(after)}
         low, high = numpy.nanquantile(mean(after[drawn]), [0.025, 0.975])
+    if mean is _mean and low == high:
+        low, high = interval(wide["after"].dropna())
     return means | {"low": low, "high": high, "n": len(wide)}
 
 

@@ -16,7 +16,7 @@ import torch
 from workbench import deltas, facts, moments
 from workbench.checkpoints import is_world
 from workbench.deltas import Change, WeightDelta
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.models import Model
 from workbench.positions import encode
 from workbench.records import BadInput
@@ -68,10 +68,7 @@ class Traces:
 
 
 def inspect(
-    model: Model,
-    base: Model | None = None,
-    requests: Sequence[EditRequest] | None = None,
-    corpus: str = "",
+    model: Model, base: Model | None = None, requests: Requests | None = None, corpus: str = ""
 ) -> Traces:
     """Look in a model's weights for edits.
 
@@ -102,7 +99,7 @@ def inspect(
 
 
 def known_of(
-    base: Model, requests: Sequence[EditRequest], layers: Sequence[int], corpus: str = ""
+    base: Model, requests: Requests, layers: Sequence[int], corpus: str = ""
 ) -> tuple[dict[int, torch.Tensor], dict[int, moments.SecondMoment]]:
     """What `scored` needs of the unedited model: keys and second moments, by block."""
     keys = subjects.keys_of(base, requests, layers)
@@ -110,7 +107,7 @@ def known_of(
 
 
 def scored(
-    requests: Sequence[EditRequest],
+    requests: Requests,
     parts: dict[int, Change],
     keys: dict[int, torch.Tensor],
     seconds: dict[int, moments.SecondMoment],
@@ -146,9 +143,7 @@ def of_subjects(table: pd.DataFrame) -> pd.Series:
     return (of_subject.min() * of_subject.size()).clip(upper=1)
 
 
-def _read(
-    model: Model, base: Model, requests: Sequence[EditRequest], parts: dict[int, Change]
-) -> pd.DataFrame:
+def _read(model: Model, base: Model, requests: Requests, parts: dict[int, Change]) -> pd.DataFrame:
     """fact_id, tokens, gain, says and retained of facts whose subjects were written.
 
     The tokens gain most probability after the fact's prompt when the outlying part alone is added

@@ -6,7 +6,7 @@ With requests only what was written at their keys K: the smallest change that do
 E_l does, E_l K (K' C^-1 K)^-1 (C^-1 K)' (`closed_form.constrained_update`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pandas as pd
@@ -15,16 +15,14 @@ from workbench import moments
 from workbench.closed_form import constrained_update
 from workbench.deltas import Change, WeightDelta, applied
 from workbench.editing.records import solvable
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
 from workbench.traces import spectrum, subjects
 from workbench.tracking.retention import measure
 
 
-def removed(
-    model: Model, base: Model, requests: Sequence[EditRequest] = (), corpus: str = ""
-) -> WeightDelta:
+def removed(model: Model, base: Model, requests: Requests = (), corpus: str = "") -> WeightDelta:
     """The change that takes an edit out of a model that was tuned after it.
 
     Args:
@@ -38,11 +36,7 @@ def removed(
 
 
 def restored(
-    model: Model,
-    base: Model,
-    requests: Sequence[EditRequest] = (),
-    strength: float = 1.0,
-    corpus: str = "",
+    model: Model, base: Model, requests: Requests = (), strength: float = 1.0, corpus: str = ""
 ) -> WeightDelta:
     """The change that adds `strength` times what stands out to what is there of it."""
     return _scaled(model, base, requests, strength, corpus)
@@ -51,8 +45,8 @@ def restored(
 def compared(
     model: Model,
     changes: Mapping[str, WeightDelta | None],
-    edited: Sequence[EditRequest],
-    watched: Sequence[EditRequest] = (),
+    edited: Requests,
+    watched: Requests = (),
 ) -> pd.DataFrame:
     """What a model says under each change: the share of edited facts whose new and whose true
     answer is said, and of watched facts.
@@ -70,7 +64,7 @@ def compared(
 
 
 def _scaled(
-    model: Model, base: Model, requests: Sequence[EditRequest], factor: float, corpus: str
+    model: Model, base: Model, requests: Requests, factor: float, corpus: str
 ) -> WeightDelta:
     parts = spectrum.parts(model, base)[1]
     if not parts:
@@ -86,7 +80,7 @@ def _scaled(
 
 
 def _at_subjects(
-    base: Model, requests: Sequence[EditRequest], parts: dict[int, Change], corpus: str
+    base: Model, requests: Requests, parts: dict[int, Change], corpus: str
 ) -> dict[int, Change]:
     """What each part does to the subjects' keys, and as little else as can be."""
     layers = sorted(parts)

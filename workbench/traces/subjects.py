@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.activations import recorded, stop_after
 from workbench.editing.continuation import at
-from workbench.facts import EditRequest
+from workbench.facts import Requests
 from workbench.models import Model
 from workbench.moments import SecondMoment
 from workbench.positions import encode, subject_ends, tokens_at_once
@@ -30,9 +30,7 @@ ABOVE = (0.25, 0.01)  # shares of the list that are above the places where its t
 
 
 @torch.no_grad()
-def keys_of(
-    model: Model, requests: Sequence[EditRequest], layers: Sequence[int]
-) -> dict[int, Tensor]:
+def keys_of(model: Model, requests: Requests, layers: Sequence[int]) -> dict[int, Tensor]:
     """Keys (2, n, d_in), float64, by block: at the last token of each subject in its prompt, and
     at that of the prompt.
     """

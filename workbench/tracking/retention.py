@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workbench import words
-from workbench.facts import DATA, EditRequest, check_objects
+from workbench.facts import DATA, Requests, check_objects
 from workbench.models import Model
 from workbench.positions import Encoded, encode, padded, statement, tokens_at_once
 from workbench.records import BadInput, check_choice
@@ -478,7 +478,7 @@ def _said_after(model: Model, prompts: Texts, first: list, is_open: Callable) ->
     return [text(*numbered) for numbered in decoded.items()]
 
 
-def measure(model: Model, requests: Sequence[EditRequest], against: str = "target") -> pd.DataFrame:
+def measure(model: Model, requests: Requests, against: str = "target") -> pd.DataFrame:
     """Retention of facts on their own prompts.
 
     Args:

@@ -444,7 +444,5 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _means(prediction: transformers.EvalPrediction) -> dict[str, float]:
     nats, n_read, is_right = prediction.predictions.T
-    return {
-        "loss_exact": float(nats.sum() / n_read.sum()),
-        "accuracy_exact": float(is_right.mean()),
-    }
+    loss = nats.sum() / n_read.sum()
+    return {"loss_exact": float(loss), "accuracy_exact": float(is_right.mean())}

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from workbench import facts
 from workbench.activations import recorded
 from workbench.checkpoints import is_world
-from workbench.facts import EditRequest
+from workbench.facts import EditRequest, Requests
 from workbench.models import Model
 from workbench.positions import encode, subject_ends
 from workbench.records import BadInput
@@ -48,13 +48,13 @@ class Held:
 
     model: Model
     moving: Sequence[str]
-    edited: Sequence[EditRequest] = ()
-    others: Sequence[EditRequest] = ()
+    edited: Requests = ()
+    others: Requests = ()
     weight: float = 0
     seed: int = 0
 
 
-def others(model: Model, measured: Sequence[EditRequest]) -> list[EditRequest]:
+def others(model: Model, measured: Requests) -> list[EditRequest]:
     """Facts on which numbers may be chosen, of other subjects than those of measured ones and of
     their neighbours: of the world, or asked plainly of a model that was not taught it.
     """

@@ -1,0 +1,204 @@
+"""The page of the findings: its tables and pictures, from data/findings/*.csv.
+
+    python -m tests.benchmarks.findings [TABLE ...]
+
+Writes the tables (all, or those named) behind their marks in data/findings/README.md, such as
+<!-- claims -->, and draws lasting.png and blocks.png. What is said between them is written by hand.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes
+from workbench import files
+
+HEAD, FREE, COLOURS = "tab:orange", "tab:blue", {"edited": "tab:blue", "intrinsic": "0.45"}
+MODELS = ("world-gpt2", "world-llama")
+BATCHES = (("memit", 10), ("rome", 10), ("memit", 100))
+NOTHING, BEFORE = "none", "before the tuning"
+ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the edits at hand
+    "none": ("nothing", False),
+    "others": ("others", False),
+    "after:4": ("after-edited", False),
+    "after:4&others": ("after-edited, others", False),
+    "after:4*0.5": ("after-edited, half the rate", False),
+    "span": ("span", False),
+    "after:4&span": ("after-edited, span", False),
+    "replay": ("replay", True),
+    "replay+kl": ("replay+kl", True),
+    "after:4&replay+kl": ("after-edited, replay+kl", True),
+}
+ASKED = {
+    "held_out": "other wordings of the edits",
+    "intrinsic": "other facts",
+    "step": "steps to one level of the task",
+}
+PLANS = {"all": "everything", "window:0-11": "all blocks", "edited": "the edited blocks"}
+PLANS |= {"not-edited": "all but the edited"}
+Place = tuple[float, float, float]  # mean, and the ends of its interval
+
+
+def tournament(done: pd.DataFrame) -> Figure:
+    """What keeps the edits of MEMIT while facts are taught, three seeds, a row an arm."""
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    axes = figure.subplots(len(MODELS), len(ASKED), sharex="col", sharey=True)
+    for of_model, model in zip(axes, MODELS, strict=True):
+        places = dict(_arms(done, model))
+        late = [arm for arm in ARMS if places[arm].pop("late")]
+        for one, name in zip(of_model, ASKED, strict=True):
+            for row, arm in enumerate(ARMS):
+                color = HEAD if ARMS[arm][1] else FREE
+                _point(one, places[arm][name], row, color=color, is_open=arm in late)
+            if name != "step":
+                one.axvline(places[BEFORE][name][0], color="0.3", lw=1, ls="--")
+                one.axvline(places[NOTHING][name][0], color="0.3", lw=1, ls=":")
+                one.set_xlim(0, 1.02)
+            one.grid(axis="y", color="0.92")
+            one.set_axisbelow(True)
+        of_model[0].set_yticks(range(len(ARMS)), [name for name, _ in ARMS.values()])
+        of_model[0].set_title(model, loc="left", fontweight="bold")
+    axes[0, 0].invert_yaxis()
+    for one, name in zip(axes[-1], ASKED.values(), strict=True):
+        one.set_xlabel(name if name.startswith("steps") else f"{name}: share still said")
+    handles = [_mark(FREE, "without the edits at hand"), _mark(HEAD, "with them")]
+    handles += [_line("--", "before the tuning"), _line(":", "tuned without a protection")]
+    handles.append(Line2D([], [], color=FREE, marker="o", mfc="white", lw=0, label="level not met"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle("30 edits, then 300 new facts until half are known; 95 % intervals, 3 seeds")
+    return figure
+
+
+def _arms(done: pd.DataFrame, model: str) -> Iterator[tuple[str, dict]]:
+    """Each arm's places, by column; `late`: whether it never was at the level."""
+    done = lasting.that_took(done[done.trial.str.match(rf"{model}:memit:\d+:facts:")])
+    parts = {arm: done[(done["at"] == "threshold") & (done.arm == arm)] for arm in ARMS}
+    parts[BEFORE] = done[(done["at"] == "edited") & (done.arm == NOTHING)]
+    for arm, rows in parts.items():
+        places = {"step": (rows.step.mean(), rows.step.min(), rows.step.max())}
+        places["late"] = "budget" in set(rows.ended)
+        for name in ("held_out", "intrinsic"):
+            values, seeds = lasting.shares(rows, name)
+            is_known = values.notna()
+            ends = outcomes.interval(values[is_known], seeds[is_known])
+            places[name] = (values.mean(), *ends)
+        yield arm, places
+
+
+def by_blocks(looks: pd.DataFrame) -> Figure:
+    """Edits and other facts kept by which blocks may move, at one level of the task."""
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    axes = figure.subplots(len(MODELS), len(BATCHES), sharex=True, sharey=True)
+    for of_model, model in zip(axes, MODELS, strict=True):
+        for one, (editor, size) in zip(of_model, BATCHES, strict=True):
+            part = claims.of_blocks(looks, size)
+            part = part[(part.model == model) & (part.editor == editor)]
+            counts = _blocks(one, claims.chosen(part, "plan", "level"))
+            one.set_title(f"{model}, {editor.upper()}, {counts}", fontsize=10)
+    names = [PLANS.get(plan, plan) for plan in claims.MOVES]
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    for one in axes[-1]:
+        one.set_xlabel("share still said")
+    handles = [_mark(COLOURS["edited"], "edits"), _mark(COLOURS["intrinsic"], "other facts")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("What moves, where every arm knows as much of the task; 95 % intervals")
+    return figure
+
+
+def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
+    """Draws a row a plan; says of how many edits and seeds."""
+    for row, plan in enumerate(claims.MOVES):
+        part = looks[looks.plan == plan]
+        facts = claims.facts_of(part) if len(part) else part
+        for shift, (group, color) in zip((-0.15, 0.15), COLOURS.items(), strict=True):
+            if len(facts):
+                mean, low, high, _ = claims.interval(claims.kept(facts, group))
+                _point(axes, (mean, low, high), row + shift, color=color)
+    axes.set_xlim(0, 1.02)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    edits = int(looks.n_edited.iloc[0])
+    seeds = looks.seed.nunique()
+    return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _point(axes: Axes, place: Place, row: float, color: str, is_open: bool = False) -> None:
+    mean, low, high = place
+    axes.plot([low, high], [row, row], color=color, lw=1.6, solid_capstyle="round")
+    inside = "white" if is_open else color
+    axes.plot(mean, row, "o", color=color, ms=5, mfc=inside, clip_on=False, zorder=3)
+
+
+def _mark(color: str, label: str) -> Line2D:
+    return Line2D([], [], color=color, marker="o", lw=1.6, label=label)
+
+
+def _line(style: str, label: str) -> Line2D:
+    return Line2D([], [], color="0.3", ls=style, lw=1, label=label)
+
+
+def looks_of(folder: Path) -> pd.DataFrame:
+    """The looks at finished models, not at early ones, which claim 14 alone compares."""
+    looks = claims.read(folder / "looks.csv")
+    return looks[looks.revision != "early"]
+
+
+def done_in(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "lasting.csv")
+
+
+TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
+    "claims": lambda folder: claims.shown(claims.judged(claims.read(folder / "looks.csv"))),
+    "plans": lambda folder: claims.by_plan(looks_of(folder)),
+    "against-all": lambda folder: claims.against_all(looks_of(folder)),
+    "lasting": lambda folder: lasting.table(done_in(folder)),
+    "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
+    "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv")),
+    "forecast": lambda folder: forecast.shown(
+        forecast.judged(forecast.read(folder / "forecast.csv"))
+    ),
+}
+
+
+def filled(page: str, name: str, table: str) -> str:
+    """The page with the table behind the mark of this name."""
+    pattern = rf"(?<=<!-- {name} -->\n)(\|.*\n)*"
+    if not re.search(pattern, page):
+        raise ValueError(f"no mark <!-- {name} --> on the page")
+    return re.sub(pattern, lambda _: table + "\n", page, count=1)
+
+
+def saved(figure: Figure, path: Path) -> None:
+    """In 256 colours, which take a third of the room."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize().save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
+    options = parser.parse_args()
+    folder = claims.FINDINGS
+    path = folder / "README.md"
+    page = path.read_text(encoding="utf-8")
+    for name in options.tables:
+        page = filled(page, name, TABLES[name](folder))
+        print(name, flush=True)
+    with files.written(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    saved(tournament(done_in(folder)), folder / "lasting.png")
+    saved(by_blocks(looks_of(folder)), folder / "blocks.png")
+
+
+if __name__ == "__main__":
+    main()
