@@ -64,14 +64,20 @@ def test_runs_of_another_number_of_edits_or_of_an_adapter_are_of_other_facts():
 
 def test_a_hundred_edits_are_judged_apart():
     every, none = "1" * 10, "t" * 10
-    arms = looks("plan", {"all": every, "edited": none, "not-edited": none, claims.LATE: every})
-    results = list(claims.of_hundred(arms.assign(n_edited="100")))
-    assert {name.partition(",")[0]: result[0] for name, result, _ in results} == {
-        f"{claims.LATE} less all": 0,
-        "edited less all": -1,
-        "not-edited less all": -1,
-    }
-    assert not list(claims.of_hundred(arms))
+    ten = looks("plan", {"all": none, "edited": every})
+    hundred = looks("plan", {"all": every, "edited": none}).assign(n_edited="100")
+    results = list(claims.plans("edited", ("all",), -1)(pd.concat([ten, hundred])))
+    level = {name: result[0] for name, result, _ in results if name.endswith("level")}
+    assert level == {"rome, 10 edits, at one level": 1, "rome, 100 edits, at one level": -1}
+
+
+def test_late_blocks_are_late_in_a_deeper_model_too():
+    every, none = "1" * 10, "t" * 10
+    arms = looks("plan", {"all": none, "after:8": none, "after:20": every})
+    [first, *_] = claims.plans(claims.LATE, ("all",), 1)(arms.assign(model="smollm2-135m"))
+    assert first[1][0] == 1
+    [first, *_] = claims.plans(claims.LATE, ("all",), 1)(arms)
+    assert first[1][0] == 0
 
 
 def test_an_intrinsic_fact_counts_where_the_edited_model_says_it():

@@ -1,9 +1,11 @@
 """The page of the findings says what its tables hold."""
 
+import itertools
+
 import pandas as pd
 import pytest
 
-from tests.benchmarks import claims, findings
+from tests.benchmarks import claims, findings, traces
 
 PAGE = claims.FINDINGS / "README.md"
 
@@ -44,11 +46,35 @@ def test_the_picture_of_the_tournament_leaves_out_edits_that_never_took():
     rows = []
     for arm in findings.ARMS:
         for at, said in (("edited", "1 1 0"), ("threshold", "1 0 1")):
-            row = {"trial": f"world-gpt2:memit:3:facts:{arm}:0", "at": at, "arm": arm, "step": 40}
+            row = {"trial": f"world-gpt2:memit:30:facts:{arm}:0", "at": at, "arm": arm, "step": 40}
             shares = dict.fromkeys(("kept", "held_out"), said)
             rows.append(row | shares | {"intrinsic": "1 0 0 0", "ended": "budget"})
-    places = dict(findings._arms(pd.DataFrame(rows), "world-gpt2"))
+    other = [row | {"trial": row["trial"].replace("30", "10"), "held_out": "1 1 1"} for row in rows]
+    places = findings._arms(pd.DataFrame(rows + other), "world-gpt2")
     assert places["none"]["held_out"][0] == 0.5  # of the two that took
     assert places["none"]["intrinsic"][0] == 0.25
     assert places["none"]["late"]
     assert places[findings.BEFORE]["held_out"][0] == 1
+
+
+def test_an_arm_that_lacks_a_seed_stands_in_no_picture():
+    rows = []
+    for arm, seeds in (("none", (0, 1)), ("replay", (0, 1)), ("span", (0,))):
+        for seed, at in itertools.product(seeds, ("edited", "threshold")):
+            row = {"trial": f"world-gpt2:memit:30:facts:{arm}:{seed}", "at": at, "arm": arm}
+            shares = dict.fromkeys(("kept", "held_out", "intrinsic"), "1 0")
+            rows.append(row | shares | {"step": 40, "ended": "reached"})
+    places = findings._arms(pd.DataFrame(rows), "world-gpt2")
+    assert [*places] == [findings.BEFORE, "none", "replay"]
+
+
+def test_precision_is_of_the_named_and_recall_of_the_edited():
+    """Eight of ten edits named, two of the ten named wrong; a run without an edit names none."""
+    row = {"step": 80, "change": None, "problem": None, "kept": 0.5, "directions": 10}
+    found = row | {"trial": "m:rome:10:facts:after:6:0", "edits": 10, "named": 10, "right": 8}
+    none = row | {"trial": "m:none:10:facts:all:0", "edits": 0, "named": 0, "right": 0}
+    table = pd.DataFrame([found, none, found | {"change": "8 bits", "right": 1}])
+    *_, of_none, of_rome = [line.split(" | ") for line in traces.judged(table).splitlines()]
+    assert of_rome[3:9] == ["after:6", "80", "1", "0.50", "10", "10"]
+    assert [cell[:4] for cell in of_rome[9:]] == ["0.80", "0.80"]
+    assert of_none[8:] == ["0", "", " |"]

@@ -634,3 +634,10 @@ def test_what_differs_between_edited_models_is_said_of_each():
     assert study._in_common(two) == {"task": "facts", "moving": [5, 3]}
     assert study._in_common(two[:1]) == two[0]
     assert study._in_common([]) == {}
+
+
+@pytest.mark.parametrize("given", [{"editor": "rome"}, "world-gpt2", None])
+def test_a_study_is_of_a_spec_or_a_model(given, one_line):
+    with pytest.raises(BadInput) as error:
+        study(given, task="text")
+    assert "neither a Spec nor a model; give wb.Spec" in one_line(error)

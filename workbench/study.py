@@ -541,8 +541,16 @@ def _commit() -> str:
 def call(of: Any, *edit_and_requests, **fields) -> runs.Run:
     """`wb.study(spec)`, see `run`; `wb.study(model, edit, requests, task=..., plan=...)`, see
     `of_edit`.
+
+    Raises:
+        BadInput: neither a Spec nor a model.
     """
-    return (run if isinstance(of, Spec) else of_edit)(of, *edit_and_requests, **fields)
+    if isinstance(of, Spec):
+        return run(of, *edit_and_requests, **fields)
+    if isinstance(of, Model):
+        return of_edit(of, *edit_and_requests, **fields)
+    what = f"study: a {type(of).__name__} is neither a Spec nor a model"
+    raise BadInput(f"{what}; give wb.Spec(...), or a model of wb.load")
 
 
 sys.modules[__name__].__class__ = Room

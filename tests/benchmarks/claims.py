@@ -42,13 +42,14 @@ SAME = 0.1  # a share within which two are called equal
 FEWEST = 5  # facts that decide anything
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
+LATE_OF = {"smollm2-135m": "after:20"}  # of 30 blocks
 WINDOWS = ("window:5-7", "window:8-10")
 MOVES = (
-    *("all", "window:0-11", "not-edited", "after:2", "after:5", "after:8"),
+    *("all", "window:0-11", "not-edited", "after:2", "after:5", "after:8", "after:20"),
     *("edited", "window:2-4", "window:5-7", "window:8-10"),
 )
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
-BATCHES = (10, 100)  # edits at once
+BATCHES = (10, 30, 100)  # edits at once
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
 
@@ -198,9 +199,10 @@ Rows = Iterator[tuple[str, Result, int]]  # condition, result, claimed sign
 
 def less_than_intrinsic(looks: pd.DataFrame) -> Rows:
     """1. Edited facts are retained less than intrinsic ones."""
-    facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    for (editor, task), part in facts.groupby(["editor", "task"]):
-        yield f"{editor}, {task}", interval(kept(part), kept(part, "intrinsic")), -1
+    for size, facts in _ends(looks):
+        for (editor, task), part in facts.groupby(["editor", "task"]):
+            condition = f"{editor}, {task}, {size} edits"
+            yield condition, interval(kept(part), kept(part, "intrinsic")), -1
 
 
 def stable_across_tasks(looks: pd.DataFrame) -> Rows:
@@ -216,11 +218,11 @@ def stable_across_tasks(looks: pd.DataFrame) -> Rows:
 
 def to_related(looks: pd.DataFrame) -> Rows:
     """3. Lost edits go to related tokens, not back to the true one."""
-    facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    for task, part in facts[(facts.group == "edited") & ~facts.kept].groupby("task"):
-        part = part.set_index(FACT)
-        differences = (part.to == "r").astype(int) - (part.to == "t")
-        yield f"{task}", interval(differences, least=-1), 1
+    for size, facts in _ends(looks):
+        for task, part in facts[(facts.group == "edited") & ~facts.kept].groupby("task"):
+            part = part.set_index(FACT)
+            differences = (part.to == "r").astype(int) - (part.to == "t")
+            yield f"{task}, {size} edits", interval(differences, least=-1), 1
 
 
 def best_editor(looks: pd.DataFrame) -> Rows:
@@ -252,21 +254,23 @@ def more_paraphrases(looks: pd.DataFrame) -> Rows:
         yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
 
 
-def plans(
-    of: str, against: tuple[str, ...], claimed: int, n_edited: int = 10
-) -> Callable[[pd.DataFrame], Rows]:
+def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
+    """What a plan keeps less what others do, of every editor and batch that were tuned by all."""
+
     def rows(looks: pd.DataFrame) -> Rows:
-        part = of_blocks(looks, n_edited)
-        several = part.groupby(["editor"]).plan.nunique()
-        for editor in several[several > 1].index:
-            arms = part[(part.editor == editor) & part.plan.isin((of, *against))]
-            if set(arms.plan) != {of, *against}:
-                continue
-            for how in READ:
-                facts = facts_of(chosen(arms, "plan", how))
-                rest = pd.concat([kept(facts, plan=plan) for plan in against])
-                differences = paired(kept(facts, plan=of), rest)
-                yield f"{editor}, at one {how}", interval(differences, least=-1), claimed
+        names = {LATE_OF.get(model, LATE) for model in looks.model} if of == LATE else {of}
+        [plan] = names
+        for size in BATCHES:
+            for editor, part in of_blocks(looks, size).groupby("editor"):
+                arms = part[part.plan.isin((plan, *against))]
+                if set(arms.plan) != {plan, *against}:
+                    continue
+                for how in READ:
+                    facts = facts_of(chosen(arms, "plan", how))
+                    rest = pd.concat([kept(facts, plan=other) for other in against])
+                    differences = paired(kept(facts, plan=plan), rest)
+                    condition = f"{editor}, {size} edits, at one {how}"
+                    yield condition, interval(differences, least=-1), claimed
 
     return rows
 
@@ -290,15 +294,6 @@ def blocks_alone(looks: pd.DataFrame) -> Rows:
     for plan in ("edited", "not-edited"):
         for condition, result, claimed in plans(plan, (BLOCKS,), -1)(looks):
             yield f"{plan}, {condition}", result, claimed
-
-
-def of_hundred(looks: pd.DataFrame) -> Rows:
-    """6, 10 and 11 of a batch as large as the second study's; the last two once more as above."""
-    pairs = [(LATE, "all", 1), ("edited", "all", -1), ("not-edited", "all", -1)]
-    pairs += [("edited", BLOCKS, -1), ("not-edited", BLOCKS, -1)]
-    for plan, against, claimed in pairs:
-        for condition, result, _ in plans(plan, (against,), claimed, n_edited=100)(looks):
-            yield f"{plan} less {against}, {condition}", result, claimed
 
 
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
@@ -366,10 +361,18 @@ def early_and_finished(looks: pd.DataFrame) -> Rows:
             yield f"{editor}, finished less early", interval(by[names[0]], by[names[1]]), 1
 
 
-def _plain(looks: pd.DataFrame) -> pd.DataFrame:
+def _plain(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
     """The preset's blocks, one statement, everything moving."""
-    plain = (looks.plan == "all") & (looks.paraphrases == "1") & (looks.n_edited == "10")
-    return looks[plain & _is_preset(looks)]
+    plain = (looks.plan == "all") & (looks.paraphrases == "1") & (looks.n_edited == str(n_edited))
+    return looks[plain & _is_preset(looks) & looks.adapter.isin(["", "none"])]
+
+
+def _ends(looks: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each number of edits at once, and its facts at the end of the tuning."""
+    for size in BATCHES:
+        part = _plain(looks, size)
+        if len(part):
+            yield size, facts_of(chosen(part, "editor", "end"))
 
 
 def _is_preset(looks: pd.DataFrame) -> pd.Series:
@@ -395,7 +398,6 @@ CLAIMS: list[tuple[str, str, str, Callable[[pd.DataFrame], Rows]]] = [
      plans("not-edited", ("all",), -1)),
     ("10 and 11, blocks", "2511.05852", "both, against moving all blocks but no embeddings or head",
      blocks_alone),
-    ("6, 10, 11, batch of 100", "2511.05852", "the same of a hundred edits at once", of_hundred),
     ("12", "2511.05852", "adapters keep more than full tuning", adapters),
     ("13", "2511.05852", "false edits persist as harmless ones do", false_as_harmless),
     ("14", "2511.05852", "edits last longer in the better trained model", early_and_finished),

@@ -9,7 +9,7 @@ Writes the tables (all, or those named) behind their marks in data/findings/READ
 import argparse
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes
+from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes, traces
 from workbench import files
 
 HEAD, FREE, COLOURS = "tab:orange", "tab:blue", {"edited": "tab:blue", "intrinsic": "0.45"}
+AFTER_EDITED = {"world-gpt2": "after:4", "world-llama": "after:4", "smollm2-135m": "after:6"}
+EDITS = 30
 MODELS = ("world-gpt2", "world-llama")
 BATCHES = (("memit", 10), ("rome", 10), ("memit", 100))
 NOTHING, BEFORE = "none", "before the tuning"
@@ -44,53 +46,69 @@ ASKED = {
 }
 PLANS = {"all": "everything", "window:0-11": "all blocks", "edited": "the edited blocks"}
 PLANS |= {"not-edited": "all but the edited"}
+SHOWN = [plan for plan in claims.MOVES if plan != "after:20"]
 Place = tuple[float, float, float]  # mean, and the ends of its interval
 
 
 def tournament(done: pd.DataFrame) -> Figure:
-    """What keeps the edits of MEMIT while facts are taught, three seeds, a row an arm."""
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    axes = figure.subplots(len(MODELS), len(ASKED), sharex="col", sharey=True)
-    for of_model, model in zip(axes, MODELS, strict=True):
-        places = dict(_arms(done, model))
-        late = [arm for arm in ARMS if places[arm].pop("late")]
+    """What keeps the edits of MEMIT while facts are taught: a row an arm, of those that have every
+    seed of the tuning without a protection.
+    """
+    models = {model: _arms(done, model) for model in AFTER_EDITED}
+    heights = [len(places) for places in models.values()]
+    figure = Figure(figsize=(10, 1.8 + 0.26 * sum(heights)), layout="constrained")
+    grid = {"height_ratios": heights}
+    axes = figure.subplots(len(models), len(ASKED), sharex="col", sharey="row", gridspec_kw=grid)
+    for of_model, (model, places) in zip(axes, models.items(), strict=True):
+        before = places.pop(BEFORE)
         for one, name in zip(of_model, ASKED, strict=True):
-            for row, arm in enumerate(ARMS):
+            for row, (arm, place) in enumerate(places.items()):
                 color = HEAD if ARMS[arm][1] else FREE
-                _point(one, places[arm][name], row, color=color, is_open=arm in late)
+                _point(one, place[name], row, color=color, is_open=place["late"])
             if name != "step":
-                one.axvline(places[BEFORE][name][0], color="0.3", lw=1, ls="--")
+                one.axvline(before[name][0], color="0.3", lw=1, ls="--")
                 one.axvline(places[NOTHING][name][0], color="0.3", lw=1, ls=":")
                 one.set_xlim(0, 1.02)
             one.grid(axis="y", color="0.92")
             one.set_axisbelow(True)
-        of_model[0].set_yticks(range(len(ARMS)), [name for name, _ in ARMS.values()])
-        of_model[0].set_title(model, loc="left", fontweight="bold")
-    axes[0, 0].invert_yaxis()
+        of_model[0].set_yticks(range(len(places)), [ARMS[arm][0] for arm in places])
+        of_model[0].set_ylim(len(places) - 0.4, -0.6)
+        title = f"{model}, {before['seeds']} seeds"
+        of_model[0].set_title(title, loc="left", fontweight="bold", fontsize=10)
     for one, name in zip(axes[-1], ASKED.values(), strict=True):
         one.set_xlabel(name if name.startswith("steps") else f"{name}: share still said")
     handles = [_mark(FREE, "without the edits at hand"), _mark(HEAD, "with them")]
     handles += [_line("--", "before the tuning"), _line(":", "tuned without a protection")]
-    handles.append(Line2D([], [], color=FREE, marker="o", mfc="white", lw=0, label="level not met"))
+    if any(place.get("late") for places in models.values() for place in places.values()):
+        label = "level not met"
+        handles.append(Line2D([], [], color=FREE, marker="o", mfc="white", lw=0, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle("30 edits, then 300 new facts until half are known; 95 % intervals, 3 seeds")
+    figure.suptitle(f"{EDITS} edits, then new facts until one level of accuracy; 95 % intervals")
     return figure
 
 
-def _arms(done: pd.DataFrame, model: str) -> Iterator[tuple[str, dict]]:
-    """Each arm's places, by column; `late`: whether it never was at the level."""
-    done = lasting.that_took(done[done.trial.str.match(rf"{model}:memit:\d+:facts:")])
-    parts = {arm: done[(done["at"] == "threshold") & (done.arm == arm)] for arm in ARMS}
-    parts[BEFORE] = done[(done["at"] == "edited") & (done.arm == NOTHING)]
+def _arms(done: pd.DataFrame, model: str) -> dict[str, dict]:
+    """Each arm's places, by column; its number of `seeds`; `late`: whether one was never at the
+    level.
+    """
+    done = lasting.that_took(done[done.trial.str.match(rf"{model}:memit:{EDITS}:facts:")])
+    parts = {BEFORE: done[(done["at"] == "edited") & (done.arm == NOTHING)]}
+    ended = done[done["at"] == "threshold"]
+    for arm in ARMS:
+        parts[arm] = ended[ended.arm == arm.replace("after:4", AFTER_EDITED[model])]
+    places: dict[str, dict] = {}
     for arm, rows in parts.items():
-        places = {"step": (rows.step.mean(), rows.step.min(), rows.step.max())}
-        places["late"] = "budget" in set(rows.ended)
+        if len(rows) < len(parts[BEFORE]):
+            continue
+        place: dict = {"seeds": len(rows), "late": "budget" in set(rows.ended)}
+        place["step"] = (rows.step.mean(), rows.step.min(), rows.step.max())
         for name in ("held_out", "intrinsic"):
             values, seeds = lasting.shares(rows, name)
             is_known = values.notna()
             ends = outcomes.interval(values[is_known], seeds[is_known])
-            places[name] = (values.mean(), *ends)
-        yield arm, places
+            place[name] = (values.mean(), *ends)
+        places[arm] = place
+    return places
 
 
 def by_blocks(looks: pd.DataFrame) -> Figure:
@@ -103,7 +121,7 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
             part = part[(part.model == model) & (part.editor == editor)]
             counts = _blocks(one, claims.chosen(part, "plan", "level"))
             one.set_title(f"{model}, {editor.upper()}, {counts}", fontsize=10)
-    names = [PLANS.get(plan, plan) for plan in claims.MOVES]
+    names = [PLANS.get(plan, plan) for plan in SHOWN]
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     for one in axes[-1]:
@@ -116,7 +134,7 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
 
 def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
     """Draws a row a plan; says of how many edits and seeds."""
-    for row, plan in enumerate(claims.MOVES):
+    for row, plan in enumerate(SHOWN):
         part = looks[looks.plan == plan]
         facts = claims.facts_of(part) if len(part) else part
         for shift, (group, color) in zip((-0.15, 0.15), COLOURS.items(), strict=True):
@@ -162,6 +180,7 @@ TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
     "against-all": lambda folder: claims.against_all(looks_of(folder)),
     "lasting": lambda folder: lasting.table(done_in(folder)),
     "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
+    "traces": lambda folder: traces.judged(pd.read_csv(folder / "traces.csv")),
     "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv")),
     "forecast": lambda folder: forecast.shown(
         forecast.judged(forecast.read(folder / "forecast.csv"))

@@ -352,12 +352,12 @@ def table(done: pd.DataFrame) -> str:
     """A row a model and arm at the threshold: means over the facts of all seeds, with intervals
     over seeds (where there are several) and facts. Steps with a `*` ended below the threshold.
     """
-    parts = done.trial.str.extract(r"^([^:]+):([^:]+):\d+:([^:]+):")
-    done = done.assign(model=parts[0], editor=parts[1], task=parts[2])
+    parts = r"^(?P<model>[^:]+):(?P<editor>[^:]+):(?P<edits>\d+):(?P<task>[^:]+):"
+    done = done.join(done.trial.str.extract(parts))
     done = that_took(done)
     before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
     done = pd.concat([before, done[done["at"] == "threshold"]])
-    about = ["model", "editor", "task", "arm"]
+    about = ["model", "editor", "edits", "task", "arm"]
     lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
@@ -396,10 +396,10 @@ def shares(rows: pd.DataFrame, name: str) -> tuple[pd.Series, numpy.ndarray]:
 
 
 def against(done: pd.DataFrame, arm: str) -> str:
-    """At the threshold, each arm of MEMIT and facts less another one, fact by fact; `metric`: of
-    both.
+    """At the threshold, each arm of 30 edits by MEMIT and of facts less another one, fact by fact;
+    `metric`: of both.
     """
-    parts = done.trial.str.extract(r"^([^:]+):memit:\d+:facts:.*:(\d+)$")
+    parts = done.trial.str.extract(r"^([^:]+):memit:30:facts:.*:(\d+)$")
     done = that_took(done).assign(model=parts[0], seed=parts[1])
     done = done[done["at"] == "threshold"].dropna()
     lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]

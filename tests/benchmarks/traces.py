@@ -18,11 +18,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import known_facts, resumed
+from tests.benchmarks.outcomes import interval, known_facts, resumed
 from workbench import deltas, editing, facts, models
 from workbench.tracking.retention import measure, token_texts
 from workbench.tuning import adapters, plans, tasks
@@ -262,6 +263,36 @@ def shown(done: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def judged(done: pd.DataFrame) -> str:
+    """A row a way to edit and tune, over models and seeds: of the edits the share still said; of
+    the subjects named at 5 % the share that was edited (precision), of the edited ones the share
+    named (recall), with intervals over trials and subjects.
+    """
+    parts = r"^[^:]+:(?P<editor>[^:]+):(?P<batch>\d+):(?P<task>[^:]+):(?P<plan>.*):\d+$"
+    done = done.join(done.trial.str.extract(parts))
+    done = done[done.change.isna() & done.problem.isna() & done.step.isin([0, CHANGED])]
+    head = ["editor", "edits", "task", "plan", "step", "runs", "kept"]
+    head += ["directions", "named", "precision", "recall"]
+    lines = [head, ["---"] * len(head)]
+    for (*about, step), rows in done.groupby(["editor", "batch", "task", "plan", "step"]):
+        n_edits = int(rows.edits.sum())
+        kept = f"{(rows.kept * rows.edits).sum() / n_edits:.2f}" if n_edits else ""
+        line = [*about, f"{step:.0f}", str(len(rows)), kept, f"{rows.directions.sum():.0f}"]
+        line += [f"{rows.named.sum():.0f}", _share(rows, "named"), _share(rows, "edits")]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(rows: pd.DataFrame, of: str) -> str:
+    """Edited and named subjects, as a share of those named or of those edited."""
+    counts = rows[[of, "right"]].astype(int)
+    is_right = [number < right for whole, right in counts.values for number in range(whole)]
+    if not is_right:
+        return ""
+    low, high = interval(is_right, numpy.repeat(range(len(counts)), counts[of]))
+    return f"{numpy.mean(is_right):.2f} [{low:.2f}, {high:.2f}]"
+
+
 def cell(value) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:.3g}"
@@ -284,7 +315,7 @@ def main():
         return pd.DataFrame(Trial(text, options.brief).run())
 
     done = resumed(options.out, options.trials, tried)
-    print(shown(done))
+    print(shown(done), judged(done), sep="\n\n")
 
 
 if __name__ == "__main__":
