@@ -29,7 +29,7 @@ def test_fewer_facts_than_five_decide_nothing():
 
 def looks(varied, kept):
     """One look of an arm a value: which of ten edits it kept."""
-    plain = dict.fromkeys(claims.ARM, "none") | {"model": "m", "editor": "rome", "task": "facts"}
+    plain = claims.USUAL | {"model": "m", "editor": "rome", "task": "facts"}
     plain |= {"plan": "all", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
     about = {"seed": 0, "edited_model": 0, "step": 10, "metric": 0.7, "moved": 1.0}
     about |= {"harmless": "0" * 10, "intrinsic": "1" * 10, "known": "1" * 10}
@@ -42,7 +42,7 @@ def test_blocks_and_plans_are_those_that_a_run_is_filed_under():
     ((condition, result, claimed),) = claims.early_layers_equal(
         looks("layers", {"0": every, "4": none})
     )
-    assert (condition, result[0], claimed) == ("block 0 less 4", 1, 0)
+    assert (condition, result[0], claimed) == ("block 4 less 0", -1, 0)
     moving = looks("plan", {"all": every, "edited": none})
     results = list(claims.plans("edited", ("all",), -1)(moving))
     assert [result[0] for _, result, _ in results] == [-1] * len(claims.READ)
@@ -62,6 +62,101 @@ def test_runs_of_another_number_of_edits_or_of_an_adapter_are_of_other_facts():
     assert [result[0] for _, result, _ in claims.more_paraphrases(both)] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("claim", "varied", "values", "fixed", "others"),
+    [
+        (claims.early_layers_equal, "layers", ("0", "4"), {}, ({"n_edited": "100"},)),
+        (claims.early_and_finished, "revision", ("early", "none"), {}, ({"adapter": "lora"},)),
+        (
+            claims.adapters,
+            "adapter",
+            ("none", "lora"),
+            {"n_edited": "20"},
+            ({"paraphrases": "3"}, {"layers": "7"}, {"plan": "edited"}),
+        ),
+    ],
+)
+def test_a_claim_sees_runs_that_differ_in_its_field_alone(claim, varied, values, fixed, others):
+    every, none = "1" * 10, "t" * 10
+    table = looks(varied, dict(zip(values, (none, every), strict=True))).assign(**fixed)
+    [alone] = [result[0] for _, result, _ in claim(table)]
+    assert alone == 1
+    for other in others:
+        turned = looks(varied, dict(zip(values, (every, none), strict=True)))
+        both = pd.concat([table, turned.assign(**fixed | other)])
+        assert [result[0] for _, result, _ in claim(both)] == [1]
+
+
+def test_false_edits_are_judged_within_one_plan_and_adapter():
+    half = looks("adapter", {"none": "1" * 5 + "t" * 5}).assign(n_edited="20", harmless="01" * 5)
+    frozen = half.assign(plan="edited", edited="t" * 5 + "1" * 5)
+    lora = half.assign(adapter="lora", edited="10" * 5)
+    results = claims.false_as_harmless(pd.concat([half, frozen, lora]))
+    shown = {condition: round(result[0], 6) for condition, result, _ in results}
+    assert shown == {"rome, full": 0.2, "rome, lora": 1}  # 3 of 5 less 2 of 5; all less none
+
+
+def test_seeds_that_one_arm_lacks_judge_nothing():
+    """Editors that keep the same on the seed that both have, and another seed of one alone."""
+    every, none = "1" * 10, "t" * 10
+    table = looks("editor", {"rome": every, "memit": every, "ft": every})
+    more = looks("editor", {"rome": none, "memit": none}).assign(seed=1)
+    [(condition, result, _)] = claims.best_editor(pd.concat([table, more]))
+    assert (condition, result[0], result[3]) == ("facts: memit and rome less ft", 0, 10)
+    early = looks("revision", {"none": every, "early": every})
+    more = looks("revision", {"none": none}).assign(seed=1)
+    [(_, result, _)] = claims.early_and_finished(pd.concat([early, more]))
+    assert (result[0], result[3]) == (0, 10)
+    plans = looks("plan", {"all": every, "edited": every})
+    more = looks("plan", {"all": none}).assign(seed=1)
+    assert "| `all` | 10, 10 | 1.00" in claims.by_plan(pd.concat([plans, more]))
+
+
+def test_a_difference_of_two_samples_is_newcombes():
+    """8 of 10 less 4 of 10, by the ends of either."""
+    index = pd.MultiIndex.from_product([[0], range(10)], names=["seed", "place"])
+    first = pd.Series([1] * 8 + [0] * 2, index)
+    second = pd.Series([1] * 4 + [0] * 6, index)
+    (a, low, high, _), (b, under, over, _) = claims.interval(first), claims.interval(second)
+    mean, least, most, n = claims.interval(first, second)
+    assert (mean, n) == (pytest.approx(0.4), 10)
+    assert least == pytest.approx(0.4 - ((a - low) ** 2 + (over - b) ** 2) ** 0.5)
+    assert most == pytest.approx(0.4 + ((high - a) ** 2 + (b - under) ** 2) ** 0.5)
+    none = pd.Series([0.0] * 10, index)
+    mean, least, most, n = claims.interval(none.iloc[:3], none)
+    assert (mean, n) == (0, 3)
+    assert least < 0 < most
+
+
+def test_at_one_distance_two_looks_share():
+    """An arm went to 1.0; the other is at .5 and 1.5, and had lost half and all: it lost 3/4."""
+    steps = [("all", 0, 0.0, "1"), ("all", 10, 1.0, "1"), ("edited", 0, 0.0, "1")]
+    steps += [("edited", 10, 0.5, "h"), ("edited", 20, 1.5, "t")]
+    said = {"1": "1" * 10, "h": "1" * 5 + "t" * 5, "t": "t" * 10}
+    rows = [
+        looks("plan", {plan: said[edited]}).assign(step=step, moved=moved)
+        for plan, step, moved, edited in steps
+    ]
+    results = dict(claims.differences(pd.concat(rows), "edited", "all"))
+    assert results["rome, 10 edits, at one distance"][0] == pytest.approx(-0.75)
+
+
+def test_a_run_that_is_made_again_replaces_all_looks_of_the_earlier(monkeypatch, tmp_path):
+    def made(run, steps):
+        rows = [looks("plan", {"all": "1" * 10}).assign(step=step, run=run) for step in steps]
+        return pd.concat(rows).drop(columns="known").assign(held_out=1.0)
+
+    out = tmp_path / "looks.csv"
+    monkeypatch.setattr(claims, "looked", lambda run: run)
+    for run, steps in (("old", (0, 10, 20, 30)), ("new", (0, 10, 20)), ("new", (0, 10, 20))):
+        table = made(run, steps)
+        monkeypatch.setattr(claims.runs, "collect", lambda _, table=table: [table])
+        claims.collect(tmp_path, out)
+    table = claims.read(out)
+    assert table.step.tolist() == [0, 10, 20]
+    assert set(table.run) == {"new"}
+
+
 def test_a_hundred_edits_are_judged_apart():
     every, none = "1" * 10, "t" * 10
     ten = looks("plan", {"all": none, "edited": every})
@@ -69,6 +164,12 @@ def test_a_hundred_edits_are_judged_apart():
     results = list(claims.plans("edited", ("all",), -1)(pd.concat([ten, hundred])))
     level = {name: result[0] for name, result, _ in results if name.endswith("level")}
     assert level == {"rome, 10 edits, at one level": 1, "rome, 100 edits, at one level": -1}
+
+
+def test_a_model_of_which_little_was_run_is_judged_on_that():
+    arms = looks("plan", {"all": "t" * 10, "edited": "1" * 10}).assign(n_edited="30")
+    table = claims.judged(arms)
+    assert set(table.claim) == {"1", "3", "10"}
 
 
 def test_late_blocks_are_late_in_a_deeper_model_too():

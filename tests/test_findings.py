@@ -33,8 +33,7 @@ def test_every_table_of_the_page_is_what_its_command_prints(name):
 def test_the_picture_of_the_blocks_shows_the_shares_of_the_facts():
     looks = findings.looks_of(claims.FINDINGS)
     axes = findings.by_blocks(looks).axes[0]
-    part = claims.of_blocks(looks)
-    part = part[(part.model == "world-gpt2") & (part.editor == "memit")]
+    part = claims.arms(looks, "plan", model="world-gpt2", editor="memit", task="facts")
     everything = claims.chosen(part, "plan", "level").query("plan == 'all'")
     kept = claims.kept(claims.facts_of(everything)).groupby(level=["seed", "place"]).mean()
     points = [line.get_data() for line in axes.lines if len(line.get_xdata()) == 1]

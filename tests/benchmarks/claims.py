@@ -11,13 +11,14 @@ other. `intrinsic` has 1 or 0 a fact. Arms that differ in one field share facts 
 paired.
 
 `kept` is of edits that took, and of intrinsic facts that the edited model says before the tuning.
-Intervals are of 95 %, by bootstrap over seeds and facts, a fact's copies (other editors, adapters)
-averaged; ten facts of one model share its fate, which of one seed no interval knows. A claim of a
-difference holds where its interval lies on the claimed side of 0, does not where it lies on the
-other, and is undecided otherwise; one of no difference holds where it lies within .1 of 0, and does
-not where it lies wholly beyond; of fewer than 5 facts every claim is undecided. Where a claim names
-no two arms, the best and the worst are picked on the very facts that judge (claims 2, 8, the rival
-of 4): such a difference is too large by what chance adds.
+Arms that are compared are alike in every field but the one that the claim is about, and of the
+seeds that both have. Intervals are of 95 %, by bootstrap over seeds and facts; ten facts of one
+model share its fate, which of one seed no interval knows, and of two hardly. Differences are taken
+fact by fact where both arms have the fact, else (edited less intrinsic) by Newcombe's rule of two
+intervals. A claim of a difference holds where its interval lies on the claimed side of 0, does not
+where it lies on the other, and is undecided otherwise; one of no difference holds where it lies
+within .1 of 0, and does not where it lies wholly beyond; of fewer than 5 facts every claim is
+undecided.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy
 import pandas as pd
 
-from tests.benchmarks.outcomes import drawn_means
+from tests.benchmarks import outcomes
 from workbench import runs
 from workbench.runs import value_name
 
@@ -40,6 +41,8 @@ COPY = [*ARM, "seed", "edited_model"]
 FACT = ["editor", "task", "seed", "place"]
 SAME = 0.1  # a share within which two are called equal
 FEWEST = 5  # facts that decide anything
+USUAL = {"revision": "none", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
+USUAL |= {"plan": "all", "adapter": "none"}
 READ = ("level", "end", "steps", "distance")
 LATE = "after:8"
 LATE_OF = {"smollm2-135m": "after:20"}  # of 30 blocks
@@ -57,7 +60,13 @@ Result = tuple[float, float, float, int]  # mean, low, high, facts
 
 
 def looked(run: runs.Run) -> pd.DataFrame:
-    """The looks of a run, a row each."""
+    """The looks of a run, a row each.
+
+    Raises:
+        ValueError: it differs from others in what the table has no column for.
+    """
+    if run.spec.get("protect") or run.spec["edits_per_model"] != run.spec["n_edited"]:
+        raise ValueError(f"{run.folder}: protected, or not all edits at once; not of these grids")
     training = run.training.set_index(["edited_model", "step"])
     harmless = set(run.about["harmless"])
     fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}
@@ -93,12 +102,14 @@ def _digits(values: pd.Series) -> str:
 
 
 def collect(folder: Path, out: Path) -> None:
-    """Add the looks of the finished runs below a folder; an arm that is there is replaced."""
+    """Add the looks of the finished runs below a folder; a copy that is there is replaced whole."""
     tables = [looked(run) for run in runs.collect(folder)]
     if out.exists():
         tables.insert(0, read(out).drop(columns="known"))
     whole = pd.concat(tables).astype(dict.fromkeys(ARM, str))
-    whole = whole.drop_duplicates([*COPY, "step"], keep="last").sort_values([*COPY, "step"])
+    newest = whole.groupby(COPY).run.transform("last")
+    whole = whole[whole.run == newest].drop_duplicates([*COPY, "step"], keep="last")
+    whole = whole.sort_values([*COPY, "step"])
     whole.to_csv(out, index=False, float_format="%.5g")
 
 
@@ -110,45 +121,81 @@ def read(path: Path) -> pd.DataFrame:
     return looks.join(starts, on=COPY, validate="m:1")
 
 
+def arms(looks: pd.DataFrame, *varied: str, **fixed) -> pd.DataFrame:
+    """Rows that differ in these fields, and in editor, task and seed; the others are as usual, or
+    as given.
+    """
+    for name, value in (USUAL | fixed).items():
+        if name not in varied:
+            looks = looks[looks[name] == str(value)]
+    return looks
+
+
+def even(looks: pd.DataFrame, varied: str) -> pd.DataFrame:
+    """The seeds that all arms have which differ in one field alone."""
+    others = [name for name in ARM if name != varied]
+    every = looks.groupby(others)[varied].transform("nunique")
+    return looks[looks.groupby([*others, "seed"])[varied].transform("nunique") == every]
+
+
 def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
     """One look of each copy. `level`: the first at the loosest of the arms' best metrics; `end`:
-    the last; `steps`: at the last step that all arms have; `distance`: the last that is no farther
-    from the start than the least that an arm went in all.
+    the last; `steps`: at the last step that all arms have; `distance`: at the least distance from
+    the start that an arm went in all, which two looks share (`share`) as they lie about it.
     """
-    if how == "end":
+    if how == "end" or looks.empty:
         return looks[looks.step == looks.groupby(COPY).step.transform("max")]
     parts = []
-    for _, arms in looks.groupby([name for name in (*ARM, "seed") if name != varied]):
-        sign = 1 if arms.task.iloc[0] in ("text", "instructions") else -1
-        metric = sign * arms.metric
-        copies = arms.groupby(COPY)
+    for _, alike in looks.groupby([name for name in (*ARM, "seed") if name != varied]):
+        sign = 1 if alike.task.iloc[0] in ("text", "instructions") else -1
+        metric = sign * alike.metric
+        copies = alike.groupby(COPY)
         if how == "level":
-            level = metric.groupby([arms[name] for name in COPY]).min().max()
-            parts.append(arms[metric <= level].drop_duplicates(COPY))
+            level = metric.groupby([alike[name] for name in COPY]).min().max()
+            parts.append(alike[metric <= level].drop_duplicates(COPY))
         elif how == "steps":
             common = set.intersection(*(set(one.step) for _, one in copies))
-            parts.append(arms[arms.step == max(common)])
+            parts.append(alike[alike.step == max(common)])
         else:
             least = copies.moved.max().min()
-            parts.append(arms[arms.moved <= least].drop_duplicates(COPY, keep="last"))
+            parts += [_about(copy, least) for _, copy in copies]
     return pd.concat(parts)
 
 
+def _about(copy: pd.DataFrame, distance: float) -> pd.DataFrame:
+    """The last look of a copy before a distance, and the next one, with their shares."""
+    copy = copy.sort_values("step")
+    number = int((copy.moved <= distance).to_numpy().nonzero()[0][-1])
+    both = copy.iloc[number : number + 2]
+    if len(both) == 1 or both.moved.iloc[1] <= both.moved.iloc[0]:
+        return both[:1].assign(share=1.0)
+    part = (distance - both.moved.iloc[0]) / (both.moved.iloc[1] - both.moved.iloc[0])
+    return both.assign(share=[1 - part, part])
+
+
 def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
-    """A row a fact of each look: `group`, `place`, `kept`, `to` (a letter), `harmless`."""
+    """A row a fact of each look: `group`, `place`, `kept` (times the look's `share`), `to` (a
+    letter), `harmless`.
+    """
     rows = []
     for look in looks.to_dict("records"):
         about = {name: look[name] for name in (*ARM, "seed")}
         copy = look["edited_model"]
+        share = look.get("share", 1.0)
         for place, (letter, kind) in enumerate(zip(look["edited"], look["harmless"], strict=True)):
             if letter != "-":
                 edit = {"group": "edited", "place": f"{copy}:{place}", "kept": letter == "1"}
-                rows.append(about | edit | {"to": letter, "harmless": kind == "1"})
+                edit |= {"to": letter, "harmless": kind == "1", "share": share}
+                rows.append(about | edit)
         for place, (letter, known) in enumerate(zip(look["intrinsic"], look["known"], strict=True)):
             if known == "1":
                 one = {"group": "intrinsic", "place": f"{copy}:{place}", "kept": letter == "1"}
-                rows.append(about | one | {"to": "", "harmless": False})
-    return pd.DataFrame(rows)
+                rows.append(about | one | {"to": "", "harmless": False, "share": share})
+    fact = [*ARM, "seed", "group", "place", "harmless"]
+    table = pd.DataFrame(rows, columns=[*fact, "kept", "to", "share"])
+    if "share" not in looks:
+        return table.drop(columns="share")
+    return table.assign(kept=table.kept * table.share).groupby(fact, as_index=False).kept.sum()
 
 
 def kept(facts: pd.DataFrame, group: str = "edited", **which) -> pd.Series:
@@ -160,23 +207,33 @@ def kept(facts: pd.DataFrame, group: str = "edited", **which) -> pd.Series:
 
 
 def interval(values: pd.Series, others: pd.Series | None = None, least: float = 0) -> Result:
-    """Mean, 95 % bootstrap interval and number of the values, less the mean of `others`, drawn
-    apart, where they are given; all by seed and place.
+    """Mean, 95 % interval and number of the values, less the mean of `others`, which are of other
+    facts, where they are given: of the seeds that both have; the number is then of the fewer.
     """
-    values = values.astype(float).groupby(level=["seed", "place"]).mean()
-    middle = values.mean()
-    drawn = drawn_means(values, values.index.get_level_values("seed"), least)
-    if others is not None:
-        others = others.astype(float).groupby(level=["seed", "place"]).mean()
-        middle -= others.mean()
-        drawn = drawn - drawn_means(others, others.index.get_level_values("seed"), least, seed=1)
-    low, high = numpy.quantile(drawn, [0.025, 0.975])
-    return float(middle), float(low), float(high), len(values)
+    parts = [one.astype(float) for one in (values, others) if one is not None]
+    seeds = set.intersection(*({*one.index.get_level_values("seed")} for one in parts))
+    results = []
+    for one in parts:
+        one = one[one.index.get_level_values("seed").isin(seeds)]
+        one = one.groupby(level=["seed", "place"]).mean()
+        if one.empty:
+            return numpy.nan, numpy.nan, numpy.nan, 0
+        ends = outcomes.interval(one, one.index.get_level_values("seed"), least)
+        results.append((one.mean(), *ends, len(one)))
+    if others is None:
+        return results[0]
+    (mean, low, high, n), (other, under, over, m) = results
+    difference = mean - other
+    below, above = numpy.hypot(mean - low, over - other), numpy.hypot(high - mean, other - under)
+    return difference, difference - below, difference + above, min(n, m)
 
 
-def paired(of: pd.Series, against: pd.Series) -> pd.Series:
-    """Differences over the facts that both have, a fact's copies averaged."""
-    return of.groupby(FACT).mean().sub(against.groupby(FACT).mean()).dropna()
+def paired(of: pd.Series, against: pd.Series, but: str = "") -> pd.Series:
+    """Differences over the facts that both have, whatever they are in the level `but`; a fact's
+    copies averaged.
+    """
+    fact = [name for name in FACT if name != but]
+    return of.groupby(fact).mean().sub(against.groupby(fact).mean()).dropna()
 
 
 def verdict(low: float, high: float, claimed: int, n: int = FEWEST) -> str:
@@ -206,44 +263,42 @@ def less_than_intrinsic(looks: pd.DataFrame) -> Rows:
 
 
 def stable_across_tasks(looks: pd.DataFrame) -> Rows:
-    """2. Intrinsic facts are retained alike whatever the task; after MEMIT's edits."""
-    facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    means = kept(facts, "intrinsic", editor="memit").groupby("task").mean()
-    if len(means) > 1:
-        best, worst = means.idxmax(), means.idxmin()
-        of = kept(facts, "intrinsic", editor="memit", task=best)
-        less = kept(facts, "intrinsic", editor="memit", task=worst)
-        yield f"{best} less {worst}", interval(of, less), 0
+    """2. Intrinsic facts are retained alike whatever the task: the same ones, after MEMIT."""
+    facts = facts_of(chosen(arms(looks), "editor", "end"))
+    on_facts = kept(facts, "intrinsic", editor="memit", task="facts")
+    for task in sorted({*facts[facts.editor == "memit"].task} - {"facts"}):
+        differences = paired(kept(facts, "intrinsic", editor="memit", task=task), on_facts, "task")
+        yield f"{task} less facts", interval(differences, least=-1), 0
 
 
 def to_related(looks: pd.DataFrame) -> Rows:
     """3. Lost edits go to related tokens, not back to the true one."""
     for size, facts in _ends(looks):
-        for task, part in facts[(facts.group == "edited") & ~facts.kept].groupby("task"):
+        lost = facts[(facts.group == "edited") & ~facts.kept]
+        for (editor, task), part in lost.groupby(["editor", "task"]):
             part = part.set_index(FACT)
             differences = (part.to == "r").astype(int) - (part.to == "t")
-            yield f"{task}, {size} edits", interval(differences, least=-1), 1
+            yield f"{editor}, {task}, {size} edits", interval(differences, least=-1), 1
 
 
 def best_editor(looks: pd.DataFrame) -> Rows:
     """4. MALMEN retains most on text, sentiment and instructions, ROME and MEMIT on facts."""
-    facts = facts_of(chosen(_plain(looks), "editor", "end"))
-    edited = kept(facts)
+    edited = kept(facts_of(chosen(arms(looks), "editor", "end")))
     for task, part in edited.groupby("task"):
-        claimed = ["rome", "memit"] if task == "facts" else ["malmen"]
+        claimed = {"rome", "memit"} if task == "facts" else {"malmen"}
         editors = part.index.get_level_values("editor")
-        if not set(claimed) <= set(editors):
+        if not claimed <= set(editors):
             continue
-        is_claimed = editors.isin(claimed)
-        rival = part[~is_claimed].groupby("editor").mean().idxmax()
-        condition = f"{task}: {' and '.join(claimed)} less {rival}"
-        yield condition, interval(part[is_claimed], part[editors == rival]), 1
+        of = part[editors.isin(claimed)]
+        for rival in sorted({*editors} - claimed):
+            differences = paired(of, part[editors == rival], "editor")
+            condition = f"{task}: {' and '.join(sorted(claimed))} less {rival}"
+            yield condition, interval(differences, least=-1), 1
 
 
 def more_paraphrases(looks: pd.DataFrame) -> Rows:
     """5. An edit of more statements is retained more; three equal intrinsic facts."""
-    part = of_facts(looks)
-    part = part[part.plan == "all"]
+    part = arms(looks, "paraphrases", task="facts")
     facts = facts_of(chosen(part, "paraphrases", "level"))
     for editor in sorted(set(part[part.paraphrases == "10"].editor)):
         one = kept(facts, editor=editor, paraphrases="1")
@@ -254,129 +309,102 @@ def more_paraphrases(looks: pd.DataFrame) -> Rows:
         yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
 
 
-def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
-    """What a plan keeps less what others do, of every editor and batch that were tuned by all."""
+def differences(looks: pd.DataFrame, plan: str, against: str) -> Iterator[tuple[str, Result]]:
+    """What a plan keeps less what another does, of each editor and batch that both tuned."""
+    for size in BATCHES:
+        part = arms(looks, "plan", task="facts", n_edited=size)
+        for editor, pair in part[part.plan.isin((plan, against))].groupby("editor"):
+            if pair.plan.nunique() < 2:
+                continue
+            for how in READ:
+                facts = facts_of(chosen(even(pair, "plan"), "plan", how))
+                of = paired(kept(facts, plan=plan), kept(facts, plan=against))
+                yield f"{editor}, {size} edits, at one {how}", interval(of, least=-1)
 
+
+def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
     def rows(looks: pd.DataFrame) -> Rows:
-        names = {LATE_OF.get(model, LATE) for model in looks.model} if of == LATE else {of}
-        [plan] = names
-        for size in BATCHES:
-            for editor, part in of_blocks(looks, size).groupby("editor"):
-                arms = part[part.plan.isin((plan, *against))]
-                if set(arms.plan) != {plan, *against}:
-                    continue
-                for how in READ:
-                    facts = facts_of(chosen(arms, "plan", how))
-                    rest = pd.concat([kept(facts, plan=other) for other in against])
-                    differences = paired(kept(facts, plan=plan), rest)
-                    condition = f"{editor}, {size} edits, at one {how}"
-                    yield condition, interval(differences, least=-1), claimed
+        plan = LATE_OF.get(looks.model.iloc[0], LATE) if of == LATE else of
+        for other in against:
+            for condition, result in differences(looks, plan, other):
+                beside = f"less {other}, " if len(against) > 1 else ""
+                yield f"{beside}{condition}", result, claimed
 
     return rows
-
-
-def of_facts(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
-    """Of facts, so many edited at once by the presets' blocks, no adapter. Runs of another number
-    are of other facts.
-    """
-    part = looks[(looks.task == "facts") & (looks.n_edited == str(n_edited))]
-    return part[_is_preset(part) & part.adapter.isin(["", "none"])]
-
-
-def of_blocks(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
-    """The same, of one statement; whatever may move."""
-    part = of_facts(looks, n_edited)
-    return part[part.paraphrases == "1"]
 
 
 def blocks_alone(looks: pd.DataFrame) -> Rows:
     """10 and 11 where embeddings and head stay in both arms, which only `all` moves."""
     for plan in ("edited", "not-edited"):
-        for condition, result, claimed in plans(plan, (BLOCKS,), -1)(looks):
-            yield f"{plan}, {condition}", result, claimed
+        for condition, result in differences(looks, plan, BLOCKS):
+            yield f"{plan}, {condition}", result, -1
 
 
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
-    """8. Early blocks are equally good places for an edit."""
-    part = looks[(looks.task == "facts") & (looks.editor == "rome") & (looks.plan == "all")]
-    part = part[
-        (part.paraphrases == "1") & part.layers.isin([value_name([one]) for one in range(5)])
-    ]
+    """8. Early blocks are equally good places for an edit; ROME's preset writes block 3."""
+    part = arms(looks, "layers", task="facts")
+    part = part[(part.editor == "rome") & part.layers.isin([*map(str, range(5)), "preset"])]
     if part.layers.nunique() < 2:
         return
     facts = facts_of(chosen(part, "layers", "level"))
-    edited = facts[facts.group == "edited"]
-    means = edited.groupby("layers").kept.mean()
-    best, worst = means.idxmax(), means.idxmin()
-    differences = paired(kept(edited, layers=best), kept(edited, layers=worst))
-    yield f"block {best} less {worst}", interval(differences, least=-1), 0
+    first, *others = sorted(set(part.layers))
+    for other in others:
+        of = paired(kept(facts, layers=other), kept(facts, layers=first))
+        yield f"block {other} less {first}", interval(of, least=-1), 0
 
 
 def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
     """9. AlphaEdit's edits decay more than MEMIT's."""
-    part = _plain(looks)
+    part = arms(looks)
     part = part[part.editor.isin(["memit", "alphaedit"])]
-    for task, arms in part.groupby("task"):
-        if arms.editor.nunique() == 2:
-            facts = facts_of(chosen(arms, "editor", "level"))
-            alphaedit, memit = (
-                kept(facts, editor=one).droplevel("editor") for one in ("alphaedit", "memit")
-            )
-            yield task, interval(alphaedit.sub(memit).dropna(), least=-1), -1
+    for task, pair in part.groupby("task"):
+        if pair.editor.nunique() == 2:
+            facts = facts_of(chosen(even(pair, "editor"), "editor", "level"))
+            of = paired(kept(facts, editor="alphaedit"), kept(facts, editor="memit"), "editor")
+            yield task, interval(of, least=-1), -1
 
 
 def adapters(looks: pd.DataFrame) -> Rows:
     """12. LoRA and DoRA keep more edits than full tuning at one task metric."""
-    part = looks[(looks.n_edited == "20") & (looks.task == "facts") & (looks.plan == "all")]
+    part = arms(looks, "adapter", task="facts", n_edited=20)
     facts = facts_of(chosen(part, "adapter", "level")) if len(part) else None
     for editor in sorted(set(part.editor)):
-        full = kept(facts, editor=editor, adapter=value_name(""))
+        full = kept(facts, editor=editor, adapter="none")
         for adapter in ("lora", "dora"):
             tuned = kept(facts, editor=editor, adapter=adapter)
             if len(tuned):
-                differences = paired(tuned, full)
-                yield f"{editor}, {adapter} less full", interval(differences, least=-1), 1
+                of = paired(tuned, full)
+                yield f"{editor}, {adapter} less full", interval(of, least=-1), 1
 
 
 def false_as_harmless(looks: pd.DataFrame) -> Rows:
     """13. False edits persist as harmless ones do."""
-    part = looks[looks.harmless.str.contains("1")]
+    part = arms(looks, "adapter", task="facts", n_edited=20)
+    part = part[part.harmless.str.contains("1")]
     facts = facts_of(chosen(part, "adapter", "end")) if len(part) else pd.DataFrame()
     if len(facts):
         edited = facts[facts.group == "edited"]
-        for editor, arm in edited.groupby("editor"):
-            yield editor, interval(kept(arm, harmless=False), kept(arm, harmless=True)), 0
+        for (editor, adapter), arm in edited.groupby(["editor", "adapter"]):
+            result = interval(kept(arm, harmless=False), kept(arm, harmless=True))
+            yield f"{editor}, {adapter.replace('none', 'full')}", result, 0
 
 
 def early_and_finished(looks: pd.DataFrame) -> Rows:
     """14. Edits survive better in the larger or further trained model."""
-    part = looks[(looks.task == "facts") & (looks.plan == "all") & (looks.n_edited == "10")]
-    part = part[(part.paraphrases == "1") & _is_preset(part)]
+    part = arms(looks, "revision", task="facts")
     facts = facts_of(part[part.step == part.groupby(COPY).step.transform("max")])
-    edited = facts[facts.group == "edited"]
-    for editor, arm in edited.groupby("editor"):
-        by = {name: kept(one) for name, one in arm.groupby("revision")}
-        if len(by) == 2:
-            names = sorted(by, key=lambda name: name == "early")
-            yield f"{editor}, finished less early", interval(by[names[0]], by[names[1]]), 1
-
-
-def _plain(looks: pd.DataFrame, n_edited: int = 10) -> pd.DataFrame:
-    """The preset's blocks, one statement, everything moving."""
-    plain = (looks.plan == "all") & (looks.paraphrases == "1") & (looks.n_edited == str(n_edited))
-    return looks[plain & _is_preset(looks) & looks.adapter.isin(["", "none"])]
+    for editor, arm in facts.groupby("editor"):
+        if arm.revision.nunique() == 2:
+            finished, early = kept(arm, revision="none"), kept(arm, revision="early")
+            yield f"{editor}, finished less early", interval(finished, early), 1
 
 
 def _ends(looks: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Each number of edits at once, and its facts at the end of the tuning."""
+    """Each number of edits at once, and its facts at the end of the usual tuning."""
     for size in BATCHES:
-        part = _plain(looks, size)
+        part = arms(looks, n_edited=size)
         if len(part):
             yield size, facts_of(chosen(part, "editor", "end"))
-
-
-def _is_preset(looks: pd.DataFrame) -> pd.Series:
-    return looks.layers == value_name([])
 
 
 CLAIMS: list[tuple[str, str, str, Callable[[pd.DataFrame], Rows]]] = [
@@ -412,6 +440,8 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
             if claim is not early_and_finished:
                 part = part[part.revision != "early"]
             for condition, (mean, low, high, n), claimed in claim(part):
+                if not n:
+                    continue
                 row = {"claim": number, "paper": paper, "what": text, "model": model}
                 row |= {
                     "condition": condition,
@@ -426,41 +456,45 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
 
 def by_plan(looks: pd.DataFrame) -> str:
     """Of editors with several plans: edited and intrinsic facts at the end of each tuning on facts,
-    by what moved.
+    by what moved; of the seeds that all arms have.
     """
-    ends = pd.concat(chosen(of_blocks(looks, size), "plan", "end") for size in BATCHES)
     names = ["model", "editor", "batch", "moves", "n", "edits kept", "intrinsic kept"]
     lines = [[*names, "metric", "steps", "distance"]]
-    for (model, editor, batch), arms in ends.groupby(["model", "editor", "n_edited"]):
-        if arms.plan.nunique() == 1:
-            continue
-        for plan in (one for one in MOVES if one in set(arms.plan)):
-            arm = arms[arms.plan == plan]
-            facts = facts_of(arm)
-            cells = [interval(kept(facts, group)) for group in ("edited", "intrinsic")]
-            shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
-            ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
-            counts = f"{cells[0][3]}, {cells[1][3]}"
-            lines.append([model, editor, batch, f"`{plan}`", counts, *shares, *ended])
+    for size in BATCHES:
+        part = even(arms(looks, "plan", task="facts", n_edited=size), "plan")
+        for (model, editor), ends in chosen(part, "plan", "end").groupby(["model", "editor"]):
+            if ends.plan.nunique() > 1:
+                about = [model, editor, str(size)]
+                lines += [[*about, *_plan(ends, plan)] for plan in MOVES if plan in {*ends.plan}]
     return _markdown(lines)
 
 
+def _plan(ends: pd.DataFrame, plan: str) -> list[str]:
+    arm = ends[ends.plan == plan]
+    facts = facts_of(arm)
+    cells = [interval(kept(facts, group)) for group in ("edited", "intrinsic")]
+    shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
+    ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
+    return [f"`{plan}`", f"{cells[0][3]}, {cells[1][3]}", *shares, *ended]
+
+
 def against_all(looks: pd.DataFrame) -> str:
-    """A line a way to read: of how many arms (models, editors, other plans) more edits are kept
-    than where everything moves, and how many differences are told from 0, fact by fact.
+    """A line a way to read: of how many arms (models, editors, batches, other plans) more edits are
+    kept than where everything moves, and how many differences are told from 0, fact by fact. The
+    window that MEMIT writes is its plan `edited`, and counts once.
     """
     lines = [["read at one", "arms", "more kept", "told from 0", "fewer kept", "told from 0"]]
+    results = []
+    for _, of_model in looks.groupby("model"):
+        for plan in MOVES[1:]:
+            part = of_model[of_model.editor == "rome"] if plan == ON_EDIT else of_model
+            results += differences(part, plan, "all")
     for how in READ:
-        results = []
-        for _, models in looks.groupby("model"):
-            for plan in MOVES[1:]:
-                rows = list(plans(plan, ("all",), 1)(models))
-                results += [result for condition, result, _ in rows if condition.endswith(how)]
-        counts = [len(results)]
+        read = [result for condition, result in results if condition.endswith(how)]
+        counts = [len(read)]
         for sign in (1, -1):
-            counts.append(sum(sign * mean > 0 for mean, *_ in results))
-            ends = [(low, high) for _, low, high, _ in results]
-            counts.append(sum(min(sign * low, sign * high) > 0 for low, high in ends))
+            counts.append(sum(sign * mean > 0 for mean, *_ in read))
+            counts.append(sum(min(sign * low, sign * high) > 0 for _, low, high, _ in read))
         lines.append([how, *map(str, counts)])
     return _markdown(lines)
 

@@ -117,8 +117,10 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(MODELS), len(BATCHES), sharex=True, sharey=True)
     for of_model, model in zip(axes, MODELS, strict=True):
         for one, (editor, size) in zip(of_model, BATCHES, strict=True):
-            part = claims.of_blocks(looks, size)
-            part = part[(part.model == model) & (part.editor == editor)]
+            part = claims.arms(
+                looks, "plan", model=model, editor=editor, task="facts", n_edited=size
+            )
+            part = claims.even(part, "plan")
             counts = _blocks(one, claims.chosen(part, "plan", "level"))
             one.set_title(f"{model}, {editor.upper()}, {counts}", fontsize=10)
     names = [PLANS.get(plan, plan) for plan in SHOWN]
@@ -128,7 +130,7 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
         one.set_xlabel("share still said")
     handles = [_mark(COLOURS["edited"], "edits"), _mark(COLOURS["intrinsic"], "other facts")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("What moves, where every arm knows as much of the task; 95 % intervals")
+    figure.suptitle("What moves, each arm where it first is at one accuracy (at); 95 % intervals")
     return figure
 
 
@@ -146,7 +148,8 @@ def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
     axes.set_axisbelow(True)
     edits = int(looks.n_edited.iloc[0])
     seeds = looks.seed.nunique()
-    return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}"
+    level = looks.groupby("seed").metric.min().mean()
+    return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}; at {level:.2f}"
 
 
 def _point(axes: Axes, place: Place, row: float, color: str, is_open: bool = False) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench import editing, facts, files, study
+from workbench import editing, facts, files, runs, study
 from workbench.evaluation import efficacy
 from workbench.traces.patching import margins
 from workbench.tracking.retention import answers_after, passes
@@ -49,22 +49,16 @@ def in_batches(
     return pd.concat(parts, ignore_index=True)
 
 
-def drawn_means(
+def interval(
     values, groups=None, least: float = 0, seed: int = 0, draws: int = 2000
-) -> numpy.ndarray:
-    """Bootstrap of the mean (draws,): groups, such as seeds, are drawn, and in each its values; of
-    one group alone only these.
-
-    Where all values agree, which a bootstrap would call certain, the share of others that so many
-    values may have missed is drawn, Beta(1, n); they lie at `least` or 1, the ends of what a value
-    can be.
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean: groups, such as seeds, are drawn, and in each its
+    values; of one group alone only these. Where all values agree see `runs.interval`.
     """
     values = numpy.asarray(values, dtype=float)
-    random = numpy.random.default_rng(seed)
     if numpy.ptp(values) == 0:
-        ends = [end for end in (least, 1) if end != values[0]]
-        missed = random.beta(1, len(values), draws)
-        return values[0] + missed * (random.choice(ends, draws) - values[0])
+        return runs.interval(values, least)
+    random = numpy.random.default_rng(seed)
     groups = numpy.zeros(len(values)) if groups is None else numpy.asarray(groups)
     parts = [values[groups == group] for group in numpy.unique(groups)]
     sums = numpy.zeros(draws)
@@ -75,12 +69,7 @@ def drawn_means(
             is_chosen = chosen == number
             sums[is_chosen] += random.choice(part, (is_chosen.sum(), len(part))).sum(1)
             counts[is_chosen] += len(part)
-    return sums / counts
-
-
-def interval(values, groups=None, least: float = 0, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, see `drawn_means`."""
-    low, high = numpy.quantile(drawn_means(values, groups, least, seed), [0.025, 0.975])
+    low, high = numpy.quantile(sums / counts, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -254,6 +254,22 @@ def test_ten_of_ten_facts_are_not_certain():
     assert (row["after"], row["low"], row["high"]) == pytest.approx((1, 0.6915, 1), abs=1e-4)
     [row] = evaluation.summary(table.assign(before=0.0, after=3.5)).to_dict("records")
     assert (row["low"], row["high"]) == (3.5, 3.5)  # no share: nothing is known of its bounds
+    [row] = evaluation.summary(
+        table.assign(measure="locality", quantity="text", before=0.0, after=0.0)
+    ).to_dict("records")
+    assert (row["low"], row["high"]) == (0, 0)  # nats
+
+
+def test_a_perfect_score_of_ten_is_not_certain_and_null_is_no_fact():
+    tables = [
+        pd.DataFrame({"fact_id": range(10), "measure": "counterfact", "quantity": quantity})
+        for quantity in evaluation.SCORED
+    ]
+    table = pd.concat(tables).assign(before=0.0, after=1.0)
+    shown = evaluation.summary(table).set_index("quantity")
+    assert shown.low["score"] == pytest.approx(0.6915, abs=1e-4)
+    table.loc[(table.quantity == "paraphrase") & (table.fact_id > 1), "after"] = None
+    assert evaluation.summary(table).set_index("quantity").n["paraphrase"] == 2
 
 
 # --- in runs

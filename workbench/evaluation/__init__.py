@@ -26,6 +26,8 @@ from workbench.runs import interval, tidy
 STANDARD = ASKED
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
 DRAWS = 1000  # of the bootstrap
+# measures and quantities that are no shares of prompts
+NO_SHARES = {"locality", "ability", "recovery", "trace", "tracing", "flattery"}
 
 
 def evaluate(
@@ -144,25 +146,28 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (measure, quantity), part in table.groupby(["measure", "quantity"], sort=False):
         wide = part.set_index("fact_id")[["before", "after"]]
-        rows.append({"measure": measure, "quantity": quantity} | _interval(wide, _mean))
+        row = {"measure": measure, "quantity": quantity}
+        is_share = NO_SHARES.isdisjoint(row.values())
+        rows.append(row | _interval(wide, _mean, is_share))
     scored = table[(table.measure == "counterfact") & table.quantity.isin(SCORED)]
     wide = scored.pivot(index="fact_id", columns="quantity", values=["before", "after"])
     if wide.shape[1] == 2 * len(SCORED):
         row = {"measure": "counterfact", "quantity": "score"}
-        rows.insert(0, row | _interval(wide, _harmonic))
+        rows.insert(0, row | _interval(wide, _harmonic, is_share=True))
     return pd.DataFrame(rows)
 
 
-def _interval(wide: pd.DataFrame, mean) -> dict:
+def _interval(wide: pd.DataFrame, mean, is_share: bool) -> dict:
     """`before`, `after`, `low`, `high` and the number of facts `n`."""
     drawn = numpy.random.default_rng(0).integers(len(wide), size=(DRAWS, len(wide)))
     after = wide["after"].to_numpy()
     with warnings.catch_warnings(action="ignore"):  # the mean of nothing is null
         means = {"before": mean(wide["before"].to_numpy()), "after": mean(after)}
         low, high = numpy.nanquantile(mean(after[drawn]), [0.025, 0.975])
-    if mean is _mean and low == high:
-        low, high = interval(wide["after"].dropna())
-    return means | {"low": low, "high": high, "n": len(wide)}
+    n = len(wide["after"].dropna(how="all"))
+    if is_share and low == high:
+        low, high = interval(numpy.full(n, low))
+    return means | {"low": low, "high": high, "n": n}
 
 
 _mean = partial(numpy.nanmean, axis=-1)  # over facts (..., n)
