@@ -113,7 +113,7 @@ def _arms(done: pd.DataFrame, model: str) -> dict[str, dict]:
 
 def by_blocks(looks: pd.DataFrame) -> Figure:
     """Edits and other facts kept by which blocks may move, at one level of the task."""
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(len(MODELS), len(BATCHES), sharex=True, sharey=True)
     for of_model, model in zip(axes, MODELS, strict=True):
         for one, (editor, size) in zip(of_model, BATCHES, strict=True):
@@ -122,7 +122,7 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
             )
             part = claims.even(part, "plan")
             counts = _blocks(one, claims.chosen(part, "plan", "level"))
-            one.set_title(f"{model}, {editor.upper()}, {counts}", fontsize=10)
+            one.set_title(f"{model}, {editor.upper()}\n{counts}", fontsize=9)
     names = [PLANS.get(plan, plan) for plan in SHOWN]
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
@@ -130,7 +130,8 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
         one.set_xlabel("share still said")
     handles = [_mark(COLOURS["edited"], "edits"), _mark(COLOURS["intrinsic"], "other facts")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("What moves, each arm where it first is at one accuracy (at); 95 % intervals")
+    title = "What moves while facts are taught, each arm where it first is at one accuracy"
+    figure.suptitle(f"{title}; 95 % intervals")
     return figure
 
 
@@ -149,7 +150,7 @@ def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
     edits = int(looks.n_edited.iloc[0])
     seeds = looks.seed.nunique()
     level = looks.groupby("seed").metric.min().mean()
-    return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}; at {level:.2f}"
+    return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}; at accuracy {level:.2f}"
 
 
 def _point(axes: Axes, place: Place, row: float, color: str, is_open: bool = False) -> None:
