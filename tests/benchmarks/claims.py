@@ -347,7 +347,7 @@ def early_layers_equal(looks: pd.DataFrame) -> Rows:
     if part.layers.nunique() < 2:
         return
     facts = facts_of(chosen(part, "layers", "level"))
-    first, *others = sorted(set(part.layers))
+    first, *others = sorted(set(part.layers) - ({"preset"} if "3" in {*part.layers} else set()))
     for other in others:
         of = paired(kept(facts, layers=other), kept(facts, layers=first))
         yield f"block {other} less {first}", interval(of, least=-1), 0
