@@ -5,6 +5,7 @@ more than a run at a time.
 import html
 import itertools
 import re
+import types
 from pathlib import Path
 
 import numpy
@@ -87,6 +88,17 @@ def test_ten_facts_that_agree_are_not_certain(value, least, low, high):
     either side as they can be.
     """
     assert runs.interval(pd.Series([value] * 10), least) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_drift_of_nothing_is_no_share_of_facts():
+    """Nats that are 0 of each fact (GRACE changes no neighbour) are not up to .31 nats."""
+    table = pd.DataFrame({"fact_id": range(10), "value": 0.0, "step": 0, "edited_model": 0})
+    parts = [("locality", "neighbourhood"), ("counterfact", "efficacy")]
+    made = pd.concat(table.assign(measure=one, quantity=other) for one, other in parts)
+    run = types.SimpleNamespace(measured=made, spec={})
+    rows = report.measured([run], ["editor"]).set_index("measure")
+    assert (rows.low["locality"], rows.high["locality"]) == (0, 0)
+    assert rows.high["counterfact"] == pytest.approx(0.3085, abs=1e-4)
 
 
 def test_paired_differences_cover_the_truth_as_often_as_they_say():

@@ -181,3 +181,5 @@ PLACES["recovery"] = "workbench.tuning.recovery"
 PLACES["trace"] = "workbench.traces.trace"
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)
+# measures and quantities that are no shares of prompts
+NO_SHARES = {"locality", "ability", "recovery", "trace", "tracing", "flattery"}

@@ -24,6 +24,7 @@ from pyarrow.parquet import ParquetWriter
 from workbench import batch, files, inert, runs
 from workbench.facts import DATA, BadInput
 from workbench.plots import ASIDE, BRING, BROUGHT
+from workbench.registry import NO_SHARES
 from workbench.runs import SERIES, Run, interval, value_name
 
 EDITED = ("model", "revision", "editor", "variant", "layers", "paraphrases", "edits_per_model")
@@ -110,7 +111,11 @@ def measured(collected: Sequence[Run], by: Sequence[str]) -> pd.DataFrame:
     if facts.empty:
         return pd.DataFrame(columns=[*names, *SUMMARY])
     groups = facts.dropna().groupby(names, sort=False)
-    return groups.apply(_summary).unstack().reset_index().astype({"n": int})
+    return groups.apply(_of_measure).unstack().reset_index().astype({"n": int})
+
+
+def _of_measure(values: pd.Series) -> pd.Series:
+    return _summary(values, 0 if NO_SHARES.isdisjoint(values.name) else float("inf"))
 
 
 def paired(table: pd.DataFrame, by: Sequence[str], of: Sequence[str] = ()) -> pd.DataFrame:

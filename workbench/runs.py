@@ -213,7 +213,8 @@ def interval(values, least: float = 0, draws: int = 1000) -> tuple[float, ...]:
     would call certain, from what so many may have missed of others (Clopper and Pearson).
 
     Args:
-        least: the values are shares, from 0 to 1, or differences of shares, from -1.
+        least: the values are shares, from 0 to 1, or differences of shares, from -1; of what has
+            no such bounds infinity: where all agree nothing is known of others.
     """
     every, counts = numpy.unique(values, return_counts=True)
     n = counts.sum()

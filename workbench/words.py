@@ -36,8 +36,7 @@ def parts(before: str, after: str) -> bool:
 
 def stands(text: str, start: int, end: int) -> bool:
     """Whether text[start:end] begins and ends where words do."""
-    begins = parts(text[:start][-1:], text[start])
-    return begins and parts(text[end - 1], text[end : end + 1])
+    return parts(text[:start][-1:], text[start]) and parts(text[end - 1], text[end : end + 1])
 
 
 def places(text: str, name: str) -> list[tuple[int, int]]:

@@ -437,8 +437,6 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, paper, text, claim in CLAIMS:
         for model, part in looks.groupby("model"):
-            if claim is not early_and_finished:
-                part = part[part.revision != "early"]
             for condition, (mean, low, high, n), claimed in claim(part):
                 if not n:
                     continue
@@ -536,8 +534,7 @@ def main():
     table.to_csv(options.out / "claims.csv", index=False, float_format="%.3f")
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(table.drop(columns=["paper", "what"]).round(3).to_string(index=False))
-    finished = looks[looks.revision != "early"]
-    print(shown(table), by_plan(finished), against_all(finished), sep="\n\n")
+    print(shown(table), by_plan(looks), against_all(looks), sep="\n\n")
 
 
 if __name__ == "__main__":

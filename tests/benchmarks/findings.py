@@ -169,9 +169,7 @@ def _line(style: str, label: str) -> Line2D:
 
 
 def looks_of(folder: Path) -> pd.DataFrame:
-    """The looks at finished models, not at early ones, which claim 14 alone compares."""
-    looks = claims.read(folder / "looks.csv")
-    return looks[looks.revision != "early"]
+    return claims.read(folder / "looks.csv")
 
 
 def done_in(folder: Path) -> pd.DataFrame:
@@ -179,7 +177,7 @@ def done_in(folder: Path) -> pd.DataFrame:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
-    "claims": lambda folder: claims.shown(claims.judged(claims.read(folder / "looks.csv"))),
+    "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
     "plans": lambda folder: claims.by_plan(looks_of(folder)),
     "against-all": lambda folder: claims.against_all(looks_of(folder)),
     "lasting": lambda folder: lasting.table(done_in(folder)),

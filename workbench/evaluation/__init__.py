@@ -20,14 +20,12 @@ from workbench.edits import Edit
 from workbench.evaluation.ability import real_text
 from workbench.facts import BadInput, Requests
 from workbench.models import Model
-from workbench.registry import ASKED, MEASURES
+from workbench.registry import ASKED, MEASURES, NO_SHARES
 from workbench.runs import interval, tidy
 
 STANDARD = ASKED
 SCORED = ("efficacy", "paraphrase", "neighbourhood")  # whose harmonic mean is CounterFact's score
 DRAWS = 1000  # of the bootstrap
-# measures and quantities that are no shares of prompts
-NO_SHARES = {"locality", "ability", "recovery", "trace", "tracing", "flattery"}
 
 
 def evaluate(
@@ -147,8 +145,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (measure, quantity), part in table.groupby(["measure", "quantity"], sort=False):
         wide = part.set_index("fact_id")[["before", "after"]]
         row = {"measure": measure, "quantity": quantity}
-        is_share = NO_SHARES.isdisjoint(row.values())
-        rows.append(row | _interval(wide, _mean, is_share))
+        rows.append(row | _interval(wide, _mean, NO_SHARES.isdisjoint(row.values())))
     scored = table[(table.measure == "counterfact") & table.quantity.isin(SCORED)]
     wide = scored.pivot(index="fact_id", columns="quantity", values=["before", "after"])
     if wide.shape[1] == 2 * len(SCORED):
