@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
+    table = wb.records.yaml_table(Path(__file__).with_name("commands.yaml"))
     for name, about in table.items():
         command = commands.add_parser(name, help=about["help"])
         command.set_defaults(command=globals()[f"_{name.replace('-', '_')}"])

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pandas as pd
@@ -106,13 +107,18 @@ def kept_table(path: Path, about: str) -> pd.DataFrame | None:
     return tensors and pd.read_parquet(io.BytesIO(tensors["parquet"].numpy()))
 
 
+def digest(value: Any) -> str:
+    """Of what JSON can say, SHA-256 in 16 hex digits."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def tensor_sum(tensors: Mapping) -> str:
     """SHA-256 of names, types, shapes and bytes."""
     import torch
 
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()

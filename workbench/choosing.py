@@ -10,12 +10,10 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from tqdm.auto import tqdm
 
 from workbench import editing, facts, files, inert, prose
@@ -25,7 +23,7 @@ from workbench.evaluation.efficacy import asked, outcome
 from workbench.facts import BadInput, EditRequest, Requests
 from workbench.known import known_of
 from workbench.models import Model
-from workbench.records import refused
+from workbench.records import refused, yaml_table
 
 # measure -> what a candidate has to reach; `reached` counts them
 WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_kept": 0.9}
@@ -35,11 +33,9 @@ ABOUT = ["model", "weights", "corpus", "facts", "editor", "hparams"]
 COLUMNS = [*ABOUT, *WANTED, "score", "reached"]
 
 
-@cache
 def grids() -> dict[str, dict]:
     """Editor -> the values that are tried of each number, and the fixed ones."""
-    path = Path(editing.__file__).parent / "candidates.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml_table(Path(editing.__file__).with_name("candidates.yaml"))
 
 
 def check(editor: str, path: Path) -> None:

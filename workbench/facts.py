@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pydantic
-import yaml
 
-from workbench import readers, words
+from workbench import readers, records, words
 from workbench.records import BadInput, Record, check_choice, did_you_mean, listed, one_line, shown
 from workbench.registry import Room
 from workbench.sources import check_file as check_file
@@ -271,11 +270,9 @@ def in_parts(members: Sequence, size: int) -> list:
 # --- the embedded world ---------------------------------------------------------------------------
 
 
-@cache
 def tables(name: str) -> dict:
     """What data/world/<name>.yaml holds."""
-    with (DATA / "world" / f"{name}.yaml").open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return records.yaml_table(DATA / "world" / f"{name}.yaml")
 
 
 def relations() -> dict[str, dict]:
@@ -367,10 +364,9 @@ def _fact(row: dict, prompt: str, **others) -> Fact:
 # --- plain facts ----------------------------------------------------------------------------------
 
 
-@cache
 def easy() -> dict[str, dict]:
     """Relation -> {category, templates (8), facts (subject -> object)} of data/easy/facts.yaml."""
-    return yaml.safe_load((DATA / "easy" / "facts.yaml").read_text(encoding="utf-8"))
+    return records.yaml_table(DATA / "easy" / "facts.yaml")
 
 
 @cache

@@ -1,7 +1,5 @@
 """Which facts a model knows, and which of them are edited and which only watched."""
 
-import hashlib
-import json
 import random
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +10,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench import cache, facts, runs
-from workbench.cache import locked
 from workbench.checkpoints import is_world
 from workbench.editing import EDITORS
 from workbench.facts import BadInput, EditRequest
@@ -164,22 +161,18 @@ def _chosen(
         part, _ = with_objects(model, part)
         n_asked += len(part)
         known += known_of(model, part, spec.margin)
-        sample, intrinsic = _split(named, known, n_edited, spec.n_intrinsic, spec.split_rule)
+        sample, intrinsic = _split(spec, named, known, n_edited)
         if len(sample) == n_edited and len(intrinsic) == spec.n_intrinsic:
             counts = {"asked": n_asked, "known_of_asked": len(known)}
             return counts, [*named, *sample], intrinsic
     kept = f"; {spec.editor} learns from a third of the facts" if _learns_from(spec) else ""
-    raise BadInput(
-        f"the model knows too few facts: {len(named) + len(sample)} edited of {n_edited} and "
-        f"{len(intrinsic)} intrinsic of {spec.n_intrinsic} by split_rule={spec.split_rule!r}; "
-        f"lower n_edited or n_intrinsic; {most} of {len(pool)} facts asked, {len(known)} known by "
-        f"margin {spec.margin}{kept}"
-    )
+    what = f"{len(named) + len(sample)} edited of {n_edited} and {len(intrinsic)} intrinsic of"
+    what += f" {spec.n_intrinsic} by split_rule={spec.split_rule!r}; lower n_edited or n_intrinsic"
+    extent = f"{most} of {len(pool)} facts asked, {len(known)} known by margin {spec.margin}{kept}"
+    raise BadInput(f"the model knows too few facts: {what}; {extent}")
 
 
-def _split(
-    named: Requests, known: Requests, n_edited: int, n_intrinsic: int, rule: str
-) -> tuple[Requests, Requests]:
+def _split(spec: Spec, named: Requests, known: Requests, n_edited: int) -> tuple[Requests, ...]:
     """Take a sample to edit and intrinsic facts from the known ones in their order.
 
     "matched": both groups draw on the same relations, no subject twice. "paper": no two facts of
@@ -189,13 +182,13 @@ def _split(
     edited = [*named, *sample]
     relations = {request.fact.relation for request in edited}
     objects = {name for request in edited for name in (request.fact.object, request.target)}
-    if rule == "paper":
+    if spec.split_rule == "paper":
         fitting = _apart(known, relations, objects)
     elif named:
         fitting = known
     else:
         fitting = [request for request in known if request.fact.relation in relations]
-    return sample, _first(fitting, n_intrinsic, _subjects(edited))
+    return sample, _first(fitting, spec.n_intrinsic, _subjects(edited))
 
 
 def _first(requests: Requests, count: int, taken: Collection[str]) -> Requests:
@@ -337,11 +330,11 @@ def _answers(model: Model, requests: Requests, past_stop_words: bool = False) ->
     if model.is_changed():
         return ask(questions, objects)
     machine = [model.fingerprint, str(model.dtype), model.device.type]
-    digest = _digest([*machine, front(model), code_fingerprint(), past_stop_words])
+    digest = cache.digest([*machine, front(model), code_fingerprint(), past_stop_words])
     name = f"known {digest}"
     path = cache.folder("known") / f"{digest}.safetensors"
     keys = _keys(model, questions, objects)
-    with locked(name):
+    with cache.locked(name):
         table = cache.kept_table(path, name)
         stored = set() if table is None else set(table.key)
         missing = {key: row for row, key in enumerate(keys) if key not in stored}
@@ -359,8 +352,4 @@ def _keys(model: Model, questions: Sequence[str], objects: Sequence[str]) -> lis
     tokens = model.tokenizer([*questions, *objects])["input_ids"]
     of_questions, of_objects = tokens[: len(questions)], tokens[len(questions) :]
     parts = zip(questions, objects, of_questions, of_objects, strict=True)
-    return [_digest(part) for part in parts]
-
-
-def _digest(value) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return [cache.digest(part) for part in parts]

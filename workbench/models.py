@@ -192,9 +192,8 @@ class Model:
         kept, column = positions.unique(return_inverse=True)
         if rows is None:
             rows = torch.arange(len(input_ids))
-        output = self.network(
-            input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=kept, use_cache=False
-        )
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        output = self.network(**inputs, logits_to_keep=kept, use_cache=False)
         return output.logits[rows.to(column.device), column].float()
 
     @cached_property
@@ -446,12 +445,10 @@ def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus:
 def _check_family(family: str, has_code: bool = False) -> None:
     if family in ARCHITECTURES:
         return
-    families = ", ".join(ARCHITECTURES)
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    raise BadInput(
-        f"architecture {family!r} is not in the table ({families}){code}; if no norm stands behind "
-        "its MLPs, add a row to ARCHITECTURES in workbench/models.py"
-    )
+    what = f"architecture {family!r} is not in the table ({', '.join(ARCHITECTURES)}){code}"
+    advice = "if no norm stands behind its MLPs, add a row to ARCHITECTURES in workbench/models.py"
+    raise BadInput(f"{what}; {advice}")
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:

@@ -125,9 +125,8 @@ def pretrained(folder: Path, options: Mapping, **where) -> tuple[Any, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
     if not tokenizer.vocab_size:
         raise ValueError("no tokenizer")
-    network, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, **where, **options, output_loading_info=True
-    )
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    network, report = load(folder, **where, **options, output_loading_info=True)
     if report["missing_keys"]:
         raise ValueError(f"no weights for {min(report['missing_keys'])}")
     return network, tokenizer

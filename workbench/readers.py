@@ -16,10 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from workbench import sources, words
-from workbench.records import BadInput, listed, one_line, shown
+from workbench.records import BadInput, listed, one_line, shown, yaml_table
 
 Placed = Iterator[tuple[str, object]]  # where a record stands, and what it says
 Asked = list[tuple[str, ...]]  # a kind of question if there are several, its text, the answer
@@ -281,7 +279,7 @@ class Layout(NamedTuple):
 @cache
 def _tables() -> dict[str, dict]:
     """layouts.yaml, `layouts` as records."""
-    tables = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
+    tables = yaml_table(Path(__file__).with_name("layouts.yaml"))
     layouts = {name: Layout(name, **fields) for name, fields in tables["layouts"].items()}
     return tables | {"layouts": layouts}
 
@@ -443,9 +441,8 @@ _READERS = {"counterfact": _counterfact, "knowedit": _knowedit, "ripple": _rippl
 
 # --- texts ----------------------------------------------------------------------------------------
 
-_NO_TEXT = re.compile(  # control characters but tab and line breaks; halves of a surrogate pair
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
-)
+# Control characters but tab and line breaks; halves of a surrogate pair
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 # A list of texts as pandas writes it into a cell: ['Vint', 'Vint city'], or [['Vint']]
 _WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
 
@@ -563,9 +560,8 @@ def template(text: str, subject: str) -> str:
     named, prompt = f"the subject {subject!r:.60}", f"the prompt {text!r:.100}"
     composed = unicodedata.normalize("NFC", subject)
     if unicodedata.normalize("NFC", text).count(composed) > text.count(subject):
-        raise BadInput(
-            f"{prompt} and {named} differ only in Unicode form; normalise the file to NFC"
-        )
+        what = f"{prompt} and {named} differ only in Unicode form"
+        raise BadInput(f"{what}; normalise the file to NFC")
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
     standing = words.places(text, subject)

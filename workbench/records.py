@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pydantic
@@ -64,6 +65,13 @@ def fields_of(path: str | Path, what: str) -> dict:
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise BadInput(f"{what} {path}: holds no fields; write name: value, a line each")
     return fields
+
+
+@cache
+def yaml_table(path: Path) -> typing.Any:
+    """What a YAML file of the package holds, read once; not to be written into."""
+    text = path.read_text(encoding="utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

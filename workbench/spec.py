@@ -206,9 +206,8 @@ def varied(spec: Spec, vary: str, values: Sequence) -> list[Spec]:
     """The Specs, resolved, that differ in one field."""
     if not isinstance(vary, str) or vary not in Spec.model_fields:
         near = did_you_mean(vary, Spec.model_fields) or ";"
-        raise BadInput(
-            f"vary={vary!r}: not a field of Spec{near} choose e.g. editor, paraphrases, plan"
-        )
+        what = f"vary={vary!r}: not a field of Spec{near}"
+        raise BadInput(f"{what} choose e.g. editor, paraphrases, plan")
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise BadInput(f"values {values!r}: give a list of at least one value of {vary}")
     specs = [Spec(**(spec.model_dump() | {vary: value})).resolved() for value in values]

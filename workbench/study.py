@@ -3,7 +3,6 @@
 Notebooks call its steps one by one, or `run` at once.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -28,7 +27,6 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench import cache, deltas, editing, facts, models, positions, runs
-from workbench.cache import tensor_sum
 from workbench.checkpoints import is_world
 from workbench.editing.records import Numbers, Resources, warn_of_missed
 from workbench.edits import Edit
@@ -57,9 +55,8 @@ KEPT = ("rome", "memit", "alphaedit")  # editors whose edits are slow, small, an
 
 def load(spec: Spec) -> Model:
     """The model of an experiment."""
-    return models.load(
-        spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start
-    )
+    how = (spec.device, spec.dtype, spec.revision, spec.device_map, spec.start)
+    return models.load(spec.model, *how)
 
 
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
@@ -99,11 +96,10 @@ def _edits(
         return make()
     about = [model.name, model.revision, model.fingerprint, str(model.dtype), model.device.type]
     about += [positions.front(model), code_fingerprint(), spec.editor, spec.seed]
-    about += [hparams.model_dump_json(), resources.prefixes, tensor_sum(resources.memory)]
+    about += [hparams.model_dump_json(), resources.prefixes, cache.tensor_sum(resources.memory)]
     about += [moment.fingerprint for moment in resources.moments.values()]
     about += [[request.model_dump_json() for request in group] for group in groups]
-    text = json.dumps(about).encode()
-    digest = hashlib.sha256(text).hexdigest()[:16]
+    digest = cache.digest(about)
     folder = cache.folder("edits")
     paths = [folder / f"{digest}-{number}.safetensors" for number in range(len(groups))]
     with cache.locked(f"edits {digest}"):
@@ -225,11 +221,9 @@ class Recorder:
 
     def _about(self, spec: Spec, model: Model, chosen: Chosen) -> dict:
         """What run.json says beside the tables."""
-        edits = [
-            {"edited_model": number} | outcome
-            for number, edit in enumerate(self.deltas)
-            for outcome in edit.outcomes
-        ]
+        edits: list[dict] = []
+        for number, edit in enumerate(self.deltas):
+            edits += [{"edited_model": number} | outcome for outcome in edit.outcomes]
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
         about: dict = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
         about["start"] = positions.front_text(model)
@@ -383,9 +377,8 @@ def _in_common(tunings: list[dict]) -> dict:
     return {name: first[name] if alike[name] else [one[name] for one in tunings] for name in first}
 
 
-def _adapted(
-    spec: Spec, model: Model, plan: plans.Plan
-) -> AbstractContextManager[adapters.Adapter | None]:
+def _adapted(spec: Spec, model: Model, plan: plans.Plan) -> AbstractContextManager:
+    """The adapter of the Spec, on the model for the length of the `with`; None if it names none."""
     if not spec.adapter:
         return nullcontext()
     numbers = {name: getattr(spec, f"adapter_{name}") for name in ("rank", "alpha", "dropout")}
@@ -490,7 +483,7 @@ def of_edit(
     if spec.n_intrinsic and not source & {request.fact.id for request in requests}:
         what = f"no fact of the edit is of {spec.facts!r}, from which the watched ones would come"
         raise BadInput(f"{what}; name their source in facts, or n_intrinsic=0")
-    done = [model.fingerprint, tensor_sum(edit.tensors()), dict(edit.record)]
+    done = [model.fingerprint, cache.tensor_sum(edit.tensors()), dict(edit.record)]
     done += [request.model_dump_json() for request in requests]
     cells = json.dumps(done, sort_keys=True, default=str)
     return _followed(spec, model, out, again, edit, list(requests), cells)
@@ -516,7 +509,7 @@ def vary(
     members = [member.folder.name for member in done]
     about: dict = {"spec": spec.model_dump(mode="json"), "vary": vary}
     about |= {"values": list(values), "members": members}
-    name = f"vary-{vary}-{hashlib.sha256(json.dumps(members).encode()).hexdigest()[:10]}"
+    name = f"vary-{vary}-{cache.digest(members)[:10]}"
     with runs.opened(out, name) as folder:
         runs.write(folder, about, {})
     return done

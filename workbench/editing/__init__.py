@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 from tqdm.auto import tqdm
 
 from workbench import inert
 from workbench.checkpoints import PACKAGED
 from workbench.editing import foreign
 from workbench.facts import Requests
-from workbench.records import BadInput, check_choice, fields_of
+from workbench.records import BadInput, check_choice, fields_of, yaml_table
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -186,8 +185,8 @@ def edit_in_turn(
 @cache
 def presets() -> dict:
     """Model, in lower case -> editor -> variant -> numbers."""
-    text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
-    return {name.lower(): numbers for name, numbers in yaml.safe_load(text).items()}
+    by_model = yaml_table(Path(__file__).with_name("presets.yaml"))
+    return {name.lower(): numbers for name, numbers in by_model.items()}
 
 
 def preset(

@@ -4,15 +4,14 @@ table in foreign.yaml: what each name becomes here, or why it is ignored.
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from workbench.facts import BadInput
+from workbench.records import BadInput, yaml_table
 
+TABLE = Path(__file__).with_suffix(".yaml")
 ALGORITHMS = {"FT": "ft", "FT-L": "ft", "FT-M": "ft", "ROME": "rome", "R-ROME": "rome"}
 ALGORITHMS |= {"MEMIT": "memit", "ALPHAEDIT": "alphaedit", "MALMEN": "malmen"}
 AS_PUBLISHED = ("R-ROME", "FT-M")  # mend what their project's own ROME and FT do otherwise
@@ -37,14 +36,9 @@ READERS: dict[str, Any] = {  # of values that are not taken as they stand
 }
 
 
-@cache
-def _table() -> list[dict]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-
-
 def _row(editor: str, name: str) -> dict:
     """What the table says of a name in a file for an editor."""
-    for row in _table():
+    for row in yaml_table(TABLE):
         if re.fullmatch(row["name"], name) and editor in row.get("editors", [editor]):
             return row
     return {"note": f"{editor} has nothing of the kind"}
@@ -52,7 +46,8 @@ def _row(editor: str, name: str) -> dict:
 
 def is_foreign(fields: Mapping) -> bool:
     """Whether these are fields of those projects and not of an HParams here."""
-    renamed = {row["name"] for row in _table() if row.get("becomes", row["name"]) != row["name"]}
+    rows = yaml_table(TABLE)
+    renamed = {row["name"] for row in rows if row.get("becomes", row["name"]) != row["name"]}
     return bool((renamed | {"alg_name", "rewrite_module_tmp"}) & set(fields))
 
 

@@ -86,9 +86,8 @@ def edit(
     if hparams.moments == "corpus":
         factor = records.moment_factor(model, resources, layer, hparams.convention)
     solution = solution or targets(model, requests, hparams, resources)
-    keys, outputs, bare_keys, bare_outputs = keys_and_outputs(
-        model, requests, layer, resources.prefixes, hparams.bare_share
-    )
+    means = keys_and_outputs(model, requests, layer, resources.prefixes, hparams.bare_share)
+    keys, outputs, bare_keys, bare_outputs = means
     records.check_distinct(model, requests, keys.T, layer)
     shift = solution.shift.to(keys)
     if hparams.convention == "reference":

@@ -9,19 +9,18 @@ arXiv 2305.13172, 2307.12976. Reversal and aliases are asked only where a file d
 
 import re
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from workbench import facts
 from workbench.checkpoints import is_world
 from workbench.facts import Requests
 from workbench.models import Model
+from workbench.records import yaml_table
 from workbench.tracking.retention import measure_prompts
 
-HOPS = Path(__file__).with_name("hops.yaml")
+HOPS = Path(__file__).with_name("hops.yaml")  # relation -> a name for its object, one `{}`
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
@@ -45,6 +44,7 @@ def _embedded(model: Model, requests: Requests) -> list[tuple]:
         if one.fact.id not in edited and one.fact.split != "unseen":
             about[one.fact.subject].append(one.fact)
     embedded = {one.fact.id for one in source}
+    hops = yaml_table(HOPS)
     rows = []
     for request in [request for request in requests if request.fact.id in embedded]:
         fact = request.fact
@@ -52,14 +52,8 @@ def _embedded(model: Model, requests: Requests) -> list[tuple]:
             rows.append((fact.id, "same_subject", known.question, known.object))
         for known in about[request.target]:
             rows.append((fact.id, "new_object", known.question, known.object))
-            if fact.relation in _hops():
-                name = facts.fill(_hops()[fact.relation], fact.subject)
+            if fact.relation in hops:
+                name = facts.fill(hops[fact.relation], fact.subject)
                 question = facts.fill(known.prompt, name)
                 rows.append((fact.id, "hop", question[0].upper() + question[1:], known.object))
     return rows
-
-
-@cache
-def _hops() -> dict[str, str]:
-    """Relation -> a name for its object by its subject, one `{}`."""
-    return yaml.safe_load(HOPS.read_text("utf-8"))

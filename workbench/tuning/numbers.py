@@ -6,10 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pydantic
-import yaml
 
 from workbench.checkpoints import is_world
-from workbench.facts import BadInput, Record
+from workbench.records import BadInput, Record, yaml_table
 from workbench.registry import Registry
 
 
@@ -45,8 +44,7 @@ def presets() -> dict:
     """world: task -> numbers; real: those of other models; own: model -> task -> other ones;
     sources: name -> Source; adapter: numbers of LoRA and DoRA.
     """
-    text = (Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8")
-    numbers = yaml.safe_load(text)
+    numbers = yaml_table(Path(__file__).with_name("presets.yaml"))
     sources = {name: Source(**fields) for name, fields in numbers["sources"].items()}
     return numbers | {"sources": sources}
 
