@@ -13,7 +13,8 @@ import workbench as wb
 def test_every_name_is_there_when_it_is_asked_for():
     for name, place in wb._ELSEWHERE.items():
         module, _, attribute = place.partition(":")
-        assert getattr(wb, name) is getattr(importlib.import_module(module), attribute)
+        room = importlib.import_module(f"workbench.{module}")
+        assert getattr(wb, name) is getattr(room, attribute)
     assert wb.plots is importlib.import_module("workbench.plots")
     with pytest.raises(AttributeError, match="has no attribute 'retentoin'"):
         wb.retentoin  # noqa: B018

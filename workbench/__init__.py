@@ -32,27 +32,17 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 # name -> where it is; imported when it is asked for
-_ELSEWHERE = {
-    "applied": "workbench.deltas:applied",
-    "retention": "workbench.tracking.retention:measure",
-    "editors": "workbench.editing:EDITORS",
-    "tasks": "workbench.tuning.numbers:TASKS",
-    "measures": "workbench.registry:MEASURES",
-    "protections": "workbench.tuning.numbers:PROTECTIONS",
-    "evaluate": "workbench.evaluation:evaluate",
-    "inspect": "workbench.traces:inspect",
-    "Spec": "workbench.spec:Spec",
-    "WeightDelta": "workbench.deltas:WeightDelta",
-    "Change": "workbench.deltas:Change",
-    "save": "workbench.deltas:save",
-    "load_edit": "workbench.deltas:load",
-}
+_ELSEWHERE = {name: f"deltas:{name}" for name in ("applied", "save", "WeightDelta", "Change")}
+_ELSEWHERE |= {"load_edit": "deltas:load", "retention": "tracking.retention:measure"}
+_ELSEWHERE |= {"editors": "editing:EDITORS", "measures": "registry:MEASURES"}
+_ELSEWHERE |= {"tasks": "tuning.numbers:TASKS", "protections": "tuning.numbers:PROTECTIONS"}
+_ELSEWHERE |= {"evaluate": "evaluation:evaluate", "inspect": "traces:inspect", "Spec": "spec:Spec"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
         module, _, attribute = _ELSEWHERE[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
     if importlib.util.find_spec(f"{__name__}.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

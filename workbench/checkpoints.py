@@ -26,10 +26,8 @@ TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "a
 # What is fetched of a Hub repository.
 FILES = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER, "chat_template*")
 MERGE = "merge it (merge_and_unload) and save_pretrained it with its tokenizer, or take it out"
-CONVERT = (
-    "pickled ones are refused, for they can run code; to convert them: "
-    "from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
-)
+CONVERT = "pickled ones are refused, for they can run code; to convert them: from_pretrained(OLD, "
+CONVERT += "use_safetensors=False).save_pretrained(NEW), the tokenizer beside it"
 OWN_TOKENIZER = "add the one it was trained with (tokenizer.save_pretrained)"
 MEND = {WEIGHTS[0]: CONVERT, "tokenizer.json": OWN_TOKENIZER}  # what to do about a missing file
 

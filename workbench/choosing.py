@@ -99,13 +99,9 @@ def choose(
         what = f"{len(requests)} of the facts set apart are known to {model.name}"
         raise BadInput(f"{what}, {EDITED + WATCHED // 2} are needed; give a source with more")
     texts = "\n".join(request.model_dump_json() for request in (*edited, *watched))
-    about = {
-        "model": model.name,
-        "weights": model.fingerprint,
-        "corpus": prose.corpus_of(model.name, corpus),
-        "facts": hashlib.sha256(texts.encode()).hexdigest()[:12],
-        "editor": editor,
-    }
+    about = {"model": model.name, "weights": model.fingerprint}
+    about["corpus"] = prose.corpus_of(model.name, corpus)
+    about |= {"facts": hashlib.sha256(texts.encode()).hexdigest()[:12], "editor": editor}
     done = _read(path)
     solver = _Solver(model, editor, edited, corpus, lessons)
     tables = [asked(model, batch, watched) for batch in solver.batches]

@@ -182,9 +182,8 @@ class Codebook(Edit):
         theirs = {name: tensor.to(self.keys.device) for name, tensor in other.tensors().items()}
         half = self.distances(self.keys, theirs["keys"]) / 2
         nearest = torch.cat([half.min(1).values, half.min(0).values])
-        joined: dict[str, Any] = {}
-        for name, tensor in self.tensors().items():
-            joined[name] = torch.cat([tensor, theirs[name]])
+        mine = self.tensors()
+        joined = {name: torch.cat([mine[name], theirs[name]]) for name in mine}
         return replace(summed, **joined | {"radii": joined["radii"].minimum(nearest)})
 
 

@@ -419,10 +419,9 @@ def _plain() -> tuple[EditRequest, ...]:
 
 
 def _stands_in_a_wording(fact: Fact) -> bool:
-    for wording in _plain_templates()[fact.relation]:
-        if words.mentions(wording, fact.subject) and words.mentions(wording, fact.object):
-            return True
-    return False
+    texts = _plain_templates()[fact.relation]
+    naming = [text for text in texts if words.mentions(text, fact.subject)]
+    return any(words.mentions(text, fact.object) for text in naming)
 
 
 def _plain_fact(row: dict) -> Fact:

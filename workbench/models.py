@@ -22,10 +22,9 @@ from workbench.records import BadInput, check_choice, refused
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The sizes in a configuration, by every name that a family has for them.
-SIZES = (
-    *("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "n_inner", "ffn_dim"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-)
+SIZES: tuple = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "n_inner")
+SIZES += ("ffn_dim", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES += ("max_position_embeddings",)
 MOST_BLOCKS, MOST_WEIGHTS = 4_096, 1e13  # more than any model has
 # Fields of a configuration on which the logits do not depend.
 NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}

@@ -20,10 +20,8 @@ from traitlets.config import Config
 # What stands in a page was partly written by others: facts, tokens, names of files.
 EXPLORER = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
 SUM = base64.b64encode(hashlib.sha256(EXPLORER.encode()).digest()).decode()
-POLICY = (
-    "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; font-src data:; "
-    f"style-src 'unsafe-inline'; script-src 'sha256-{SUM}'"
-)
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; font-src data:; "
+POLICY += f"style-src 'unsafe-inline'; script-src 'sha256-{SUM}'"
 META = f'<meta content="{POLICY}" http-equiv="Content-Security-Policy"/>'
 DOUBLE_STRUCK = {ord("0") + digit: 0x1D7D8 + digit for digit in range(10)}
 PICTURES = ("image/png", "image/jpeg")

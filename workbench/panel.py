@@ -27,7 +27,6 @@ from traitlets import Dict
 from workbench import editing, facts, runs
 from workbench.checkpoints import PACKAGED, WORLD_MODELS
 from workbench.explorer import Explorer
-from workbench.facts import EditRequest
 from workbench.job import Job
 from workbench.records import BadInput, cause
 from workbench.spec import Spec, arms, varied
@@ -391,7 +390,7 @@ def _link(page: Path) -> str:
 # --- What a Spec's values are as widgets
 
 
-def _facts_of(spec: Spec) -> list[EditRequest]:
+def _facts_of(spec: Spec) -> list[facts.EditRequest]:
     """Facts of the world or a file; none of the Hub's, which is asked when the facts are
     needed, nor of a file that is unreadable.
     """
@@ -401,7 +400,7 @@ def _facts_of(spec: Spec) -> list[EditRequest]:
     return []
 
 
-def _labels(requests: Iterable[EditRequest]) -> dict[str, str]:
+def _labels(requests: Iterable[facts.EditRequest]) -> dict[str, str]:
     """What the list of facts shows -> id; the world's for reports alone."""
     shown = [request for request in requests if request.fact.split in ("", "study")]
     label = "{fact.id}: {fact.question} -> {target}".format

@@ -24,7 +24,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from workbench import facts, files, inert, runs
-from workbench.facts import Requests
 from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run, interval, seen_through, value_name
 from workbench.spec import Spec
@@ -447,7 +446,7 @@ def measured(table: pd.DataFrame) -> Drawing:
     return Drawing(figure=figure, data=table, summary=summary)
 
 
-def traces(subjects: pd.DataFrame, edited: Requests, retained: Sequence[bool]) -> Drawing:
+def traces(subjects: pd.DataFrame, edited: facts.Requests, retained: Sequence[bool]) -> Drawing:
     """Whose subjects a model's weights name: each subject of the list by the p of its trace, the
     least first; edited ones by whether the model says the new answer.
 

@@ -15,11 +15,9 @@ TABLE = Path(__file__).with_suffix(".yaml")
 ALGORITHMS = {"FT": "ft", "FT-L": "ft", "FT-M": "ft", "ROME": "rome", "R-ROME": "rome"}
 ALGORITHMS |= {"MEMIT": "memit", "ALPHAEDIT": "alphaedit", "MALMEN": "malmen"}
 AS_PUBLISHED = ("R-ROME", "FT-M")  # mend what their project's own ROME and FT do otherwise
-CONVENTIONS = {
-    "published": "one key, all target tokens; steps are updates, theirs are one fewer",
-    "reference": "their code's habits: how steps are counted, ROME's keys, FT's objective, "
-    "no floor on C",
-}
+HABITS = "how steps are counted, ROME's keys, FT's objective, no floor on C"
+CONVENTIONS = {"reference": f"their code's habits: {HABITS}"}
+CONVENTIONS["published"] = "one key, all target tokens; steps are updates, theirs are one fewer"
 
 
 def _layers(modules: list[str]) -> list[int]:

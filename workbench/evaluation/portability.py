@@ -9,13 +9,13 @@ arXiv 2305.13172, 2307.12976. Reversal and aliases are asked only where a file d
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from workbench import facts
 from workbench.checkpoints import is_world
-from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import yaml_table
 from workbench.tracking.retention import measure_prompts
@@ -23,19 +23,24 @@ from workbench.tracking.retention import measure_prompts
 HOPS = Path(__file__).with_name("hops.yaml")  # relation -> a name for its object, one `{}`
 
 
-def ask(model: Model, requests: Requests) -> pd.DataFrame:
+def ask(model: Model, requests: facts.Requests) -> pd.DataFrame:
     rows = []
     for request in requests:
         for kind, prompt, answer in request.portability:
             quantity = re.sub(r"\W+", "_", kind).lower()
             rows.append((request.fact.id, quantity, prompt, answer))
     rows += _embedded(model, requests)
+    return shares(model, rows)
+
+
+def shares(model: Model, rows: Sequence[tuple]) -> pd.DataFrame:
+    """Of (fact, quantity, prompt, answer): whether each answer is said, 1 or 0."""
     table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    measured = measure_prompts(model, table.prompt, table.answer)
-    return table[["fact_id", "quantity"]].assign(value=measured.retained.astype(float))
+    retained = measure_prompts(model, table.prompt, table.answer).retained
+    return table[["fact_id", "quantity"]].assign(value=retained.astype(float))
 
 
-def _embedded(model: Model, requests: Requests) -> list[tuple]:
+def _embedded(model: Model, requests: facts.Requests) -> list[tuple]:
     """What is known of the subjects and new objects of embedded facts that are not edited."""
     source = facts.read("world" if is_world(model.name) else "plain")
     edited = {request.fact.id for request in requests}

@@ -9,9 +9,9 @@ answer is still said (`*_new`) and whose old one is said instead (`*_old`), in [
 import pandas as pd
 
 from workbench.evaluation.ability import real_text
+from workbench.evaluation.portability import shares
 from workbench.facts import Requests, check_objects
 from workbench.models import Model
-from workbench.tracking.retention import measure_prompts
 
 LEADS = {
     "mentioned": "Many people have heard of {old}. {prompt}",
@@ -34,6 +34,4 @@ def ask(model: Model, requests: Requests) -> pd.DataFrame:
             prompt = form.format(old=fact.object, prompt=fact.question, passage=passage)
             rows.append((fact.id, f"{lead}_new", prompt, request.target))
             rows.append((fact.id, f"{lead}_old", prompt, fact.object))
-    table = pd.DataFrame(rows, columns=["fact_id", "quantity", "prompt", "answer"])
-    kept = measure_prompts(model, table.prompt, table.answer).retained
-    return table[["fact_id", "quantity"]].assign(value=kept.astype(float))
+    return shares(model, rows)

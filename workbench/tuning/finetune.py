@@ -342,21 +342,15 @@ def _arguments(
     # FSDP refuses that both do it
     is_done = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"
     ours = OPTIMISER | LOOKS | FILES | ROWS
-    ours |= {
-        "output_dir": folder,
-        "max_steps": settings.max_steps,
-        "per_device_train_batch_size": batch_size // (parts * processes),
-        "gradient_accumulation_steps": parts,
-        "per_device_eval_batch_size": min(max(evaluated, 1), ROWS_AT_ONCE),
-        "activation_checkpointing": (is_large and not is_done) or None,
-        "learning_rate": settings.learning_rate,
-        "eval_steps": settings.eval_every,
-        "eval_on_start": begun is None,
-        "use_cpu": model.device.type == "cpu",
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-        "include_num_input_tokens_seen": "non_padding" if settings.max_tokens else "no",
-    }
+    ours |= {"output_dir": folder, "use_cpu": model.device.type == "cpu"}
+    ours |= {"max_steps": settings.max_steps, "learning_rate": settings.learning_rate}
+    ours |= {"eval_steps": settings.eval_every, "eval_on_start": begun is None}
+    ours |= {"seed": settings.seed, "data_seed": settings.seed}
+    ours["per_device_train_batch_size"] = batch_size // (parts * processes)
+    ours["gradient_accumulation_steps"] = parts
+    ours["per_device_eval_batch_size"] = min(max(evaluated, 1), ROWS_AT_ONCE)
+    ours["activation_checkpointing"] = (is_large and not is_done) or None
+    ours["include_num_input_tokens_seen"] = "non_padding" if settings.max_tokens else "no"
     try:
         arguments = transformers.TrainingArguments(**(ours | named))
     except (TypeError, ValueError) as error:

@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 from workbench import facts
 from workbench.activations import recorded
 from workbench.checkpoints import is_world
-from workbench.facts import EditRequest, Requests
 from workbench.models import Model
 from workbench.positions import encode, subject_ends
 from workbench.records import BadInput
@@ -48,13 +47,13 @@ class Held:
 
     model: Model
     moving: Sequence[str]
-    edited: Requests = ()
-    others: Requests = ()
+    edited: facts.Requests = ()
+    others: facts.Requests = ()
     weight: float = 0
     seed: int = 0
 
 
-def others(model: Model, measured: Requests) -> list[EditRequest]:
+def others(model: Model, measured: facts.Requests) -> list[facts.EditRequest]:
     """Facts on which numbers may be chosen, of other subjects than those of measured ones and of
     their neighbours: of the world, or asked plainly of a model that was not taught it.
     """
@@ -214,7 +213,7 @@ class Span(Weighted):
             weight.copy_(before)
 
 
-def _prompts(request: EditRequest) -> list[str]:
+def _prompts(request: facts.EditRequest) -> list[str]:
     """What an editor may see of how a fact is asked."""
     templates = (request.fact.prompt, *request.paraphrases)
     return [facts.fill(template, request.fact.subject) for template in templates]

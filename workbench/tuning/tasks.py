@@ -26,8 +26,7 @@ from workbench.facts import BadInput, EditRequest, Record
 from workbench.models import Model
 from workbench.positions import UNREAD, encode, front, packed, row_length
 from workbench.tracking.retention import answers_after, measure, stop_words, token_lists
-from workbench.tuning.numbers import TASKS as TASKS
-from workbench.tuning.numbers import Source, presets
+from workbench.tuning.numbers import TASKS, Source, presets  # noqa: F401
 from workbench.world import text
 
 LONGEST = 512  # tokens of a review, or an instruction with its response; what is longer is left out
@@ -222,9 +221,7 @@ def facts_task(model: Model, data: Data) -> Task:
     if not wrong:
         what = f"task facts: {source} holds no fact that the model gets wrong"
         raise BadInput(f"{what} and that has a wording apart to judge by")
-    taught = []
-    for request in wrong:
-        taught += [(prompt, request.fact.object) for prompt in _statements(request, data)]
+    taught = [(prompt, one.fact.object) for one in wrong for prompt in _statements(one, data)]
     judging = []
     for request in wrong[: data.n_valid]:
         prompt = request.held_out[0] if apart else request.fact.question
@@ -303,18 +300,13 @@ def _dated(template: str) -> str:
 
 
 def _not_under_study(pool: list[EditRequest], avoid: Sequence[EditRequest]) -> list[EditRequest]:
-    subjects, answers = set(), set()
-    for request in avoid:
-        subjects.add(request.fact.subject.lower())
-        for answer in (request.fact.object, request.target):
-            answers.add((request.fact.relation, answer.lower()))
-    fresh = []
-    for request in pool:
-        true = (request.fact.relation, request.fact.object.lower())
-        is_shared = request.fact.relation and true in answers
-        if request.fact.subject.lower() not in subjects and not is_shared:
-            fresh.append(request)
-    return fresh
+    subjects = {request.fact.subject.lower() for request in avoid}
+    answers = set()
+    for fact, target in [(request.fact, request.target) for request in avoid]:
+        if fact.relation:
+            answers |= {(fact.relation, fact.object.lower()), (fact.relation, target.lower())}
+    fresh = [request for request in pool if request.fact.subject.lower() not in subjects]
+    return [one for one in fresh if (one.fact.relation, one.fact.object.lower()) not in answers]
 
 
 def _wrong(model: Model, pool: Sequence[EditRequest], count: int) -> list[EditRequest]:
