@@ -72,7 +72,12 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     declare_registered(notebook)
     given = _preset(notebook, preset) | dict(parameters)
     vary = given.get("vary", usual.get("vary"))
-    _check_declared(given, usual, notebook, vary)
+    for name, value in given.items():
+        if name not in usual:
+            near = did_you_mean(name, usual) or ":"
+            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(usual)}")
+        if value is None and usual[name] is not None and name != vary:
+            raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
     if vary != usual.get("vary") and vary in usual:
         given.setdefault(vary, None)  # not the notebook's own value alone, but each of `values`
     given = _without_rivals(given, parameters, vary)
@@ -88,15 +93,6 @@ def checked(notebook: Path, parameters: Mapping, preset: str = "") -> tuple[dict
     spec = specs.Spec(**fields)
     experiments(notebook, given, spec)  # checks names and values
     return given, spec
-
-
-def _check_declared(given: Mapping, usual: Mapping, notebook: Path, vary: object) -> None:
-    for name, value in given.items():
-        if name not in usual:
-            near = did_you_mean(name, usual) or ":"
-            raise BadInput(f"parameter {name!r}{near} {notebook.name} declares {', '.join(usual)}")
-        if value is None and usual[name] is not None and name != vary:
-            raise BadInput(f"parameter {name!r}: has no value; give one, or leave it out")
 
 
 def _without_rivals(given: Mapping, named: Mapping, vary: object) -> dict:
@@ -243,18 +239,14 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
     from workbench import pages  # nbconvert takes a second to import
 
     executed = folder / "notebook.ipynb"
+    paths = _literal(notebook.resolve()), _literal(executed)
+    how: dict = {"cwd": str(notebook.parent.resolve()), "extra_arguments": [QUIET_KERNEL]}
+    how["kernel_name"] = "python3"  # of this environment, whatever the notebook was saved with
+    how["progress_bar"] = "WORKBENCH_SWEEP" not in os.environ
     state = {"WORKBENCH_RUN": str(folder), "WORKBENCH_AGAIN": "1" if again else ""}
     try:
         with patch.dict(os.environ, IN_BATCH | state):
-            papermill.execute_notebook(
-                _literal(notebook.resolve()),
-                _literal(executed),
-                parameters=given,
-                cwd=str(notebook.parent.resolve()),
-                kernel_name="python3",  # of this environment, whatever the notebook was saved with
-                extra_arguments=[QUIET_KERNEL],
-                progress_bar="WORKBENCH_SWEEP" not in os.environ,
-            )
+            papermill.execute_notebook(*paths, parameters=given, **how)
     except Exception as error:
         if files.no_room(error):
             raise

@@ -169,7 +169,5 @@ class _Solver:
         key = json.dumps(numbers | {"last": max(hparams.layers)})
         if key == self._solved_by:
             return
-        requests = [request for batch in self.batches for request in batch]
-        solution = self.editor.targets(self.model, requests, hparams, resources)
+        self._solutions = self.editor.solved(self.model, self.batches, hparams, resources)
         self._solved_by = key
-        self._solutions = solution.split([len(batch) for batch in self.batches])

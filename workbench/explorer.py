@@ -141,12 +141,10 @@ def _described(run: Run) -> tuple[dict, dict[str, numpy.ndarray]]:
     caption = CAPTION.format(blocks=spans(run.about["layers"]), **run.spec)
     header: dict = {"name": name, "caption": caption + seen_through(run)}
     header["page"] = f"{name}/notebook.html" if "notebook.html" in run.files else ""
-    header["blocks"] = int(lens.layer.max()) + 1
-    header["edited"] = run.about["layers"]
+    header |= {"blocks": int(lens.layer.max()) + 1, "edited": run.about["layers"]}
     header["steps"] = sorted(lens.step.unique().tolist())
     header["vocabulary"] = vocabulary.tolist()
-    header["facts"] = _facts(run, facts, lens, cells)
-    header["arrays"] = {}
+    header |= {"facts": _facts(run, facts, lens, cells), "arrays": {}}
     return header, arrays
 
 

@@ -52,14 +52,10 @@ class Architecture:
 
 
 def _row(trunk, blocks, down_projection, final_norm, *embeddings, transposed=False) -> Architecture:
-    return Architecture(
-        blocks=f"{trunk}.{blocks}",
-        mlp=down_projection.partition(".")[0],
-        down_projection=down_projection,
-        final_norm=f"{trunk}.{final_norm}",
-        embeddings=tuple(f"{trunk}.{name}" for name in embeddings),
-        transposed=transposed,
-    )
+    names: dict = {"blocks": f"{trunk}.{blocks}", "final_norm": f"{trunk}.{final_norm}"}
+    names |= {"mlp": down_projection.partition(".")[0], "down_projection": down_projection}
+    names["embeddings"] = tuple(f"{trunk}.{name}" for name in embeddings)
+    return Architecture(**names, transposed=transposed)
 
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "stablelm", "granite")
@@ -279,14 +275,9 @@ def load(
     fuse(network.eval().requires_grad_(False))
     network.name_or_path = name  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
-    model = Model(
-        network=network,
-        tokenizer=tokenizer,
-        architecture=architecture_of(network.config),
-        name=name,
-        revision=commit or revision,
-        start=start,
-    )
+    row = architecture_of(network.config)
+    about: dict = {"name": name, "revision": commit or revision, "start": start}
+    model = Model(network=network, tokenizer=tokenizer, architecture=row, **about)
     check_row(model)
     return model
 

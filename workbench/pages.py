@@ -62,15 +62,11 @@ def mathml(formula: str, display: str) -> str:
         element.text = html.unescape(element.text or "")
         if element.get("mathvariant") == "double-struck":  # which browsers do not know
             element.text = element.text.translate(DOUBLE_STRUCK)
-        if not _is_known(element):
+        # Of a command that it did not know the name stays as text, or an empty operator.
+        is_lost = element.tag == "mo" and not (element.text or element.attrib or len(element))
+        if is_lost or element.text == "&" or element.text.startswith("\\"):
             return source
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-
-
-def _is_known(element: ElementTree.Element) -> bool:
-    """Whether the converter knew a command: else its name stays as text, or an empty operator."""
-    lost = element.tag == "mo" and not (element.text or element.attrib or len(element))
-    return not (lost or element.text == "&" or element.text.startswith("\\"))
 
 
 def _is_progress_bar(output: nbformat.NotebookNode) -> bool:

@@ -239,10 +239,9 @@ class Panel(Box):
             words["rest"] = f"; {self._vary} takes each of the notebook's `values` in turn"
         elif self._vary:
             words["rest"] = f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
-        if words["adapter"]:
-            words["rest"] = f", adapter {words['adapter']}{words['rest']}"
-        if words["protect"]:
-            words["rest"] = f", protection {words['protect']}{words['rest']}"
+        for field, what in (("adapter", "adapter"), ("protect", "protection")):
+            if words[field]:
+                words["rest"] = f", {what} {words[field]}{words['rest']}"
         if drawn["learns"]:
             words["rest"] += f"; {spec.editor} {drawn['learns']}"
         many = words["paraphrases"]

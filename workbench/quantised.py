@@ -4,6 +4,7 @@ What a quantised file holds is a rounded model: its weights become float32 as th
 `Model.revision` says what they were rounded to.
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -14,13 +15,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workbench import files
-from workbench.cache import folder as cache_folder
-from workbench.cache import locked
+from workbench import cache, files
 from workbench.records import BadInput, refused
 
 # name -> the package that brings the file, and the file in it
@@ -64,11 +62,11 @@ def unpacked(path: Path) -> tuple[Path, str]:
         return _unpacked(path.resolve(), state.st_mtime_ns, state.st_size)
 
 
-@cache
+@functools.cache
 def _unpacked(path: Path, written: int, size: int) -> tuple[Path, str]:
     digest = files.digest(path)[:16]
-    folder = cache_folder("gguf") / digest
-    with locked(f"gguf {digest}"):
+    folder = cache.folder("gguf") / digest
+    with cache.locked(f"gguf {digest}"):
         record = _record(folder)
         if record is None:
             for abandoned in [folder, *folder.parent.glob(f".{digest}.*.partial")]:

@@ -293,17 +293,14 @@ def _layout(record: dict) -> Layout | None:
 def _filled(record: dict, layout: Layout) -> dict:
     """A record whose prompt holds its subject."""
     subject = _name(record, "subject")
+    fields: dict = {"subject": subject, "relation": _optional(record, "relation_id")}
+    fields["prompt"] = template(_required(record, layout.prompt), subject)
+    fields["target"] = _name(record, layout.target)
+    fields["held_out"] = _texts(record, *layout.held_out.split())
+    fields["neighbourhood"] = _paired(record, layout.near)
     follows = layout.follows.partition(" ")[0].removesuffix("_prompt")
-    return {
-        "subject": subject,
-        "relation": _optional(record, "relation_id"),
-        "prompt": template(_required(record, layout.prompt), subject),
-        "target": _name(record, layout.target),
-        "held_out": _texts(record, *layout.held_out.split()),
-        "neighbourhood": _paired(record, layout.near),
-        "portability": [(follows, *pair) for pair in _paired(record, layout.follows)],
-        **_true(layout.object, _answers(record, layout.object) if layout.object else []),
-    }
+    fields["portability"] = [(follows, *pair) for pair in _paired(record, layout.follows)]
+    return fields | _true(layout.object, _answers(record, layout.object) if layout.object else [])
 
 
 def _true(field: str, names: Sequence[str]) -> dict:
@@ -356,17 +353,14 @@ def _counterfact(record: dict, _: Layout) -> dict:
     same = [hop for hop in hops if _optional(hop, "answer") == true]
     hop = _optional(record, "new_answer")
     asked = _texts(record, "questions") if hop else []
-    return {
-        "subject": _name(record, "requested_rewrite.subject"),
-        "relation": _optional(record, "requested_rewrite.relation_id"),
-        "prompt": _required(record, "requested_rewrite.prompt"),
-        "object": true,
-        "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
-        "target": _name(record, "requested_rewrite.target_new.str"),
-        "held_out": _texts(record, "paraphrase_prompts", "requested_rewrite.question"),
-        "neighbourhood": [(text, true) for text in _texts(record, "neighborhood_prompts")],
-        "portability": [("hops", text, hop) for text in asked],
-    }
+    fields: dict = {"subject": _name(record, "requested_rewrite.subject"), "object": true}
+    fields["relation"] = _optional(record, "requested_rewrite.relation_id")
+    fields["prompt"] = _required(record, "requested_rewrite.prompt")
+    fields["aliases"] = [alias for one in same for alias in _texts(one, "answer_alias")]
+    fields["target"] = _name(record, "requested_rewrite.target_new.str")
+    fields["held_out"] = _texts(record, "paraphrase_prompts", "requested_rewrite.question")
+    fields["neighbourhood"] = [(text, true) for text in _texts(record, "neighborhood_prompts")]
+    return fields | {"portability": [("hops", text, hop) for text in asked]}
 
 
 def _ripple(record: dict, _: Layout) -> dict:
@@ -377,15 +371,12 @@ def _ripple(record: dict, _: Layout) -> dict:
     before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
     question, subject = _taken_apart(statement, before, relation)
     true = [before[len(question) :].strip()] if before else []
-    return {
-        "subject": subject,
-        "relation": relation,
-        "prompt": template(question, subject),
-        "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
-        "neighbourhood": [pair for _, *pair in _queries(record, STAYS)],
-        "portability": _queries(record, FOLLOWS),
-        **_true("edit.original_fact", true),
-    }
+    fields: dict = {"subject": subject, "relation": relation}
+    fields["prompt"] = template(question, subject)
+    fields["target"] = _one_line_name(statement[len(question) :].strip(), "edit.prompt")
+    fields["neighbourhood"] = [pair for _, *pair in _queries(record, STAYS)]
+    fields["portability"] = _queries(record, FOLLOWS)
+    return fields | _true("edit.original_fact", true)
 
 
 def _queries(record: dict, kinds: str) -> Asked:

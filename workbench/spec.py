@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from workbench import checkpoints, editing, facts, runs
-from workbench.facts import BadInput, Record
-from workbench.records import did_you_mean
+from workbench.records import BadInput, Record, did_you_mean
 from workbench.registry import MEASURES
 from workbench.tuning import numbers, plans
 

@@ -224,8 +224,7 @@ class Recorder:
         packages = ("torch", "transformers", "datasets", "accelerate", "peft", "pandas")
         about: dict = {"spec": spec.model_dump(mode="json"), "revision": model.revision}
         about["start"] = positions.front_text(model)
-        about["commit"] = _commit()
-        about["python"] = platform.python_version()
+        about |= {"commit": _commit(), "python": platform.python_version()}
         about["packages"] = {name: version(name) for name in packages}
         about["true"] = {request.fact.id: request.fact.object for request in chosen.edited}
         about["hparams"] = [edit.parts[0].get("hparams") for edit in self.deltas][:1]

@@ -79,6 +79,12 @@ class Editor:
             raise BadInput(f"{what}; give a function of (model, requests, **numbers), or a module")
         return cls(**{one: getattr(thing, one) for one in names} | {"name": name})
 
+    def solved(self, model: "Model", batches: Batches, *prepared) -> list:
+        """The target vectors of batches of facts, solved all at once."""
+        requests = [request for batch in batches for request in batch]
+        solution = self.targets(model, requests, *prepared)
+        return solution.split([len(batch) for batch in batches])
+
 
 def _of_function(name: str, function: Callable) -> dict[str, Any]:
     """HParams and `edit` of an editor that is one function: its defaults are its numbers."""
@@ -138,9 +144,7 @@ def edit_each(
     if module.targets:
         for batch in batches:
             module.check(model, batch, hparams, resources)  # before the long work
-        requests = [request for batch in batches for request in batch]
-        solution = module.targets(model, requests, hparams, resources)
-        parts = solution.split([len(batch) for batch in batches])
+        parts = module.solved(model, batches, hparams, resources)
         solved = [{"solution": part} for part in parts]
     edits = []
     with warnings.catch_warnings(action="ignore", category=records.NotTaken):  # once, of all

@@ -88,15 +88,10 @@ def attached(
         named: last names of the modules, e.g. q_proj; () = every linear one.
     """
     modules = targets(model, plan, named)
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=modules,
-        use_dora=kind == "dora",
-        fan_in_fan_out=isinstance(model.network.get_submodule(modules[0]), Conv1D),
-        task_type="CAUSAL_LM",
-    )
+    is_transposed = isinstance(model.network.get_submodule(modules[0]), Conv1D)
+    how: dict = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "task_type": "CAUSAL_LM"}
+    how |= {"target_modules": modules, "fan_in_fan_out": is_transposed}
+    config = peft.LoraConfig(use_dora=kind == "dora", **how)
     with deltas.preserved(model.network, [f"{name}.weight" for name in modules]):
         torch.manual_seed(seed)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own calls
