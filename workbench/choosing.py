@@ -20,10 +20,9 @@ from workbench import editing, facts, files, inert, prose
 from workbench.editing.records import Numbers, Resources
 from workbench.editing.target_vectors import Solving
 from workbench.evaluation.efficacy import asked, outcome
-from workbench.facts import BadInput, EditRequest, Requests
 from workbench.known import known_of
 from workbench.models import Model
-from workbench.records import refused, yaml_table
+from workbench.records import BadInput, refused, yaml_table
 
 # measure -> what a candidate has to reach; `reached` counts them
 WANTED = {"efficacy": 0.95, "held_out": 0.6, "intrinsic": 0.95, "neighbourhood_kept": 0.9}
@@ -63,7 +62,7 @@ def candidates(editor: str, model: Model) -> list[dict]:
     return list(tried.values())
 
 
-def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
+def apart(model: Model, source: str, margin: float = 0.1) -> list[facts.EditRequest]:
     """The facts of a source that are set apart for tuning and that the model knows, in an order of
     their own.
     """
@@ -76,10 +75,10 @@ def apart(model: Model, source: str, margin: float = 0.1) -> list[EditRequest]:
 def choose(
     model: Model,
     editor: str,
-    requests: Requests,
+    requests: facts.Requests,
     path: Path,
     corpus: str = "",
-    lessons: Requests | None = None,
+    lessons: facts.Requests | None = None,
 ) -> pd.DataFrame:
     """Try every candidate, and write the table after each; a stopped choice goes on.
 
@@ -149,7 +148,7 @@ def _matching(table: pd.DataFrame, row: dict) -> pd.Series:
 class _Solver:
     """Edits the same batches by one candidate after another."""
 
-    def __init__(self, model: Model, editor: str, edited: Requests, *learnt_of):
+    def __init__(self, model: Model, editor: str, edited: facts.Requests, *learnt_of):
         self.model, self.editor, self.learnt_of = model, editing.EDITORS[editor], learnt_of
         size = 1 if editor in ("ft", "rome") else BATCH
         self.batches = facts.in_parts(edited, size)

@@ -73,9 +73,7 @@ def mixed() -> tuple[str, ...]:
     plain = [request.fact for request in facts.read("plain")]
     studied = [fact for fact in plain if fact.split == "study"]
     pairs = [(fact.subject.lower(), fact.object.lower()) for fact in studied]
-    for fact in plain:
-        if fact.split == "study":
-            continue
+    for fact in [fact for fact in plain if fact.split != "study"]:
         for wording in order.sample(facts.wordings(fact), STATEMENTS):
             text = f"{facts.fill(wording, fact.subject)} {fact.object}."
             lower = text.lower()

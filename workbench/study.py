@@ -68,8 +68,7 @@ def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resource
     lessons = None
     if editor.LEARNS:
         taken = {request.fact.subject.lower() for request in (*chosen.edited, *chosen.intrinsic)}
-        source = "world" if is_world(spec.model) else spec.source
-        pool = facts.lessons(source)
+        pool = facts.lessons("world" if is_world(spec.model) else spec.source)
         lessons = [request for request in pool if request.fact.subject.lower() not in taken]
     return hparams, editor.prepare(model, hparams, spec.corpus, lessons, seed=spec.seed)
 

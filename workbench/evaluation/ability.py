@@ -28,9 +28,8 @@ WEIGHTS = {2: 1 / 3, 3: 2 / 3}  # of n-grams
 
 
 def ask(model: Model, requests: Requests) -> pd.DataFrame:
-    rows = []
-    for number, row in enumerate(real_text(model, ROWS)):
-        rows.append((f"text {number}", "loss", _loss(model, row)))
+    losses = [_loss(model, row) for row in real_text(model, ROWS)]
+    rows = [(f"text {number}", "loss", loss) for number, loss in enumerate(losses)]
     texts = written(model, [request.fact.question for request in requests], WRITTEN)
     for request, one in zip(requests, texts, strict=True):
         rows.append((request.fact.id, "entropy", entropy(one.split())))

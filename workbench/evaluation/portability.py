@@ -51,11 +51,10 @@ def _embedded(model: Model, requests: facts.Requests) -> list[tuple]:
     embedded = {one.fact.id for one in source}
     hops = yaml_table(HOPS)
     rows = []
-    for request in [request for request in requests if request.fact.id in embedded]:
-        fact = request.fact
+    for fact, target in [(one.fact, one.target) for one in requests if one.fact.id in embedded]:
         for known in about[fact.subject]:
             rows.append((fact.id, "same_subject", known.question, known.object))
-        for known in about[request.target]:
+        for known in about[target]:
             rows.append((fact.id, "new_object", known.question, known.object))
             if fact.relation in hops:
                 name = facts.fill(hops[fact.relation], fact.subject)

@@ -31,10 +31,9 @@ class Adapter:
         """Inside, the change is written into the weights; afterwards it stands beside them again,
         the weights bit for bit as before.
         """
-        changed = []
-        for name, module in self.network.named_modules():
-            if isinstance(module, peft.tuners.lora.LoraLayer):
-                changed.append(f"{name}.base_layer.weight")
+        kind = peft.tuners.lora.LoraLayer
+        modules = self.network.named_modules()
+        changed = [f"{name}.base_layer.weight" for name, one in modules if isinstance(one, kind)]
         with deltas.preserved(self.network, changed):
             self.network.merge_adapter()
             try:

@@ -112,8 +112,7 @@ def reviews(seed: int) -> Iterator[tuple[str, int]]:
     while True:
         bound: dict = {}
         label = rng.randrange(2)
-        clauses = table["clauses"][LABELS[label]]
-        clauses = rng.sample(clauses, rng.randint(1, 3))
+        clauses = rng.sample(table["clauses"][LABELS[label]], rng.randint(1, 3))
         frames = [rng.choice(table["openings"]), *clauses, rng.choice(table["closings"])]
         yield " ".join(expand(frame, table["lexicon"], rng, bound) for frame in frames), label
 
