@@ -4,7 +4,7 @@ import pytest
 
 from tests.evaluation import plain
 from tests.evaluation.edited import OTHERS, UNEDITED_AND_EDITED
-from workbench.evaluation import superficiality
+from workbench.evaluation import portability, superficiality
 from workbench.evaluation.ability import real_text
 from workbench.facts import BadInput
 
@@ -75,13 +75,13 @@ def test_what_stands_in_front_is_the_old_answer_or_ends_as_a_sentence(
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     asked = []
     monkeypatch.setattr(superficiality, "real_text", lambda *_: [ids])
-    measured = superficiality.measure_prompts
+    measured = portability.measure_prompts
 
     def watched(model, prompts, answers):
         asked.extend(prompts)
         return measured(model, prompts, answers)
 
-    monkeypatch.setattr(superficiality, "measure_prompts", watched)
+    monkeypatch.setattr(portability, "measure_prompts", watched)
     superficiality.ask(model, few[:1])
     assert f"{passage} {few[0].fact.question}" in asked
     lead = f"Many people have heard of {few[0].fact.object}."
