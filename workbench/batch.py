@@ -239,14 +239,18 @@ def _execute(notebook: Path, given: Mapping, folder: Path, final: Path, again: b
     from workbench import pages  # nbconvert takes a second to import
 
     executed = folder / "notebook.ipynb"
-    paths = _literal(notebook.resolve()), _literal(executed)
-    how: dict = {"cwd": str(notebook.parent.resolve()), "extra_arguments": [QUIET_KERNEL]}
-    how["kernel_name"] = "python3"  # of this environment, whatever the notebook was saved with
-    how["progress_bar"] = "WORKBENCH_SWEEP" not in os.environ
     state = {"WORKBENCH_RUN": str(folder), "WORKBENCH_AGAIN": "1" if again else ""}
     try:
         with patch.dict(os.environ, IN_BATCH | state):
-            papermill.execute_notebook(*paths, parameters=given, **how)
+            papermill.execute_notebook(
+                _literal(notebook.resolve()),
+                _literal(executed),
+                parameters=given,
+                cwd=str(notebook.parent.resolve()),
+                kernel_name="python3",  # of this environment, whatever the notebook was saved with
+                extra_arguments=[QUIET_KERNEL],
+                progress_bar="WORKBENCH_SWEEP" not in os.environ,
+            )
     except Exception as error:
         if files.no_room(error):
             raise

@@ -22,9 +22,10 @@ from workbench.records import BadInput, check_choice, refused
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The sizes in a configuration, by every name that a family has for them.
-SIZES: tuple = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "n_inner")
-SIZES += ("ffn_dim", "num_attention_heads", "num_key_value_heads", "head_dim")
-SIZES += ("max_position_embeddings",)
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "n_inner", "ffn_dim"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
 MOST_BLOCKS, MOST_WEIGHTS = 4_096, 1e13  # more than any model has
 # Fields of a configuration on which the logits do not depend.
 NO_SHAPE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -52,10 +53,14 @@ class Architecture:
 
 
 def _row(trunk, blocks, down_projection, final_norm, *embeddings, transposed=False) -> Architecture:
-    names: dict = {"blocks": f"{trunk}.{blocks}", "final_norm": f"{trunk}.{final_norm}"}
-    names |= {"mlp": down_projection.partition(".")[0], "down_projection": down_projection}
-    names["embeddings"] = tuple(f"{trunk}.{name}" for name in embeddings)
-    return Architecture(**names, transposed=transposed)
+    return Architecture(
+        blocks=f"{trunk}.{blocks}",
+        mlp=down_projection.partition(".")[0],
+        down_projection=down_projection,
+        final_norm=f"{trunk}.{final_norm}",
+        embeddings=tuple(f"{trunk}.{name}" for name in embeddings),
+        transposed=transposed,
+    )
 
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "stablelm", "granite")
@@ -187,8 +192,9 @@ class Model:
         kept, column = positions.unique(return_inverse=True)
         if rows is None:
             rows = torch.arange(len(input_ids))
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        output = self.network(**inputs, logits_to_keep=kept, use_cache=False)
+        output = self.network(
+            input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=kept, use_cache=False
+        )
         return output.logits[rows.to(column.device), column].float()
 
     @cached_property
@@ -275,9 +281,14 @@ def load(
     fuse(network.eval().requires_grad_(False))
     network.name_or_path = name  # not the cache's folder: adapters say what they were made for
     network.loss_type = "ForCausalLM"  # else transformers finds the same by itself, and warns
-    row = architecture_of(network.config)
-    about: dict = {"name": name, "revision": commit or revision, "start": start}
-    model = Model(network=network, tokenizer=tokenizer, architecture=row, **about)
+    model = Model(
+        network=network,
+        tokenizer=tokenizer,
+        architecture=architecture_of(network.config),
+        name=name,
+        revision=commit or revision,
+        start=start,
+    )
     check_row(model)
     return model
 
@@ -435,10 +446,12 @@ def _check_memory(model: Model, device: torch.device, dtype: str, over_all_gpus:
 def _check_family(family: str, has_code: bool = False) -> None:
     if family in ARCHITECTURES:
         return
+    families = ", ".join(ARCHITECTURES)
     code = " and brings code of its own (auto_map), which is not run" if has_code else ""
-    what = f"architecture {family!r} is not in the table ({', '.join(ARCHITECTURES)}){code}"
-    advice = "if no norm stands behind its MLPs, add a row to ARCHITECTURES in workbench/models.py"
-    raise BadInput(f"{what}; {advice}")
+    raise BadInput(
+        f"architecture {family!r} is not in the table ({families}){code}; if no norm stands behind "
+        "its MLPs, add a row to ARCHITECTURES in workbench/models.py"
+    )
 
 
 def architecture_of(config: transformers.PretrainedConfig) -> Architecture:

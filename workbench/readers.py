@@ -293,14 +293,17 @@ def _layout(record: dict) -> Layout | None:
 def _filled(record: dict, layout: Layout) -> dict:
     """A record whose prompt holds its subject."""
     subject = _name(record, "subject")
-    fields: dict = {"subject": subject, "relation": _optional(record, "relation_id")}
-    fields["prompt"] = template(_required(record, layout.prompt), subject)
-    fields["target"] = _name(record, layout.target)
-    fields["held_out"] = _texts(record, *layout.held_out.split())
-    fields["neighbourhood"] = _paired(record, layout.near)
     follows = layout.follows.partition(" ")[0].removesuffix("_prompt")
-    fields["portability"] = [(follows, *pair) for pair in _paired(record, layout.follows)]
-    return fields | _true(layout.object, _answers(record, layout.object) if layout.object else [])
+    return {
+        "subject": subject,
+        "relation": _optional(record, "relation_id"),
+        "prompt": template(_required(record, layout.prompt), subject),
+        "target": _name(record, layout.target),
+        "held_out": _texts(record, *layout.held_out.split()),
+        "neighbourhood": _paired(record, layout.near),
+        "portability": [(follows, *pair) for pair in _paired(record, layout.follows)],
+        **_true(layout.object, _answers(record, layout.object) if layout.object else []),
+    }
 
 
 def _true(field: str, names: Sequence[str]) -> dict:
@@ -353,14 +356,17 @@ def _counterfact(record: dict, _: Layout) -> dict:
     same = [hop for hop in hops if _optional(hop, "answer") == true]
     hop = _optional(record, "new_answer")
     asked = _texts(record, "questions") if hop else []
-    fields: dict = {"subject": _name(record, "requested_rewrite.subject"), "object": true}
-    fields["relation"] = _optional(record, "requested_rewrite.relation_id")
-    fields["prompt"] = _required(record, "requested_rewrite.prompt")
-    fields["aliases"] = [alias for one in same for alias in _texts(one, "answer_alias")]
-    fields["target"] = _name(record, "requested_rewrite.target_new.str")
-    fields["held_out"] = _texts(record, "paraphrase_prompts", "requested_rewrite.question")
-    fields["neighbourhood"] = [(text, true) for text in _texts(record, "neighborhood_prompts")]
-    return fields | {"portability": [("hops", text, hop) for text in asked]}
+    return {
+        "subject": _name(record, "requested_rewrite.subject"),
+        "relation": _optional(record, "requested_rewrite.relation_id"),
+        "prompt": _required(record, "requested_rewrite.prompt"),
+        "object": true,
+        "aliases": [alias for hop in same for alias in _texts(hop, "answer_alias")],
+        "target": _name(record, "requested_rewrite.target_new.str"),
+        "held_out": _texts(record, "paraphrase_prompts", "requested_rewrite.question"),
+        "neighbourhood": [(text, true) for text in _texts(record, "neighborhood_prompts")],
+        "portability": [("hops", text, hop) for text in asked],
+    }
 
 
 def _ripple(record: dict, _: Layout) -> dict:
@@ -371,12 +377,15 @@ def _ripple(record: dict, _: Layout) -> dict:
     before = (before or _optional(record, "edit.previous_fact.prompt")).removesuffix(".")
     question, subject = _taken_apart(statement, before, relation)
     true = [before[len(question) :].strip()] if before else []
-    fields: dict = {"subject": subject, "relation": relation}
-    fields["prompt"] = template(question, subject)
-    fields["target"] = _one_line_name(statement[len(question) :].strip(), "edit.prompt")
-    fields["neighbourhood"] = [pair for _, *pair in _queries(record, STAYS)]
-    fields["portability"] = _queries(record, FOLLOWS)
-    return fields | _true("edit.original_fact", true)
+    return {
+        "subject": subject,
+        "relation": relation,
+        "prompt": template(question, subject),
+        "target": _one_line_name(statement[len(question) :].strip(), "edit.prompt"),
+        "neighbourhood": [pair for _, *pair in _queries(record, STAYS)],
+        "portability": _queries(record, FOLLOWS),
+        **_true("edit.original_fact", true),
+    }
 
 
 def _queries(record: dict, kinds: str) -> Asked:
@@ -432,8 +441,9 @@ _READERS = {"counterfact": _counterfact, "knowedit": _knowedit, "ripple": _rippl
 
 # --- texts ----------------------------------------------------------------------------------------
 
-# Control characters but tab and line breaks; halves of a surrogate pair
-_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_NO_TEXT = re.compile(  # control characters but tab and line breaks; halves of a surrogate pair
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
+)
 # A list of texts as pandas writes it into a cell: ['Vint', 'Vint city'], or [['Vint']]
 _WRITTEN_LIST = re.compile(r"""\[[\[\s]*(['"]).*\1[\]\s]*\]""", re.DOTALL)
 
@@ -551,8 +561,9 @@ def template(text: str, subject: str) -> str:
     named, prompt = f"the subject {subject!r:.60}", f"the prompt {text!r:.100}"
     composed = unicodedata.normalize("NFC", subject)
     if unicodedata.normalize("NFC", text).count(composed) > text.count(subject):
-        what = f"{prompt} and {named} differ only in Unicode form"
-        raise BadInput(f"{what}; normalise the file to NFC")
+        raise BadInput(
+            f"{prompt} and {named} differ only in Unicode form; normalise the file to NFC"
+        )
     if subject not in text:
         raise BadInput(f"{named} does not stand in {prompt}; write it there")
     standing = words.places(text, subject)

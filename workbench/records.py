@@ -134,6 +134,10 @@ def _fault(error: dict, where: str, fields: dict) -> str:
     return what
 
 
-# A value of each kind, as one would write it
-_RIGHT: dict = {int: "3", float: "0.1", dict: '{"steps": 30}'}
-_RIGHT |= {tuple[int, ...]: "[2, 3, 4]", tuple[str, ...]: '["text", "facts"]'}
+_RIGHT = {  # a value of each kind, as one would write it
+    tuple[int, ...]: "[2, 3, 4]",
+    tuple[str, ...]: '["text", "facts"]',
+    dict: '{"steps": 30}',
+    int: "3",
+    float: "0.1",
+}

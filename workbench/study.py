@@ -52,8 +52,9 @@ KEPT = ("rome", "memit", "alphaedit")  # editors whose edits are slow, small, an
 
 def load(spec: Spec) -> Model:
     """The model of an experiment."""
-    how = (spec.device, spec.dtype, spec.revision, spec.device_map, spec.start)
-    return models.load(spec.model, *how)
+    return models.load(
+        spec.model, spec.device, spec.dtype, spec.revision, spec.device_map, spec.start
+    )
 
 
 def prepare(spec: Spec, model: Model, chosen: Chosen) -> tuple[Numbers, Resources]:
@@ -229,13 +230,20 @@ class Recorder:
         about["hparams"] = [edit.parts[0].get("hparams") for edit in self.deltas][:1]
         about["layers"] = sorted({layer for edit in self.deltas for layer in edit.layers})
         about["measures"] = [name for name in self.tables if name not in runs.OF_EVERY_RUN]
-        about |= {"weights": model.fingerprint, "device": str(model.device)}
-        about["dtype"] = str(model.dtype).removeprefix("torch.")
-        about["threads"] = torch.get_num_threads()
-        about |= {"known": chosen.known.to_dict("records"), "harmless": chosen.harmless}
-        about |= {"ended": self.ended, "tuning": _in_common(self.tunings), "edits": edits}
-        about |= {"seconds": self.seconds, "peak_memory_mb": _peak_memory_mb()}
-        return about | {"peak_memory_mb_after": self.memory}
+        return about | {
+            "weights": model.fingerprint,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "known": chosen.known.to_dict("records"),
+            "harmless": chosen.harmless,
+            "ended": self.ended,
+            "tuning": _in_common(self.tunings),
+            "edits": edits,
+            "seconds": self.seconds,
+            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb_after": self.memory,
+        }
 
 
 def check_fits(edits: Sequence[Edit], spec: Spec, model: Model, chosen: Chosen) -> None:
@@ -345,12 +353,17 @@ def _about_tuning(model: Model, task: Task, moving: plans.Plan, batch_size: int)
     """What run.json says of the tuning."""
     trainable = moving.table(model).trainable
     tokens = sum(map(len, task.train["input_ids"]))
-    about: dict = {"task": task.name, "metric": task.metric}
-    about |= {"train_rows": len(task.train), "valid_rows": len(task.valid), "dropped": task.dropped}
-    about["chat_date"] = tasks.CHAT_DATE.date().isoformat()
-    about["moving"] = int(trainable.sum())
-    about["moving_by_part"] = {str(part): int(n) for part, n in trainable.items() if n}
-    return about | {"tokens_per_step": batch_size * tokens / len(task.train)}
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "train_rows": len(task.train),
+        "valid_rows": len(task.valid),
+        "dropped": task.dropped,
+        "chat_date": tasks.CHAT_DATE.date().isoformat(),
+        "moving": int(trainable.sum()),
+        "moving_by_part": {str(part): int(count) for part, count in trainable.items() if count},
+        "tokens_per_step": batch_size * tokens / len(task.train),
+    }
 
 
 def _in_common(tunings: list[dict]) -> dict:

@@ -195,12 +195,17 @@ def _local_options(workers: int) -> dict:
     workers = workers or max(1, len(_gpus()))
     share = str(max(1, free_cores(os.cpu_count() or 1) // workers))
     threads = os.environ.get("OMP_NUM_THREADS", share)
-    options: dict = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
-    options |= {"host": LOOPBACK, "security": distributed.Security.temporary()}
-    options["dashboard_address"] = None
-    options["scheduler_kwargs"] = {"dashboard_address": f"{LOOPBACK}:0"}  # else everybody's port
-    options["env"] = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    return options | {"silence_logs": logging.CRITICAL}
+    return {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "host": LOOPBACK,
+        "security": distributed.Security.temporary(),
+        "dashboard_address": None,
+        "scheduler_kwargs": {"dashboard_address": f"{LOOPBACK}:0"},  # else everybody's port
+        "memory_limit": 0,
+        "env": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        "silence_logs": logging.CRITICAL,
+    }
 
 
 def _gpus() -> list[str]:

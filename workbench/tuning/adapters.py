@@ -31,9 +31,10 @@ class Adapter:
         """Inside, the change is written into the weights; afterwards it stands beside them again,
         the weights bit for bit as before.
         """
-        kind = peft.tuners.lora.LoraLayer
-        modules = self.network.named_modules()
-        changed = [f"{name}.base_layer.weight" for name, one in modules if isinstance(one, kind)]
+        changed = []
+        for name, module in self.network.named_modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                changed.append(f"{name}.base_layer.weight")
         with deltas.preserved(self.network, changed):
             self.network.merge_adapter()
             try:
@@ -87,10 +88,15 @@ def attached(
         named: last names of the modules, e.g. q_proj; () = every linear one.
     """
     modules = targets(model, plan, named)
-    is_transposed = isinstance(model.network.get_submodule(modules[0]), Conv1D)
-    how: dict = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "task_type": "CAUSAL_LM"}
-    how |= {"target_modules": modules, "fan_in_fan_out": is_transposed}
-    config = peft.LoraConfig(use_dora=kind == "dora", **how)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=modules,
+        use_dora=kind == "dora",
+        fan_in_fan_out=isinstance(model.network.get_submodule(modules[0]), Conv1D),
+        task_type="CAUSAL_LM",
+    )
     with deltas.preserved(model.network, [f"{name}.weight" for name in modules]):
         torch.manual_seed(seed)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own calls

@@ -32,10 +32,11 @@ ROWS_AT_ONCE = 16  # of a device; a larger batch is accumulated
 # parameters from which activations are computed again in the backward pass rather than kept
 LARGE = 500_000_000
 BAR = {"unit": "step", "leave": False, "disable": None}
-TRAINER = {"lr_scheduler_type": "constant", "weight_decay": 0.01, "eval_strategy": "steps"}
-TRAINER |= {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-TRAINER |= {"dataloader_pin_memory": False, "remove_unused_columns": False}
+OPTIMISER = {"lr_scheduler_type": "constant", "weight_decay": 0.01}
+LOOKS = {"eval_strategy": "steps", "logging_steps": 1}
 LOGITS = 2**25  # of the rows evaluated at once: 128 MB in float32, of which there are a few copies
+FILES = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+ROWS = {"dataloader_pin_memory": False, "remove_unused_columns": False}
 # how accelerate marks a network that computes in mixed precision, and leaves it alone the next time
 PREPARED = ("_is_accelerate_prepared", "_original_forward")
 Look = Callable[[int, float], None]
@@ -258,10 +259,16 @@ def finetune(
             what = "a protection cannot go on from a checkpoint, nor be shared by processes"
             raise BadInput(f"{what}; start anew in one process, or leave protect empty")
         watch = _Watch(task, settings, look, bar, _Distance(_moving(model, plan)), protection)
-        arguments = _arguments(model, settings, str(work or folder), begun)
-        rows = {"train_dataset": task.train, "eval_dataset": task.valid, "data_collator": collate}
-        metrics = {"compute_metrics": _means, "preprocess_logits_for_metrics": _sums}
-        trainer = _Trainer(model=tuned, args=arguments, callbacks=[watch], **rows, **metrics)
+        trainer = _Trainer(
+            model=tuned,
+            args=_arguments(model, settings, str(work or folder), begun),
+            train_dataset=task.train,
+            eval_dataset=task.valid,
+            data_collator=collate,
+            compute_metrics=_means,
+            preprocess_logits_for_metrics=_sums,
+            callbacks=[watch],
+        )
         trainer.protection = protection
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         try:
@@ -334,15 +341,22 @@ def _arguments(
     is_large = model.network.num_parameters() > LARGE
     # FSDP refuses that both do it
     is_done = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true"
-    ours = TRAINER | {"output_dir": folder, "use_cpu": model.device.type == "cpu"}
-    ours |= {"max_steps": settings.max_steps, "learning_rate": settings.learning_rate}
-    ours |= {"eval_steps": settings.eval_every, "eval_on_start": begun is None}
-    ours |= {"seed": settings.seed, "data_seed": settings.seed}
-    ours["per_device_train_batch_size"] = batch_size // (parts * processes)
-    ours["gradient_accumulation_steps"] = parts
-    ours["per_device_eval_batch_size"] = min(max(evaluated, 1), ROWS_AT_ONCE)
-    ours["activation_checkpointing"] = (is_large and not is_done) or None
-    ours["include_num_input_tokens_seen"] = "non_padding" if settings.max_tokens else "no"
+    ours = OPTIMISER | LOOKS | FILES | ROWS
+    ours |= {
+        "output_dir": folder,
+        "max_steps": settings.max_steps,
+        "per_device_train_batch_size": batch_size // (parts * processes),
+        "gradient_accumulation_steps": parts,
+        "per_device_eval_batch_size": min(max(evaluated, 1), ROWS_AT_ONCE),
+        "activation_checkpointing": (is_large and not is_done) or None,
+        "learning_rate": settings.learning_rate,
+        "eval_steps": settings.eval_every,
+        "eval_on_start": begun is None,
+        "use_cpu": model.device.type == "cpu",
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "include_num_input_tokens_seen": "non_padding" if settings.max_tokens else "no",
+    }
     try:
         arguments = transformers.TrainingArguments(**(ours | named))
     except (TypeError, ValueError) as error:

@@ -81,9 +81,14 @@ def resolve(model: "Model", text: str, edited_layers: Sequence[int] = ()) -> Pla
         raise BadInput(f"{what}; choose all, after:N, window:A-B or outside:A-B")
     every = set(range(model.n_blocks))
     window = every & set(range(first, last + 1))
-    blocks = {"after": every - set(range(first + 1)), "window": window, "outside": every - window}
-    blocks |= {"edited": set(edited), "not-edited": every - set(edited)}
-    blocks["after-edited"] = every - set(range(max(edited, default=0) + 1))
+    blocks = {
+        "after": every - set(range(first + 1)),
+        "window": window,
+        "outside": every - window,
+        "edited": set(edited),
+        "not-edited": every - set(edited),
+        "after-edited": every - set(range(max(edited, default=0) + 1)),
+    }
     moved = blocks.get(kind, set())
     moving = tuple(f"{model.block_name(layer)}." for layer in moved)  # the dot: h.1. is not h.10.
     if kind == "all":
