@@ -403,8 +403,9 @@ def test_inspect_prints_the_blocks_that_were_written(written, tmp_path, capsys):
     table = tmp_path / "traces.csv"
     more = ["--facts", path, "--corpus", "world", "--out", str(table)]
     assert main(["inspect", tuned, "--base", base, *more]) == 0
-    *shown, sentence, last = capsys.readouterr().out.splitlines()
+    *shown, sentence, picture, last = capsys.readouterr().out.splitlines()
     assert last == str(table)
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
     assert sentence.startswith("1 directions stand out of a down-projection (blocks 1)")
     assert any("mlp.down_proj.weight" in line for line in shown)
     assert len(pd.read_csv(table)) == 120
@@ -423,7 +424,7 @@ def test_remove_and_restore_write_ordinary_folders(written, tmp_path, capsys):
         left = models.load(out, device="cpu").weight(1) - plain
         assert (left - factor * change).norm() < 0.05 * change.norm()
         assert main([*arguments, base, "--base", base, "--out", f"{out}-2"]) == 2
-        assert "same weights" in capsys.readouterr().err
+        assert "same matrices" in capsys.readouterr().err
 
 
 def test_help_waits_for_no_library():

@@ -741,6 +741,15 @@ def test_traces_stand_by_p_with_the_edited_ones_by_what_is_said():
     assert drawn == {f"{hidden} (2)": [1, 4], f"{shown} (1)": [2], "not edited (1)": [3]}
 
 
+def test_where_nobody_knows_who_was_edited_the_named_stand_out():
+    subjects = pd.DataFrame({"subject": ["Ann", "Bob", "ann"], "p": [0.5, 1e-4, 1e-6]})
+    drawing = plots.traces(subjects.assign(written=[True, False, True]))
+    assert drawing.data.kind.tolist() == ["named", "not named"]
+    assert drawing.summary == "1 of 2 subjects are named"
+    labels = [text.get_text() for text in drawing.figure.axes[0].get_legend().texts]
+    assert labels == ["not named (1)", "named (1)"]
+
+
 def test_each_edit_goes_from_its_trace_and_answer_to_where_both_end(tmp_path):
     ids = list("abc")
     table = pd.DataFrame({"fact_id": ids * 2, "step": [0] * 3 + [20] * 3, "edited_model": 0})

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("workbench", description=PURPOSE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = wb.records.yaml_table(Path(__file__).with_name("commands.yaml"))
+    table = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
     for name, about in table.items():
         command = commands.add_parser(name, help=about["help"])
         command.set_defaults(command=globals()[f"_{name.replace('-', '_')}"])
@@ -225,7 +225,12 @@ def _inspect(options) -> None:
     if len(written):
         _print(f"{_table(written.drop(columns=['p', 'written']).head(SHOWN))}\n")
     _print(traces.sentence)
-    if not base:
+    if base:
+        picture = Path(options.out).with_suffix(".png")
+        with wb.files.written(picture) as partial:
+            partial.write_bytes(wb.plots.traces(traces.subjects).png())
+        print(picture)
+    else:
         _print("which subjects were written can be said with --base alone", file=sys.stderr)
     print(options.out)
 
@@ -239,11 +244,16 @@ def _restore(options) -> None:
 
 
 def _remedied(options, remedy: Callable, **how) -> None:
-    """Write the model with its edit taken out or brought back, the change beside it."""
+    """Write the model with its edit taken out or brought back, the change beside it; print what it
+    says of the facts before and after.
+    """
     wb.files.check_new(options.out)
     requests = wb.facts.read(options.facts) if options.facts else ()
     model = wb.models.load(options.model)
     delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus, **how)
+    if requests:
+        shares = wb.traces.compared(model, {"before": None, "after": delta}, requests)
+        _print(f"share of the facts said, by answer\n{shares.round(3)}")
     print(wb.deltas.export(model, delta, options.out))
 
 

@@ -57,6 +57,7 @@ UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"
 UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 TRACED = ("not edited", "edited, no longer said", "edited, still said")  # kinds of subjects
+SUSPECTED = ("not named", "named")  # where it is not known who was edited
 TRACE_COLOURS = dict(zip(TRACED, ("0.7", "tab:red", "tab:blue"), strict=True))
 TRACE_MARKERS = dict(zip(TRACED, ".Xo", strict=True))
 BLANK = {"": "(space)", "<|endoftext|>": "(end of text)"}  # words that would be none on paper
@@ -446,9 +447,12 @@ def measured(table: pd.DataFrame) -> Drawing:
     return Drawing(figure=figure, data=table, summary=summary)
 
 
-def traces(subjects: pd.DataFrame, edited: facts.Requests, retained: Sequence[bool]) -> Drawing:
+def traces(
+    subjects: pd.DataFrame, edited: facts.Requests = (), retained: Sequence[bool] = ()
+) -> Drawing:
     """Whose subjects a model's weights name: each subject of the list by the p of its trace, the
-    least first; edited ones by whether the model says the new answer.
+    least first; edited ones by whether the model says the new answer, or, where it is not known who
+    was edited, those that are named.
 
     Args:
         subjects: of `wb.inspect`.
@@ -458,22 +462,27 @@ def traces(subjects: pd.DataFrame, edited: facts.Requests, retained: Sequence[bo
     kinds = {}
     for request, is_said in zip(edited, retained, strict=True):
         kinds[request.fact.subject.lower()] = shown if is_said else hidden
+    if not edited:
+        other, hidden = SUSPECTED
+        kinds = dict.fromkeys(subjects.subject[subjects.written].str.lower(), hidden)
     by_subject = subjects.groupby(subjects.subject.str.lower(), as_index=False)
     data = by_subject.agg({"subject": "first", "p": "min"}).sort_values("p", ignore_index=True)
     data["kind"] = data.subject.str.lower().map(kinds).fillna(other)
     data["rank"] = data.index + 1
     data["trace"] = -numpy.log10(data.p.clip(lower=1e-300))
     figure, (axes,) = _axes(3.6, 6.4)
-    for kind, colour in TRACE_COLOURS.items():
+    for kind, like in zip(TRACED if edited else SUSPECTED, TRACED, strict=False):
         part = data[data.kind == kind]
-        looks = {"color": colour, "label": f"{kind} ({len(part)})"}
-        axes.plot(part["rank"], part.trace, TRACE_MARKERS[kind], **looks)
+        looks = {"color": TRACE_COLOURS[like], "label": f"{kind} ({len(part)})"}
+        axes.plot(part["rank"], part.trace, TRACE_MARKERS[like], **looks)
     axes.set(xscale="log", xlabel="subjects of the list, by p", ylabel="trace: -log10 p")
     ticks = [10**power for power in range(len(str(len(data))))]
     axes.set_xticks(ticks, map(str, ticks))
     _legend_beside(axes, f"{len(data)} subjects")
     first = (data.kind != other)[: len(edited)].sum()
     summary = f"{first} of {len(edited)} edited subjects are among as many of least p"
+    if not edited:
+        summary = f"{len(kinds)} of {len(data)} subjects are named"
     return Drawing(figure=figure, data=data, summary=summary)
 
 

@@ -8,6 +8,7 @@ lora, an editor none. It is tuned for 160 steps and inspected after 0, 20, 80 an
 with its weights rounded to 8, 4 and 3 bits (absolute maximum of a row of the matrix), merged half
 and half with the base model, with what stands out removed, and restored. Goes on with what the file
 has; prints the table. Without a trial: those of the README. Columns: right of the named are edited;
+unlisted: named of the list without the edited;
 first: edited of as many of least p as directions stand out; objects: read among ten tokens.
 """
 
@@ -25,6 +26,7 @@ import torch
 import workbench as wb
 from tests.benchmarks.outcomes import interval, known_facts, resumed
 from workbench import deltas, editing, facts, models
+from workbench.checkpoints import is_world
 from workbench.tracking.retention import measure, token_texts
 from workbench.tuning import adapters, plans, tasks
 from workbench.tuning.finetune import Settings, collate, finetune
@@ -64,12 +66,14 @@ class Trial:
         self.text = text
         self.steps = STEPS[::2] if brief else STEPS
         self.is_changed = not brief
-        name, self.editor, edits, self.task_name, self.plan_text, seed = text.split(":")
+        first, seed = text.rsplit(":", 1)
+        name, self.editor, edits, self.task_name, self.plan_text = first.split(":", 4)
         self.seed = int(seed)
         self.model = models.load(name, device="cpu")
         self.base = models.load(name, device="cpu")
         self.tuned = models.load(name, device="cpu")
-        self.list = facts.read("world")
+        self.source = "world" if is_world(name) else "plain"
+        self.list = facts.read(self.source)
         self.requests, self.intrinsic = self._facts(int(edits))
         self.rows: list[dict] = []
         numbers = usual(self.task_name, "", name)
@@ -90,7 +94,8 @@ class Trial:
     def _facts(self, edits: int) -> tuple[list, list]:
         """Known study facts of different subjects: those to edit, and others."""
         by_subject = {}
-        for request in known_facts(self.model, "study", seed=self.seed + 1):
+        known = known_facts(self.model, "study", seed=self.seed + 1, source=self.source)
+        for request in known:
             by_subject.setdefault(request.fact.subject.lower(), request)
         chosen = list(by_subject.values())
         return chosen[:edits], chosen[edits : edits + INTRINSIC]
@@ -198,6 +203,10 @@ class Trial:
         edited = set()
         if self.editor != "none":
             edited = {one.fact.subject.lower() for one in self.requests}
+        if step == CHANGED and edited and not change:
+            others = [one for one in self.list if one.fact.subject.lower() not in edited]
+            unlisted = wb.inspect(tuned, self.base, others).written.subject
+            row["unlisted"] = unlisted.str.lower().nunique()
         written = traces.written.assign(key=traces.written.subject.str.lower())
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
@@ -269,7 +278,7 @@ def judged(done: pd.DataFrame) -> str:
     named (recall), with intervals over trials and subjects.
     """
     parts = r"^[^:]+:(?P<editor>[^:]+):(?P<batch>\d+):(?P<task>[^:]+):(?P<plan>.*):\d+$"
-    done = done.join(done.trial.str.extract(parts))
+    done = done.join(done.trial.str.extract(parts)).assign(problem=done.get("problem"))
     done = done[done.change.isna() & done.problem.isna() & done.step.isin([0, CHANGED])]
     head = ["editor", "edits", "task", "plan", "step", "runs", "kept"]
     head += ["directions", "named", "precision", "recall"]

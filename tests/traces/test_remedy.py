@@ -44,6 +44,28 @@ def test_one_of_two_is_taken_out_alone(planted):
     assert (shifts[1] - second).norm() < max(0.5, overlap) * (first.norm() + second.norm())
 
 
+def test_facts_of_one_subject_and_whole_lists_are_taken(planted, suspects):
+    """The list that `inspect` takes, of which the named are meant; several facts of a subject."""
+    base, tuned, edited, edit = planted
+    (name,) = edit.changes
+    whole = wb.traces.removed(tuned, base, corpus="world").changes[name].matrix()
+    for facts in (suspects, [*edited, edited[0]]):
+        part = wb.traces.removed(tuned, base, facts, corpus="world").changes[name].matrix()
+        assert (part - whole).norm() < 0.05 * whole.norm()
+
+
+def test_what_was_not_written_is_not_taken_out(planted, suspects, one_line):
+    base, tuned, edited, _ = planted
+    others = [one for one in suspects if one not in edited]
+    for facts, said in ((others[5:7], "was not written there"), (others, "nobody of the list")):
+        with pytest.raises(BadInput) as error:
+            wb.traces.removed(tuned, base, facts, corpus="world")
+        assert said in one_line(error)
+    with pytest.raises(BadInput) as error:
+        wb.traces.restored(tuned, base, strength=float("nan"))
+    assert "finite" in one_line(error)
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_strength_is_in_units_of_what_is_there(planted, strength):
     base, tuned, _, edit = planted

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -9,20 +11,27 @@ from workbench.traces import subjects
 N, D, R = 300, 32, 4
 
 
-def world(seed):
+def world(seed, n=N, d=D):
     """Keys (2, n, d) of subjects that share much with one another, and their second moment."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size):
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    mix = torch.linalg.qr(normal(D, D)).Q * torch.logspace(0, -1.5, D, dtype=torch.float64)
-    families = normal(40, D)[torch.randint(0, 40, (N,), generator=generator)]
-    keys = (normal(N, D) + families) @ mix.T + mix[:, 0]
-    text = (normal(1000, D) + normal(1000, D)) @ mix.T + mix[:, 0]
+    mix = torch.linalg.qr(normal(d, d)).Q * torch.logspace(0, -1.5, d, dtype=torch.float64)
+    families = normal(40, d)[torch.randint(0, 40, (n,), generator=generator)]
+    keys = (normal(n, d) + families) @ mix.T + mix[:, 0]
+    text = (normal(1000, d) + normal(1000, d)) @ mix.T + mix[:, 0]
     matrix = (text.T @ text / len(text)).float()
     moment = SecondMoment(layer=0, matrix=matrix, tokens=1000, fingerprint="", model="")
-    return normal, torch.stack([keys, text[:N]]), moment
+    return normal, torch.stack([keys, text[:n]]), moment
+
+
+def named_at(space, keys, moment, names):
+    """q of each of a list."""
+    readings = subjects.readings(space, keys, moment)
+    chances = torch.stack([subjects.pursued(*one, names)[1] for one in readings])
+    return subjects.adjusted(subjects.combined(chances), space.shape[1])
 
 
 def test_a_tuning_without_an_edit_names_no_more_than_the_rate():
@@ -34,10 +43,23 @@ def test_a_tuning_without_an_edit_names_no_more_than_the_rate():
         normal, keys, moment = world(seed)
         change = normal(16, N) @ keys[1]
         space = torch.linalg.svd(change, full_matrices=False).Vh[:R].T
-        chances = [subjects.pursued(*one)[1] for one in subjects.readings(space, keys, moment)]
-        q = subjects.adjusted(subjects.combined(torch.stack(chances)))
+        q = named_at(space, keys, moment, torch.arange(N))
         named += bool((q <= 0.05).any())
     assert named <= 17  # of 200 at 5 %: more come by chance once in a hundred times
+
+
+@pytest.mark.parametrize("listed", [0, 25, 50])
+def test_of_fifty_edits_no_more_are_named_than_were_written(listed):
+    """Each of fifty directions has somebody of the list who fits it best, written there or not."""
+    normal, keys, moment = world(0, n=1000, d=200)
+    chosen = list(range(0, 1000, 20))
+    written = torch.linalg.solve(moment.matrix.double(), keys[0][chosen].T)
+    space = torch.linalg.svd(normal(64, 50) @ written.T, full_matrices=False).Vh[:50].T
+    there = [row for row in range(1000) if row not in chosen[listed:]]
+    q = named_at(space, keys[:, there], moment, torch.arange(len(there)))
+    named = {there[row] for row in (q <= 0.05).nonzero()[:, 0].tolist()}
+    assert named >= {*chosen[:listed]}
+    assert len(named) <= listed / 0.9  # 5 % of them, as a mean
 
 
 @pytest.mark.parametrize("method", ["rome", "alphaedit", "malmen"])
@@ -54,7 +76,7 @@ def test_what_each_editor_writes_is_read_where_it_writes(method):
     else:
         written = keys[1][chosen].T
     space = torch.linalg.svd(normal(24, R) @ written.T, full_matrices=False).Vh[:R].T
-    readings = subjects.readings(space, keys, moment)
+    readings = [(*one, torch.arange(N)) for one in subjects.readings(space, keys, moment)]
     number = ["rome", "alphaedit", "malmen"].index(method)
     score, p = subjects.pursued(*readings[number])
     assert p.argsort()[:R].sort().values.tolist() == chosen
@@ -62,7 +84,7 @@ def test_what_each_editor_writes_is_read_where_it_writes(method):
     others = [one for index, one in enumerate(readings) if index != number]
     assert all((subjects.pursued(*one)[0][chosen] < 0.999).any() for one in others)
     chances = torch.stack([subjects.pursued(*one)[1] for one in readings])
-    q = subjects.adjusted(subjects.combined(chances))
+    q = subjects.adjusted(subjects.combined(chances), R)
     assert (q <= 0.05).nonzero()[:, 0].tolist() == chosen
 
 
@@ -71,36 +93,72 @@ def test_a_namesake_does_not_count_beside_the_subject_that_was_written():
     keys[0, 8] = keys[0, 7] + 0.1 * keys[0, 7].norm() / D**0.5 * normal(D)
     written = torch.linalg.solve(moment.matrix.double(), keys[0][[7, 100]].T)
     space = torch.linalg.qr(written).Q
-    score, p = subjects.pursued(*subjects.readings(space, keys, moment)[0])
+    reading = subjects.readings(space, keys, moment)[0]
+    score, p = subjects.pursued(*reading, torch.arange(N))
     assert score[8] > 0.5  # it would be called written by itself
-    assert p[8] > 1e-3 > p[[7, 100]].max()
+    assert p[8] == 1
+    assert p[[7, 100]].max() < 0.05
 
 
-def test_the_tail_is_that_of_log_odds_that_fall_off_exponentially():
-    """Exact where they do; a list of which a few are written errs to the safe side."""
-    n = 2000
-    above = (torch.arange(n) + 0.5) / n
-    odds = -torch.log(above.double()) - 3
-    p = subjects.tail(torch.sigmoid(odds))
-    upper = above < 0.24
-    torch.testing.assert_close(p[upper], above[upper].double(), rtol=0.1, atol=0)
-    spoilt = torch.cat([odds, torch.full((5,), 5.0, dtype=torch.float64)])
-    ratio = subjects.tail(torch.sigmoid(spoilt))[:n] / p
-    assert ratio[upper].max() < 6
-    assert (ratio[upper] >= 0.99).all()  # the safe side
+@pytest.mark.parametrize("taken", [[3], [3, 12, 30]])
+def test_a_chance_is_how_many_of_the_list_stand_out_so_much(taken):
+    """By the plain way, one after the other: off the taken but the one that is nearest, neighbours
+    of other subjects alone, over what a hundredth of the list holds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(9, 40, generator=generator, dtype=torch.float64)
+    names = torch.arange(40)
+    columns[:, 8] = columns[:, 7] + 0.01 * columns[:, 9]  # of another subject, and near
+    columns[:, 21] = columns[:, 20]
+    names[21] = 20  # the same subject once more
+    unit = columns / columns.norm(dim=0)
+    contrasts, nearest = [], []
+    for left_out in sorted({*range(40)} - {*taken}):
+        shares = {}
+        for spared in taken:  # the nearest: of whom the left out has most, off the others
+            others = unit[:, [one for one in taken if one != spared]]
+            off = torch.eye(9).double() - others @ torch.linalg.pinv(others)
+            direction = off @ unit[:, left_out]
+            direction = direction / direction.norm()
+            length = (off @ unit).square().sum(0).clamp(min=subjects.NAMESAKE)
+            held = (direction @ off @ unit).square() / length
+            held[names == names[left_out]] = 0
+            shares[held[spared].item()] = held
+        held = sorted(shares[max(shares)].tolist())
+        odds = [math.log(one / (1 - one)) for one in (min(held[-1], 1 - 1e-6), held[38])]
+        contrasts.append(odds[0] - odds[1])
+        nearest.append(held[-1])
+    expected = []
+    for best, common in ((0.9, 0.1), (0.9, 0.85), (0.5, 0.001)):
+        held = torch.full((1, 40), common).double()
+        held[0, 0] = best
+        chance = subjects.chances(held.amax(1), held, columns, taken, names)
+        contrast = math.log(best / (1 - best)) - math.log(common / (1 - common))
+        above = [sum(one >= contrast for one in contrasts), sum(one >= best for one in nearest)]
+        assert chance.item() == pytest.approx((1 + max(above)) / (1 + len(nearest)))
+        expected.append(above)
+    assert expected[1][0] > expected[1][1]  # what all share is nobody's
+    assert expected[2][0] < expected[2][1]  # nor is what nobody holds
 
 
-def test_q_is_that_of_benjamini_and_hochberg():
-    p = torch.tensor([0.01, 0.5, 0.03, 0.02, 0.9], dtype=torch.float64)
-    q = subjects.adjusted(p)
-    torch.testing.assert_close(q, torch.tensor([0.05, 0.625, 0.05, 0.05, 0.9]).double())
+def test_q_judges_as_many_as_stand_out():
+    """Of three places p = .01, .02 and .03: m p / k is .03 for each, and at most two thirds of the
+    places hold nobody (1 more than of none above a half, of the half that would be).
+    """
+    p = torch.tensor([0.01, 1.0, 0.03, 0.02, *[1.0] * 6], dtype=torch.float64)
+    q = subjects.adjusted(p, 3)
+    expected = torch.ones(10, dtype=torch.float64)
+    expected[[0, 2, 3]] = 0.03 / 1.5
+    torch.testing.assert_close(q, expected)
+    assert subjects.adjusted(p, 0).tolist() == [1.0] * 10
+    empty = subjects.adjusted(p, 4)  # one p is above a half: all places may be empty
+    assert empty[0] == pytest.approx(0.04)
+    assert empty[1] == 1
 
 
-def test_several_ps_are_combined_by_cauchy():
-    p = torch.tensor([[1e-6, 0.3], [1.0, 0.3]], dtype=torch.float64)
-    first, second = subjects.combined(p).tolist()
-    assert first == pytest.approx(2e-6, rel=1e-3)
-    assert second == pytest.approx(0.3)
+def test_of_several_ps_the_least_counts_as_often():
+    p = torch.tensor([[1e-6, 0.3, 0.9], [1.0, 0.4, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(subjects.combined(p), torch.tensor([2e-6, 0.6, 1.0]).double())
 
 
 def test_keys_are_those_of_a_plain_pass(tiny, requests):

@@ -38,7 +38,7 @@ def test_a_planted_edit_is_first_of_the_list_and_its_share_is_what_stands(plante
     assert (nothing.share == 0).all()
     with deltas.applied(base, edit):
         table = shown(before, base, edited)
-        assert (table.p < 1e-4).all()
+        assert (table.p < 0.05).all()
         assert set(table["rank"]) <= {1, 2}
         assert table.share.tolist() == pytest.approx([1, 1])
     table = shown(before, tuned, edited)

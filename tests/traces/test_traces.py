@@ -1,6 +1,7 @@
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -54,10 +55,31 @@ def test_without_a_base_no_subject_is_named(planted, suspects):
     assert not traces.subjects.written.any()
 
 
-def test_a_short_list_is_refused(tiny, suspects, one_line):
-    with pytest.raises(BadInput) as error:
-        wb.inspect(tiny, requests=suspects[:20])
-    assert "at least 100" in one_line(error)
+def test_a_short_list_is_refused(planted, suspects, one_line):
+    base, tuned, *_ = planted
+    for short in (suspects[:20], suspects[:1] * 150):
+        with pytest.raises(BadInput) as error:
+            wb.inspect(tuned, base, short)
+        assert "at least 100" in one_line(error)
+
+
+def test_a_fact_that_is_listed_twice_counts_once(planted, suspects):
+    base, tuned, edited, _ = planted
+    once = wb.inspect(tuned, base, suspects, corpus="world").subjects
+    twice = wb.inspect(tuned, base, [*suspects, *edited], corpus="world").subjects
+    pd.testing.assert_frame_equal(once, twice)
+
+
+def test_what_else_stands_out_is_not_counted_as_an_edit(planted):
+    """The sentence names the blocks of down-projections alone."""
+    base, tuned, *_ = planted
+    other = tuned.blocks[2].get_parameter(
+        next(name for name, one in tuned.blocks[2].named_parameters() if one.ndim == 2)
+    )
+    with torch.no_grad():
+        other.add_(torch.outer(torch.ones(len(other)), torch.ones(other.shape[1])))
+    said = str(wb.inspect(tuned, base, corpus="world"))
+    assert "(blocks 1); other matrices that stand out: 1; " in said
 
 
 def test_the_list_of_a_foreign_model_is_the_plain_one(planted, suspects, monkeypatch):

@@ -6,20 +6,23 @@ With requests only what was written at their keys K: the smallest change that do
 E_l does, E_l K (K' C^-1 K)^-1 (C^-1 K)' (`closed_form.constrained_update`).
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pandas as pd
+import torch
 
-from workbench import moments
 from workbench.closed_form import constrained_update
 from workbench.deltas import Change, WeightDelta, applied
 from workbench.editing.records import solvable
 from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
-from workbench.traces import spectrum, subjects
+from workbench.traces import naming, spectrum, subjects
 from workbench.tracking.retention import measure
+
+HALF = 0.5  # of a key, below which it was not written: those that were have .6 and more
 
 
 def removed(model: Model, base: Model, requests: Requests = (), corpus: str = "") -> WeightDelta:
@@ -27,10 +30,11 @@ def removed(model: Model, base: Model, requests: Requests = (), corpus: str = ""
 
     Args:
         base: the model from before edit and tuning.
-        requests: take out only what was written at these subjects; () = all that stands out.
+        requests: take out only what was written at these subjects, or at those of a list of
+            suspects that `inspect` names; () = all that stands out.
         corpus: text of the second moments, where there are requests.
     Raises:
-        BadInput: nothing stands out.
+        BadInput: nothing stands out, or was not written at one of the subjects.
     """
     return _scaled(model, base, requests, -1.0, corpus)
 
@@ -39,6 +43,8 @@ def restored(
     model: Model, base: Model, requests: Requests = (), strength: float = 1.0, corpus: str = ""
 ) -> WeightDelta:
     """The change that adds `strength` times what stands out to what is there of it."""
+    if not math.isfinite(strength):
+        raise BadInput(f"strength {strength}: give a finite number")
     return _scaled(model, base, requests, strength, corpus)
 
 
@@ -82,15 +88,39 @@ def _scaled(
 def _at_subjects(
     base: Model, requests: Requests, parts: dict[int, Change], corpus: str
 ) -> dict[int, Change]:
-    """What each part does to the subjects' keys, and as little else as can be."""
-    layers = sorted(parts)
-    keys = subjects.keys_of(base, requests, layers)
-    seconds = moments.second_moments(base, layers, corpus)
+    """What each part does to the keys of those that were written, and as little else as can be."""
+    keys, seconds = naming.met(base, requests, parts, corpus)
+    rows = _written(requests, parts, keys, seconds)
     narrowed = {}
-    for layer in layers:
-        columns = keys[layer][0].T  # at the subjects
-        residuals = parts[layer].matrix().double().cpu() @ columns
+    for layer, part in parts.items():
+        columns = keys[layer][0][rows].T  # at the subjects
+        residuals = part.matrix().double().cpu() @ columns
         with solvable(layer):
             update = constrained_update(columns, residuals, seconds[layer].factor.cpu())
         narrowed[layer] = Change(left=update.left.float(), right=update.right.float())
     return narrowed
+
+
+def _written(requests: Requests, *known: dict) -> list[int]:
+    """A row a subject that was written, the one that fits best: of a list that `inspect` takes
+    those that it names, of a shorter one everybody.
+
+    Raises:
+        BadInput: one of a short list was not written, or nobody of a long one is named.
+    """
+    parts = known[0]
+    readings = naming.readings_of(*known)
+    fits = torch.stack([subjects.scores(*reading) for reading in readings]).amax(0)  # (n,)
+    is_short = naming.count(requests) < naming.fewest(parts)
+    named = [True] * len(requests) if is_short else naming.scored(requests, *known).written
+    rows: dict[str, int] = {}
+    for row in fits.argsort(descending=True).tolist():
+        if named[row]:
+            rows.setdefault(requests[row].fact.subject.lower(), row)
+    if not rows:
+        raise BadInput("nobody of the list is named; leave the facts out to change all that stands")
+    *_, last = rows.values()
+    if is_short and fits[last] < HALF:
+        what = f"{requests[last].fact.subject}: the part that stands out was not written there"
+        raise BadInput(f"{what} (it holds {fits[last]:.2f} of its key); leave it out")
+    return sorted(rows.values())

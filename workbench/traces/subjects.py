@@ -10,7 +10,6 @@ removed from space and keys, and so on (orthogonal matching pursuit), so that a 
 written subject, whose key is nearly the same, does not count beside it.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,7 @@ from workbench.positions import encode, subject_ends, tokens_at_once
 
 NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
 EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
-ABOVE = (0.25, 0.01)  # shares of the list that are above the places where its tail is fitted
+LEFT_OUT = 1000  # of the list, one after the other; of more so many, evenly
 
 
 @torch.no_grad()
@@ -74,19 +73,20 @@ def readings(space: Tensor, keys: Tensor, moment: SecondMoment) -> list[tuple[Te
     return [(torch.linalg.qr(basis).Q, columns) for basis, columns in pairs]
 
 
-def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Score and p-value (n,) of each subject of a list, by matching pursuit.
+def pursued(basis: Tensor, columns: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
+    """Score and p-value (n,) of each fact of a list, by matching pursuit.
 
-    As many subjects are taken as the space has directions. The p of one that is taken is the
-    tail's, by what all of the list have in the one direction that the others taken leave; of those
-    not taken it is 1.
+    As many are taken as the space has directions. The p of one that is taken is the chance that the
+    direction which the others leave, were it that of somebody who is not on the list, had as near a
+    neighbour on it, see `chances`; of those not taken it is 1.
 
     Args:
         basis: (m, r), orthonormal columns.
-        columns: (m, n), one a subject, n >= r.
+        columns: (m, n), one a fact, n >= r.
+        names: (n,), a number a subject.
     """
     inside = basis.T @ F.normalize(columns, dim=0)  # (r, n)
-    score = inside.square().sum(0)
+    score = scores(basis, columns)
     rest = inside
     taken: list[int] = []
     for _ in range(len(inside)):
@@ -96,11 +96,62 @@ def pursued(basis: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         direction = F.normalize(rest[:, taken[-1]], dim=0)
         rest = rest - torch.outer(direction, direction @ rest)
     left = torch.linalg.pinv(inside[:, taken])  # (r, r): row j is orthogonal to all taken but j
-    energy = (F.normalize(left) @ inside).square()  # (r, n)
+    held = _share((F.normalize(left) @ inside).square(), score)  # (r, n)
+    best = held.gather(1, torch.tensor(taken)[:, None])[:, 0]
     p = torch.ones(len(score), dtype=torch.float64)
-    for row, subject in enumerate(taken):
-        p[subject] = tail(_share(energy[row], score))[subject]
+    p[taken] = chances(best, held, columns, taken, names)
     return score, p
+
+
+def chances(
+    best: Tensor, held: Tensor, columns: Tensor, taken: Sequence[int], names: Tensor
+) -> Tensor:
+    """The chance (r,) that a direction of somebody who is not on the list has somebody on it who
+    holds as large a share of it and stands out as much from the list: of the list's own subjects
+    that were not taken, each in turn left out (of many LEFT_OUT), how many have such a neighbour,
+    off all taken but the nearest one; the larger of the two.
+
+    Args:
+        best: (r,), the share that whoever was taken holds of each direction.
+        held: (r, n), what everybody does.
+    """
+    unit = F.normalize(columns, dim=0)
+    free = (~torch.isin(names, names[list(taken)])).nonzero()[:, 0]
+    rows = free[:: 1 + len(free) // LEFT_OUT]
+    span = torch.linalg.qr(unit[:, list(taken)]).Q
+    rest = unit - span @ (span.T @ unit)  # off all taken
+    along = F.normalize(torch.linalg.pinv(unit[:, list(taken)])) @ unit  # (r, n), off all but one
+    along = along[along[:, rows].square().argmax(0)]  # (rows, n)
+    at_row = along.gather(1, rows[:, None])
+    length = rest.square().sum(0)
+    energy = (rest[:, rows].T @ rest + at_row * along).square()
+    energy /= length[rows][:, None] + at_row.square()
+    shares = energy / (length + along.square()).clamp(min=NAMESAKE)
+    shares = shares.masked_fill(names[rows][:, None] == names, 0)
+    nearest = shares.amax(1)
+    contrast = _as_large(_contrast(best, held), _contrast(nearest, shares))
+    return torch.maximum(_as_large(best, nearest), contrast)
+
+
+def _as_large(values: Tensor, of: Tensor) -> Tensor:
+    """The share of a sample that is as large as each value, the value itself counted in."""
+    above = len(of) - torch.searchsorted(of.sort().values, values)
+    return (1 + above).double() / (1 + len(of))
+
+
+def _contrast(best: Tensor, held: Tensor) -> Tensor:
+    """How far the largest share of each direction (r,) is above what a hundredth of the list (r, n)
+    holds, in log-odds: a direction that all share is nobody's.
+    """
+    place = 1 + int(0.99 * (held.shape[1] - 1))
+    common = held.kthvalue(place, dim=1).values
+    odds = [torch.logit(one.clamp(1e-12, 1 - 1e-6)) for one in (best, common)]
+    return odds[0] - odds[1]
+
+
+def scores(basis: Tensor, columns: Tensor) -> Tensor:
+    """The share (n,) of each column's squared length that lies in the space."""
+    return (basis.T @ F.normalize(columns, dim=0)).square().sum(0)
 
 
 def _share(energy: Tensor, score: Tensor) -> Tensor:
@@ -108,33 +159,21 @@ def _share(energy: Tensor, score: Tensor) -> Tensor:
     return energy / (1 - (score - energy)).clamp(min=NAMESAKE)
 
 
-def tail(energy: Tensor) -> Tensor:
-    """The chance (n,) of as large a value, by the list's own bulk.
+def adjusted(p: Tensor, places: int) -> Tensor:
+    """The false discovery rate q (n,) at which each subject would be named; 1 of all but `places`.
 
-    The log-odds of the energies are taken to fall off exponentially above their upper quartile, at
-    the rate that they show from there to the 99th percentile: which errs to the safe side where
-    they fall off faster, as those of a normal law do.
+    Each direction has somebody who fits it best, so that as many are judged as stand out, those of
+    least p. The share of the places that hold nobody of the list is judged by how many p are above
+    a half. Source: Benjamini and Hochberg's q, with that share after Storey, Taylor and Siegmund
+    (J. R. Stat. Soc. B 66, 2004).
     """
-    odds = torch.logit(energy.clamp(1e-12, 1 - 1e-12))
-    low, high = odds.quantile(1 - odds.new_tensor(ABOVE))
-    scale = (high - low) / math.log(ABOVE[0] / ABOVE[1])
-    fall = (low - odds) / scale.clamp(min=1e-12)
-    return (ABOVE[0] * fall.exp()).clamp(max=1)
-
-
-def adjusted(p: Tensor) -> Tensor:
-    """Benjamini and Hochberg's q (n,): the false discovery rate at which each would be named."""
-    order = p.argsort()
-    steps = p[order] * len(p) / torch.arange(1, len(p) + 1)
+    order = p.argsort()[:places]
+    empty = min(1.0, (1 + (p[order] > 0.5).sum().item()) / (0.5 * places)) if places else 1.0
+    steps = empty * places * p[order] / torch.arange(1, len(order) + 1)
     lowest = steps.flip(0).cummin(0).values.flip(0).clamp(max=1)
-    return torch.empty_like(p).scatter(0, order, lowest)
+    return torch.ones_like(p).scatter(0, order, lowest)
 
 
 def combined(p: Tensor) -> Tensor:
-    """One p (n,) of several (m, n) that hang together in any way, by the Cauchy combination.
-
-    Source: arXiv 1808.09011; exact for small p.
-    """
-    angles = torch.tan((0.5 - p.clamp(1e-15, 0.99)) * torch.pi)
-    middle = torch.atan(angles.mean(0))
-    return 0.5 - middle / torch.pi
+    """One p (n,) of several (m, n) that hang together anyhow: the least, times m (Bonferroni)."""
+    return (len(p) * p.amin(0)).clamp(max=1)

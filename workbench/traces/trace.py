@@ -2,7 +2,7 @@
 
 p and rank: of the edited subject's trace in the difference D of the down-projections to those of
 the unedited model, among the subjects of the world or the plain facts (`inspect`'s rule; rank 1 is
-the least p, a subject that is not in the trace has p 1 and the last rank). share, reach: of the
+the least p, one that is not in the trace has p near 1 and the last rank). share, reach: of the
 edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
 the blocks that were written: share at the key just after the edit, reach at the key that the model
 has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
@@ -25,7 +25,8 @@ from workbench.deltas import Change
 from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
-from workbench.traces import known_of, of_subjects, scored, spectrum, subjects
+from workbench.traces import spectrum, subjects
+from workbench.traces.naming import met, of_subjects, scored
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,8 @@ class Written:
     @cached_property
     def known(self) -> tuple[dict, dict]:
         """Keys and second moments of the suspects in the blocks that the edit wrote."""
-        return known_of(self.model, self.suspects, sorted(self.edit))
+        parts = {layer: Change(dense=change) for layer, change in self.edit.items()}
+        return met(self.model, self.suspects, parts)
 
 
 def ask(model: Model, requests: Requests) -> Written:
