@@ -92,7 +92,7 @@ class Spec(Record):
     patience: int = Field(0, ge=0)  # evaluations without a better metric that end it; 0 = never
     max_tokens: int = Field(0, ge=0)  # of training; 0 = no such budget
     trainer: dict = Field(default_factory=dict)  # further transformers.TrainingArguments
-    protect: str = ""  # what the model holds: replay, others, replay+kl, span, one of your own
+    protect: str = ""  # replay, others, replay+kl, span, replay+span or one of your own
     protect_weight: float = Field(0, ge=0)  # its strength; 0 = the protection's own
     # its adapter
     adapter: Literal["", "lora", "dora"] = ""

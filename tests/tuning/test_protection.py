@@ -140,7 +140,7 @@ def test_replay_keeps_what_is_lost_without(tiny_gpt2, text, requests):
 def test_only_what_an_editor_may_see_is_replayed(tiny, edited):
     """Wordings that judge and neighbours change nothing."""
     bare = [one.model_copy(update={"held_out": (), "neighbourhood": ()}) for one in edited]
-    for name in ("replay", "replay+kl"):
+    for name in ("replay", "replay+kl", "replay+span"):
         make = numbers.PROTECTIONS[name]
         losses = [make(held(tiny, some)).loss().item() for some in (edited, bare)]
         assert losses[0] == losses[1]
@@ -163,6 +163,22 @@ def test_others_is_the_divergence_from_the_model_before_a_prompt(tiny, edited):
         divergence = (before.exp() * (before - after)).sum(-1).mean()
         assert divergence > 0.01
         torch.testing.assert_close(protection.loss(), 2 * divergence, rtol=1e-4, atol=0)
+
+
+def test_replay_and_span_is_the_loss_of_the_one_and_the_correction_of_the_other(tiny, edited):
+    both = numbers.PROTECTIONS["replay+span"](held(tiny, edited, weight=0.8))
+    replay = numbers.PROTECTIONS["replay"](held(tiny, edited))
+    span = numbers.PROTECTIONS["span"](held(tiny, edited, weight=0.8))
+    torch.testing.assert_close(both.loss(), replay.loss())
+    weights = dict(tiny.network.named_parameters())
+    corrected = []
+    for protection in (both, span):
+        with deltas.preserved(tiny.network), torch.no_grad():
+            for weight in weights.values():
+                weight.mul_(1.1)
+            protection.after_step()
+            corrected.append({name: weight.clone() for name, weight in weights.items()})
+    assert all(torch.equal(corrected[0][name], corrected[1][name]) for name in weights)
 
 
 def test_others_is_0_at_the_edited_model_under_dropout_too(new_tiny, edited):

@@ -54,6 +54,7 @@ TASKS = Registry("task", {name: f"workbench.tuning.tasks:{name}_task" for name i
 
 # ways to protect what a model holds while it is tuned
 PLACES = {"replay": "Replay", "others": "Others", "replay+kl": "Both", "span": "Span"}
+PLACES["replay+span"] = "ReplayAndSpan"
 PLACES = {name: f"workbench.tuning.protection:{place}" for name, place in PLACES.items()}
 PROTECTIONS = Registry("protection", PLACES)
 

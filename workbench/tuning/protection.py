@@ -213,6 +213,22 @@ class Span(Weighted):
             weight.copy_(before)
 
 
+class ReplayAndSpan(Span):
+    """R_replay, the weights corrected after each step as by Span: the edits by what they say, all
+    else by what goes into the maps; the strength is Span's.
+
+    Replay pulls in what Span leaves free, so that an edit is kept where other subjects do not read;
+    the steps are those of Span, each with one more batch.
+    """
+
+    def __init__(self, held: Held):
+        super().__init__(held)
+        self.replay = Replay(replace(held, weight=0))
+
+    def loss(self) -> torch.Tensor:
+        return self.replay.loss()
+
+
 def _prompts(request: facts.EditRequest) -> list[str]:
     """What an editor may see of how a fact is asked."""
     templates = (request.fact.prompt, *request.paraphrases)
