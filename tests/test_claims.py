@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks import claims
-from tests.benchmarks.outcomes import interval
+from tests.benchmarks.outcomes import difference, interval
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,8 @@ def test_false_edits_are_judged_within_one_plan_and_adapter():
     lora = half.assign(adapter="lora", edited="10" * 5)
     results = claims.false_as_harmless(pd.concat([half, frozen, lora]))
     shown = {condition: round(result[0], 6) for condition, result, _ in results}
-    assert shown == {"rome, full": 0.2, "rome, lora": 1}  # 3 of 5 less 2 of 5; all less none
+    ways = ("full", "lora", "edited")  # 3 of 5 less 2 of 5; all less none; 2 of 5 less 3 of 5
+    assert shown == {f"rome, {ways[place]}, 20 edits": (0.2, 1, -0.2)[place] for place in range(3)}
 
 
 def test_seeds_that_one_arm_lacks_judge_nothing():
@@ -117,13 +118,13 @@ def test_a_difference_of_two_samples_is_newcombes():
     index = pd.MultiIndex.from_product([[0], range(10)], names=["seed", "place"])
     first = pd.Series([1] * 8 + [0] * 2, index)
     second = pd.Series([1] * 4 + [0] * 6, index)
-    (a, low, high, _), (b, under, over, _) = claims.interval(first), claims.interval(second)
-    mean, least, most, n = claims.interval(first, second)
+    (a, low, high, *_), (b, under, over, *_) = claims.interval(first), claims.interval(second)
+    mean, least, most, n, _ = claims.interval(first, second)
     assert (mean, n) == (pytest.approx(0.4), 10)
     assert least == pytest.approx(0.4 - ((a - low) ** 2 + (over - b) ** 2) ** 0.5)
     assert most == pytest.approx(0.4 + ((high - a) ** 2 + (b - under) ** 2) ** 0.5)
     none = pd.Series([0.0] * 10, index)
-    mean, least, most, n = claims.interval(none.iloc[:3], none)
+    mean, least, most, n, _ = claims.interval(none.iloc[:3], none)
     assert (mean, n) == (0, 3)
     assert least < 0 < most
 
@@ -139,6 +140,44 @@ def test_at_one_distance_two_looks_share():
     ]
     results = dict(claims.differences(pd.concat(rows), "edited", "all"))
     assert results["rome, 10 edits, at one distance"][0] == pytest.approx(-0.75)
+
+
+def test_at_one_level_two_looks_share():
+    """Arms that end at .7 and .5 are read at .5, which one passed half way from .3, where it had
+    lost nothing, to .7, where all.
+    """
+    steps = [("all", 0, 0.3, "1"), ("all", 10, 0.7, "t"), ("edited", 0, 0.1, "1")]
+    steps += [("edited", 10, 0.5, "1")]
+    rows = [
+        looks("plan", {plan: edited * 10}).assign(step=step, metric=metric)
+        for plan, step, metric, edited in steps
+    ]
+    results = dict(claims.differences(pd.concat(rows), "edited", "all"))
+    assert results["rome, 10 edits, at one level"][0] == pytest.approx(0.5)
+
+
+def test_seeds_are_drawn_together_in_both_samples():
+    """Of two seeds both samples are 0 and both 1: they differ in none, whichever seed is drawn."""
+    index = pd.MultiIndex.from_product([[0, 1], range(10)], names=["seed", "place"])
+    values = pd.Series([0.0] * 10 + [1.0] * 10, index)
+    assert difference(values, values) == (0, 0)
+    apart = pd.Series([1.0] * 10 + [0.0] * 10, index)
+    assert difference(values, apart) == (-1, 1)
+
+
+def test_an_adapter_is_held_against_a_tuning_of_the_blocks_too():
+    table = looks("adapter", {"none": "t" * 10, "lora": "1" * 10})
+    frozen = looks("plan", {"window:0-11": "1" * 5 + "t" * 5})
+    both = pd.concat([table, frozen]).assign(n_edited="20")
+    shown = {condition: result[0] for condition, result, _ in claims.adapters(both)}
+    assert shown == {"rome, lora less full": 1, "rome, lora less blocks": 0.5}
+
+
+def test_edits_in_memory_are_no_editor_of_the_studies():
+    every = looks("editor", {"memit": "1" * 10, "grace": "t" * 10})
+    assert set(claims.judged(every).condition) == {"memit, facts, 10 edits"}
+    lines = claims.in_memory(every).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in lines] == ["grace", "memit"]
 
 
 def test_a_run_that_is_made_again_replaces_all_looks_of_the_earlier(monkeypatch, tmp_path):
@@ -192,7 +231,7 @@ def test_copies_of_a_fact_are_one_fact():
     table = pd.concat(
         looks("adapter", {"none": every, "lora": none}).assign(seed=seed) for seed in (0, 1)
     )
-    mean, low, high, n = claims.interval(claims.kept(claims.facts_of(table)))
+    mean, low, high, n, _ = claims.interval(claims.kept(claims.facts_of(table)))
     assert (mean, n) == (0.5, 20)
     assert low < 0.5 < high
 

@@ -15,13 +15,14 @@ Arms that are compared are alike in every field but the one that the claim is ab
 seeds that both have. Intervals are of 95 %, by bootstrap over seeds and facts; ten facts of one
 model share its fate, which of one seed no interval knows, and of two hardly. Differences are taken
 fact by fact where both arms have the fact, else (edited less intrinsic) by Newcombe's rule of two
-intervals. A claim of a difference holds where its interval lies on the claimed side of 0, does not
-where it lies on the other, and is undecided otherwise; one of no difference holds where it lies
-within .1 of 0, and does not where it lies wholly beyond; of fewer than 5 facts every claim is
-undecided.
+intervals, or by a bootstrap that draws the seeds of both together where that is wider. A claim of a
+difference holds where its interval lies on the claimed side of 0, does not where it lies on the
+other, and is undecided otherwise; one of no difference holds where it lies within .1 of 0, and does
+not where it lies wholly beyond; of fewer than 5 facts every claim is undecided.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,12 +52,16 @@ MOVES = (
     *("all", "window:0-11", "not-edited", "after:2", "after:5", "after:8", "after:20"),
     *("edited", "window:2-4", "window:5-7", "window:8-10"),
 )
+WINDOWS_OF = ("all", "window:0-2", "window:2-4", "window:5-7", "window:8-10")
+WINDOWS_OF += ("window:1-5", "window:6-10")
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
 BATCHES = (10, 30, 100)  # edits at once
+MEMORY = ("grace", "incontext")  # editors that leave the weights as they are
+MIXED = (20, 60)  # edits at once, half of them harmless
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
 
 
-Result = tuple[float, float, float, int]  # mean, low, high, facts
+Result = tuple[float, float, float, int, int]  # mean, low, high, facts, seeds
 
 
 def looked(run: runs.Run) -> pd.DataFrame:
@@ -139,9 +144,10 @@ def even(looks: pd.DataFrame, varied: str) -> pd.DataFrame:
 
 
 def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
-    """One look of each copy. `level`: the first at the loosest of the arms' best metrics; `end`:
-    the last; `steps`: at the last step that all arms have; `distance`: at the least distance from
-    the start that an arm went in all, which two looks share (`share`) as they lie about it.
+    """One look of each copy, or two that share (`share`). `level`: where the metric first is at the
+    loosest of the arms' best ones; `distance`: where it first is as far from the start as the arm
+    went that went least; both between two looks, as they lie about it. `end`: the last look;
+    `steps`: the one at the last step that all arms have.
     """
     if how == "end" or looks.empty:
         return looks[looks.step == looks.groupby(COPY).step.transform("max")]
@@ -151,26 +157,26 @@ def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
         metric = sign * alike.metric
         copies = alike.groupby(COPY)
         if how == "level":
-            level = metric.groupby([alike[name] for name in COPY]).min().max()
-            parts.append(alike[metric <= level].drop_duplicates(COPY))
+            best = metric.groupby([alike[name] for name in COPY]).min().max()
+            parts += [_first(copy, sign * copy.metric, best) for _, copy in copies]
         elif how == "steps":
             common = set.intersection(*(set(one.step) for _, one in copies))
             parts.append(alike[alike.step == max(common)])
         else:
             least = copies.moved.max().min()
-            parts += [_about(copy, least) for _, copy in copies]
+            parts += [_first(copy, -copy.moved, -least) for _, copy in copies]
     return pd.concat(parts)
 
 
-def _about(copy: pd.DataFrame, distance: float) -> pd.DataFrame:
-    """The last look of a copy before a distance, and the next one, with their shares."""
-    copy = copy.sort_values("step")
-    number = int((copy.moved <= distance).to_numpy().nonzero()[0][-1])
-    both = copy.iloc[number : number + 2]
-    if len(both) == 1 or both.moved.iloc[1] <= both.moved.iloc[0]:
-        return both[:1].assign(share=1.0)
-    part = (distance - both.moved.iloc[0]) / (both.moved.iloc[1] - both.moved.iloc[0])
-    return both.assign(share=[1 - part, part])
+def _first(copy: pd.DataFrame, values: pd.Series, most: float) -> pd.DataFrame:
+    """The first look of a copy with a value of at most so much and the one before, with shares."""
+    number = int((values <= most).to_numpy().argmax())
+    both = copy.iloc[max(number - 1, 0) : number + 1]
+    if len(both) == 1:
+        return both.assign(share=1.0)
+    before, after = values.iloc[number - 1 : number + 1]
+    part = (before - most) / (before - after)
+    return both.assign(share=[1 - part, part])[-2 + int(part == 1) :]
 
 
 def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
@@ -207,25 +213,31 @@ def kept(facts: pd.DataFrame, group: str = "edited", **which) -> pd.Series:
 
 
 def interval(values: pd.Series, others: pd.Series | None = None, least: float = 0) -> Result:
-    """Mean, 95 % interval and number of the values, less the mean of `others`, which are of other
-    facts, where they are given: of the seeds that both have; the number is then of the fewer.
+    """Mean, 95 % interval, number of the values and of their seeds; less the mean of `others`,
+    which are of other facts, where they are given: of the seeds that both have; the number is then
+    of the fewer.
     """
     parts = [one.astype(float) for one in (values, others) if one is not None]
     seeds = set.intersection(*({*one.index.get_level_values("seed")} for one in parts))
-    results = []
+    results, means = [], []
     for one in parts:
         one = one[one.index.get_level_values("seed").isin(seeds)]
         one = one.groupby(level=["seed", "place"]).mean()
         if one.empty:
-            return numpy.nan, numpy.nan, numpy.nan, 0
+            return numpy.nan, numpy.nan, numpy.nan, 0, 0
         ends = outcomes.interval(one, one.index.get_level_values("seed"), least)
-        results.append((one.mean(), *ends, len(one)))
+        results.append((one.mean(), *ends, len(one), len(seeds)))
+        means.append(one)
     if others is None:
         return results[0]
-    (mean, low, high, n), (other, under, over, m) = results
+    (mean, low, high, n, _), (other, under, over, m, _) = results
     difference = mean - other
-    below, above = numpy.hypot(mean - low, over - other), numpy.hypot(high - mean, other - under)
-    return difference, difference - below, difference + above, min(n, m)
+    low = difference - numpy.hypot(mean - low, over - other)
+    high = difference + numpy.hypot(high - mean, other - under)
+    if len(seeds) > 1:
+        ends = outcomes.difference(*means)
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return difference, low, high, min(n, m), len(seeds)
 
 
 def paired(of: pd.Series, against: pd.Series, but: str = "") -> pd.Series:
@@ -365,28 +377,37 @@ def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
 
 
 def adapters(looks: pd.DataFrame) -> Rows:
-    """12. LoRA and DoRA keep more edits than full tuning at one task metric."""
-    part = arms(looks, "adapter", task="facts", n_edited=20)
+    """12. LoRA and DoRA keep more edits than full tuning at one task metric; also than a tuning of
+    all blocks alone, since an adapter leaves embeddings, norms and head too.
+    """
+    part = arms(looks, "adapter", "plan", task="facts", n_edited=MIXED[0])
+    is_frozen = (part.plan == BLOCKS) & (part.adapter == "none")
+    part = part.assign(adapter=part.adapter.mask(is_frozen, "blocks"))
+    part = part[(part.plan == "all") | is_frozen].assign(plan="all")
     facts = facts_of(chosen(part, "adapter", "level")) if len(part) else None
     for editor in sorted(set(part.editor)):
-        full = kept(facts, editor=editor, adapter="none")
-        for adapter in ("lora", "dora"):
-            tuned = kept(facts, editor=editor, adapter=adapter)
-            if len(tuned):
-                of = paired(tuned, full)
-                yield f"{editor}, {adapter} less full", interval(of, least=-1), 1
+        for other in ("none", "blocks"):
+            full = kept(facts, editor=editor, adapter=other)
+            for adapter in ("lora", "dora"):
+                of = paired(kept(facts, editor=editor, adapter=adapter), full)
+                if of.empty:
+                    continue
+                condition = f"{editor}, {adapter} less {other.replace('none', 'full')}"
+                yield condition, interval(of, least=-1), 1
 
 
 def false_as_harmless(looks: pd.DataFrame) -> Rows:
-    """13. False edits persist as harmless ones do."""
-    part = arms(looks, "adapter", task="facts", n_edited=20)
-    part = part[part.harmless.str.contains("1")]
-    facts = facts_of(chosen(part, "adapter", "end")) if len(part) else pd.DataFrame()
-    if len(facts):
-        edited = facts[facts.group == "edited"]
-        for (editor, adapter), arm in edited.groupby(["editor", "adapter"]):
-            result = interval(kept(arm, harmless=False), kept(arm, harmless=True))
-            yield f"{editor}, {adapter.replace('none', 'full')}", result, 0
+    """13. False edits persist as harmless ones do, whatever moves."""
+    for size in MIXED:
+        part = arms(looks, "adapter", "plan", task="facts", n_edited=size)
+        part = part[part.harmless.str.contains("1")]
+        facts = facts_of(chosen(part, "adapter", "end")) if len(part) else pd.DataFrame()
+        if len(facts):
+            edited = facts[facts.group == "edited"]
+            for (editor, adapter, plan), arm in edited.groupby(["editor", "adapter", "plan"]):
+                result = interval(kept(arm, harmless=False), kept(arm, harmless=True))
+                how = adapter.replace("none", "full") if plan == "all" else plan
+                yield f"{editor}, {how}, {size} edits", result, 0
 
 
 def early_and_finished(looks: pd.DataFrame) -> Rows:
@@ -437,7 +458,8 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, paper, text, claim in CLAIMS:
         for model, part in looks.groupby("model"):
-            for condition, (mean, low, high, n), claimed in claim(part):
+            part = part[~part.editor.isin(MEMORY)]
+            for condition, (mean, low, high, n, seeds), claimed in claim(part):
                 if not n:
                     continue
                 row = {"claim": number, "paper": paper, "what": text, "model": model}
@@ -447,23 +469,41 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
                     "low": low,
                     "high": high,
                     "n": n,
+                    "seeds": seeds,
                 }
                 rows.append(row | {"verdict": verdict(low, high, claimed, n)})
     return pd.DataFrame(rows)
 
 
-def by_plan(looks: pd.DataFrame) -> str:
-    """Of editors with several plans: edited and intrinsic facts at the end of each tuning on facts,
-    by what moved; of the seeds that all arms have.
+def by_plan(looks: pd.DataFrame, plans: tuple[str, ...] = MOVES) -> str:
+    """Of editors with several plans: edited and intrinsic facts at the end of each tuning, by what
+    moved; of the seeds that all arms have.
     """
-    names = ["model", "editor", "batch", "moves", "n", "edits kept", "intrinsic kept"]
+    names = ["model", "editor", "edits", "task", "moves", "n", "edits kept", "intrinsic kept"]
     lines = [[*names, "metric", "steps", "distance"]]
-    for size in BATCHES:
-        part = even(arms(looks, "plan", task="facts", n_edited=size), "plan")
+    looks = looks[looks.plan.isin(plans)]
+    for task, size in itertools.product(("facts", "text"), BATCHES):
+        part = even(arms(looks, "plan", task=task, n_edited=size), "plan")
         for (model, editor), ends in chosen(part, "plan", "end").groupby(["model", "editor"]):
             if ends.plan.nunique() > 1:
-                about = [model, editor, str(size)]
-                lines += [[*about, *_plan(ends, plan)] for plan in MOVES if plan in {*ends.plan}]
+                about = [model, editor, str(size), task]
+                lines += [[*about, *_plan(ends, plan)] for plan in plans if plan in {*ends.plan}]
+    return _markdown(lines)
+
+
+def in_memory(looks: pd.DataFrame) -> str:
+    """Edits that leave the weights as they are, beside MEMIT's of the same seeds, at the end of
+    each tuning.
+    """
+    lines = [["model", "task", "editor", "seeds", "n", "edits kept", "intrinsic kept", "metric"]]
+    ends = chosen(arms(looks), "editor", "end")
+    for (model, task), part in ends.groupby(["model", "task"]):
+        seeds = set(part.seed[part.editor.isin(MEMORY)])
+        part = part[part.editor.isin([*MEMORY, "memit"]) & part.seed.isin(seeds)]
+        for editor, arm in part.groupby("editor"):
+            _, n, kept, *cells, _, _ = _plan(arm, "all")
+            kept = kept.replace("nan [nan, nan]", "none took")
+            lines.append([model, task, editor, str(len(seeds)), n, kept, *cells])
     return _markdown(lines)
 
 
@@ -471,7 +511,7 @@ def _plan(ends: pd.DataFrame, plan: str) -> list[str]:
     arm = ends[ends.plan == plan]
     facts = facts_of(arm)
     cells = [interval(kept(facts, group)) for group in ("edited", "intrinsic")]
-    shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, _ in cells]
+    shares = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high, *_ in cells]
     ended = f"{arm.metric.mean():.2f}", f"{arm.step.mean():.0f}", f"{arm.moved.mean():.1f}"
     return [f"`{plan}`", f"{cells[0][3]}, {cells[1][3]}", *shares, *ended]
 
@@ -492,7 +532,7 @@ def against_all(looks: pd.DataFrame) -> str:
         counts = [len(read)]
         for sign in (1, -1):
             counts.append(sum(sign * mean > 0 for mean, *_ in read))
-            counts.append(sum(min(sign * low, sign * high) > 0 for _, low, high, _ in read))
+            counts.append(sum(min(sign * low, sign * high) > 0 for _, low, high, *_ in read))
         lines.append([how, *map(str, counts)])
     return _markdown(lines)
 
@@ -511,9 +551,26 @@ def shown(table: pd.DataFrame) -> str:
             counts = part.verdict.value_counts()
             words = [f"{verdict} {count}" for verdict, count in counts.items()]
             span = f"{part.difference.min():+.2f} to {part.difference.max():+.2f}"
-            facts = "n " + " to ".join(map(str, sorted({part.n.min(), part.n.max()})))
-            cells.append(f"{', '.join(words)} ({span}; {facts})" if words else "not run")
+            counted = [f"{one} {_span(part[one])}" for one in ("n", "seeds")]
+            cells.append(
+                f"{', '.join(words)} ({span}; {'; '.join(counted)})" if words else "not run"
+            )
         lines.append([f"{number}. {what}", *cells])
+    return _markdown(lines)
+
+
+def _span(counts: pd.Series) -> str:
+    return " to ".join(map(str, sorted({counts.min(), counts.max()})))
+
+
+def conditions(table: pd.DataFrame) -> str:
+    """A line a claim, model and condition; of blocks that move, at one level of the task."""
+    table = table[~table.condition.str.contains("at one (?:end|steps|distance)")]
+    lines = [["claim", "model", "condition", "difference", "n", "seeds", "verdict"]]
+    for row in table.itertuples():
+        difference = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+        counts = str(row.n), str(row.seeds)
+        lines.append([row.claim, row.model, row.condition, difference, *counts, row.verdict])
     return _markdown(lines)
 
 

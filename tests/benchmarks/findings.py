@@ -36,7 +36,9 @@ ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the ed
     "span": ("span", False),
     "after:4&span": ("after-edited, span", False),
     "replay": ("replay", True),
+    "again": ("edited again afterwards", True),
     "replay+kl": ("replay+kl", True),
+    "replay+span": ("replay+span", True),
     "after:4&replay+kl": ("after-edited, replay+kl", True),
 }
 ASKED = {
@@ -117,9 +119,8 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(MODELS), len(BATCHES), sharex=True, sharey=True)
     for of_model, model in zip(axes, MODELS, strict=True):
         for one, (editor, size) in zip(of_model, BATCHES, strict=True):
-            part = claims.arms(
-                looks, "plan", model=model, editor=editor, task="facts", n_edited=size
-            )
+            fixed = {"model": model, "editor": editor, "task": "facts", "n_edited": size}
+            part = claims.arms(looks[looks.plan.isin(SHOWN)], "plan", **fixed)
             part = claims.even(part, "plan")
             counts = _blocks(one, claims.chosen(part, "plan", "level"))
             one.set_title(f"{model}, {editor.upper()}\n{counts}", fontsize=9)
@@ -142,14 +143,14 @@ def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
         facts = claims.facts_of(part) if len(part) else part
         for shift, (group, color) in zip((-0.15, 0.15), COLOURS.items(), strict=True):
             if len(facts):
-                mean, low, high, _ = claims.interval(claims.kept(facts, group))
+                mean, low, high, *_ = claims.interval(claims.kept(facts, group))
                 _point(axes, (mean, low, high), row + shift, color=color)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
     edits = int(looks.n_edited.iloc[0])
     seeds = looks.seed.nunique()
-    level = looks.groupby("seed").metric.min().mean()
+    level = (looks.metric * looks.share).groupby(looks.seed).sum().mean() / looks.plan.nunique()
     return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}; at accuracy {level:.2f}"
 
 
@@ -178,10 +179,15 @@ def done_in(folder: Path) -> pd.DataFrame:
 
 TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
     "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
+    "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
     "plans": lambda folder: claims.by_plan(looks_of(folder)),
+    "windows": lambda folder: claims.by_plan(looks_of(folder), claims.WINDOWS_OF),
+    "memory": lambda folder: claims.in_memory(looks_of(folder)),
     "against-all": lambda folder: claims.against_all(looks_of(folder)),
     "lasting": lambda folder: lasting.table(done_in(folder)),
+    "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
     "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
+    "against-none": lambda folder: lasting.against(done_in(folder), "none"),
     "traces": lambda folder: traces.judged(pd.read_csv(folder / "traces.csv")),
     "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv")),
     "forecast": lambda folder: forecast.shown(

@@ -2,6 +2,7 @@
 efficacy (study facts).
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,27 @@ def interval(
     return float(low), float(high)
 
 
+def difference(first: pd.Series, second: pd.Series, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of two means of the same seeds (a level of both),
+    which are drawn together, and in each the values of either.
+    """
+    random = numpy.random.default_rng(0)
+    seeds = sorted(set(first.index.get_level_values("seed")))
+    chosen = random.integers(0, len(seeds), (len(seeds), draws))
+    means = []
+    for values in (first, second):
+        parts = [part.to_numpy() for _, part in values.groupby(level="seed")]
+        sums = numpy.zeros(draws)
+        counts = numpy.zeros(draws)
+        for drawn, (number, part) in itertools.product(chosen, enumerate(parts)):
+            is_chosen = drawn == number
+            sums[is_chosen] += random.choice(part, (is_chosen.sum(), len(part))).sum(1)
+            counts[is_chosen] += len(part)
+        means.append(sums / counts)
+    low, high = numpy.quantile(means[0] - means[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
 def show(name: str, editor: str, how: str, table: pd.DataFrame) -> None:
     """One line: means, with 95 % intervals where facts are the sample."""
     parts = []
@@ -111,7 +133,7 @@ def resumed(out: Path, trials: Sequence[str], tried: Callable) -> pd.DataFrame:
     done = pd.read_csv(out) if out.exists() else pd.DataFrame({"trial": []})
     for text in trials:
         if text not in set(done.trial):
-            done = pd.concat([done, tried(text).assign(trial=text)])
+            done = pd.concat([done, tried(text).assign(trial=text)], ignore_index=True)
             with files.written(out) as partial:
                 done.to_csv(partial, index=False, float_format="%.5g")
             print(text, flush=True)
