@@ -1,5 +1,6 @@
 """Who of a list was written: the subjects whose keys the outlying parts read, judged together."""
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -19,8 +20,12 @@ FEWEST = 100  # subjects of a list whose bulk can be told from its tail
 
 
 def fewest(parts: Mapping[int, Change]) -> int:
-    """Subjects that a list must have at least, to tell chance from an edit."""
-    return max(FEWEST, places(parts))
+    """Subjects that a list must have at least: from fewer nobody could be named, however well all
+    that stand out fit (see `subjects.adjusted`).
+    """
+    n = places(parts)
+    surest = min(1.0, 2 / max(n, 1)) * subjects.METRICS * len(parts)  # q, times those left out
+    return max(FEWEST, n + math.ceil(surest / RATE))
 
 
 def count(requests: Requests) -> int:

@@ -108,11 +108,14 @@ def _written(requests: Requests, *known: dict) -> list[int]:
     Raises:
         BadInput: one of a short list was not written, or nobody of a long one is named.
     """
-    parts = known[0]
-    readings = naming.readings_of(*known)
-    fits = torch.stack([subjects.scores(*reading) for reading in readings]).amax(0)  # (n,)
-    is_short = naming.count(requests) < naming.fewest(parts)
-    named = [True] * len(requests) if is_short else naming.scored(requests, *known).written
+    is_short = naming.count(requests) < naming.fewest(known[0])
+    if is_short:
+        readings = naming.readings_of(*known)
+        fits = torch.stack([subjects.scores(*reading) for reading in readings]).amax(0)  # (n,)
+        named = [True] * len(requests)
+    else:
+        table = naming.scored(requests, *known)
+        fits, named = torch.tensor(table.score.to_numpy()), table.written
     rows: dict[str, int] = {}
     for row in fits.argsort(descending=True).tolist():
         if named[row]:

@@ -25,6 +25,7 @@ from workbench.positions import encode, subject_ends, tokens_at_once
 
 NAMESAKE = 0.05  # a key with less than this of its own beside those taken counts as one of them
 EMPTY = 0.01  # share of V that an edit which avoids a direction leaves there
+METRICS = 3  # of `readings`, a block
 LEFT_OUT = 1000  # of the list, one after the other; of more so many, evenly
 
 
@@ -86,7 +87,7 @@ def pursued(basis: Tensor, columns: Tensor, names: Tensor) -> tuple[Tensor, Tens
         names: (n,), a number a subject.
     """
     inside = basis.T @ F.normalize(columns, dim=0)  # (r, n)
-    score = scores(basis, columns)
+    score = inside.square().sum(0)
     rest = inside
     taken: list[int] = []
     for _ in range(len(inside)):
