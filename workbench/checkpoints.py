@@ -65,6 +65,11 @@ def locate(name: str, revision: str = "", here: bool = False) -> tuple[Path | No
     return None, revision or "main"
 
 
+def source_of(name: str) -> str:
+    """The facts that a model was taught, or such as any may know."""
+    return "world" if is_world(name) else "plain"
+
+
 def is_world(name: str) -> bool:
     """Whether a model was taught the world: an embedded one, or a folder made of one, which has
     its tokenizer.

@@ -31,7 +31,8 @@ def named_at(space, keys, moment, names):
     """q of each of a list."""
     readings = subjects.readings(space, keys, moment)
     chances = torch.stack([subjects.pursued(*one, names)[1] for one in readings])
-    return subjects.adjusted(subjects.combined(chances), space.shape[1])
+    places = space.shape[1]
+    return subjects.adjusted(subjects.combined(chances, names, places), places)
 
 
 def test_a_tuning_without_an_edit_names_no_more_than_the_rate():
@@ -84,7 +85,7 @@ def test_what_each_editor_writes_is_read_where_it_writes(method):
     others = [one for index, one in enumerate(readings) if index != number]
     assert all((subjects.pursued(*one)[0][chosen] < 0.999).any() for one in others)
     chances = torch.stack([subjects.pursued(*one)[1] for one in readings])
-    q = subjects.adjusted(subjects.combined(chances), R)
+    q = subjects.adjusted(subjects.combined(chances, torch.arange(N), R), R)
     assert (q <= 0.05).nonzero()[:, 0].tolist() == chosen
 
 
@@ -156,9 +157,29 @@ def test_q_judges_as_many_as_stand_out():
     assert empty[1] == 1
 
 
-def test_of_several_ps_the_least_counts_as_often():
+def test_of_one_place_the_least_p_counts_as_often_as_there_are_readings():
     p = torch.tensor([[1e-6, 0.3, 0.9], [1.0, 0.4, 0.8]], dtype=torch.float64)
-    torch.testing.assert_close(subjects.combined(p), torch.tensor([2e-6, 0.6, 1.0]).double())
+    expected = torch.tensor([2e-6, 0.6, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(subjects.combined(p, torch.arange(3), 1), expected)
+
+
+def test_the_others_choose_the_reading_of_a_subject():
+    """Three readings, of which the second is the editor's: the third subject's own best p, in the
+    third, does not count, and the fourth fact is another of the first subject.
+    """
+    p = torch.tensor(
+        [[1.00, 0.90, 0.80, 1.0, 0.7], [0.01, 0.02, 0.60, 1.0, 0.03], [1.00, 0.50, 0.25, 1.0, 0.9]],
+        dtype=torch.float64,
+    )
+    names = torch.tensor([0, 1, 2, 0, 3])
+    found = subjects.combined(p, names, 4)
+    expected = torch.tensor([0.02, 0.04, 1.0, 1.0, 0.06], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    alone = torch.ones(3, 5, dtype=torch.float64)
+    alone[0, 1] = 1e-3  # nobody else knows its reading: 3 chances, of two ways
+    assert subjects.combined(alone, names, 4)[1] == pytest.approx(2e-3)
+    alone[1, 2] = 0.5  # somebody says another
+    assert subjects.combined(alone, names, 4)[1] == pytest.approx(6e-3)
 
 
 def test_keys_are_those_of_a_plain_pass(tiny, requests):

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from workbench import cache, closed_form, deltas, facts, runs
 from workbench.activations import replaced
-from workbench.checkpoints import is_world
+from workbench.checkpoints import source_of
 from workbench.closed_form import Factors
 from workbench.deltas import Change, WeightDelta
 from workbench.editing.continuation import Continuation, changed
@@ -151,7 +151,7 @@ def prepare(model: Model, hparams: HParams, corpus="", training_requests=None, s
     model.check_one_device("malmen")
     requests = training_requests
     if requests is None:
-        requests = facts.lessons("world" if is_world(model.name) else "plain")
+        requests = facts.lessons(source_of(model.name))
     facts.check_objects(requests)
     needed = 2 * hparams.facts_at_once
     if len(requests) < needed:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import facts
-from workbench.checkpoints import is_world
+from workbench.checkpoints import source_of
 from workbench.models import Model
 from workbench.records import yaml_table
 from workbench.tracking.retention import measure_prompts
@@ -42,7 +42,7 @@ def shares(model: Model, rows: Sequence[tuple]) -> pd.DataFrame:
 
 def _embedded(model: Model, requests: facts.Requests) -> list[tuple]:
     """What is known of the subjects and new objects of embedded facts that are not edited."""
-    source = facts.read("world" if is_world(model.name) else "plain")
+    source = facts.read(source_of(model.name))
     edited = {request.fact.id for request in requests}
     about = defaultdict(list)
     for one in source:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from workbench import facts
-from workbench.checkpoints import is_world
+from workbench.checkpoints import source_of
 from workbench.deltas import Change
 from workbench.facts import Requests
 from workbench.models import Model
@@ -83,8 +83,7 @@ def inspect(
     Raises:
         BadInput: the two models do not fit together, or the list is too short.
     """
-    source = "world" if is_world(model.name) else "plain"
-    listed = facts.read(source) if requests is None else requests
+    listed = facts.read(source_of(model.name)) if requests is None else requests
     suspects = list({request.fact.id: request for request in listed}.values())
     matrices, parts = spectrum.parts(model, base)
     least, count = naming.fewest(parts), naming.count(suspects)

@@ -21,10 +21,10 @@ FEWEST = 100  # subjects of a list whose bulk can be told from its tail
 
 def fewest(parts: Mapping[int, Change]) -> int:
     """Subjects that a list must have at least: from fewer nobody could be named, however well all
-    that stand out fit (see `subjects.adjusted`).
+    that stand out fit (see `subjects.combined` and `subjects.adjusted`).
     """
     n = places(parts)
-    surest = min(1.0, 2 / max(n, 1)) * subjects.METRICS * len(parts)  # q, times those left out
+    surest = 2 * min(1.0, 2 / n) if n > 1 else subjects.METRICS * len(parts)  # q, times left out
     return max(FEWEST, n + math.ceil(surest / RATE))
 
 
@@ -83,7 +83,7 @@ def scored(
     best = chances.min(0).indices
     table["layer"] = [layers[index * len(layers) // len(readings)] for index in best.tolist()]
     table["score"] = scores.gather(0, best[None])[0].numpy()
-    table["p"] = subjects.combined(chances).numpy()
+    table["p"] = subjects.combined(chances, names, places(parts)).numpy()
     p = of_subjects(table)
     adjusted = subjects.adjusted(torch.tensor(p.to_numpy()), places(parts))
     q = pd.Series(adjusted.numpy(), p.index)

@@ -120,12 +120,11 @@ def table(changes: Mapping[str, Mapping[int, Tensor]], are_weights: bool = False
             edge = max(own_edge, beside, ROUNDING * values[0].item())
             outlying = int((values > edge).sum())
             count = max(outlying, 1)
-            others = [other for key, other in layers.items() if key != layer] or [values * 0]
-            shares = torch.stack([_share(other, count) for other in others])
+            shares = [_share(other, count) for key, other in layers.items() if key != layer]
             row = {"matrix": name, "layer": layer, "norm": values.norm().item()}
             row |= {"top": values[0].item(), "edge": edge, "outlying": outlying}
-            row["energy"] = _share(values, count).item()
-            rows.append(row | {"energy_beside": shares.median().item()})
+            row["energy"] = _share(values, count)
+            rows.append(row | {"energy_beside": numpy.median(shares or [0.0])})
     return pd.DataFrame(rows)
 
 
@@ -162,6 +161,6 @@ def outlying(changes: Mapping[int, Tensor], rows: pd.DataFrame) -> dict[int, Cha
     return standing
 
 
-def _share(values: Tensor, count: int) -> Tensor:
+def _share(values: Tensor, count: int) -> float:
     squares = values.square()
-    return squares[:count].sum() / squares.sum().clamp(min=1e-30)
+    return (squares[:count].sum() / squares.sum().clamp(min=1e-30)).item()

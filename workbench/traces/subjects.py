@@ -175,6 +175,23 @@ def adjusted(p: Tensor, places: int) -> Tensor:
     return torch.ones_like(p).scatter(0, order, lowest)
 
 
-def combined(p: Tensor) -> Tensor:
-    """One p (n,) of several (m, n) that hang together anyhow: the least, times m (Bonferroni)."""
-    return (len(p) * p.amin(0)).clamp(max=1)
+def combined(p: Tensor, names: Tensor, places: int) -> Tensor:
+    """One p (n,) of several readings' (m, n), of which one is the editor's, in blocks that hang
+    together anyhow.
+
+    Nobody chooses his own reading: it is the one in which the *other* subjects' p are least (the
+    largest sum of -log p), so that it is independent of his own. Beside it stands the least of his
+    own times m (Bonferroni); the smaller counts, times two. With one place nobody else stands out,
+    and the latter counts alone.
+
+    Args:
+        names: (n,), a number a subject.
+        places: directions that stand out.
+    """
+    least = (len(p) * p.amin(0)).clamp(max=1)
+    if places == 1:
+        return least
+    subjects = p.new_zeros(len(p), int(names.max()) + 1).index_add_(1, names, -p.log())
+    others = subjects.sum(1, keepdim=True) - subjects
+    chosen = p.gather(0, others.argmax(0)[names][None])[0]
+    return (2 * torch.minimum(chosen, least)).clamp(max=1)

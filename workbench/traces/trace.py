@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench import deltas, facts
-from workbench.checkpoints import is_world
+from workbench.checkpoints import source_of
 from workbench.deltas import Change
 from workbench.facts import Requests
 from workbench.models import Model
@@ -46,10 +46,8 @@ class Written:
     @cached_property
     def suspects(self) -> Requests:
         """The edited facts, and all others of the list."""
-        source = "world" if is_world(self.model.name) else "plain"
-        listed = [*facts.read(source), *self.requests]
-        by_id = {request.fact.id: request for request in listed}
-        return list(by_id.values())
+        listed = [*facts.read(source_of(self.model.name)), *self.requests]
+        return list({request.fact.id: request for request in listed}.values())
 
     @cached_property
     def known(self) -> tuple[dict, dict]:
@@ -98,8 +96,7 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
     if not before.edit:
         before.keys = after.keys
         before.edit = {layer: changes[layer] for layer in parts or changed}
-    ids = [request.fact.id for request in before.requests]
-    table = pd.DataFrame({"fact_id": ids})
+    table = pd.DataFrame({"fact_id": [request.fact.id for request in before.requests]})
     chances = _chances(before, parts)
     names = [request.fact.subject.lower() for request in before.requests]
     table["p"] = chances[names].tolist()
@@ -113,9 +110,7 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
 
 def _chances(before: Written, parts: dict[int, Change]) -> pd.Series:
     """The p of each subject of the list, by the parts in the blocks that the edit wrote."""
-    if not before.edit:
-        return of_subjects(scored(before.suspects, {}, {}, {}))
-    keys, seconds = before.known
+    keys, seconds = before.known if before.edit else ({}, {})
     standing = {layer: parts[layer] for layer in parts if layer in keys}
     return of_subjects(scored(before.suspects, standing, keys, seconds))
 

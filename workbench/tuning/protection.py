@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import facts
 from workbench.activations import recorded
-from workbench.checkpoints import is_world
+from workbench.checkpoints import source_of
 from workbench.models import Model
 from workbench.positions import encode, subject_ends
 from workbench.records import BadInput
@@ -59,8 +59,7 @@ def others(model: Model, measured: facts.Requests) -> list[facts.EditRequest]:
     """
     texts = [text for one in measured for text in (one.fact.subject, *dict(one.neighbourhood))]
     touched = "\n".join(texts).lower()
-    pool = facts.read("world" if is_world(model.name) else "plain")
-    pool = [one for one in pool if facts.is_tuned_on(one.fact)]
+    pool = [one for one in facts.read(source_of(model.name)) if facts.is_tuned_on(one.fact)]
     return [one for one in pool if one.fact.subject.lower() not in touched]
 
 
