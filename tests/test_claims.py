@@ -257,3 +257,17 @@ def test_an_early_checkpoint_counts_for_the_claim_that_is_about_it_alone():
     table = claims.judged(pd.concat([finished, early])).set_index("claim")
     assert table.difference["6"].tolist() == [1] * len(claims.READ)
     assert table.difference["14"] == -1
+
+
+def test_a_verdict_stands_beside_the_condition_of_most_facts():
+    row = {"claim": "6", "model": "world-gpt2", "low": -0.1, "high": 0.5, "seeds": 1}
+    few = row | {"condition": "rome, at one level", "difference": 0.2, "n": 10}
+    many = row | {"condition": "memit, at one level", "difference": 0.4, "n": 20}
+    apart = row | {"condition": "memit, at one end", "difference": -0.9, "n": 90}
+    rows = [few | {"verdict": "undecided"}, many | {"verdict": "holds"}]
+    table = claims.verdicts(pd.DataFrame([*rows, apart | {"verdict": "does not hold"}]))
+    [line] = [line for line in table.splitlines() if line.startswith("| 6.")]
+    said = "**holds**, +0.40 [-0.10, +0.50], n 20, 1 seed: memit; so in 1 of 2 conditions"
+    assert line.endswith(f"| {claims.PUBLISHED['6']} | {said} |")
+    others = [line for line in table.splitlines()[2:] if line not in {said}]
+    assert sum("not run" in line for line in others) == len(claims.CLAIMS) - 1

@@ -25,7 +25,8 @@ def test_the_plans_of_the_page_are_those_of_the_looks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*findings.TABLES])
 def test_every_table_of_the_page_is_what_its_command_prints(name):
-    assert findings.TABLES[name](claims.FINDINGS) + "\n" in PAGE.read_text(encoding="utf-8")
+    page = findings.page_of(name, claims.FINDINGS)
+    assert findings.TABLES[name](claims.FINDINGS) + "\n" in page.read_text(encoding="utf-8")
 
 
 def test_the_picture_of_the_blocks_shows_the_shares_of_the_facts():

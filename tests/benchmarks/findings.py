@@ -3,7 +3,7 @@
     python -m tests.benchmarks.findings [TABLE ...]
 
 Writes the tables (all, or those named) behind their marks in data/findings/README.md, such as
-<!-- claims -->, and draws lasting.png and blocks.png. What is said between them is written by hand.
+<!-- claims -->, and that of the verdicts in the README, and draws lasting.png and blocks.png. What is said between them is written by hand.
 """
 
 import argparse
@@ -178,6 +178,7 @@ def done_in(folder: Path) -> pd.DataFrame:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
+    "verdicts": lambda folder: claims.verdicts(claims.judged(looks_of(folder))),
     "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
     "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
     "plans": lambda folder: claims.by_plan(looks_of(folder)),
@@ -194,6 +195,13 @@ TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
         forecast.judged(forecast.read(folder / "forecast.csv"))
     ),
 }
+
+FRONT = Path(__file__).parents[2] / "README.md"
+
+
+def page_of(name: str, folder: Path) -> Path:
+    """Where the table of this name stands."""
+    return FRONT if name == "verdicts" else folder / "README.md"
 
 
 def filled(page: str, name: str, table: str) -> str:
@@ -216,13 +224,12 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
     options = parser.parse_args()
     folder = claims.FINDINGS
-    path = folder / "README.md"
-    page = path.read_text(encoding="utf-8")
     for name in options.tables:
-        page = filled(page, name, TABLES[name](folder))
+        path = page_of(name, folder)
+        page = filled(path.read_text(encoding="utf-8"), name, TABLES[name](folder))
+        with files.written(path) as partial:
+            partial.write_text(page, encoding="utf-8")
         print(name, flush=True)
-    with files.written(path) as partial:
-        partial.write_text(page, encoding="utf-8")
     saved(tournament(done_in(folder)), folder / "lasting.png")
     saved(by_blocks(looks_of(folder)), folder / "blocks.png")
 
