@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from tests.benchmarks import claims, findings, traces
+from tests.benchmarks import claims, findings, recovering, traces
 
 PAGE = claims.FINDINGS / "README.md"
 
@@ -79,3 +79,17 @@ def test_precision_is_of_the_named_and_recall_of_the_edited():
     assert of_rome[3:9] == ["after:6", "80", "1", "0.50", "10", "10"]
     assert [cell[:4] for cell in of_rome[9:]] == ["0.80", "0.80"]
     assert of_none[8:] == ["0", "", " |"]
+
+
+def test_a_lost_edit_is_held_against_the_same_fact_of_the_control():
+    """Of three edits two are lost; the third, and the control's of it, count for nothing."""
+    rows = []
+    for group, kept, own in (("edited", (0, 0, 1), (2, 4, 0)), ("control", (0, 0, 0), (9, 11, 1))):
+        for fact, values in enumerate(zip(kept, own, strict=True)):
+            row = {"trial": "world-gpt2:rome:0", "group": group, "fact_id": str(fact)}
+            row |= dict(zip(("kept", "own"), values, strict=True)) | {"others": 21, "true": 5}
+            rows.append(row | dict.fromkeys(recovering.ASKED, 0.5))
+    line = recovering.judged(pd.DataFrame(rows)).splitlines()[-1].split(" | ")
+    assert line[:4] == ["| world-gpt2", "rome", "3", "2"]
+    assert [cell.split(" ")[0] for cell in line[4:9]] == ["3.0", "10.0", "21.0", "21.0", "5.0"]
+    assert line[9].startswith("0.50 ")

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.findings [TABLE ...]
 
 Writes the tables (all, or those named) behind their marks in data/findings/README.md, such as
-<!-- claims -->, and that of the verdicts in the README, and draws lasting.png and blocks.png. What is said between them is written by hand.
+<!-- claims -->, and that of the verdicts in the README, and draws lasting.png and blocks.png. What
+is said between them is written by hand.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes, traces
+from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes, recovering, traces
 from workbench import files
 
 HEAD, FREE, COLOURS = "tab:orange", "tab:blue", {"edited": "tab:blue", "intrinsic": "0.45"}
@@ -190,6 +191,7 @@ TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
     "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
     "against-none": lambda folder: lasting.against(done_in(folder), "none"),
     "traces": lambda folder: traces.judged(pd.read_csv(folder / "traces.csv")),
+    "recovery": lambda folder: recovering.judged(pd.read_csv(folder / "recovery.csv")),
     "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv")),
     "forecast": lambda folder: forecast.shown(
         forecast.judged(forecast.read(folder / "forecast.csv"))
