@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from workbench import facts, files, inert, runs
+from workbench import facts, files, inert, registry, runs
 from workbench.records import BadInput, check_choice
 from workbench.runs import SERIES, Run, interval, seen_through, value_name
 from workbench.spec import Spec
@@ -52,9 +52,7 @@ USUAL = ("edit success", "edits kept", "intrinsic kept")  # of SERIES
 Arms = Sequence[Run]  # runs that are compared or pooled
 NAMED = ("true answer", "edited answer", "related answer", "a stop word", "anything else")
 SHARES = "share of prompts (flattery: a difference)"
-UNITS = dict.fromkeys(("counterfact", "generation", "portability", "superficiality"), SHARES)
-UNITS |= {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
-UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
+UNITS = dict.fromkeys(registry.ASKED, SHARES) | registry.UNITS
 LABELS = dict(zip(CATEGORIES, NAMED, strict=True))
 TRACED = ("not edited", "edited, no longer said", "edited, still said")  # kinds of subjects
 SUSPECTED = ("not named", "named")  # where it is not known who was edited

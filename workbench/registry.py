@@ -181,5 +181,6 @@ PLACES["recovery"] = "workbench.tuning.recovery"
 PLACES["trace"] = "workbench.traces.trace"
 PLACES["retention"] = "workbench.tracking.retention:measure"
 MEASURES = Registry("measure", PLACES, Measure.of)
-# measures and quantities that are no shares of prompts
-NO_SHARES = {"locality", "ability", "recovery", "trace", "tracing", "flattery"}
+UNITS = {"locality": "nats", "ability": "bits of entropy; nats a token of loss"}
+UNITS |= {"recovery": "steps", "tracing": "probability", "trace": "p; shares"}
+NO_SHARES = {*UNITS, "flattery"}  # measures and quantities that are no shares of prompts
