@@ -35,11 +35,14 @@ ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the ed
     "after:4&others": ("after-edited, others", False),
     "after:4*0.5": ("after-edited, half the rate", False),
     "span": ("span", False),
+    "span*2": ("span, twice the rate", False),
     "after:4&span": ("after-edited, span", False),
+    "after:4&span*2": ("after-edited, span, twice", False),
     "replay": ("replay", True),
     "again": ("edited again afterwards", True),
     "replay+kl": ("replay+kl", True),
     "replay+span": ("replay+span", True),
+    "replay+span*2": ("replay+span, twice the rate", True),
     "after:4&replay+kl": ("after-edited, replay+kl", True),
 }
 ASKED = {
