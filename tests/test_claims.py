@@ -1,5 +1,7 @@
 """The judge of the studies' claims: what it calls a difference, and which arms it sees."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
@@ -194,6 +196,14 @@ def test_a_run_that_is_made_again_replaces_all_looks_of_the_earlier(monkeypatch,
     table = claims.read(out)
     assert table.step.tolist() == [0, 10, 20]
     assert set(table.run) == {"new"}
+
+
+@pytest.mark.parametrize(("adapter", "rate"), [("", 6e-4), ("lora", 3e-4)])
+def test_a_run_at_another_rate_is_not_filed_among_these(adapter, rate):
+    spec = {"task": "facts", "model": "world-gpt2", "adapter": adapter, "learning_rate": rate}
+    spec |= {"protect": "", "edits_per_model": 10, "n_edited": 10}
+    with pytest.raises(ValueError, match="at a rate of"):
+        claims.looked(SimpleNamespace(spec=spec, folder="run"))
 
 
 def test_a_hundred_edits_are_judged_apart():

@@ -32,6 +32,7 @@ import pandas as pd
 from tests.benchmarks import outcomes
 from workbench import runs
 from workbench.runs import value_name
+from workbench.tuning.numbers import usual
 
 FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 ARM = [
@@ -72,6 +73,11 @@ def looked(run: runs.Run) -> pd.DataFrame:
     """
     if run.spec.get("protect") or run.spec["edits_per_model"] != run.spec["n_edited"]:
         raise ValueError(f"{run.folder}: protected, or not all edits at once; not of these grids")
+    numbers = usual(run.spec["task"], model=run.spec["model"])
+    rate = numbers.adapter_learning_rate if run.spec["adapter"] else numbers.learning_rate
+    if run.spec["learning_rate"] not in (0, rate):
+        what = f"{run.folder}: tuned at a rate of {run.spec['learning_rate']:g}, others at {rate:g}"
+        raise ValueError(f"{what}; not of these grids")
     training = run.training.set_index(["edited_model", "step"])
     harmless = set(run.about["harmless"])
     fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}

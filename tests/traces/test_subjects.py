@@ -176,9 +176,9 @@ def test_the_others_choose_the_reading_of_a_subject():
     expected = torch.tensor([0.02, 0.04, 1.0, 1.0, 0.06], dtype=torch.float64)
     torch.testing.assert_close(found, expected)
     alone = torch.ones(3, 5, dtype=torch.float64)
-    alone[0, 1] = 1e-3  # nobody else knows its reading: 3 chances, of two ways
+    alone[0, 1] = 1e-3  # nobody else says which reading: the first, whatever its own p
     assert subjects.combined(alone, names, 4)[1] == pytest.approx(2e-3)
-    alone[1, 2] = 0.5  # somebody says another
+    alone[1, 2] = 0.5  # somebody says another: its own least, of three, twice
     assert subjects.combined(alone, names, 4)[1] == pytest.approx(6e-3)
 
 
