@@ -82,14 +82,21 @@ def test_precision_is_of_the_named_and_recall_of_the_edited():
 
 
 def test_a_lost_edit_is_held_against_the_same_fact_of_the_control():
-    """Of three edits two are lost; the third, and the control's of it, count for nothing."""
+    """Of four edits two are lost; one that is kept, one that never took, and the control's of
+    both, count for nothing.
+    """
+    groups = {
+        "edited": ((1, 1, 1, 0), (0, 0, 1, 0), (2, 4, 0, 20)),
+        "control": ((0, 0, 0, 0), (0, 0, 0, 0), (9, 11, 1, 20)),
+    }
     rows = []
-    for group, kept, own in (("edited", (0, 0, 1), (2, 4, 0)), ("control", (0, 0, 0), (9, 11, 1))):
-        for fact, values in enumerate(zip(kept, own, strict=True)):
+    for group, columns in groups.items():
+        for fact, values in enumerate(zip(*columns, strict=True)):
             row = {"trial": "world-gpt2:rome:0", "group": group, "fact_id": str(fact)}
-            row |= dict(zip(("kept", "own"), values, strict=True)) | {"others": 21, "true": 5}
+            row |= dict(zip(("took", "kept", "own"), values, strict=True))
+            row |= {"others": 21, "true": 5}
             rows.append(row | dict.fromkeys(recovering.ASKED, 0.5))
     line = recovering.judged(pd.DataFrame(rows)).splitlines()[-1].split(" | ")
-    assert line[:4] == ["| world-gpt2", "rome", "3", "2"]
-    assert [cell.split(" ")[0] for cell in line[4:9]] == ["3.0", "10.0", "21.0", "21.0", "5.0"]
-    assert line[9].startswith("0.50 ")
+    assert line[:5] == ["| world-gpt2", "rome", "4", "3", "2"]
+    assert [cell.split(" ")[0] for cell in line[5:10]] == ["3.0", "10.0", "21.0", "21.0", "5.0"]
+    assert line[10].startswith("0.50 ")

@@ -30,11 +30,11 @@ import numpy
 import pandas as pd
 
 from tests.benchmarks import outcomes
+from tests.benchmarks.outcomes import FINDINGS
 from workbench import runs
 from workbench.runs import value_name
 from workbench.tuning.numbers import usual
 
-FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 ARM = [
     *("model", "revision", "editor", "layers", "paraphrases", "n_edited"),
     *("task", "plan", "adapter"),

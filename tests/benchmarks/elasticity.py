@@ -32,7 +32,7 @@ import pandas as pd
 
 from tests.benchmarks.lasting import INTRINSIC as _FEW
 from tests.benchmarks.lasting import known, loaded, made
-from tests.benchmarks.outcomes import interval, leads, resumed
+from tests.benchmarks.outcomes import FINDINGS, interval, leads, resumed
 from workbench import deltas
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import Settings, finetune
@@ -42,7 +42,6 @@ from workbench.tuning.tasks import Data
 EDITS = 30
 INTRINSIC = 4 * _FEW
 STEPS = (0, 5, 10, 20, 40)
-FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 TRIALS = [
     f"{name}:memit:facts:{statements}:{seed}"
     for seed in range(3)

@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests.benchmarks.lasting import expected_step, setting
-from tests.benchmarks.outcomes import leads, resumed
+from tests.benchmarks.outcomes import FINDINGS, leads, resumed
 from workbench import deltas
 from workbench.activations import recorded
 from workbench.models import Model
@@ -50,7 +50,6 @@ from workbench.tuning.tasks import Task
 
 EQUAL = 40  # steps of the second reading
 AHEAD = 10
-FINDINGS = Path(__file__).parents[2] / "data" / "findings"
 MODELS = ("world-gpt2", "world-llama")
 EDITORS = ("memit", "rome", "ft", "alphaedit")
 TASKS = ("facts", "text")

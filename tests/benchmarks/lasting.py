@@ -12,8 +12,7 @@ model is edited and tuned until the task's validation metric first reaches its T
 beforehand. A row is one look: `edited` (before the tuning), `steps` (after EQUAL of them) and
 `threshold`, with `metric` as it is then; what the facts say is a share a fact. Goes on with what
 the file has.
-Without a trial: eight arms on one seed; the column `trial` of lasting.csv names those of the
-findings. --table prints means over the facts of all seeds, with 95 %
+Without a trial: those of the findings. --table prints means over the facts of all seeds, with 95 %
 bootstrap intervals; of edits those that took, as a replay teaches the others too. Strengths were
 chosen with --split tuning.
 """
@@ -32,7 +31,7 @@ import numpy
 import pandas as pd
 import torch
 
-from tests.benchmarks.outcomes import interval, known_facts, resumed
+from tests.benchmarks.outcomes import interval, known_facts, resumed, trials_of
 from workbench import deltas, editing, models, traces
 from workbench.checkpoints import is_world
 from workbench.deltas import Change
@@ -62,10 +61,6 @@ RIVALS = 10  # likeliest tokens that are suppressed
 LEAD = 10  # nats over the likeliest of them, at which a target is let be
 OVER = 1.5  # times the preset's change
 WAYS = ("firm", "flat", "ahead", "suppress", "over", "3", "10")  # to edit
-ARMS = ("none", "span", "span*3", "replay+kl", "others", "replay", "average", "none*0.33")
-TRIALS = [
-    f"{name}:memit:30:facts:{arm}:0" for name in ("world-gpt2", "world-llama") for arm in ARMS
-]
 READ = ["kept", "held_out", "intrinsic", "wordings"]
 
 
@@ -487,7 +482,7 @@ def against(done: pd.DataFrame, arm: str) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trials", nargs="*", default=TRIALS)
+    parser.add_argument("trials", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("lasting.csv"))
     parser.add_argument("--split", default="study", choices=("study", "tuning"))
     parser.add_argument("--table", action="store_true", help="print what the file has")
@@ -498,7 +493,8 @@ def main():
         rows = pd.DataFrame(Trial(text, options.split).run())
         return rows.assign(split=options.split)
 
-    done = resumed(options.out, () if options.table else options.trials, tried)
+    trials = options.trials or trials_of("lasting.csv")
+    done = resumed(options.out, () if options.table else trials, tried)
     print(table(done))
     print(f"\n{against(done, 'replay+kl')}")
 

@@ -17,6 +17,8 @@ from workbench.evaluation import efficacy
 from workbench.traces.patching import margins
 from workbench.tracking.retention import answers_after, passes
 
+FINDINGS = Path(__file__).parents[2] / "data" / "findings"
+
 
 def known_facts(model, split: str, seed: int = 1, source: str = "world") -> list:
     """All facts of a split that the model knows, in a seeded order."""
@@ -126,6 +128,11 @@ def leads(model, requests: Sequence, answers: list[str]) -> tuple:
         lead.scatter_reduce_(0, row, margins(logits, tokens), "amin")
         log_p.index_add_(0, row, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
     return lead, log_p
+
+
+def trials_of(name: str) -> list[str]:
+    """The trials of a table of the findings."""
+    return list(pd.read_csv(FINDINGS / name, usecols=["trial"]).trial.unique())
 
 
 def resumed(out: Path, trials: Sequence[str], tried: Callable) -> pd.DataFrame:

@@ -39,7 +39,7 @@ EDITS = 30
 N_TRAIN = 300
 OTHERS = 16  # known facts of each relation on which its shift is seen
 MODELS = ("world-gpt2", "world-llama")
-EDITORS = ("memit", "rome", "ft")
+EDITORS = ("memit", "rome", "ft", "alphaedit")
 TRIALS = [f"{name}:{editor}:{seed}" for editor in EDITORS for seed in (0, 1, 2) for name in MODELS]
 DRAWS = 2000
 

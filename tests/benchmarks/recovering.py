@@ -4,9 +4,9 @@
 
 A trial is MODEL:EDITOR:SEED: 30 known study facts in one change, then 80 steps of other facts with
 all weights moving, as in `traces`; the control is the same model, tuned on the same rows without an
-edit. A row is a fact of one of them: `kept`, whether its new answer is said; `own`, `others` and
-`true` of the measure `recovery`, in steps, 21 where 20 were not enough; the `*_new` of
-`superficiality`. Goes on with what the file has.
+edit. A row is a fact of one of them: `took`, whether its new answer is said before the tuning, and
+`kept`, after it; `own`, `others` and `true` of the measure `recovery`, in steps, 21 where 20 were
+not enough; the `*_new` of `superficiality`. Goes on with what the file has.
 """
 
 import argparse
@@ -38,17 +38,20 @@ class Tuned(traces.Trial):
 
     def __init__(self, name: str, editor: str, seed: str):
         super().__init__(f"{name}:{editor}:{EDITS}:facts:all:{seed}", brief=True)
-        self.steps = (traces.CHANGED,)
+        self.took = None
 
     def look(self, step: int, epoch: float) -> None:
-        if step not in self.steps:
+        if step not in (0, traces.CHANGED):
+            return
+        said = measure(self.model, self.requests).set_index("fact_id").retained
+        if step == 0:
+            self.took = said
             return
         parts = [
             MEASURES[name].ask(self.model, self.requests) for name in ("recovery", "superficiality")
         ]
         asked = pd.concat(parts).pivot_table("value", "fact_id", "quantity")
-        kept = measure(self.model, self.requests).set_index("fact_id").retained
-        self.rows.append(asked[[*STEPS, *ASKED]].assign(kept=kept).reset_index())
+        self.rows.append(asked[[*STEPS, *ASKED]].assign(took=self.took, kept=said).reset_index())
 
 
 def tried(trial: str) -> pd.DataFrame:
@@ -61,18 +64,20 @@ def tried(trial: str) -> pd.DataFrame:
 
 
 def judged(done: pd.DataFrame) -> str:
-    """Of the edits that are lost, a row a model and editor: steps until the new answer is said, of
-    them and of the same facts in the control, and of how many it is said when asked otherwise.
+    """Of the edits that took and are lost, a row a model and editor: steps until the new answer is
+    said, of them and of the same facts in the control, and of how many it is said when asked
+    otherwise.
     """
     done = done.join(done.trial.str.extract(r"^(?P<model>[^:]+):(?P<editor>[^:]+):(?P<seed>\d+)$"))
     wide = done.set_index(["model", "editor", "seed", "fact_id", "group"])
-    wide = wide[["kept", *STEPS, *ASKED]].unstack("group")
-    head = ["model", "editor", "edits", "lost", "own", "own, never edited", "others"]
+    wide = wide[["took", "kept", *STEPS, *ASKED]].unstack("group")
+    head = ["model", "editor", "edits", "took", "lost", "own", "own, never edited", "others"]
     lines = [[*head, "others, never edited", "true", *ASKED]]
     for about, rows in wide.groupby(["model", "editor"]):
-        lost = rows[rows.kept.edited == 0]
+        took = rows[rows.took.edited == 1]
+        lost = took[took.kept.edited == 0]
         seeds = lost.index.get_level_values("seed")
-        line = [*about, str(len(rows)), str(len(lost))]
+        line = [*about, *(str(len(one)) for one in (rows, took, lost))]
         for name in ("own", "others"):
             for group in ("edited", "control"):
                 line.append(_mean(lost[name][group], seeds, MEAN))

@@ -7,9 +7,10 @@ A trial is MODEL:EDITOR:EDITS:TASK:PLAN:SEED, e.g. world-gpt2:memit:10:facts:all
 lora, an editor none. It is tuned for 160 steps and inspected after 0, 20, 80 and 160; after 80 also
 with its weights rounded to 8, 4 and 3 bits (absolute maximum of a row of the matrix), merged half
 and half with the base model, with what stands out removed, and restored. Goes on with what the file
-has; prints the table. Without a trial: those of the README. Columns: right of the named are edited;
-unlisted: named of the list without the edited;
-first: edited of as many of least p as directions stand out; objects: read among ten tokens.
+has; prints the table. Without a trial: those of the findings, where the rows at 20 and 160 steps
+were kept of those alone that were also changed. Columns: right of the named are edited; unlisted:
+named of the list without the edited; first: edited of as many of least p as directions stand out;
+objects: read among ten tokens.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import interval, known_facts, resumed
+from tests.benchmarks.outcomes import FINDINGS, interval, known_facts, resumed, trials_of
 from workbench import deltas, editing, facts, models
 from workbench.checkpoints import is_world
 from workbench.tracking.retention import measure, token_texts
@@ -38,22 +39,6 @@ CHANGED = 80  # the step at which the tuned model is also changed
 STRENGTHS = (0.5, 1.0, 2.0)
 INTRINSIC = 50
 MODELS = ("world-gpt2", "world-llama")
-PLANS = ("facts:lora", "facts:edited", "facts:not-edited", "text:all")
-TRIALS = [f"{name}:{editor}:10:facts:all:0" for editor in ("rome", "memit") for name in MODELS]
-TRIALS += [f"{name}:none:10:facts:all:0" for name in MODELS]
-TRIALS += [f"{name}:{editor}:10:facts:all:0" for editor in ("alphaedit", "ft") for name in MODELS]
-TRIALS += [f"world-gpt2:memit:10:{plan}:0" for plan in PLANS]
-TRIALS += [f"world-gpt2:none:10:{plan}:0" for plan in ("facts:lora", "text:all")]
-TRIALS += [f"world-gpt2:rome:{edits}:facts:all:0" for edits in (1, 50)]
-TRIALS += ["world-gpt2:malmen:10:facts:all:0"]
-TRIALS += [
-    f"{name}:{editor}:10:facts:all:{seed}"
-    for seed in (1, 2)
-    for editor in ("rome", "memit", "none")
-    for name in MODELS
-]
-
-
 REMEDIED = ["trial", "step", "change", "kept", "true", "intrinsic", "loss"]
 ALONE = ("rome", "memit", "alphaedit")
 INSPECTED = [*REMEDIED[:4], "edits", "directions", "named", "right", "objects", "first"]
@@ -310,7 +295,7 @@ def cell(value) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trials", nargs="*", default=TRIALS)
+    parser.add_argument("trials", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("traces.csv"))
     parser.add_argument("--brief", action="store_true", help="0 and 80 steps, nothing changed")
     parser.add_argument("--alone", action="store_true", help="what is seen without a base")
@@ -320,10 +305,13 @@ def main():
         print(alone())
         return
 
-    def tried(text: str) -> pd.DataFrame:
-        return pd.DataFrame(Trial(text, options.brief).run())
+    table = pd.read_csv(FINDINGS / "traces.csv")
+    whole = set(options.trials or table.trial[table.change.notna()])
 
-    done = resumed(options.out, options.trials, tried)
+    def tried(text: str) -> pd.DataFrame:
+        return pd.DataFrame(Trial(text, options.brief or text not in whole).run())
+
+    done = resumed(options.out, options.trials or trials_of("traces.csv"), tried)
     print(shown(done), judged(done), sep="\n\n")
 
 
