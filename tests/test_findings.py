@@ -7,8 +7,6 @@ import pytest
 
 from tests.benchmarks import claims, findings, recovering, traces
 
-PAGE = claims.FINDINGS / "README.md"
-
 
 def test_a_table_goes_behind_its_mark_alone():
     page = "a\n<!-- one -->\n| old |\n| --- |\n\nb\n<!-- two -->\n| kept |\n"
@@ -19,7 +17,8 @@ def test_a_table_goes_behind_its_mark_alone():
 
 
 def test_the_plans_of_the_page_are_those_of_the_looks():
-    assert findings.TABLES["plans"](claims.FINDINGS) + "\n" in PAGE.read_text(encoding="utf-8")
+    page = findings.page_of("plans", claims.FINDINGS).read_text(encoding="utf-8")
+    assert findings.TABLES["plans"](claims.FINDINGS) + "\n" in page
 
 
 @pytest.mark.slow
@@ -76,9 +75,9 @@ def test_precision_is_of_the_named_and_recall_of_the_edited():
     none = row | {"trial": "m:none:10:facts:all:0", "edits": 0, "named": 0, "right": 0}
     table = pd.DataFrame([found, none, found | {"change": "8 bits", "right": 1}])
     *_, of_none, of_rome = [line.split(" | ") for line in traces.judged(table).splitlines()]
-    assert of_rome[3:9] == ["after:6", "80", "1", "0.50", "10", "10"]
-    assert [cell[:4] for cell in of_rome[9:]] == ["0.80", "0.80"]
-    assert of_none[8:] == ["0", "", " |"]
+    assert of_rome[4:10] == ["after:6", "80", "1", "0.50", "10", "10"]
+    assert [cell[:4] for cell in of_rome[10:]] == ["0.80", "0.80"]
+    assert of_none[9:] == ["0", "", " |"]
 
 
 def test_a_lost_edit_is_held_against_the_same_fact_of_the_control():

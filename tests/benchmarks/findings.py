@@ -1,16 +1,16 @@
-"""The page of the findings: its tables and pictures, from data/findings/*.csv.
+"""The pages of the findings: their tables and pictures, from data/findings/*.csv.
 
     python -m tests.benchmarks.findings [TABLE ...]
 
-Writes the tables (all, or those named) behind their marks in data/findings/README.md, such as
-<!-- claims -->, and that of the verdicts in the README, and draws lasting.png and blocks.png. What
-is said between them is written by hand.
+Writes the tables (all, or those named) behind their marks on the pages, such as <!-- claims -->,
+and draws the pictures. What is said between them is written by hand.
 """
 
 import argparse
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from tests.benchmarks import claims, elasticity, forecast, lasting, outcomes, recovering, traces
+from tests.benchmarks import (
+    claims,
+    elasticity,
+    forecast,
+    lasting,
+    outcomes,
+    patching,
+    recovering,
+    traces,
+)
 from workbench import files
 
 HEAD, FREE, COLOURS = "tab:orange", "tab:blue", {"edited": "tab:blue", "intrinsic": "0.45"}
@@ -54,6 +63,24 @@ ASKED = {
 PLANS = {"all": "everything", "window:0-11": "all blocks", "edited": "the edited blocks"}
 PLANS |= {"not-edited": "all but the edited"}
 SHOWN = [plan for plan in claims.MOVES if plan != "after:20"]
+GIVEN_BACK = {  # a row of the picture -> a line of patching's table
+    "all MLPs": "all MLPs",
+    "all attention": "all attention set back",
+    "block 0": "block 0",
+    "embeddings": "embeddings",
+    "norms": "norms",
+    "the edited matrices": "edited matrices",
+    "behind block 4, at the subject": "residual behind block 4, subject",
+    "behind block 9, at the end": "residual behind block 9, end",
+}
+COLOURS_OF = {
+    "memit": "tab:blue",
+    "rome": "tab:orange",
+    "ft": "tab:green",
+    "alphaedit": "tab:purple",
+}
+NAMED = {"memit": "MEMIT", "rome": "ROME", "alphaedit": "AlphaEdit", "malmen": "MALMEN", "ft": "FT"}
+UNLIKE = {"text": "prose", "edited": "edited blocks", "not-edited": "other blocks", "lora": "LoRA"}
 Place = tuple[float, float, float]  # mean, and the ends of its interval
 
 
@@ -159,6 +186,79 @@ def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
     return f"{edits} edits, {seeds} seed{'s' if seeds > 1 else ''}; at accuracy {level:.2f}"
 
 
+def by_traces(done: pd.DataFrame) -> Figure:
+    """What is said and what is written after a tuning: a row a way to edit and tune."""
+    done = done.join(done.trial.str.extract(traces.PARTS))
+    done = done[done.change.isna() & (done.step == traces.CHANGED) & (done.edits > 0)]
+    about = ["editor", "batch", "task", "plan"]
+    done = done.assign(rank=done.editor.map([*NAMED].index))
+    arms = done.sort_values(["rank", "batch", "task", "plan"])[about].drop_duplicates()
+    names = [arm_name(*arm) for arm in arms.itertuples(index=False)]
+    figure = Figure(figsize=(10, 1.6 + 0.3 * len(names)), layout="constrained")
+    every = figure.subplots(1, len(AFTER_EDITED), sharex=True, sharey=True)
+    for axes, model in zip(every, AFTER_EDITED, strict=True):
+        for row, arm in enumerate(arms.itertuples(index=False)):
+            here = done[(done.model == model) & (done[about] == list(arm)).all(axis=1)]
+            if here.empty:
+                continue
+            total = here.edits.sum()
+            said, written = (here.kept * here.edits).sum() / total, here.right.sum() / total
+            axes.plot([said, written], [row, row], color="0.85", lw=3, zorder=1)
+            axes.plot(written, row, "o", color="tab:blue", clip_on=False)
+            style = {"mfc": "white", "ms": 6 if said != written else 3}
+            axes.plot(said, row, "o", color="0.35", clip_on=False, **style)
+        axes.set_xlim(0, 1.02)
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+        axes.set_title(model, fontsize=10)
+        axes.set_xlabel("share of the edits")
+    every[0].set_yticks(range(len(names)), names)
+    every[0].invert_yaxis()
+    marks = [Line2D([], [], color="0.35", marker="o", mfc="white", lw=0, label="still said")]
+    marks += [Line2D([], [], color="tab:blue", marker="o", lw=0, label="subject named")]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"Said and written, {traces.CHANGED} steps after the edit")
+    return figure
+
+
+def arm_name(editor: str, batch: str, task: str, plan: str) -> str:
+    """E.g. "MEMIT, 10 edits"; facts and all weights where nothing is said."""
+    unlike = [UNLIKE.get(word, word) for word in (task, plan) if word not in ("facts", "all")]
+    edits = f"{batch} edit{'s' if batch != '1' else ''}"
+    return ", ".join([NAMED[editor], edits, *unlike])
+
+
+def by_parts(table: pd.DataFrame) -> Figure:
+    """Which part of a tuned model, set back to what it was before, gives the edits back."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    table = table[(table.task == "any") & (table.step == patching.STEPS[0])]
+    for axes, model in zip(figure.subplots(1, 2, sharex=True, sharey=True), MODELS, strict=True):
+        here = table[table.model == model].set_index(["editor", "measure", "by", "part", "layer"])
+        counts = []
+        for place, (editor, color) in enumerate(COLOURS_OF.items()):
+            if editor not in here.index:
+                continue
+            rows = here.loc[editor]
+            lost = rows.loc[("set back", "weights", "everything", -1)].margin_gain
+            counts.append(f"{NAMED[editor]} {lost:.1f}")
+            for row, part in enumerate(GIVEN_BACK.values()):
+                gain = rows.loc[patching.PARTS[part]]
+                shares = (gain.margin_gain / lost, gain.margin_low / lost, gain.margin_high / lost)
+                _point(axes, shares, row + 0.16 * (place - 1.5), color=color)
+        axes.axvline(0, color="0.3", lw=1)
+        axes.axvline(1, color="0.3", lw=1, ls="--")
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+        axes.set_title(f"{model}\nnats lost: {', '.join(counts)}", fontsize=9)
+        axes.set_xlabel("share of the lost margin that is given back")
+        axes.set_yticks(range(len(GIVEN_BACK)), list(GIVEN_BACK))
+    axes.invert_yaxis()
+    handles = [_mark(color, NAMED[editor]) for editor, color in COLOURS_OF.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("Parts set back to what they were before 20 steps of facts; 95 % intervals")
+    return figure
+
+
 def _point(axes: Axes, place: Place, row: float, color: str, is_open: bool = False) -> None:
     mean, low, high = place
     axes.plot([low, high], [row, row], color=color, lw=1.6, solid_capstyle="round")
@@ -182,32 +282,66 @@ def done_in(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "lasting.csv")
 
 
-TABLES: dict[str, Callable[[Path], str]] = {  # by the name of the mark
-    "verdicts": lambda folder: claims.verdicts(claims.judged(looks_of(folder))),
-    "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
-    "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
-    "plans": lambda folder: claims.by_plan(looks_of(folder)),
-    "windows": lambda folder: claims.by_plan(looks_of(folder), claims.WINDOWS_OF),
-    "memory": lambda folder: claims.in_memory(looks_of(folder)),
-    "against-all": lambda folder: claims.against_all(looks_of(folder)),
-    "lasting": lambda folder: lasting.table(done_in(folder)),
-    "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
-    "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
-    "against-none": lambda folder: lasting.against(done_in(folder), "none"),
-    "traces": lambda folder: traces.judged(pd.read_csv(folder / "traces.csv")),
-    "recovery": lambda folder: recovering.judged(pd.read_csv(folder / "recovery.csv")),
-    "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv")),
-    "forecast": lambda folder: forecast.shown(
-        forecast.judged(forecast.read(folder / "forecast.csv"))
-    ),
-}
+def traced_in(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "traces.csv")
 
-FRONT = Path(__file__).parents[2] / "README.md"
+
+def patched_in(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "patching.csv")
+
+
+def patched_table(model: str, folder: Path) -> str:
+    table = patched_in(folder)
+    return patching.shown(table[table.model == model])
+
+
+Tables = dict[str, Callable[[Path], str]]  # by the name of the mark
+PAGES: dict[str, Tables] = {
+    "../../README.md": {
+        "verdicts": lambda folder: claims.verdicts(claims.judged(looks_of(folder)))
+    },
+    "claims.md": {
+        "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
+        "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
+        "plans": lambda folder: claims.by_plan(looks_of(folder)),
+        "windows": lambda folder: claims.by_plan(looks_of(folder), claims.WINDOWS_OF),
+        "memory": lambda folder: claims.in_memory(looks_of(folder)),
+        "against-all": lambda folder: claims.against_all(looks_of(folder)),
+    },
+    "lasting.md": {
+        "lasting": lambda folder: lasting.table(done_in(folder)),
+        "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
+        "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
+        "against-none": lambda folder: lasting.against(done_in(folder), "none"),
+    },
+    "traces.md": {
+        "traces": lambda folder: traces.judged(traced_in(folder)),
+        "changed": lambda folder: traces.changed(traced_in(folder)),
+        "remedied": lambda folder: traces.remedied(traced_in(folder)),
+        "recovery": lambda folder: recovering.judged(pd.read_csv(folder / "recovery.csv")),
+        **{f"patching-{model}": partial(patched_table, model) for model in MODELS},
+    },
+    "elasticity.md": {
+        "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv"))
+    },
+    "forecast.md": {
+        "forecast": lambda folder: forecast.shown(
+            forecast.judged(forecast.read(folder / "forecast.csv"))
+        )
+    },
+}
+TABLES = {name: table for tables in PAGES.values() for name, table in tables.items()}
+PICTURES: dict[str, Callable[[Path], Figure]] = {
+    "lasting.png": lambda folder: tournament(done_in(folder)),
+    "blocks.png": lambda folder: by_blocks(looks_of(folder)),
+    "traces.png": lambda folder: by_traces(traced_in(folder)),
+    "patching.png": lambda folder: by_parts(patched_in(folder)),
+}
 
 
 def page_of(name: str, folder: Path) -> Path:
     """Where the table of this name stands."""
-    return FRONT if name == "verdicts" else folder / "README.md"
+    return folder / next(page for page, tables in PAGES.items() if name in tables)
 
 
 def filled(page: str, name: str, table: str) -> str:
@@ -236,8 +370,8 @@ def main() -> None:
         with files.written(path) as partial:
             partial.write_text(page, encoding="utf-8")
         print(name, flush=True)
-    saved(tournament(done_in(folder)), folder / "lasting.png")
-    saved(by_blocks(looks_of(folder)), folder / "blocks.png")
+    for name, picture in PICTURES.items():
+        saved(picture(folder), folder / name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ every relation (`any`), and on those of the kinds of object that no edited fact 
 each of STEPS the model is patched (`wb.traces.patched`) and the mean shift of the relation on other
 subjects taken away (`without_shift`). A trial's rows, a fact each, are kept in the folder
 and not made again; the table is over the facts whose edit took, of all seeds, with 95 % intervals
-(bootstrap over facts). Without a trial: all of TRIALS.
+(bootstrap over seeds and facts). Without a trial: all of TRIALS.
 """
 
 import argparse
@@ -17,12 +17,11 @@ import random
 import warnings
 from pathlib import Path
 
-import numpy
 import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import known_facts
+from tests.benchmarks.outcomes import interval, known_facts
 from workbench import deltas, editing, facts, files, models
 from workbench.facts import Requests
 from workbench.models import Model
@@ -41,7 +40,25 @@ OTHERS = 16  # known facts of each relation on which its shift is seen
 MODELS = ("world-gpt2", "world-llama")
 EDITORS = ("memit", "rome", "ft", "alphaedit")
 TRIALS = [f"{name}:{editor}:{seed}" for editor in EDITORS for seed in (0, 1, 2) for name in MODELS]
-DRAWS = 2000
+_BACK = ("set back", "weights")
+PARTS = {  # a line of the table -> measure, by, part, block
+    "as tuned": (*_BACK, "nothing", -1),
+    "all attention set back": (*_BACK, "attention", -1),
+    "all MLPs": (*_BACK, "mlps", -1),
+    "block 0": (*_BACK, "block", 0),
+    "embeddings": (*_BACK, "embeddings", -1),
+    "norms": (*_BACK, "norms", -1),
+    "edited matrices": (*_BACK, "edited matrices", -1),
+    "residual behind block 4, subject": ("set back", "subject", "block", 4),
+    "residual behind block 4, end": ("set back", "end", "block", 4),
+    "residual behind block 9, end": ("set back", "end", "block", 9),
+    "attention alone set forth": ("set forth", "weights", "attention", -1),
+    "MLPs alone": ("set forth", "weights", "mlps", -1),
+    "block 0 alone": ("set forth", "weights", "block", 0),
+    "edited matrices alone": ("set forth", "weights", "edited matrices", -1),
+    "without the relation's mean shift": ("shift", "logits", "without", -1),
+    "without that of other relations": ("shift", "logits", "elsewhere", -1),
+}
 
 
 def rows_of(trial: str) -> pd.DataFrame:
@@ -205,20 +222,37 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows.join(base, on=[*fact, "base"], rsuffix="_base")
     made = []
     for about, part in rows.groupby([*group, "by", "part", "layer"], sort=False):
-        row = dict(zip([*group, "by", "part", "layer"], about, strict=True)) | {"n": len(part)}
+        row = dict(zip([*group, "by", "part", "layer"], about, strict=True))
+        row |= {"n": len(part), "seeds": part.seed.nunique()}
         for name in ("retained", "margin"):
             values = part[name].astype(float)
             gains = values - part[f"{name}_base"].astype(float)
             row |= {name: values.mean(), f"{name}_gain": gains.mean()}
-            row[f"{name}_low"], row[f"{name}_high"] = interval(gains)
+            row[f"{name}_low"], row[f"{name}_high"] = interval(gains, part.seed)
         made.append(row)
     return pd.DataFrame(made).round(3)
 
 
-def interval(values: pd.Series) -> list[float]:
-    """95 % interval of the mean over facts."""
-    drawn = numpy.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    return numpy.quantile(values.to_numpy(float)[drawn].mean(1), [0.025, 0.975]).tolist()
+def shown(table: pd.DataFrame) -> str:
+    """A line a part of PARTS, a column a model, editor and task: the share of facts retained and
+    the gain in margin, nats, with its interval.
+    """
+    head, lines = [""], [[name] for name in PARTS]
+    order = [EDITORS.index(editor) for editor in table.editor]
+    table = table.assign(order=order).sort_values(["order", "model", "task"], kind="stable")
+    for (model, editor, task), rows in table.groupby(["model", "editor", "task"], sort=False):
+        [n] = rows.n.unique()
+        [seeds] = rows.seeds.unique()
+        head.append(f"{model}, {editor}, {task} (n {n}; seeds {seeds})")
+        rows = rows.set_index(["measure", "by", "part", "layer"])
+        before = rows.loc[("shift", "logits", "before", -1)]
+        for line, (name, place) in zip(lines, PARTS.items(), strict=True):
+            row = rows.loc[place]
+            gain = f"{row.margin_gain:+.1f} [{row.margin_low:+.1f}, {row.margin_high:+.1f}]"
+            if name == "as tuned":
+                gain = f"{before.margin:.1f} before, {row.margin:.1f} after"
+            line.append(f"{row.retained:.2f}; {gain}")
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def main():

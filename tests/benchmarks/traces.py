@@ -257,24 +257,65 @@ def shown(done: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+PARTS = r"^(?P<model>[^:]+):(?P<editor>[^:]+):(?P<batch>\d+):(?P<task>[^:]+):(?P<plan>.*):\d+$"
+
+
 def judged(done: pd.DataFrame) -> str:
-    """A row a way to edit and tune, over models and seeds: of the edits the share still said; of
+    """A row a model and way to edit and tune, over seeds: of the edits the share still said; of
     the subjects named at 5 % the share that was edited (precision), of the edited ones the share
     named (recall), with intervals over trials and subjects.
     """
-    parts = r"^[^:]+:(?P<editor>[^:]+):(?P<batch>\d+):(?P<task>[^:]+):(?P<plan>.*):\d+$"
-    done = done.join(done.trial.str.extract(parts)).assign(problem=done.get("problem"))
+    done = done.join(done.trial.str.extract(PARTS)).assign(problem=done.get("problem"))
     done = done[done.change.isna() & done.problem.isna() & done.step.isin([0, CHANGED])]
-    head = ["editor", "edits", "task", "plan", "step", "runs", "kept"]
-    head += ["directions", "named", "precision", "recall"]
-    lines = [head, ["---"] * len(head)]
-    for (*about, step), rows in done.groupby(["editor", "batch", "task", "plan", "step"]):
+    head = ["model", "editor", "edits", "task", "plan", "step", "runs", "kept"]
+    lines = [[*head, "directions", "named", "precision", "recall"]]
+    keys = ["model", "editor", "batch", "task", "plan", "step"]
+    for (*about, step), rows in done.groupby(keys):
         n_edits = int(rows.edits.sum())
         kept = f"{(rows.kept * rows.edits).sum() / n_edits:.2f}" if n_edits else ""
         line = [*about, f"{step:.0f}", str(len(rows)), kept, f"{rows.directions.sum():.0f}"]
         line += [f"{rows.named.sum():.0f}", _share(rows, "named"), _share(rows, "edits")]
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines)
+
+
+def changed(done: pd.DataFrame) -> str:
+    """What steps, rounding and merging leave to read: sums over the seeds that were changed."""
+    columns = ["kept", "directions", "named", "right", "first", "objects"]
+    lines = [["model", "editor", "step", "change", "edits", *columns]]
+    for about, rows in _whole(done, is_remedy=False):
+        rows = rows.assign(kept=rows.kept * rows.edits)
+        model, editor, step, change = about
+        counts = [f"{rows[name].sum():.0f}" for name in ("edits", *columns)]
+        lines.append([model, editor, f"{step:.0f}", change, *counts])
+    return _table(lines)
+
+
+def remedied(done: pd.DataFrame) -> str:
+    """What taking out and bringing back does: means over the seeds that were changed."""
+    lines = [["model", "editor", "change", "seeds", *REMEDIED[3:]]]
+    for (model, editor, _, change), rows in _whole(done, is_remedy=True):
+        means = [f"{rows[name].mean():.2f}" for name in REMEDIED[3:]]
+        lines.append([model, editor, change or "as it is", str(len(rows)), *means])
+    return _table(lines)
+
+
+def _whole(done: pd.DataFrame, is_remedy: bool) -> Iterator:
+    """The rows of each change, over the trials that were changed; those of remedies begin with the
+    tuned model as it is.
+    """
+    done = done.join(done.trial.str.extract(PARTS)).assign(change=done.change.fillna(""))
+    done = done[done.trial.isin(done.trial[done.change != ""])]
+    is_part = done.change.str.startswith(("removed", "restored")) == is_remedy
+    if is_remedy:
+        is_part |= (done.change == "") & (done.step == CHANGED)
+    keys = ["model", "editor", "step", "change"]
+    return iter(done[is_part].groupby(keys, sort=False))
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def _share(rows: pd.DataFrame, of: str) -> str:

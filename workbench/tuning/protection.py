@@ -5,7 +5,7 @@ weight carries. A protection, by its name in a Spec (`protect`), adds a loss of 
 the weights after each step; `finetune.Protection` is the seam.
 Those that need the edits at hand see what an editor may see: prompt, paraphrases, new answer. None
 sees a wording that judges, a neighbour, or a fact that is watched. How they compare, and what was
-tried beside them: data/findings/README.md.
+tried beside them: data/findings/lasting.md.
 
 One of your own takes a `Held` and gives back a `Protection` that says its `weight`:
 `wb.protections.register("mine", MyProtection)`.
