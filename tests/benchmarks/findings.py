@@ -136,13 +136,41 @@ def _arms(done: pd.DataFrame, model: str) -> dict[str, dict]:
             continue
         place: dict = {"seeds": len(rows), "late": "budget" in set(rows.ended)}
         place["step"] = (rows.step.mean(), rows.step.min(), rows.step.max())
-        for name in ("held_out", "intrinsic"):
+        for name in ("kept", "held_out", "intrinsic"):
             values, seeds = lasting.shares(rows, name)
             is_known = values.notna()
             ends = outcomes.interval(values[is_known], seeds[is_known])
             place[name] = (values.mean(), *ends)
         places[arm] = place
     return places
+
+
+def recipes(done: pd.DataFrame) -> str:
+    """The arms of the picture that every model has, or one in each: edits, their other wordings
+    and other facts still said; steps.
+    """
+    models = {model: _arms(done, model) for model in AFTER_EDITED}
+    lines = [
+        [
+            "",
+            "edits at hand",
+            *(f"{name}, {one[BEFORE]['seeds']} seeds" for name, one in models.items()),
+        ]
+    ]
+    lines.append(["---"] * len(lines[0]))
+    for arm, (label, is_at_hand) in {BEFORE: (BEFORE, False), **ARMS}.items():
+        cells = [_summed(one.get(arm)) for one in models.values()]
+        if any(cells):
+            lines.append([label, "yes" if is_at_hand else "", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _summed(place: dict | None) -> str:
+    if place is None:
+        return ""
+    names = ("kept", "held_out", "intrinsic")
+    steps = f"{place['step'][0]:.0f} steps" + "*" * place["late"]
+    return ", ".join([*(f"{place[name][0]:.2f}" for name in names), steps])
 
 
 def by_blocks(looks: pd.DataFrame) -> Figure:
@@ -309,6 +337,7 @@ PAGES: dict[str, Tables] = {
         "against-all": lambda folder: claims.against_all(looks_of(folder)),
     },
     "lasting.md": {
+        "recipes": lambda folder: recipes(done_in(folder)),
         "lasting": lambda folder: lasting.table(done_in(folder)),
         "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
         "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
