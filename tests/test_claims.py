@@ -171,8 +171,25 @@ def test_an_adapter_is_held_against_a_tuning_of_the_blocks_too():
     table = looks("adapter", {"none": "t" * 10, "lora": "1" * 10})
     frozen = looks("plan", {"window:0-11": "1" * 5 + "t" * 5})
     both = pd.concat([table, frozen]).assign(n_edited="20")
-    shown = {condition: result[0] for condition, result, _ in claims.adapters(both)}
-    assert shown == {"rome, lora less full": 1, "rome, lora less blocks": 0.5}
+    for claim, condition, gain in (
+        (claims.adapters, "rome, lora less full", 1),
+        (claims.adapted_blocks, "rome, lora less blocks", 0.5),
+    ):
+        assert [(name, result[0]) for name, result, _ in claim(both)] == [(condition, gain)]
+
+
+def test_both_adapters_are_held_against_each_other():
+    both = looks("adapter", {"lora": "1" * 10, "dora": "1" * 9 + "t"}).assign(n_edited="20")
+    [(condition, result, claimed)] = claims.lora_as_dora(both)
+    assert (condition, round(result[0], 6), claimed) == ("rome, lora less dora", 0.1, 0)
+
+
+def test_edits_that_the_edited_blocks_remove_are_counted_by_themselves():
+    """Of nine that took seven are lost, 5 / 18 more than a half; those of another plan are not."""
+    both = looks("plan", {"edited": "11" + "t" * 7 + "-", "all": "1" * 10})
+    [(condition, result, claimed)] = claims.mostly_removed(both)
+    assert (condition, claimed) == ("rome, 10 edits", 1)
+    assert result[0] == pytest.approx(7 / 9 - 0.5)
 
 
 def test_edits_in_memory_are_no_editor_of_the_studies():
@@ -218,7 +235,7 @@ def test_a_hundred_edits_are_judged_apart():
 def test_a_model_of_which_little_was_run_is_judged_on_that():
     arms = looks("plan", {"all": "t" * 10, "edited": "1" * 10}).assign(n_edited="30")
     table = claims.judged(arms)
-    assert set(table.claim) == {"1", "3", "10"}
+    assert set(table.claim) == {"1", "3", "10", "10, alone"}
 
 
 def test_late_blocks_are_late_in_a_deeper_model_too():
@@ -277,7 +294,7 @@ def test_a_verdict_stands_beside_the_condition_of_most_facts():
     rows = [few | {"verdict": "undecided"}, many | {"verdict": "holds"}]
     table = claims.verdicts(pd.DataFrame([*rows, apart | {"verdict": "does not hold"}]))
     [line] = [line for line in table.splitlines() if line.startswith("| 6.")]
-    said = "**holds**, +0.40 [-0.10, +0.50], n 20, 1 seed: memit; so in 1 of 2 conditions"
+    said = "**holds** +0.40 [-0.10, +0.50] (memit; n 20, 1 seed; 1 of 2)"
     assert line.endswith(f"| {claims.PUBLISHED['6']} | {said} |")
     others = [line for line in table.splitlines()[2:] if line not in {said}]
     assert sum("not run" in line for line in others) == len(claims.CLAIMS) - 1

@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests.benchmarks.lasting import expected_step, setting
-from tests.benchmarks.outcomes import FINDINGS, leads, resumed
+from tests.benchmarks.outcomes import FINDINGS, leads, resumed, trials_of
 from workbench import deltas
 from workbench.activations import recorded
 from workbench.models import Model
@@ -50,16 +50,6 @@ from workbench.tuning.tasks import Task
 
 EQUAL = 40  # steps of the second reading
 AHEAD = 10
-MODELS = ("world-gpt2", "world-llama")
-EDITORS = ("memit", "rome", "ft", "alphaedit")
-TASKS = ("facts", "text")
-TRIALS = [
-    f"{name}:{editor}:30:{task}:{seed}"
-    for seed in range(3)
-    for name in MODELS
-    for editor in EDITORS
-    for task in TASKS
-]
 SIGNS = ["margin", "log_p", "old", "written", "overlap", "slope", "leap"]
 PLAIN = "plain margin"
 FORECASTS = {
@@ -268,12 +258,13 @@ def read(path: Path) -> pd.DataFrame:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trials", nargs="*", default=TRIALS)
+    parser.add_argument("trials", nargs="*")
     parser.add_argument("--out", type=Path, default=FINDINGS / "forecast.csv")
     parser.add_argument("--judge", action="store_true", help="judge what the file has")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    resumed(options.out, () if options.judge else options.trials, tried)
+    trials = options.trials or trials_of("forecast.csv")
+    resumed(options.out, () if options.judge else trials, tried)
     table = judged(read(options.out))
     table.to_csv(options.out.with_name("forecasts.csv"), index=False, float_format="%.3f")
     print(shown(table))
