@@ -118,6 +118,14 @@ def test_a_choice_changes_that_field_alone(moves, changed):
     assert controls.spec == study.Spec(**(start | changed))
 
 
+def test_the_recipe_for_an_edited_model_can_be_chosen_and_is_said():
+    controls = Panel(study.Spec(fact=FACT, task="facts"))
+    assert "rate" not in controls.headline.value
+    choose(controls, protect="replay+span", learning_rate=6e-4)
+    assert (controls.spec.protect, controls.spec.learning_rate) == ("replay+span", 6e-4)
+    assert ", protection replay+span, learning rate 0.0006" in controls.headline.value
+
+
 def test_a_layer_list_that_is_no_window_stays_until_it_is_changed():
     controls = Panel(study.Spec(layers=[3, 5], editor="memit"))
     choose(controls, task="facts")

@@ -49,11 +49,13 @@ OFFERED = {  # field -> (label, values), or (label, what it shows while it is em
     "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "protect": ("Protection", ("", *numbers.PROTECTIONS)),
+    "learning_rate": ("Learning rate", (0, 1e-5, 5e-5, 1e-4, 3e-4, 6e-4)),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
     "values": ("Values", 'as in the notebook, such as ["all", "after:6"]'),
 }
 # what an empty value is called
-EMPTY = {"max_steps": "the task's", "adapter": "none", "protect": "none"}
+EMPTY = {"adapter": "none", "protect": "none"}
+EMPTY |= {"learning_rate": "the task's", "max_steps": "the task's"}
 SENTENCE = """<p class="workbench-headline"><b>{editor} writes <i>{fact}</i> into {layers} of
 {model}, {paraphrases}; then at most {max_steps} steps of {task}, {plan} moving{rest}.</b></p>"""
 ENDINGS = {"reached": "reached its threshold", "patience": "got no better", "budget": "ended"}
@@ -217,7 +219,7 @@ class Panel(Box):
 
     def _headline(self, spec: Spec, values: Sequence, drawn: dict) -> str:
         """The whole experiment in a sentence; BadInput if the fact is none."""
-        words = dict(spec.resolved()) | {"rest": ""}
+        words = dict(spec.resolved()) | {"learning_rate": spec.learning_rate, "rest": ""}
         words["fact"] = f"fact {spec.fact}" if spec.fact else f"{spec.n_edited} facts"
         typed = spec.model_dump(include=set(TYPED))
         request = facts.typed(**typed) if any(typed.values()) else None
@@ -239,9 +241,9 @@ class Panel(Box):
             words["rest"] = f"; {self._vary} takes each of the notebook's `values` in turn"
         elif self._vary:
             words["rest"] = f"; {self._vary} is {getattr(spec, self._vary)!r} alone"
-        for field, what in (("adapter", "adapter"), ("protect", "protection")):
+        for field in ("learning_rate", "protect", "adapter"):
             if words[field]:
-                words["rest"] = f", {what} {words[field]}{words['rest']}"
+                words["rest"] = f", {OFFERED[field][0].lower()} {words[field]}{words['rest']}"
         if drawn["learns"]:
             words["rest"] += f"; {spec.editor} {drawn['learns']}"
         many = words["paraphrases"]
@@ -255,9 +257,8 @@ class Panel(Box):
         self.blocks.state = self.blocks.state | {"problem": problem}
 
     def _enable(self) -> None:
-        running = self.job is not None
-        self.run_button.disabled = bool(running or self._problem or self._off)
-        self.stop_button.disabled = not running
+        self.run_button.disabled = bool(self.job or self._problem or self._off)
+        self.stop_button.disabled = self.job is None
 
     def _run(self) -> None:
         """Answer at once; whatever takes longer is done by the thread."""
@@ -358,8 +359,7 @@ def _summary(run: runs.Run, members: Sequence[runs.Run]) -> str:
 
     lines = []
     for member in members:
-        name, words = escape(member.folder.name), escape(plots.outcome(member))
-        lines.append(f"<b>{name}</b>: {words}")
+        lines.append(f"<b>{escape(member.folder.name)}</b>: {escape(plots.outcome(member))}")
     lines.append(f"All figures: {_link(run.folder / 'notebook.html')}")
     if len(members) > SEEN:
         lines.append(f"Fact by fact, the first {SEEN} of {len(members)}:")

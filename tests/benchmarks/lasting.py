@@ -13,8 +13,8 @@ beforehand. A row is one look: `edited` (before the tuning), `steps` (after EQUA
 `threshold`, with `metric` as it is then; what the facts say is a share a fact. Goes on with what
 the file has.
 Without a trial: those of the findings. --table prints means over the facts of all seeds, with 95 %
-bootstrap intervals; of edits those that took, as a replay teaches the others too. Strengths were
-chosen with --split tuning.
+bootstrap intervals; of edits those that took, as a replay teaches the others too. Factors of the
+learning rate were chosen with --split tuning.
 """
 
 import argparse
@@ -417,8 +417,11 @@ def table(done: pd.DataFrame, at: str = "threshold") -> str:
     done = that_took(done)
     before = done[(done["at"] == "edited") & (done.arm == "none")].assign(arm="before the tuning")
     done = pd.concat([before, done[done["at"] == at]])
+    order = done.arm.map({"before the tuning": "", "none": " "}).fillna(done.arm)
+    done = done.assign(order=order, size=done.edits.astype(int))
+    done = done.sort_values(["model", "editor", "task", "size", "order"], kind="stable")
     about = ["model", "editor", "edits", "task", "arm"]
-    lines = [[*about, "n", *READ, "metric", "steps", "seconds"]]
+    lines = [[*about, "n", *READ, "metric", "steps"]]
     lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
         line = [*names, str(shares(rows, "kept")[0].count())]
@@ -428,7 +431,6 @@ def table(done: pd.DataFrame, at: str = "threshold") -> str:
             line.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
         line.append(f"{rows.metric.mean():.2f}")
         line.append(" ".join(map(_ended, rows.itertuples())))
-        line.append(f"{rows.seconds.mean():.0f}")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -463,7 +465,7 @@ def against(done: pd.DataFrame, arm: str) -> str:
     done = that_took(done).assign(model=parts[0], seed=parts[1])
     done = done[done["at"] == "threshold"].dropna()
     lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]
-    for (model, name), rows in done.groupby(["model", "arm"], sort=False):
+    for (model, name), rows in done.groupby(["model", "arm"]):
         other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
         if name == arm or len(other) < len(rows):
             continue

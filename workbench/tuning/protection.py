@@ -67,7 +67,7 @@ class Weighted(Protection):
     """One with a strength, and rows of which it draws a few a step.
 
     Attributes:
-        WEIGHT: its usual strength, chosen on facts that nothing is reported on.
+        WEIGHT: its usual strength.
     """
 
     WEIGHT = 1.0
