@@ -411,6 +411,8 @@ def test_inspect_prints_the_blocks_that_were_written(written, tmp_path, capsys):
     assert len(pd.read_csv(table)) == 120
     assert main(["inspect", tuned, *more]) == 0
     assert "with --base alone" in capsys.readouterr().err
+    assert main(["inspect", tuned, "--out", str(tmp_path / "traces.png")]) == 2
+    assert "name the table" in capsys.readouterr().err
 
 
 def test_remove_and_restore_write_ordinary_folders(written, tmp_path, capsys):

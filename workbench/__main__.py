@@ -214,6 +214,9 @@ def _facts(options) -> None:
 
 def _inspect(options) -> None:
     wb.files.check_writable(Path(options.out).parent)
+    picture = Path(options.out).with_suffix(".png")
+    if picture == Path(options.out):
+        raise wb.records.BadInput(f"--out {picture}: the picture's name; name the table")
     requests = wb.facts.read(options.facts) if options.facts else None
     base = wb.models.load(options.base) if options.base else None
     traces = wb.inspect(wb.models.load(options.model), base, requests, options.corpus)
@@ -221,12 +224,11 @@ def _inspect(options) -> None:
     outlying = traces.matrices[traces.matrices.outlying > 0]
     if len(outlying):
         _print(f"{_table(outlying.head(SHOWN))}\n")
-    written = traces.written.sort_values("q")
+    written = traces.written.sort_values("q").dropna(axis=1, how="all")
     if len(written):
         _print(f"{_table(written.drop(columns=['p', 'written']).head(SHOWN))}\n")
     _print(traces.sentence)
     if base:
-        picture = Path(options.out).with_suffix(".png")
         with wb.files.written(picture) as partial:
             partial.write_bytes(wb.plots.traces(traces.subjects).png())
         print(picture)
@@ -245,15 +247,19 @@ def _restore(options) -> None:
 
 def _remedied(options, remedy: Callable, **how) -> None:
     """Write the model with its edit taken out or brought back, the change beside it; print what it
-    says of the facts before and after.
+    says before and after of the facts, and of others that the base model knows.
     """
     wb.files.check_new(options.out)
-    requests = wb.facts.read(options.facts) if options.facts else ()
+    requests = wb.facts.read(options.facts) if options.facts else []
+    base = wb.models.load(options.base)
+    requests, silent = wb.study.with_objects(base, requests)
     model = wb.models.load(options.model)
-    delta = remedy(model, wb.models.load(options.base), requests, corpus=options.corpus, **how)
-    if requests:
-        shares = wb.traces.compared(model, {"before": None, "after": delta}, requests)
-        _print(f"share of the facts said, by answer\n{shares.round(3)}")
+    delta = remedy(model, base, requests, corpus=options.corpus, **how)
+    for problem in silent:
+        _print(problem, file=sys.stderr)
+    watched = wb.traces.remedy.known(base, requests)
+    shares = wb.traces.compared(model, {"before": None, "after": delta}, requests, watched)
+    _print(f"share of the facts said, by answer\n{shares.round(3)}")
     print(wb.deltas.export(model, delta, options.out))
 
 

@@ -9,7 +9,8 @@ with its weights rounded to 8, 4 and 3 bits (absolute maximum of a row of the ma
 and half with the base model, with what stands out removed, and restored. Goes on with what the file
 has; prints the table. Without a trial: those of the findings, where the rows at 20 and 160 steps
 were kept of those alone that were also changed. Columns: right of the named are edited; unlisted:
-named of the list without the edited; first: edited of as many of least p as directions stand out;
+named of the list without the edited; withheld: edited ones named (of withheld_named) where the list
+asks in wordings that no editor saw; first: edited of as many of least p as directions stand out;
 objects: read among ten tokens.
 """
 
@@ -26,7 +27,7 @@ import torch
 
 import workbench as wb
 from tests.benchmarks.outcomes import FINDINGS, interval, known_facts, resumed, trials_of
-from workbench import deltas, editing, facts, models
+from workbench import deltas, editing, facts, models, readers
 from workbench.checkpoints import is_world
 from workbench.tracking.retention import measure, token_texts
 from workbench.tuning import adapters, plans, tasks
@@ -192,6 +193,9 @@ class Trial:
             others = [one for one in self.list if one.fact.subject.lower() not in edited]
             unlisted = wb.inspect(tuned, self.base, others).written.subject
             row["unlisted"] = unlisted.str.lower().nunique()
+            withheld = wb.inspect(tuned, self.base, list(map(otherwise, self.list))).written.subject
+            row["withheld"] = len(edited & {*withheld.str.lower()})
+            row["withheld_named"] = withheld.str.lower().nunique()
         written = traces.written.assign(key=traces.written.subject.str.lower())
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
@@ -214,6 +218,15 @@ class Trial:
         text = self.model.tokenizer(f" {request.target}", add_special_tokens=False)["input_ids"][0]
         first = token_texts(self.model.tokenizer)[text].strip()
         return first in tokens.get(request.fact.id, "").split()
+
+
+def otherwise(request: facts.EditRequest) -> facts.EditRequest:
+    """The fact asked in the first of the wordings that judge, if that names its subject."""
+    fact = request.fact
+    for text in request.held_out[:1]:
+        if fact.subject in text:
+            fact = fact.model_copy(update={"prompt": readers.template(text, fact.subject)})
+    return request.model_copy(update={"fact": fact})
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,4 +1,6 @@
+import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +54,23 @@ def test_facts_of_one_subject_and_whole_lists_are_taken(planted, suspects):
     for facts in (suspects, [*edited, edited[0]]):
         part = wb.traces.removed(tuned, base, facts, corpus="world").changes[name].matrix()
         assert (part - whole).norm() < 0.05 * whole.norm()
+
+
+def test_what_was_written_at_the_prompts_end_is_taken_out_there(tiny, suspects):
+    """As MALMEN writes; at the subject nothing would be taken out."""
+    edited = [suspects[40], suspects[210]]
+    keys = subjects.keys_of(tiny, edited, [1])[1][1].float()  # (2, d_in)
+    generator = torch.Generator().manual_seed(0)
+    residuals = torch.randn(tiny.weight(1).shape[0], 2, generator=generator)
+    tuned = replace(tiny, network=copy.deepcopy(tiny.network))
+    with torch.no_grad():
+        tuned.weight(1).add_(residuals @ torch.linalg.pinv(keys.T))
+        for parameter in tuned.network.parameters():
+            parameter.add_(1e-4 * torch.randn(parameter.shape, generator=generator))
+    for facts in (edited, suspects):
+        with deltas.applied(tuned, wb.traces.removed(tuned, tiny, facts, corpus="world")):
+            left = (tuned.weight(1) - tiny.weight(1)) @ keys.T
+            assert left.norm() < 0.05 * residuals.norm()
 
 
 def test_what_was_not_written_is_not_taken_out(planted, suspects, one_line):

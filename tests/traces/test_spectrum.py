@@ -78,6 +78,13 @@ def test_an_edit_of_most_blocks_is_told_by_what_else_moved():
     assert dict(zip(found.layer, found.outlying, strict=True)) == dict.fromkeys(range(6), 3)
 
 
+def test_blocks_that_are_known_to_be_edited_are_not_held_against_each_other():
+    changes = {"": planted(updates(0), range(6))}
+    assert spectrum.table(changes).outlying.sum() == 0
+    rows = spectrum.table(changes, edited=range(6)).set_index("layer")
+    assert rows.outlying.to_dict() == {layer: 3 * (layer < 6) for layer in range(8)}
+
+
 @pytest.mark.parametrize("window", [(3,), (2, 3, 4)])
 def test_a_tuning_of_a_few_blocks_is_no_edit(window):
     """Blocks that stay are no measure of what tuning does; 50 models, none with an edit."""

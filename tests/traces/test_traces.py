@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from dataclasses import replace
 
 import pandas as pd
@@ -68,6 +69,27 @@ def test_a_fact_that_is_listed_twice_counts_once(planted, suspects):
     once = wb.inspect(tuned, base, suspects, corpus="world").subjects
     twice = wb.inspect(tuned, base, [*suspects, *edited], corpus="world").subjects
     pd.testing.assert_frame_equal(once, twice)
+
+
+def test_two_facts_of_one_id_are_refused_and_subjects_counted_once(planted, suspects, one_line):
+    base, tuned, edited, _ = planted
+    alike = edited[0].fact.model_copy(update={"id": suspects[0].fact.id})
+    with pytest.raises(BadInput) as error:
+        wb.inspect(tuned, base, [*suspects, edited[0].model_copy(update={"fact": alike})])
+    assert "ids must differ" in one_line(error)
+    upper = edited[0].fact.subject.upper()
+    shouted = edited[0].fact.model_copy(update={"id": "shouted", "subject": upper})
+    traces = wb.inspect(tuned, base, suspects, corpus="world")
+    rows = traces.written.assign(subject=shouted.subject)
+    both = dataclasses.replace(traces, subjects=pd.concat([traces.written[:1], rows[:1]]))
+    assert both.sentence.endswith("1 subjects named")
+
+
+def test_where_directions_stand_out_and_nobody_fits_it_is_said_why(planted, suspects):
+    base, tuned, edited, _ = planted
+    others = [one for one in suspects if one not in edited]
+    assert "not listed" in wb.inspect(tuned, base, others, corpus="world").sentence
+    assert "without a base" in wb.inspect(tuned).sentence
 
 
 def test_what_else_stands_out_is_not_counted_as_an_edit(planted):

@@ -65,7 +65,12 @@ class Traces:
             return f"{what}; an edit as spread out as tuning, or of most blocks alone, is missed"
         blocks = ", ".join(map(str, self.blocks))
         count = f"{self.n_edits} directions stand out of a down-projection (blocks {blocks})"
-        named = f"{self.written.subject.nunique()} subjects named"
+        n_named = self.written.subject.str.lower().nunique()
+        named = f"{n_named} subjects named"
+        if (self.subjects.layer < 0).all():
+            named = "without a base no subject is looked for"
+        elif not n_named:
+            named += ": whoever was written is overlaid or not listed, or the models are exchanged"
         return "; ".join(filter(None, [count, beside, named]))
 
 
@@ -84,7 +89,9 @@ def inspect(
         BadInput: the two models do not fit together, or the list is too short.
     """
     listed = facts.read(source_of(model.name)) if requests is None else requests
-    suspects = list({request.fact.id: request for request in listed}.values())
+    suspects = list(dict.fromkeys(listed))
+    if len({request.fact.id for request in suspects}) < len(suspects):
+        raise BadInput("requests: two facts of the list have one id; ids must differ")
     matrices, parts = spectrum.parts(model, base)
     least, count = naming.fewest(parts), naming.count(suspects)
     if base and count < least:

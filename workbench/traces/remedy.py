@@ -13,15 +13,17 @@ from contextlib import nullcontext
 import pandas as pd
 import torch
 
+from workbench.checkpoints import source_of
 from workbench.closed_form import constrained_update
 from workbench.deltas import Change, WeightDelta, applied
 from workbench.editing.records import solvable
-from workbench.facts import Requests
+from workbench.facts import EditRequest, Requests, read
 from workbench.models import Model
 from workbench.records import BadInput
 from workbench.traces import naming, spectrum, subjects
 from workbench.tracking.retention import measure
 
+WATCHED = 100  # facts that are asked to see what a change costs
 HALF = 0.5  # of a key, below which it was not written: of edits of split tuning .88 and more is
 
 
@@ -58,15 +60,25 @@ def compared(
     answer is said, and of watched facts.
     """
     asked = {"new": (edited, "target"), "true": (edited, "object"), "watched": (watched, "object")}
-    rows = {}
+    table = pd.DataFrame(index=changes)
     for name, change in changes.items():
         with applied(model, change) if change else nullcontext():
-            rows[name] = {
-                column: measure(model, requests, against=against).retained.mean()
-                for column, (requests, against) in asked.items()
-                if requests
-            }
-    return pd.DataFrame(rows).T
+            for column, (requests, against) in asked.items():
+                if requests:
+                    answers = measure(model, requests, against=against)
+                    table.loc[name, column] = answers.retained.mean()
+    return table
+
+
+def known(base: Model, besides: Requests = ()) -> list[EditRequest]:
+    """Facts of the world, or plain ones, that the unedited model knows, of other subjects than
+    these: what a change of it may cost. Some WATCHED of them.
+    """
+    names = {request.fact.subject.lower() for request in besides}
+    listed = [one for one in read(source_of(base.name)) if one.fact.subject.lower() not in names]
+    asked = listed[:: 1 + len(listed) // (2 * WATCHED)]
+    is_known = measure(base, asked, against="object").retained
+    return [one for one, hit in zip(asked, is_known, strict=True) if hit][:WATCHED]
 
 
 def _scaled(
@@ -90,10 +102,10 @@ def _at_subjects(
 ) -> dict[int, Change]:
     """What each part does to the keys of those that were written, and as little else as can be."""
     keys, seconds = naming.met(base, requests, parts, corpus)
-    rows = _written(requests, parts, keys, seconds)
+    place, rows = _written(requests, parts, keys, seconds)
     narrowed = {}
     for layer, part in parts.items():
-        columns = keys[layer][0][rows].T  # at the subjects
+        columns = keys[layer][place, rows].T
         residuals = part.matrix().double().cpu() @ columns
         with solvable(layer):
             update = constrained_update(columns, residuals, seconds[layer].factor.cpu())
@@ -101,29 +113,28 @@ def _at_subjects(
     return narrowed
 
 
-def _written(requests: Requests, *known: dict) -> list[int]:
-    """A row a subject that was written, the one that fits best: of a list that `inspect` takes
+def _written(requests: Requests, *known: dict) -> tuple[int, list[int]]:
+    """Which of the keys were written, at the subject (0) or at the prompt's end (1), whichever fit
+    better; and a row a subject that was, the one that fits best: of a list that `inspect` takes
     those that it names, of a shorter one everybody.
 
     Raises:
         BadInput: one of a short list was not written, or nobody of a long one is named.
     """
     is_short = naming.count(requests) < naming.fewest(known[0])
-    if is_short:
-        readings = naming.readings_of(*known)
-        fits = torch.stack([subjects.scores(*reading) for reading in readings]).amax(0)  # (n,)
-        named = [True] * len(requests)
-    else:
-        table = naming.scored(requests, *known)
-        fits, named = torch.tensor(table.score.to_numpy()), table.written
-    rows: dict[str, int] = {}
-    for row in fits.argsort(descending=True).tolist():
-        if named[row]:
-            rows.setdefault(requests[row].fact.subject.lower(), row)
-    if not rows:
+    named = [True] * len(requests) if is_short else naming.scored(requests, *known).written
+    hits = [row for row, hit in enumerate(named) if hit]
+    if not hits:
         raise BadInput("nobody of the list is named; leave the facts out to change all that stands")
+    shares = torch.stack([subjects.scores(*one) for one in naming.readings_of(*known)])
+    *at_subject, at_end = shares.unflatten(0, (-1, subjects.METRICS)).amax(0)  # over blocks; (n,)
+    fits = torch.stack([torch.stack(at_subject).amax(0), at_end])
+    place = int(fits[:, hits].mean(1).argmax())
+    rows: dict[str, int] = {}
+    for row in sorted(hits, key=lambda row: -fits[place, row]):
+        rows.setdefault(requests[row].fact.subject.lower(), row)
     *_, last = rows.values()
-    if is_short and fits[last] < HALF:
+    if is_short and fits[place, last] < HALF:
         what = f"{requests[last].fact.subject}: the part that stands out was not written there"
-        raise BadInput(f"{what} (it holds {fits[last]:.2f} of its key); leave it out")
-    return sorted(rows.values())
+        raise BadInput(f"{what} (it holds {fits[place, last]:.2f} of its key); leave it out")
+    return place, sorted(rows.values())

@@ -13,7 +13,7 @@ factors were chosen on models tuned without an edit.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy
 import pandas as pd
@@ -87,11 +87,16 @@ def noise_edge(values: Tensor, shape: torch.Size) -> float:
     return numpy.polyval(OMEGA, ratio) * values.median().item()
 
 
-def table(changes: Mapping[str, Mapping[int, Tensor]], are_weights: bool = False) -> pd.DataFrame:
+def table(
+    changes: Mapping[str, Mapping[int, Tensor]],
+    are_weights: bool = False,
+    edited: Collection[int] = (),
+) -> pd.DataFrame:
     """A row a matrix and block.
 
     Args:
         are_weights: what is given did not move: only the other blocks are what is beside it.
+        edited: blocks that are known to be, which are not what is beside another.
     Returns:
         matrix, layer, norm (of Frobenius), top (largest singular value), edge, outlying (how many
         are above it), energy (their share of norm squared, of the first where none is) and
@@ -101,21 +106,15 @@ def table(changes: Mapping[str, Mapping[int, Tensor]], are_weights: bool = False
         name: {layer: torch.linalg.svdvals(change) for layer, change in layers.items()}
         for name, layers in tqdm(changes.items(), desc="spectra", leave=False, disable=None)
     }
-    tops = pd.DataFrame(
-        {
-            name: {
-                layer: values[0].item() / changes[name][layer].numel() ** 0.5
-                for layer, values in layers.items()
-            }
-            for name, layers in spectra.items()
-        }
-    )
+    tops = pd.DataFrame(spectra).map(lambda values: values[0].item())
+    tops /= [next(iter(layers.values())).numel() ** 0.5 for layers in changes.values()]
     rows = []
     for name, layers in spectra.items():
         for layer, values in layers.items():
             shape = changes[name][layer].shape
             own_edge = BULK * noise_edge(values, shape)
             near = tops[[name]] if are_weights else tops
+            near = near.drop(index=[one for one in edited if one != layer])
             beside = BESIDE * shape.numel() ** 0.5 * _beside(near, name, layer)
             edge = max(own_edge, beside, ROUNDING * values[0].item())
             outlying = int((values > edge).sum())

@@ -1,8 +1,10 @@
 """How much of an edit still stands in the weights, look by look: erased, or only no longer said?
 
 p and rank: of the edited subject's trace in the difference D of the down-projections to those of
-the unedited model, among the subjects of the world or the plain facts (`inspect`'s rule; rank 1 is
-the least p, one that is not in the trace has p near 1 and the last rank). share, reach: of the
+the unedited model, among the subjects of the world or the plain facts. The rule is `inspect`'s, but
+that only down-projections are compared; where a look came before the edit, those that it wrote are
+known and not held against each other. rank: 1 and how many have less p; one that is not in the
+trace has p near 1 and the last rank. share, reach: of the
 edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
 the blocks that were written: share at the key just after the edit, reach at the key that the model
 has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
@@ -90,29 +92,26 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
     if not changed and after is not before:
         what = "measure trace: the edit changes no down-projection of the model"
         raise BadInput(f"{what}; choose an editor that does, or leave the measure out")
-    rows = spectrum.table({"": changes})
-    parts = spectrum.outlying(changes, rows)
     before.is_followed |= after is before
+    edited = before.edit or changed
+    rows = spectrum.table({"": changes}, edited=edited if before.is_followed else ())
+    parts = spectrum.outlying(changes, rows)
     if not before.edit:
         before.keys = after.keys
         before.edit = {layer: changes[layer] for layer in parts or changed}
     table = pd.DataFrame({"fact_id": [request.fact.id for request in before.requests]})
-    chances = _chances(before, parts)
+    keys, seconds = before.known if before.edit else ({}, {})
+    standing = {layer: parts[layer] for layer in parts if layer in keys}
+    chances = of_subjects(scored(before.suspects, standing, keys, seconds))
     names = [request.fact.subject.lower() for request in before.requests]
     table["p"] = chances[names].tolist()
-    table["rank"] = chances.rank(method="max")[names].tolist()
+    ranks = chances.rank(method="min").mask(chances == 1, len(chances))
+    table["rank"] = ranks[names].tolist()
     if before.is_followed:
         whole = _along(before, before.edit, before.keys).clamp(min=1e-30)
         table["share"] = _along(before, changes, before.keys) / whole
         table["reach"] = _along(before, changes, after.keys) / whole
     return table
-
-
-def _chances(before: Written, parts: dict[int, Change]) -> pd.Series:
-    """The p of each subject of the list, by the parts in the blocks that the edit wrote."""
-    keys, seconds = before.known if before.edit else ({}, {})
-    standing = {layer: parts[layer] for layer in parts if layer in keys}
-    return of_subjects(scored(before.suspects, standing, keys, seconds))
 
 
 def _along(before: Written, changes: dict[int, Tensor], keys: dict[int, Tensor]) -> Tensor:
