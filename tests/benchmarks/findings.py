@@ -149,7 +149,7 @@ def recipes(done: pd.DataFrame) -> str:
     """The arms of the picture that every model has, or one in each: edits, their other wordings
     and other facts still said; steps.
     """
-    models = {model: _arms(done, model) for model in AFTER_EDITED}
+    models = {name: _arms(done, name) for name in AFTER_EDITED if done.trial.str.match(name).any()}
     lines = [
         [
             "",
@@ -306,8 +306,8 @@ def looks_of(folder: Path) -> pd.DataFrame:
     return claims.read(folder / "looks.csv")
 
 
-def done_in(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "lasting.csv")
+def done_in(folder: Path, name: str = "lasting.csv") -> pd.DataFrame:
+    return pd.read_csv(folder / name)
 
 
 def traced_in(folder: Path) -> pd.DataFrame:
@@ -338,6 +338,10 @@ PAGES: dict[str, Tables] = {
     },
     "lasting.md": {
         "recipes": lambda folder: recipes(done_in(folder)),
+        "confirmed": lambda folder: recipes(done_in(folder, "lasting-confirm.csv")),
+        "confirmed-against": lambda folder: lasting.against(
+            done_in(folder, "lasting-confirm.csv"), "replay+kl"
+        ),
         "lasting": lambda folder: lasting.table(done_in(folder)),
         "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
         "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
