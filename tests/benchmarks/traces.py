@@ -9,9 +9,9 @@ with its weights rounded to 8, 4 and 3 bits (absolute maximum of a row of the ma
 and half with the base model, with what stands out removed, and restored. Goes on with what the file
 has; prints the table. Without a trial: those of the findings, where the rows at 20 and 160 steps
 were kept of those alone that were also changed. Columns: right of the named are edited; unlisted:
-named of the list without the edited; withheld: edited ones named (of withheld_named) where the list
-asks in wordings that no editor saw; first: edited of as many of least p as directions stand out;
-objects: read among ten tokens.
+named of the list without the edited; first: edited of as many of least p as directions stand out;
+withheld, withheld_first: both where the list asks in wordings that no editor saw; objects: read
+among ten tokens.
 """
 
 import argparse
@@ -193,15 +193,15 @@ class Trial:
             others = [one for one in self.list if one.fact.subject.lower() not in edited]
             unlisted = wb.inspect(tuned, self.base, others).written.subject
             row["unlisted"] = unlisted.str.lower().nunique()
-            withheld = wb.inspect(tuned, self.base, list(map(otherwise, self.list))).written.subject
-            row["withheld"] = len(edited & {*withheld.str.lower()})
-            row["withheld_named"] = withheld.str.lower().nunique()
+            asked = wb.inspect(tuned, self.base, list(map(otherwise, self.list)))
+            withheld = set(asked.written.subject.str.lower())
+            row |= {"withheld": len(edited & withheld), "withheld_named": len(withheld)}
+            row["withheld_first"] = len(edited & firsts(asked))
         written = traces.written.assign(key=traces.written.subject.str.lower())
         names = set(written.key)
         row |= {"edits": len(edited), "directions": traces.n_edits, "named": len(names)}
         row |= {"right": len(names & edited), "objects": 0}
-        ranked = traces.subjects.sort_values("p").subject.str.lower().drop_duplicates()
-        row["first"] = len(edited & set(ranked[: traces.n_edits]))
+        row["first"] = len(edited & firsts(traces))
         outlying = traces.matrices[traces.matrices.outlying > 0]
         row["matrices"] = " ".join(f"{one.matrix}@{one.layer}" for one in outlying.itertuples())
         if len(written):
@@ -218,6 +218,12 @@ class Trial:
         text = self.model.tokenizer(f" {request.target}", add_special_tokens=False)["input_ids"][0]
         first = token_texts(self.model.tokenizer)[text].strip()
         return first in tokens.get(request.fact.id, "").split()
+
+
+def firsts(traces) -> set[str]:
+    """As many subjects of least p as directions stand out."""
+    ranked = traces.subjects.sort_values("p").subject.str.lower().drop_duplicates()
+    return set(ranked[: traces.n_edits])
 
 
 def otherwise(request: facts.EditRequest) -> facts.EditRequest:
