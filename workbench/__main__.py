@@ -224,9 +224,10 @@ def _inspect(options) -> None:
     outlying = traces.matrices[traces.matrices.outlying > 0]
     if len(outlying):
         _print(f"{_table(outlying.head(SHOWN))}\n")
-    written = traces.written.sort_values("q").dropna(axis=1, how="all")
-    if len(written):
-        _print(f"{_table(written.drop(columns=['p', 'written']).head(SHOWN))}\n")
+    likeliest = traces.subjects[traces.subjects.p < 1].nsmallest(traces.n_edits, "p")
+    shown = traces.written if len(traces.written) else likeliest
+    if len(shown):
+        _print(f"{_table(shown.sort_values('p').dropna(axis=1, how='all').head(SHOWN))}\n")
     _print(traces.sentence)
     if base:
         with wb.files.written(picture) as partial:

@@ -349,6 +349,7 @@ PAGES: dict[str, Tables] = {
     },
     "traces.md": {
         "traces": lambda folder: traces.judged(traced_in(folder)),
+        "otherwise": lambda folder: traces.asked_otherwise(traced_in(folder)),
         "changed": lambda folder: traces.changed(traced_in(folder)),
         "remedied": lambda folder: traces.remedied(traced_in(folder)),
         "recovery": lambda folder: recovering.judged(pd.read_csv(folder / "recovery.csv")),

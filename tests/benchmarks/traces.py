@@ -298,6 +298,20 @@ def judged(done: pd.DataFrame) -> str:
     return _table(lines)
 
 
+def asked_otherwise(done: pd.DataFrame) -> str:
+    """Of the edited subjects, those named and those first, where the list asks in the edit's own
+    wording and where it asks in one that no editor saw; sums over seeds.
+    """
+    done = done.join(done.trial.str.extract(PARTS)).dropna(subset=["withheld_first"])
+    columns = ["edits", "right", "first", "withheld", "withheld_first"]
+    lines = [["model", "editor", "runs", "edits", "named", "first"]]
+    lines[0] += ["named, other wording", "first, other wording"]
+    for about, rows in done.groupby(["model", "editor"]):
+        counts = [f"{rows[name].sum():.0f}" for name in columns]
+        lines.append([*about, str(len(rows)), *counts])
+    return _table(lines)
+
+
 def changed(done: pd.DataFrame) -> str:
     """What steps, rounding and merging leave to read: sums over the seeds that were changed."""
     columns = ["kept", "directions", "named", "right", "first", "objects"]

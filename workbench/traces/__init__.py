@@ -70,7 +70,7 @@ class Traces:
         if (self.subjects.layer < 0).all():
             named = "without a base no subject is looked for"
         elif not n_named:
-            named += ": whoever was written is overlaid or not listed, or the models are exchanged"
+            named += ": not listed, overlaid, asked in other words, or the models exchanged?"
         return "; ".join(filter(None, [count, beside, named]))
 
 
