@@ -80,6 +80,46 @@ def test_precision_is_of_the_named_and_recall_of_the_edited():
     assert of_none[9:] == ["0", "", " |"]
 
 
+def test_what_was_changed_is_summed_and_remedies_stand_beside_what_they_mend():
+    row = {"edits": 10, "kept": 0.5, "directions": 11, "named": 9, "right": 8, "first": 10}
+    row |= {"objects": 7, "step": 80, "true": 0.1, "intrinsic": 0.6, "loss": 0.3}
+    rows = []
+    for seed in (0, 1):
+        trial = {"trial": f"m:rome:10:facts:all:{seed}"}
+        rows += [row | trial, row | trial | {"change": "8 bits", "kept": 0.2}]
+        rows += [row | trial | {"change": "removed", "kept": 0.0, "intrinsic": 0.6 + 0.2 * seed}]
+    brief = row | {"trial": "m:memit:10:facts:all:0"}  # was not changed
+    done = pd.DataFrame([*rows, brief]).assign(withheld=3, withheld_named=4, withheld_first=9)
+    _, _, plain, rounded = [
+        line.strip("| ").split(" | ") for line in traces.changed(done).splitlines()
+    ]
+    assert plain == ["m", "rome", "80", "", "20", "10", "22", "18", "16", "20", "14"]
+    assert rounded[3:6] == ["8 bits", "20", "4"]
+    _, _, before, after = [line.split(" | ") for line in traces.remedied(done).splitlines()]
+    assert before[1:5] == ["rome", "as it is", "2", "0.50"]
+    assert after[2:5] == ["removed", "2", "0.00"]
+    assert after[6] == "0.70"
+    plain_rows = done[done.change.isna()]
+    *_, line = traces.asked_otherwise(plain_rows).splitlines()
+    assert line.strip("| ").split(" | ")[1:] == ["rome", "2", "20", "16", "20", "6", "8", "18"]
+
+
+def test_a_recipe_stands_beside_the_tuning_without_one():
+    rows = []
+    for model, kept in (("world-gpt2", "1 0"), ("world-llama", "0 0")):
+        for arm in ("none", "replay+span"):
+            for at, said in (("edited", "1 1"), ("threshold", kept)):
+                row = {"trial": f"{model}:memit:30:facts:{arm}:0", "at": at, "arm": arm, "step": 40}
+                shares = dict.fromkeys(("kept", "held_out", "intrinsic"), said)
+                rows.append(row | shares | {"ended": "reached"})
+    head, _, *lines = findings.recipes(pd.DataFrame(rows)).splitlines()
+    assert head == "|  | edits at hand | world-gpt2, 1 seeds | world-llama, 1 seeds |"
+    assert (
+        lines[-1]
+        == "| replay+span | yes | 0.50, 0.50, 0.50, 40 steps | 0.00, 0.00, 0.00, 40 steps |"
+    )
+
+
 def test_a_lost_edit_is_held_against_the_same_fact_of_the_control():
     """Of four edits two are lost; one that is kept, one that never took, and the control's of
     both, count for nothing.

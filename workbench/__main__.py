@@ -224,8 +224,10 @@ def _inspect(options) -> None:
     outlying = traces.matrices[traces.matrices.outlying > 0]
     if len(outlying):
         _print(f"{_table(outlying.head(SHOWN))}\n")
-    likeliest = traces.subjects[traces.subjects.p < 1].nsmallest(traces.n_edits, "p")
-    shown = traces.written if len(traces.written) else likeliest
+    shown = traces.written
+    if shown.empty:
+        shown = traces.subjects[traces.subjects.p < 1].nsmallest(traces.n_edits, "p")
+        _print(f"named: nobody; the likeliest of the list: {len(shown)}")
     if len(shown):
         _print(f"{_table(shown.sort_values('p').dropna(axis=1, how='all').head(SHOWN))}\n")
     _print(traces.sentence)
@@ -252,14 +254,13 @@ def _remedied(options, remedy: Callable, **how) -> None:
     """
     wb.files.check_new(options.out)
     requests = wb.facts.read(options.facts) if options.facts else []
-    base = wb.models.load(options.base)
-    requests, silent = wb.study.with_objects(base, requests)
-    model = wb.models.load(options.model)
+    model, base = wb.models.load(options.model), wb.models.load(options.base)
     delta = remedy(model, base, requests, corpus=options.corpus, **how)
-    for problem in silent:
-        _print(problem, file=sys.stderr)
     watched = wb.traces.remedy.known(base, requests)
-    shares = wb.traces.compared(model, {"before": None, "after": delta}, requests, watched)
+    asked, silent = wb.study.with_objects(base, requests)
+    for problem in silent:
+        _print(f"not asked: {problem}", file=sys.stderr)
+    shares = wb.traces.compared(model, {"before": None, "after": delta}, asked, watched)
     _print(f"share of the facts said, by answer\n{shares.round(3)}")
     print(wb.deltas.export(model, delta, options.out))
 

@@ -49,7 +49,7 @@ OFFERED = {  # field -> (label, values), or (label, what it shows while it is em
     "task": ("Task", numbers.TASKS),
     "adapter": ("Adapter", ("", "lora", "dora")),
     "protect": ("Protection", ("", *numbers.PROTECTIONS)),
-    "learning_rate": ("Learning rate", (0, 1e-5, 5e-5, 1e-4, 3e-4, 6e-4)),
+    "learning_rate": ("Learning rate", (0, 1e-5, 5e-5, 1e-4, 2e-4, 3e-4, 6e-4)),
     "max_steps": ("Steps at most", (0, 20, 40, 80, 120, 240)),
     "values": ("Values", 'as in the notebook, such as ["all", "after:6"]'),
 }

@@ -367,7 +367,8 @@ def mostly_removed(looks: pd.DataFrame) -> Rows:
         facts = facts_of(chosen(part, "editor", "end")) if len(part) else pd.DataFrame()
         for editor, arm in facts.groupby("editor") if len(facts) else ():
             arm = arm[arm.task == "facts"]
-            yield f"{editor}, {size} edits", interval(0.5 - kept(arm), least=-0.5), 1
+            mean, low, high, *counts = interval(kept(arm))
+            yield f"{editor}, {size} edits", (0.5 - mean, 0.5 - high, 0.5 - low, *counts), 1
 
 
 def early_layers_equal(looks: pd.DataFrame) -> Rows:

@@ -7,10 +7,10 @@ and draws the pictures. What is said between them is written by hand.
 """
 
 import argparse
+import functools
 import io
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -353,7 +353,7 @@ PAGES: dict[str, Tables] = {
         "changed": lambda folder: traces.changed(traced_in(folder)),
         "remedied": lambda folder: traces.remedied(traced_in(folder)),
         "recovery": lambda folder: recovering.judged(pd.read_csv(folder / "recovery.csv")),
-        **{f"patching-{model}": partial(patched_table, model) for model in MODELS},
+        **{f"patching-{model}": functools.partial(patched_table, model) for model in MODELS},
     },
     "elasticity.md": {
         "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv"))

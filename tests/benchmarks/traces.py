@@ -300,12 +300,13 @@ def judged(done: pd.DataFrame) -> str:
 
 def asked_otherwise(done: pd.DataFrame) -> str:
     """Of the edited subjects, those named and those first, where the list asks in the edit's own
-    wording and where it asks in one that no editor saw; sums over seeds.
+    wording and where it asks in one that no editor saw, and all who are named there; sums over
+    seeds.
     """
-    done = done.join(done.trial.str.extract(PARTS)).dropna(subset=["withheld_first"])
-    columns = ["edits", "right", "first", "withheld", "withheld_first"]
+    done = done.join(done.trial.str.extract(PARTS)).dropna(subset=["withheld"])
+    columns = ["edits", "right", "first", "withheld", "withheld_named", "withheld_first"]
     lines = [["model", "editor", "runs", "edits", "named", "first"]]
-    lines[0] += ["named, other wording", "first, other wording"]
+    lines[0] += [f"{name}, other wording" for name in ("edited and named", "named", "first")]
     for about, rows in done.groupby(["model", "editor"]):
         counts = [f"{rows[name].sum():.0f}" for name in columns]
         lines.append([*about, str(len(rows)), *counts])

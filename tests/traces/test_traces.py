@@ -82,7 +82,7 @@ def test_two_facts_of_one_id_are_refused_and_subjects_counted_once(planted, susp
     traces = wb.inspect(tuned, base, suspects, corpus="world")
     rows = traces.written.assign(subject=shouted.subject)
     both = dataclasses.replace(traces, subjects=pd.concat([traces.written[:1], rows[:1]]))
-    assert both.sentence.endswith("1 subjects named")
+    assert both.sentence.endswith("1 subject named")
 
 
 def test_where_directions_stand_out_and_nobody_fits_it_is_said_why(planted, suspects):

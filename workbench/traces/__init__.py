@@ -66,7 +66,7 @@ class Traces:
         blocks = ", ".join(map(str, self.blocks))
         count = f"{self.n_edits} directions stand out of a down-projection (blocks {blocks})"
         n_named = self.written.subject.str.lower().nunique()
-        named = f"{n_named} subjects named"
+        named = f"{n_named} subject{'s' * (n_named != 1)} named"
         if (self.subjects.layer < 0).all():
             named = "without a base no subject is looked for"
         elif not n_named:

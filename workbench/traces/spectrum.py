@@ -106,8 +106,15 @@ def table(
         name: {layer: torch.linalg.svdvals(change) for layer, change in layers.items()}
         for name, layers in tqdm(changes.items(), desc="spectra", leave=False, disable=None)
     }
-    tops = pd.DataFrame(spectra).map(lambda values: values[0].item())
-    tops /= [next(iter(layers.values())).numel() ** 0.5 for layers in changes.values()]
+    tops = pd.DataFrame(
+        {
+            name: {
+                layer: values[0].item() / changes[name][layer].numel() ** 0.5
+                for layer, values in layers.items()
+            }
+            for name, layers in spectra.items()
+        }
+    )
     rows = []
     for name, layers in spectra.items():
         for layer, values in layers.items():
