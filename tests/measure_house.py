@@ -28,7 +28,7 @@ DIALECT = ("found", "each", "told", "said", "some", "own", "seen", "among")
 # measures of `evaluate`, the fitted lenses, the traces of edits, protection and L-BFGS brought
 # 1,880 lines, of which 360 have been paid for.
 BOUNDS = {
-    "code lines": 9985,
+    "code lines": 9986,
     "longest line": 100,
     "nodes a statement": 6.52,
     "function p90": 35,

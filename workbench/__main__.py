@@ -236,7 +236,8 @@ def _inspect(options) -> None:
             partial.write_bytes(wb.plots.traces(traces.subjects).png())
         print(picture)
     else:
-        _print("which subjects were written can be said with --base alone", file=sys.stderr)
+        advice = "workbench/traces/README.md says how often this errs"
+        _print(f"who was written can be said with --base alone; {advice}", file=sys.stderr)
     print(options.out)
 
 
