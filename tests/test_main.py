@@ -410,7 +410,9 @@ def test_inspect_prints_the_blocks_that_were_written(written, tmp_path, capsys):
     assert any("mlp.down_proj.weight" in line for line in shown)
     assert len(pd.read_csv(table)) == 120
     assert main(["inspect", tuned, *more]) == 0
-    assert "with --base alone" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "with --base alone" in said.err
+    assert "nobody is named" not in said.out  # nobody was looked for
     assert main(["inspect", tuned, "--out", str(tmp_path / "traces.png")]) == 2
     assert "name the table" in capsys.readouterr().err
 
@@ -427,6 +429,28 @@ def test_remove_and_restore_write_ordinary_folders(written, tmp_path, capsys):
         assert (left - factor * change).norm() < 0.05 * change.norm()
         assert main([*arguments, base, "--base", base, "--out", f"{out}-2"]) == 2
         assert "same matrices" in capsys.readouterr().err
+
+
+def test_what_names_no_true_object_is_removed_all_the_same(written, tmp_path, capsys, monkeypatch):
+    """The object is asked for the table alone: whoever has none there is not left in."""
+    tuned, base, _ = written
+    lines = [one.fact.subject for one in facts.read("world")[:3]]
+    records = [{"subject": name, "prompt": f"{name} is", "target_new": "red"} for name in lines]
+    path = tmp_path / "wiki_recent.json"
+    path.write_text(json.dumps([one | {"portability": {}, "locality": {}} for one in records]))
+    given = []
+    whole = wb.traces.removed
+
+    def noted(model, base, requests, **how):
+        given.extend(requests)
+        return whole(model, base, **how)
+
+    monkeypatch.setattr(wb.traces, "removed", noted)
+    monkeypatch.setattr(wb.study, "with_objects", lambda base, requests: ([], ["no object"]))
+    out = str(tmp_path / "out")
+    assert main(["remove", tuned, "--base", base, "--facts", str(path), "--out", out]) == 0
+    assert [one.fact.subject for one in given] == lines
+    assert "not asked: no object" in capsys.readouterr().err
 
 
 def test_help_waits_for_no_library():

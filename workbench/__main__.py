@@ -224,10 +224,10 @@ def _inspect(options) -> None:
     outlying = traces.matrices[traces.matrices.outlying > 0]
     if len(outlying):
         _print(f"{_table(outlying.head(SHOWN))}\n")
-    shown = traces.written
-    if shown.empty:
-        shown = traces.subjects[traces.subjects.p < 1].nsmallest(traces.n_edits, "p")
-        _print(f"named: nobody; the likeliest of the list: {len(shown)}")
+    shown, likely = traces.written, traces.subjects[traces.subjects.p < 1]
+    if shown.empty and len(likely):
+        _print("nobody is named; the likeliest of the list, for what it is worth:")
+        shown = likely.nsmallest(traces.n_edits, "p")
     if len(shown):
         _print(f"{_table(shown.sort_values('p').dropna(axis=1, how='all').head(SHOWN))}\n")
     _print(traces.sentence)
@@ -262,7 +262,8 @@ def _remedied(options, remedy: Callable, **how) -> None:
     for problem in silent:
         _print(f"not asked: {problem}", file=sys.stderr)
     shares = wb.traces.compared(model, {"before": None, "after": delta}, asked, watched)
-    _print(f"share of the facts said, by answer\n{shares.round(3)}")
+    if shares.size:  # of a base that knows nothing there is nothing to ask
+        _print(f"share of the facts said, by answer\n{shares.round(3)}")
     print(wb.deltas.export(model, delta, options.out))
 
 

@@ -538,7 +538,7 @@ def by_plan(looks: pd.DataFrame, plans: tuple[str, ...] = MOVES) -> str:
             if ends.plan.nunique() > 1:
                 about = [model, editor, str(size), task]
                 lines += [[*about, *_plan(ends, plan)] for plan in plans if plan in {*ends.plan}]
-    return _markdown(lines)
+    return outcomes.markdown(lines)
 
 
 def in_memory(looks: pd.DataFrame) -> str:
@@ -554,7 +554,7 @@ def in_memory(looks: pd.DataFrame) -> str:
             _, n, kept, *cells, _, _ = _plan(arm, "all")
             kept = kept.replace("nan [nan, nan]", "none took")
             lines.append([model, task, editor, str(len(seeds)), n, kept, *cells])
-    return _markdown(lines)
+    return outcomes.markdown(lines)
 
 
 def _plan(ends: pd.DataFrame, plan: str) -> list[str]:
@@ -584,7 +584,7 @@ def against_all(looks: pd.DataFrame) -> str:
             counts.append(sum(sign * mean > 0 for mean, *_ in read))
             counts.append(sum(min(sign * low, sign * high) > 0 for _, low, high, *_ in read))
         lines.append([how, *map(str, counts)])
-    return _markdown(lines)
+    return outcomes.markdown(lines)
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -606,7 +606,7 @@ def shown(table: pd.DataFrame) -> str:
                 f"{', '.join(words)} ({span}; {'; '.join(counted)})" if words else "not run"
             )
         lines.append([f"{number}. {what}", *cells])
-    return _markdown(lines)
+    return outcomes.markdown(lines)
 
 
 def verdicts(table: pd.DataFrame) -> str:
@@ -624,7 +624,7 @@ def verdicts(table: pd.DataFrame) -> str:
             part = table[(table.claim == number) & (table.model == name)]
             cells.append(_headline(part) if len(part) else "not run")
         lines.append([f"{number}. {what}", *cells])
-    return _markdown(lines)
+    return outcomes.markdown(lines)
 
 
 def _headline(conditions: pd.DataFrame) -> str:
@@ -648,12 +648,7 @@ def conditions(table: pd.DataFrame) -> str:
         difference = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
         counts = str(row.n), str(row.seeds)
         lines.append([row.claim, row.model, row.condition, difference, *counts, row.verdict])
-    return _markdown(lines)
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+    return outcomes.markdown(lines)
 
 
 def main():

@@ -32,7 +32,7 @@ import pandas as pd
 
 from tests.benchmarks.lasting import INTRINSIC as _FEW
 from tests.benchmarks.lasting import known, loaded, made
-from tests.benchmarks.outcomes import FINDINGS, interval, leads, resumed
+from tests.benchmarks.outcomes import FINDINGS, interval, leads, markdown, resumed
 from workbench import deltas
 from workbench.tuning import plans, tasks
 from workbench.tuning.finetune import Settings, finetune
@@ -207,10 +207,10 @@ def _cell(values: tuple, n: int) -> str:
 def judged(done: pd.DataFrame) -> str:
     """A line a question, a column a model."""
     table = {name: answers(part) for name, part in done.groupby("model")}
-    lines = [["", *table], ["---"] * (1 + len(table))]
+    lines = [["", *table]]
     for question in next(iter(table.values())):
         lines.append([question, *(cells.get(question, "") for cells in table.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main():

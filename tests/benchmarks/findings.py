@@ -150,19 +150,13 @@ def recipes(done: pd.DataFrame) -> str:
     and other facts still said; steps.
     """
     models = {name: _arms(done, name) for name in AFTER_EDITED if done.trial.str.match(name).any()}
-    lines = [
-        [
-            "",
-            "edits at hand",
-            *(f"{name}, {one[BEFORE]['seeds']} seeds" for name, one in models.items()),
-        ]
-    ]
-    lines.append(["---"] * len(lines[0]))
+    heads = [f"{name}, {one[BEFORE]['seeds']} seeds" for name, one in models.items()]
+    lines = [["", "edits at hand", *heads]]
     for arm, (label, is_at_hand) in {BEFORE: (BEFORE, False), **ARMS}.items():
         cells = [_summed(one.get(arm)) for one in models.values()]
         if any(cells):
             lines.append([label, "yes" if is_at_hand else "", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return outcomes.markdown(lines)
 
 
 def _summed(place: dict | None) -> str:

@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests.benchmarks.lasting import expected_step, setting
-from tests.benchmarks.outcomes import FINDINGS, leads, resumed, trials_of
+from tests.benchmarks.outcomes import FINDINGS, leads, markdown, resumed, trials_of
 from workbench import deltas
 from workbench.activations import recorded
 from workbench.models import Model
@@ -237,7 +237,6 @@ def calibration(chance: pd.Series, kept: pd.Series, parts: int = 10) -> float:
 def shown(table: pd.DataFrame) -> str:
     """A line a model and task, a column a forecast: AUROC and its lead over the plain margin."""
     lines = [["model", "task", "trials", "n", "kept", PLAIN, *FORECASTS]]
-    lines.append(["---"] * len(lines[0]))
     for (model, task), part in table.groupby(["model", "task"], sort=False):
         one = part.iloc[0]
         line = [model, task, str(one.trials), str(one.n), f"{one.kept:.2f}"]
@@ -246,7 +245,7 @@ def shown(table: pd.DataFrame) -> str:
             lead = f"; {row.lead:+.2f} [{row.lead_low:+.2f}, {row.lead_high:+.2f}]"
             line.append(cell if row.forecast == PLAIN else cell + lead)
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -31,7 +31,7 @@ import numpy
 import pandas as pd
 import torch
 
-from tests.benchmarks.outcomes import interval, known_facts, resumed, trials_of
+from tests.benchmarks.outcomes import interval, known_facts, markdown, resumed, trials_of
 from workbench import deltas, editing, models, traces
 from workbench.checkpoints import is_world
 from workbench.deltas import Change
@@ -422,7 +422,6 @@ def table(done: pd.DataFrame, at: str = "threshold") -> str:
     done = done.sort_values(["model", "editor", "task", "size", "order"], kind="stable")
     about = ["model", "editor", "edits", "task", "arm"]
     lines = [[*about, "n", *READ, "metric", "steps"]]
-    lines.append(["---"] * len(lines[0]))
     for names, rows in done.groupby(about, sort=False):
         line = [*names, str(shares(rows, "kept")[0].count())]
         for name in READ:
@@ -432,7 +431,7 @@ def table(done: pd.DataFrame, at: str = "threshold") -> str:
         line.append(f"{rows.metric.mean():.2f}")
         line.append(" ".join(map(_ended, rows.itertuples())))
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def _ended(row) -> str:
@@ -464,7 +463,7 @@ def against(done: pd.DataFrame, arm: str) -> str:
     parts = done.trial.str.extract(r"^([^:]+):memit:30:facts:.*:(\d+)$")
     done = that_took(done).assign(model=parts[0], seed=parts[1])
     done = done[done["at"] == "threshold"].dropna()
-    lines = [["model", "arm", "n", *READ, "metric", "steps"], ["---"] * (5 + len(READ))]
+    lines = [["model", "arm", "n", *READ, "metric", "steps"]]
     for (model, name), rows in done.groupby(["model", "arm"]):
         other = done[(done.model == model) & (done.arm == arm) & done.seed.isin(rows.seed)]
         if name == arm or len(other) < len(rows):
@@ -479,7 +478,7 @@ def against(done: pd.DataFrame, arm: str) -> str:
         line.append(f"{rows.metric.mean():.2f}, {other.metric.mean():.2f}")
         line.append(" ".join(map(_ended, rows.itertuples())))
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main():

@@ -130,6 +130,12 @@ def leads(model, requests: Sequence, answers: list[str]) -> tuple:
     return lead, log_p
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a page, its first line the head."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+
+
 def trials_of(name: str) -> list[str]:
     """The trials of a table of the findings."""
     return list(pd.read_csv(FINDINGS / name, usecols=["trial"]).trial.unique())

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import interval, known_facts
+from tests.benchmarks.outcomes import interval, known_facts, markdown
 from workbench import deltas, editing, facts, files, models
 from workbench.facts import Requests
 from workbench.models import Model
@@ -256,7 +256,7 @@ def shown(table: pd.DataFrame) -> str:
             if name == "as tuned":
                 gain = f"{before.margin:.1f} before, {row.margin:.1f} after"
             line.append(f"{row.retained:.2f}; {gain}")
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+    return markdown([head, *lines])
 
 
 def main():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from tests.benchmarks import traces
-from tests.benchmarks.outcomes import interval, resumed
+from tests.benchmarks.outcomes import interval, markdown, resumed
 from workbench.registry import MEASURES
 from workbench.tracking.retention import measure
 
@@ -83,8 +83,7 @@ def judged(done: pd.DataFrame) -> str:
                 line.append(_mean(lost[name][group], seeds, MEAN))
         line.append(_mean(lost.true.edited, seeds, MEAN))
         lines.append(line + [_mean(lost[name].edited, seeds, SHARE) for name in ASKED])
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+    return markdown(lines)
 
 
 def _mean(values: pd.Series, seeds: pd.Index, form: str) -> str:

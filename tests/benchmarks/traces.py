@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 import workbench as wb
-from tests.benchmarks.outcomes import FINDINGS, interval, known_facts, resumed, trials_of
+from tests.benchmarks.outcomes import FINDINGS, interval, known_facts, markdown, resumed, trials_of
 from workbench import deltas, editing, facts, models, readers
 from workbench.checkpoints import is_world
 from workbench.tracking.retention import measure, token_texts
@@ -269,10 +269,10 @@ def shown(done: pd.DataFrame) -> str:
     parts = []
     for is_remedy, columns in ((False, INSPECTED), (True, REMEDIED)):
         rows = done[done.change.str.startswith(("removed", "restored")) == is_remedy]
-        lines = [columns, ["---"] * len(columns)]
+        lines = [columns]
         for row in rows[columns].itertuples(index=False):
             lines.append([cell(value) for value in row])
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(markdown(lines))
     return "\n\n".join(parts)
 
 
@@ -295,7 +295,7 @@ def judged(done: pd.DataFrame) -> str:
         line = [*about, f"{step:.0f}", str(len(rows)), kept, f"{rows.directions.sum():.0f}"]
         line += [f"{rows.named.sum():.0f}", _share(rows, "named"), _share(rows, "edits")]
         lines.append(line)
-    return _table(lines)
+    return markdown(lines)
 
 
 def asked_otherwise(done: pd.DataFrame) -> str:
@@ -310,7 +310,7 @@ def asked_otherwise(done: pd.DataFrame) -> str:
     for about, rows in done.groupby(["model", "editor"]):
         counts = [f"{rows[name].sum():.0f}" for name in columns]
         lines.append([*about, str(len(rows)), *counts])
-    return _table(lines)
+    return markdown(lines)
 
 
 def changed(done: pd.DataFrame) -> str:
@@ -322,7 +322,7 @@ def changed(done: pd.DataFrame) -> str:
         model, editor, step, change = about
         counts = [f"{rows[name].sum():.0f}" for name in ("edits", *columns)]
         lines.append([model, editor, f"{step:.0f}", change, *counts])
-    return _table(lines)
+    return markdown(lines)
 
 
 def remedied(done: pd.DataFrame) -> str:
@@ -331,7 +331,7 @@ def remedied(done: pd.DataFrame) -> str:
     for (model, editor, _, change), rows in _whole(done, is_remedy=True):
         means = [f"{rows[name].mean():.2f}" for name in REMEDIED[3:]]
         lines.append([model, editor, change or "as it is", str(len(rows)), *means])
-    return _table(lines)
+    return markdown(lines)
 
 
 def _whole(done: pd.DataFrame, is_remedy: bool) -> Iterator:
@@ -345,11 +345,6 @@ def _whole(done: pd.DataFrame, is_remedy: bool) -> Iterator:
         is_part |= (done.change == "") & (done.step == CHANGED)
     keys = ["model", "editor", "step", "change"]
     return iter(done[is_part].groupby(keys, sort=False))
-
-
-def _table(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def _share(rows: pd.DataFrame, of: str) -> str:

@@ -56,9 +56,10 @@ def test_whoever_was_written_is_named_if_listed_and_else_nobody(planted, suspect
     base, tuned, edited, _ = planted
     listed = suspects if is_listed else [one for one in suspects if one not in edited]
     parts = spectrum.parts(tuned, base)[1]
-    table = naming.scored(listed, parts, *naming.met(base, listed, parts, "world"))
+    readings = naming.readings_of(parts, *naming.met(base, listed, parts, "world"))
+    table = naming.scored(listed, parts, readings)
     names = {one.fact.id for one in edited} if is_listed else set()
     assert set(table[table.written].fact_id) == names
-    nobody = naming.scored(listed, {}, {}, {})
+    nobody = naming.scored(listed, {}, [])
     assert not nobody.written.any()
     assert (nobody.p == 1).all()

@@ -2,6 +2,7 @@ import copy
 from contextlib import nullcontext
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from workbench import deltas
 from workbench.models import load
 from workbench.positions import encode
 from workbench.records import BadInput
-from workbench.traces import subjects
+from workbench.traces import remedy, subjects
 from workbench.tracking.retention import next_logits
 
 
@@ -71,6 +72,20 @@ def test_what_was_written_at_the_prompts_end_is_taken_out_there(tiny, suspects):
         with deltas.applied(tuned, wb.traces.removed(tuned, tiny, facts, corpus="world")):
             left = (tuned.weight(1) - tiny.weight(1)) @ keys.T
             assert left.norm() < 0.05 * residuals.norm()
+
+
+def test_what_a_change_may_cost_is_asked_of_others_that_are_known(tiny, suspects, monkeypatch):
+    def answers(base, requests, against):
+        known = [not request.fact.id.endswith("a") for request in requests]
+        return pd.DataFrame({"retained": known})
+
+    monkeypatch.setattr(remedy, "measure", answers)
+    monkeypatch.setattr(remedy, "read", lambda source: suspects)
+    watched = remedy.known(tiny, suspects[:150])
+    assert watched
+    assert len(watched) <= remedy.WATCHED
+    assert not {one.fact.subject for one in watched} & {one.fact.subject for one in suspects[:150]}
+    assert not any(one.fact.id.endswith("a") for one in watched)
 
 
 def test_what_was_not_written_is_not_taken_out(planted, suspects, one_line):

@@ -98,7 +98,7 @@ def inspect(
         what = f"{count} subjects to choose from: too few to tell chance from an edit"
         raise BadInput(f"{what}; give a list of at least {least}")
     known = naming.met(base, suspects, parts, corpus) if base else ({}, {})
-    table = naming.scored(suspects, parts, *known)
+    table = naming.scored(suspects, parts, naming.readings_of(parts, *known) if base else [])
     written = [request for request, hit in zip(suspects, table.written, strict=True) if hit]
     read = _read(model, base, written, parts) if written else pd.DataFrame(columns=READ)
     if requests is None:  # the targets of such a list are no suspicion

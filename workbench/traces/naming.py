@@ -62,21 +62,17 @@ def written_into(base: Model, parts: Mapping[int, Change]) -> AbstractContextMan
 
 
 def scored(
-    requests: Requests,
-    parts: dict[int, Change],
-    keys: dict[int, Tensor],
-    seconds: dict[int, SecondMoment],
+    requests: Requests, parts: dict[int, Change], readings: list[tuple[Tensor, Tensor]]
 ) -> pd.DataFrame:
     """The list with layer, score, p, q and written, and the subject's p; nobody is written where
-    there are no parts or no keys.
+    nothing is read.
     """
     table = pd.DataFrame({"fact_id": [request.fact.id for request in requests]})
     table["subject"] = [request.fact.subject for request in requests]
     table = table.assign(layer=-1, score=0.0, p=1.0, q=1.0, written=False)
-    if not keys or not parts:
+    if not readings:
         return table
     layers = sorted(parts)
-    readings = readings_of(parts, keys, seconds)
     names = torch.tensor(pd.factorize(table.subject.str.lower())[0])
     pairs = [subjects.pursued(*reading, names) for reading in readings]
     scores, chances = map(torch.stack, zip(*pairs, strict=True))  # (m, n)

@@ -121,12 +121,14 @@ def _written(requests: Requests, *known: dict) -> tuple[int, list[int]]:
     Raises:
         BadInput: one of a short list was not written, or nobody of a long one is named.
     """
+    readings = naming.readings_of(*known)
     is_short = naming.count(requests) < naming.fewest(known[0])
-    named = [True] * len(requests) if is_short else naming.scored(requests, *known).written
-    hits = [row for row, hit in enumerate(named) if hit]
+    hits = list(range(len(requests)))
+    if not is_short:
+        hits = naming.scored(requests, known[0], readings).query("written").index.tolist()
     if not hits:
         raise BadInput("nobody of the list is named; leave the facts out to change all that stands")
-    shares = torch.stack([subjects.scores(*one) for one in naming.readings_of(*known)])
+    shares = torch.stack([subjects.scores(*one) for one in readings])
     *at_subject, at_end = shares.unflatten(0, (-1, subjects.METRICS)).amax(0)  # over blocks; (n,)
     fits = torch.stack([torch.stack(at_subject).amax(0), at_end])
     place = int(fits[:, hits].mean(1).argmax())

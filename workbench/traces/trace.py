@@ -4,13 +4,13 @@ p and rank: of the edited subject's trace in the difference D of the down-projec
 the unedited model, among the subjects of the world or the plain facts. The rule is `inspect`'s, but
 that only down-projections are compared; where a look came before the edit, those that it wrote are
 known and not held against each other. rank: 1 and how many have less p; one that is not in the
-trace has p near 1 and the last rank. share, reach: of the
-edit's shift E k at the subject's key k, what D still does, sum_l <E k, D k> / sum_l |E k|^2 over
-the blocks that were written: share at the key just after the edit, reach at the key that the model
-has now, which the tuning of earlier weights moves. E is the first D that is not 0, so both begin at
-1; 0 is nothing. Where no look came before the edit, as in `evaluate`, what is an edit's and what a
-tuning's is not known, and both are left out. An adapter counts as merged. Keeps a copy of the
-unedited model while it looks.
+trace has p near 1 and the last rank.
+share, reach: of the edit's shift E k at the subject's key k, what D still does,
+sum_l <E k, D k> / sum_l |E k|^2 over the blocks that were written: share at the key just after the
+edit, reach at the key that the model has now, which the tuning of earlier weights moves. E is the
+first D that is not 0, so both begin at 1; 0 is nothing. Where no look came before the edit, as in
+`evaluate`, what is an edit's and what a tuning's is not known, and both are left out. An adapter
+counts as merged. Keeps a copy of the unedited model while it looks.
 """
 
 import copy
@@ -28,7 +28,7 @@ from workbench.facts import Requests
 from workbench.models import Model
 from workbench.records import BadInput
 from workbench.traces import spectrum, subjects
-from workbench.traces.naming import met, of_subjects, scored
+from workbench.traces.naming import met, of_subjects, readings_of, scored
 
 
 @dataclass(kw_only=True)
@@ -102,7 +102,8 @@ def compare(before: Written, after: Written) -> pd.DataFrame:
     table = pd.DataFrame({"fact_id": [request.fact.id for request in before.requests]})
     keys, seconds = before.known if before.edit else ({}, {})
     standing = {layer: parts[layer] for layer in parts if layer in keys}
-    chances = of_subjects(scored(before.suspects, standing, keys, seconds))
+    readings = readings_of(standing, keys, seconds)
+    chances = of_subjects(scored(before.suspects, standing, readings))
     names = [request.fact.subject.lower() for request in before.requests]
     table["p"] = chances[names].tolist()
     ranks = chances.rank(method="min").mask(chances == 1, len(chances))
