@@ -1,5 +1,6 @@
 """The judge of the studies' claims: what it calls a difference, and which arms it sees."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -44,7 +45,7 @@ def test_blocks_and_plans_are_those_that_a_run_is_filed_under():
     ((condition, result, claimed),) = claims.early_layers_equal(
         looks("layers", {"0": every, "4": none})
     )
-    assert (condition, result[0], claimed) == ("block 4 less 0", -1, 0)
+    assert (condition, result[0], claimed) == ("block 4 less 0, 10 edits", -1, 0)
     moving = looks("plan", {"all": every, "edited": none})
     results = list(claims.plans("edited", ("all",), -1)(moving))
     assert [result[0] for _, result, _ in results] == [-1] * len(claims.READ)
@@ -67,7 +68,7 @@ def test_runs_of_another_number_of_edits_or_of_an_adapter_are_of_other_facts():
 @pytest.mark.parametrize(
     ("claim", "varied", "values", "fixed", "others"),
     [
-        (claims.early_layers_equal, "layers", ("0", "4"), {}, ({"n_edited": "100"},)),
+        (claims.early_layers_equal, "layers", ("0", "4"), {}, ({"plan": "edited"},)),
         (claims.early_and_finished, "revision", ("early", "none"), {}, ({"adapter": "lora"},)),
         (
             claims.adapters,
@@ -105,7 +106,7 @@ def test_seeds_that_one_arm_lacks_judge_nothing():
     table = looks("editor", {"rome": every, "memit": every, "ft": every})
     more = looks("editor", {"rome": none, "memit": none}).assign(seed=1)
     [(condition, result, _)] = claims.best_editor(pd.concat([table, more]))
-    assert (condition, result[0], result[3]) == ("facts: memit and rome less ft", 0, 10)
+    assert (condition, result[0], result[3]) == ("memit and rome less ft, facts, 10 edits", 0, 10)
     early = looks("revision", {"none": every, "early": every})
     more = looks("revision", {"none": none}).assign(seed=1)
     [(_, result, _)] = claims.early_and_finished(pd.concat([early, more]))
@@ -215,12 +216,97 @@ def test_a_run_that_is_made_again_replaces_all_looks_of_the_earlier(monkeypatch,
     assert set(table.run) == {"new"}
 
 
-@pytest.mark.parametrize(("adapter", "rate"), [("", 6e-4), ("lora", 3e-4)])
-def test_a_run_at_another_rate_is_not_filed_among_these(adapter, rate):
-    spec = {"task": "facts", "model": "world-gpt2", "adapter": adapter, "learning_rate": rate}
-    spec |= {"protect": "", "edits_per_model": 10, "n_edited": 10}
-    with pytest.raises(ValueError, match="at a rate of"):
-        claims.looked(SimpleNamespace(spec=spec, folder="run"))
+def finished(**fields):
+    """A run of two single edits and three watched facts, one look."""
+    spec = claims.USUAL | {"model": "world-gpt2", "editor": "rome", "task": "facts", "seed": 0}
+    spec |= {"layers": (), "task_data": "", "adapter": "", "learning_rate": 0, "protect": ""}
+    spec |= {"edits_per_model": 1, "n_edited": 10} | fields
+    rows = [
+        {"edited_model": copy, "step": 0, "group": group, "fact_id": str(fact)}
+        for copy in (0, 1)
+        for group, facts in (("edited", [copy]), ("intrinsic", [2, 3, 4]))
+        for fact in facts
+    ]
+    probes = pd.DataFrame(rows).assign(took=True, retained=True, top_category="other")
+    training = pd.DataFrame({"edited_model": [0, 1], "step": 0, "metric": 0.5, "moved": 1.0})
+    about = {"harmless": []}
+    return SimpleNamespace(
+        spec=spec, folder=Path("run"), probes=probes, training=training, about=about
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rate", "filed"),
+    [
+        ("", 0, "usual"),
+        ("", 3e-4, "usual"),
+        ("", 1e-4, "0.0001"),
+        ("lora", 1e-3, "usual"),
+        ("lora", 3e-4, "0.0003"),
+    ],
+)
+def test_a_run_is_filed_under_its_rate_and_data(adapter, rate, filed):
+    run = finished(adapter=adapter, learning_rate=rate, task_data="runs/other-kinds.jsonl")
+    looks = claims.looked(run)
+    assert set(looks.learning_rate) == {filed}
+    assert set(looks.task_data) == {"other-kinds"}
+
+
+def test_a_protected_run_or_one_of_several_batches_is_not_filed_among_these():
+    for other in ({"protect": "replay"}, {"n_edited": 20}, {"n_edited": 20, "edits_per_model": 10}):
+        with pytest.raises(ValueError, match="not of these grids"):
+            claims.looked(finished(**other))
+
+
+def test_single_edits_are_facts_of_their_own_and_what_they_watch_is_not():
+    """Two models of one edit each that watch the same three facts: n is 2, and 3."""
+    looks = claims.looked(finished()).assign(known="111")
+    assert set(looks.n_edited) == {"1"}
+    facts = claims.facts_of(looks)
+    counts = [claims.interval(claims.kept(facts, group))[3] for group in ("edited", "intrinsic")]
+    assert counts == [2, 3]
+
+
+def test_each_copy_of_a_single_edit_is_read_where_its_own_arms_are():
+    """One pair of copies ends after a step, the other after three; each loses its edit then."""
+    rows = []
+    for copy, last in ((0, 10), (1, 30)):
+        for plan in ("all", "edited"):
+            for step in range(0, last + 10, 10):
+                said = "t" if plan == "edited" and step == last else "1"
+                one = looks("plan", {plan: said}).assign(step=step, metric=step / 100)
+                rows.append(one.assign(edited_model=copy, harmless="0", n_edited="1"))
+    results = dict(claims.differences(pd.concat(rows), "edited", "all"))
+    for how in ("level", "end", "steps"):
+        assert results[f"rome, 1 edits, at one {how}"][0] == -1
+
+
+def test_single_edits_stand_beside_ten_of_the_same_seeds():
+    ten = looks("plan", {"all": "1" * 9 + "t"}).assign(editor="memit")
+    other = ten.assign(seed=1, edited="t" * 10)
+    one = looks("plan", {"all": "t"}).assign(editor="memit", n_edited="1", harmless="0")
+    single = pd.concat(one.assign(edited_model=copy) for copy in range(10))
+    lines = claims.by_size(pd.concat([ten, other, single])).splitlines()
+    assert [line.split(" [")[0] for line in lines[2:]] == [
+        "| m | 1 | 10, 10 | 0.00",
+        "| m | 10 | 10, 10 | 0.90",
+    ]
+
+
+def test_another_rate_and_other_data_are_judged_apart():
+    every, none = "1" * 10, "t" * 10
+    ours = looks("plan", {"all": none, "edited": every})
+    slow = looks("plan", {"all": every, "edited": none}).assign(learning_rate="0.0001")
+    apart = looks("plan", {"all": none, "edited": none}).assign(task_data="other-kinds")
+    table = claims.judged(pd.concat([ours, slow, apart]))
+    level = table[(table.claim == "10") & table.condition.str.endswith("level")]
+    shown = level.set_index(["task_data", "learning_rate"]).difference.to_dict()
+    expected = {("none", "usual"): 1, ("none", "0.0001"): -1, ("other-kinds", "usual"): 0}
+    assert shown == expected
+    [headline] = [line for line in claims.verdicts(table).splitlines() if line.startswith("| 10. ")]
+    assert "+1.00" in headline  # of the usual one, whatever else has as many facts
+    assert "(+1.00 to +1.00;" in claims.shown(table)
+    assert claims.elsewhere(table).count("| 10 | m |") == 2
 
 
 def test_a_hundred_edits_are_judged_apart():
@@ -236,6 +322,18 @@ def test_a_model_of_which_little_was_run_is_judged_on_that():
     arms = looks("plan", {"all": "t" * 10, "edited": "1" * 10}).assign(n_edited="30")
     table = claims.judged(arms)
     assert set(table.claim) == {"1", "3", "10", "10, alone"}
+
+
+def test_windows_and_statements_are_those_of_a_deeper_model():
+    every, none = "1" * 10, "t" * 10
+    windows = looks("plan", {"edited": none, "window:12-16": every}).assign(model="smollm2-135m")
+    results = claims.plans(claims.ON_EDIT, claims.WINDOWS, -1)(windows)
+    shown = {condition: result[0] for condition, result, _ in results}
+    assert shown["less window:12-16, rome, 10 edits, at one level"] == -1
+    stated = looks("paraphrases", {"1": none, "3": none, "6": every})
+    stated = stated.assign(model="smollm2-135m", n_edited="30")
+    condition, result, _ = next(claims.more_paraphrases(stated))
+    assert (condition, result[0]) == ("rome, 6 less 1, 30 edits", 1)
 
 
 def test_late_blocks_are_late_in_a_deeper_model_too():
@@ -288,6 +386,7 @@ def test_an_early_checkpoint_counts_for_the_claim_that_is_about_it_alone():
 
 def test_a_verdict_stands_beside_the_condition_of_most_facts():
     row = {"claim": "6", "model": "world-gpt2", "low": -0.1, "high": 0.5, "seeds": 1}
+    row |= {name: claims.USUAL[name] for name in claims.SETTING}
     few = row | {"condition": "rome, at one level", "difference": 0.2, "n": 10}
     many = row | {"condition": "memit, at one level", "difference": 0.4, "n": 20}
     apart = row | {"condition": "memit, at one end", "difference": -0.9, "n": 90}

