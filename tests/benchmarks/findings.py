@@ -315,6 +315,12 @@ def done_in(folder: Path, name: str = "lasting.csv") -> pd.DataFrame:
     return pd.read_csv(folder / name)
 
 
+def slow_in(folder: Path) -> pd.DataFrame:
+    """The protections that take as many steps as a third of the rate, or have it."""
+    done = done_in(folder)
+    return done[done.arm.isin(["none*0.33", "span", "replay+span", "replay+span*0.33"])]
+
+
 def traced_in(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "traces.csv")
 
@@ -358,6 +364,7 @@ PAGES: dict[str, Tables] = {
         "lasting": lambda folder: lasting.table(done_in(folder)),
         "lasting-steps": lambda folder: lasting.table(done_in(folder), "steps"),
         "against": lambda folder: lasting.against(done_in(folder), "replay+kl"),
+        "against-slow": lambda folder: lasting.against(slow_in(folder), "none*0.33"),
         "against-none": lambda folder: lasting.against(done_in(folder), "none"),
     },
     "traces.md": {
