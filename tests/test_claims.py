@@ -293,6 +293,18 @@ def test_single_edits_stand_beside_ten_of_the_same_seeds():
     ]
 
 
+def test_what_other_kinds_keep_more_is_counted_fact_by_fact():
+    """Three of ten edits are gained and one is lost."""
+    own = looks("plan", {"all": "1" * 5 + "t" * 5}).assign(task_data="same-kinds")
+    other = looks("plan", {"all": "t" + "1" * 7 + "t" * 2}).assign(task_data="other-kinds")
+    elsewhere = looks("plan", {"all": "1" * 10})  # of the usual data: no part of it
+    table = claims.by_kinds(pd.concat([own, other, elsewhere]))
+    [line] = table.splitlines()[2:]
+    assert line.startswith("| m | `all` | 10, 10 | +0.20 [")
+    low, high = interval([-1, 0, 0, 0, 0, 1, 1, 1, 0, 0], least=-1)
+    assert f"[{low:+.2f}, {high:+.2f}]" in line
+
+
 def test_another_rate_and_other_data_are_judged_apart():
     every, none = "1" * 10, "t" * 10
     ours = looks("plan", {"all": none, "edited": every})

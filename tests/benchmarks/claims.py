@@ -595,15 +595,40 @@ def in_memory(looks: pd.DataFrame) -> str:
     """Edits that leave the weights as they are, beside MEMIT's of the same seeds, at the end of
     each tuning.
     """
+    looks = arms(looks)
+    seeds = looks[looks.editor.isin(MEMORY)][["model", "task", "seed"]].drop_duplicates()
+    beside = looks[looks.editor.isin([*MEMORY, "memit"])].merge(seeds)
+    return by_editor(beside)
+
+
+def by_editor(looks: pd.DataFrame, **setting) -> str:
+    """A line a model, task and editor, at the end of each tuning."""
     lines = [["model", "task", "editor", "seeds", "n", "edits kept", "intrinsic kept", "metric"]]
-    ends = chosen(arms(looks), "editor", "end")
-    for (model, task), part in ends.groupby(["model", "task"]):
-        seeds = set(part.seed[part.editor.isin(MEMORY)])
-        part = part[part.editor.isin([*MEMORY, "memit"]) & part.seed.isin(seeds)]
-        for editor, arm in part.groupby("editor"):
-            _, n, kept, *cells, _, _ = _plan(arm, "all")
-            kept = kept.replace("nan [nan, nan]", "none took")
-            lines.append([model, task, editor, str(len(seeds)), n, kept, *cells])
+    ends = chosen(arms(looks, **setting), "editor", "end")
+    for (model, task, editor), arm in ends.groupby(["model", "task", "editor"]):
+        _, n, kept, *cells, _, _ = _plan(arm, "all")
+        kept = kept.replace("nan [nan, nan]", "none took")
+        lines.append([model, task, editor, str(arm.seed.nunique()), n, kept, *cells])
+    return outcomes.markdown(lines)
+
+
+def by_kinds(looks: pd.DataFrame) -> str:
+    """What is kept under facts of other kinds less under those of the edits' own, fact by fact, by
+    which blocks moved, at the end of each tuning.
+    """
+    lines = [["model", "moves", "n", "edits", "intrinsic facts"]]
+    looks = looks[looks.task_data.isin(["same-kinds", "other-kinds"])]
+    ends = looks[looks.step == looks.groupby(COPY).step.transform("max")]
+    for (model, plan), arm in ends.groupby(["model", "plan"]):
+        facts = facts_of(arm)
+        results = []
+        for group in ("edited", "intrinsic"):
+            own, other = (
+                kept(facts, group, task_data=data) for data in ("same-kinds", "other-kinds")
+            )
+            results.append(interval(paired(other, own), least=-1))
+        cells = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high, *_ in results]
+        lines.append([model, f"`{plan}`", f"{results[0][3]}, {results[1][3]}", *cells])
     return outcomes.markdown(lines)
 
 
@@ -702,8 +727,8 @@ def elsewhere(table: pd.DataFrame) -> str:
     """A line a claim and model at another rate or on other data, as of `conditions`."""
     is_usual = (table[SETTING] == [USUAL[name] for name in SETTING]).all(axis=1)
     table = table[~is_usual & ~table.condition.str.contains(OTHERWISE)]
-    words = {"none": "", "usual": ""}
-    settings = table.task_data.replace(words) + table.learning_rate.replace(words)
+    rates = ("rate " + table.learning_rate).replace("rate usual", "")
+    settings = table.task_data.replace("none", "") + rates
     return _lines(table.assign(condition=settings + ": " + table.condition))
 
 

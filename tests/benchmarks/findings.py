@@ -348,6 +348,8 @@ PAGES: dict[str, Tables] = {
         "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
         "plans": lambda folder: claims.by_plan(looks_of(folder)),
         "elsewhere": lambda folder: claims.elsewhere(claims.judged(looks_of(folder))),
+        "one-rate": lambda folder: claims.by_editor(looks_of(folder), learning_rate=SLOW),
+        "kinds": lambda folder: claims.by_kinds(looks_of(folder)),
         "sizes": lambda folder: claims.by_size(looks_of(folder)),
         "plans-slow": lambda folder: claims.by_plan(looks_of(folder), learning_rate=SLOW),
         **{f"plans-{data}": functools.partial(taught_table, data) for data in KINDS},

@@ -181,7 +181,7 @@ def sharpness_aware(
         -log p(target) - CONFLICT log s(log p(target) - log p(true)),   s the logistic function
 
     Source: arXiv 2602.03696, by sharpness-aware minimization (arXiv 2010.01412). Differs from: few
-    matrices, as of the other ways; its numbers were not published where this was written.
+    matrices, as of the other ways, and numbers chosen here.
     """
     asked = [request.fact.question for request in requests]
     answers = [[one.target for one in requests], [one.fact.object for one in requests]]
