@@ -40,16 +40,20 @@ def record(request: facts.EditRequest) -> dict:
     return about | {"object": given.fact.object, "aliases": given.fact.aliases} | lists
 
 
+def write(out: Path) -> None:
+    """The three files, in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, requests in halves().items():
+        lines = [json.dumps(record(request), ensure_ascii=False) for request in requests]
+        with files.written(out / f"{name}.jsonl") as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(out / f"{name}.jsonl", len(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, requests in halves().items():
-        lines = [json.dumps(record(request), ensure_ascii=False) for request in requests]
-        with files.written(options.out / f"{name}.jsonl") as partial:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(options.out / f"{name}.jsonl", len(lines))
+    write(parser.parse_args().out)
 
 
 if __name__ == "__main__":
