@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from tests.benchmarks import claims
+from tests.benchmarks import claim_tables, claims, facts_kept
 from tests.benchmarks.outcomes import difference, interval
 
 
@@ -32,7 +32,7 @@ def test_fewer_facts_than_five_decide_nothing():
 
 def looks(varied, kept):
     """One look of an arm a value: which of ten edits it kept."""
-    plain = claims.USUAL | {"model": "m", "editor": "rome", "task": "facts"}
+    plain = facts_kept.USUAL | {"model": "m", "editor": "rome", "task": "facts"}
     plain |= {"plan": "all", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
     about = {"seed": 0, "edited_model": 0, "step": 10, "metric": 0.7, "moved": 1.0}
     about |= {"harmless": "0" * 10, "intrinsic": "1" * 10, "known": "1" * 10}
@@ -113,7 +113,7 @@ def test_seeds_that_one_arm_lacks_judge_nothing():
     assert (result[0], result[3]) == (0, 10)
     plans = looks("plan", {"all": every, "edited": every})
     more = looks("plan", {"all": none}).assign(seed=1)
-    assert "| `all` | 10, 10 | 1.00" in claims.by_plan(pd.concat([plans, more]))
+    assert "| `all` | 10, 10 | 1.00" in claim_tables.by_plan(pd.concat([plans, more]))
 
 
 def test_a_difference_of_two_samples_is_newcombes():
@@ -121,13 +121,16 @@ def test_a_difference_of_two_samples_is_newcombes():
     index = pd.MultiIndex.from_product([[0], range(10)], names=["seed", "place"])
     first = pd.Series([1] * 8 + [0] * 2, index)
     second = pd.Series([1] * 4 + [0] * 6, index)
-    (a, low, high, *_), (b, under, over, *_) = claims.interval(first), claims.interval(second)
-    mean, least, most, n, _ = claims.interval(first, second)
+    (a, low, high, *_), (b, under, over, *_) = (
+        facts_kept.interval(first),
+        facts_kept.interval(second),
+    )
+    mean, least, most, n, _ = facts_kept.interval(first, second)
     assert (mean, n) == (pytest.approx(0.4), 10)
     assert least == pytest.approx(0.4 - ((a - low) ** 2 + (over - b) ** 2) ** 0.5)
     assert most == pytest.approx(0.4 + ((high - a) ** 2 + (b - under) ** 2) ** 0.5)
     none = pd.Series([0.0] * 10, index)
-    mean, least, most, n, _ = claims.interval(none.iloc[:3], none)
+    mean, least, most, n, _ = facts_kept.interval(none.iloc[:3], none)
     assert (mean, n) == (0, 3)
     assert least < 0 < most
 
@@ -196,7 +199,7 @@ def test_edits_that_the_edited_blocks_remove_are_counted_by_themselves():
 def test_edits_in_memory_are_no_editor_of_the_studies():
     every = looks("editor", {"memit": "1" * 10, "grace": "t" * 10})
     assert set(claims.judged(every).condition) == {"memit, facts, 10 edits"}
-    lines = claims.in_memory(every).splitlines()[2:]
+    lines = claim_tables.in_memory(every).splitlines()[2:]
     assert [line.split(" | ")[2] for line in lines] == ["grace", "memit"]
 
 
@@ -206,19 +209,19 @@ def test_a_run_that_is_made_again_replaces_all_looks_of_the_earlier(monkeypatch,
         return pd.concat(rows).drop(columns="known").assign(held_out=1.0)
 
     out = tmp_path / "looks.csv"
-    monkeypatch.setattr(claims, "looked", lambda run: run)
+    monkeypatch.setattr(facts_kept, "looked", lambda run: run)
     for run, steps in (("old", (0, 10, 20, 30)), ("new", (0, 10, 20)), ("new", (0, 10, 20))):
         table = made(run, steps)
-        monkeypatch.setattr(claims.runs, "collect", lambda _, table=table: [table])
-        claims.collect(tmp_path, out)
-    table = claims.read(out)
+        monkeypatch.setattr(facts_kept.runs, "collect", lambda _, table=table: [table])
+        facts_kept.collect(tmp_path, out)
+    table = facts_kept.read(out)
     assert table.step.tolist() == [0, 10, 20]
     assert set(table.run) == {"new"}
 
 
 def finished(**fields):
     """A run of two single edits and three watched facts, one look."""
-    spec = claims.USUAL | {"model": "world-gpt2", "editor": "rome", "task": "facts", "seed": 0}
+    spec = facts_kept.USUAL | {"model": "world-gpt2", "editor": "rome", "task": "facts", "seed": 0}
     spec |= {"layers": (), "task_data": "", "adapter": "", "learning_rate": 0, "protect": ""}
     spec |= {"edits_per_model": 1, "n_edited": 10} | fields
     rows = [
@@ -247,7 +250,7 @@ def finished(**fields):
 )
 def test_a_run_is_filed_under_its_rate_and_data(adapter, rate, filed):
     run = finished(adapter=adapter, learning_rate=rate, task_data="runs/other-kinds.jsonl")
-    looks = claims.looked(run)
+    looks = facts_kept.looked(run)
     assert set(looks.learning_rate) == {filed}
     assert set(looks.task_data) == {"other-kinds"}
 
@@ -255,15 +258,17 @@ def test_a_run_is_filed_under_its_rate_and_data(adapter, rate, filed):
 def test_a_protected_run_or_one_of_several_batches_is_not_filed_among_these():
     for other in ({"protect": "replay"}, {"n_edited": 20}, {"n_edited": 20, "edits_per_model": 10}):
         with pytest.raises(ValueError, match="not of these grids"):
-            claims.looked(finished(**other))
+            facts_kept.looked(finished(**other))
 
 
 def test_single_edits_are_facts_of_their_own_and_what_they_watch_is_not():
     """Two models of one edit each that watch the same three facts: n is 2, and 3."""
-    looks = claims.looked(finished()).assign(known="111")
+    looks = facts_kept.looked(finished()).assign(known="111")
     assert set(looks.n_edited) == {"1"}
-    facts = claims.facts_of(looks)
-    counts = [claims.interval(claims.kept(facts, group))[3] for group in ("edited", "intrinsic")]
+    facts = facts_kept.facts_of(looks)
+    counts = [
+        facts_kept.interval(facts_kept.kept(facts, group))[3] for group in ("edited", "intrinsic")
+    ]
     assert counts == [2, 3]
 
 
@@ -286,7 +291,7 @@ def test_single_edits_stand_beside_ten_of_the_same_seeds():
     other = ten.assign(seed=1, edited="t" * 10)
     one = looks("plan", {"all": "t"}).assign(editor="memit", n_edited="1", harmless="0")
     single = pd.concat(one.assign(edited_model=copy) for copy in range(10))
-    lines = claims.by_size(pd.concat([ten, other, single])).splitlines()
+    lines = claim_tables.by_size(pd.concat([ten, other, single])).splitlines()
     assert [line.split(" [")[0] for line in lines[2:]] == [
         "| m | 1 | 10, 10 | 0.00",
         "| m | 10 | 10, 10 | 0.90",
@@ -298,7 +303,7 @@ def test_what_other_kinds_keep_more_is_counted_fact_by_fact():
     own = looks("plan", {"all": "1" * 5 + "t" * 5}).assign(task_data="same-kinds")
     other = looks("plan", {"all": "t" + "1" * 7 + "t" * 2}).assign(task_data="other-kinds")
     elsewhere = looks("plan", {"all": "1" * 10})  # of the usual data: no part of it
-    table = claims.by_kinds(pd.concat([own, other, elsewhere]))
+    table = claim_tables.by_kinds(pd.concat([own, other, elsewhere]))
     [line] = table.splitlines()[2:]
     assert line.startswith("| m | `all` | 10, 10 | +0.20 [")
     low, high = interval([-1, 0, 0, 0, 0, 1, 1, 1, 0, 0], least=-1)
@@ -315,10 +320,12 @@ def test_another_rate_and_other_data_are_judged_apart():
     shown = level.set_index(["task_data", "learning_rate"]).difference.to_dict()
     expected = {("none", "usual"): 1, ("none", "0.0001"): -1, ("other-kinds", "usual"): 0}
     assert shown == expected
-    [headline] = [line for line in claims.verdicts(table).splitlines() if line.startswith("| 10. ")]
+    [headline] = [
+        line for line in claim_tables.verdicts(table).splitlines() if line.startswith("| 10. ")
+    ]
     assert "+1.00" in headline  # of the usual one, whatever else has as many facts
-    assert "(+1.00 to +1.00;" in claims.shown(table)
-    assert claims.elsewhere(table).count("| 10 | m |") == 2
+    assert "(+1.00 to +1.00;" in claim_tables.shown(table)
+    assert claim_tables.elsewhere(table).count("| 10 | m |") == 2
 
 
 def test_a_hundred_edits_are_judged_apart():
@@ -359,8 +366,8 @@ def test_late_blocks_are_late_in_a_deeper_model_too():
 
 def test_an_intrinsic_fact_counts_where_the_edited_model_says_it():
     table = looks("plan", {"all": "1" * 10}).assign(intrinsic="10" * 5, known="1" * 6 + "0" * 4)
-    facts = claims.facts_of(table)
-    assert claims.kept(facts, "intrinsic").tolist() == [1, 0] * 3
+    facts = facts_kept.facts_of(table)
+    assert facts_kept.kept(facts, "intrinsic").tolist() == [1, 0] * 3
 
 
 def test_copies_of_a_fact_are_one_fact():
@@ -368,7 +375,7 @@ def test_copies_of_a_fact_are_one_fact():
     table = pd.concat(
         looks("adapter", {"none": every, "lora": none}).assign(seed=seed) for seed in (0, 1)
     )
-    mean, low, high, n, _ = claims.interval(claims.kept(claims.facts_of(table)))
+    mean, low, high, n, _ = facts_kept.interval(facts_kept.kept(facts_kept.facts_of(table)))
     assert (mean, n) == (0.5, 20)
     assert low < 0.5 < high
 
@@ -398,14 +405,14 @@ def test_an_early_checkpoint_counts_for_the_claim_that_is_about_it_alone():
 
 def test_a_verdict_stands_beside_the_condition_of_most_facts():
     row = {"claim": "6", "model": "world-gpt2", "low": -0.1, "high": 0.5, "seeds": 1}
-    row |= {name: claims.USUAL[name] for name in claims.SETTING}
+    row |= {name: facts_kept.USUAL[name] for name in facts_kept.SETTING}
     few = row | {"condition": "rome, at one level", "difference": 0.2, "n": 10}
     many = row | {"condition": "memit, at one level", "difference": 0.4, "n": 20}
     apart = row | {"condition": "memit, at one end", "difference": -0.9, "n": 90}
     rows = [few | {"verdict": "undecided"}, many | {"verdict": "holds"}]
-    table = claims.verdicts(pd.DataFrame([*rows, apart | {"verdict": "does not hold"}]))
+    table = claim_tables.verdicts(pd.DataFrame([*rows, apart | {"verdict": "does not hold"}]))
     [line] = [line for line in table.splitlines() if line.startswith("| 6.")]
     said = "**holds** +0.40 [-0.10, +0.50] (memit; n 20, 1 seed; 1 of 2)"
-    assert line.endswith(f"| {claims.PUBLISHED['6']} | {said} |")
+    assert line.endswith(f"| {claim_tables.PUBLISHED['6']} | {said} |")
     others = [line for line in table.splitlines()[2:] if line not in {said}]
     assert sum("not run" in line for line in others) == len(claims.CLAIMS) - 1

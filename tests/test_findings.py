@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from tests.benchmarks import claims, findings, recovering, traces
+from tests.benchmarks import facts_kept, findings, outcomes, recovering, traces
 
 
 def test_a_table_goes_behind_its_mark_alone():
@@ -17,26 +17,26 @@ def test_a_table_goes_behind_its_mark_alone():
 
 
 def test_the_plans_of_the_page_are_those_of_the_looks():
-    page = findings.page_of("plans", claims.FINDINGS).read_text(encoding="utf-8")
-    assert findings.TABLES["plans"](claims.FINDINGS) + "\n" in page
+    page = findings.page_of("plans", outcomes.FINDINGS).read_text(encoding="utf-8")
+    assert findings.TABLES["plans"](outcomes.FINDINGS) + "\n" in page
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*findings.TABLES])
 def test_every_table_of_the_page_is_what_its_command_prints(name):
-    page = findings.page_of(name, claims.FINDINGS)
-    assert findings.TABLES[name](claims.FINDINGS) + "\n" in page.read_text(encoding="utf-8")
+    page = findings.page_of(name, outcomes.FINDINGS)
+    assert findings.TABLES[name](outcomes.FINDINGS) + "\n" in page.read_text(encoding="utf-8")
 
 
 def test_the_picture_of_the_blocks_shows_the_shares_of_the_facts():
-    looks = findings.looks_of(claims.FINDINGS)
+    looks = findings.looks_of(outcomes.FINDINGS)
     axes = findings.by_blocks(looks).axes[0]
-    part = claims.arms(looks, "plan", model="world-gpt2", editor="memit", task="facts")
-    part = claims.even(part[part.plan.isin(findings.SHOWN)], "plan")
-    everything = claims.chosen(part, "plan", "level").query("plan == 'all'")
+    part = facts_kept.arms(looks, "plan", model="world-gpt2", editor="memit", task="facts")
+    part = facts_kept.even(part[part.plan.isin(findings.SHOWN)], "plan")
+    everything = facts_kept.chosen(part, "plan", "level").query("plan == 'all'")
     seeds = [set(arm.seed) for _, arm in part.groupby("plan")]
     assert all(one == set(everything.seed) for one in seeds)  # each has every plan
-    kept = claims.kept(claims.facts_of(everything)).groupby(level=["seed", "place"]).mean()
+    kept = facts_kept.kept(facts_kept.facts_of(everything)).groupby(level=["seed", "place"]).mean()
     points = [line.get_data() for line in axes.lines if len(line.get_xdata()) == 1]
     [first] = [float(x[0]) for x, y in points if y[0] == pytest.approx(-0.15)]
     assert first == pytest.approx(kept.mean())

@@ -20,8 +20,10 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from tests.benchmarks import (
+    claim_tables,
     claims,
     elasticity,
+    facts_kept,
     forecast,
     lasting,
     outcomes,
@@ -71,7 +73,7 @@ ASKED = {
 }
 PLANS = {"all": "everything", "window:0-11": "all blocks", "edited": "the edited blocks"}
 PLANS |= {"not-edited": "all but the edited"}
-SHOWN = [plan for plan in claims.MOVES if plan != "after:20"]
+SHOWN = [plan for plan in claim_tables.MOVES if plan != "after:20"]
 GIVEN_BACK = {  # a row of the picture -> a line of patching's table
     "all MLPs": "all MLPs",
     "all attention": "all attention set back",
@@ -184,9 +186,9 @@ def by_blocks(looks: pd.DataFrame) -> Figure:
         for one, (editor, size, rate) in zip(of_model, BATCHES, strict=True):
             fixed = {"model": model, "editor": editor, "task": "facts", "n_edited": size}
             fixed |= {"learning_rate": rate}
-            part = claims.arms(looks[looks.plan.isin(SHOWN)], "plan", **fixed)
-            part = claims.even(part, "plan")
-            counts = _blocks(one, claims.chosen(part, "plan", "level"))
+            part = facts_kept.arms(looks[looks.plan.isin(SHOWN)], "plan", **fixed)
+            part = facts_kept.even(part, "plan")
+            counts = _blocks(one, facts_kept.chosen(part, "plan", "level"))
             slower = ", a third of the rate" if rate == SLOW else ""
             one.set_title(f"{model}, {editor.upper()}{slower}\n{counts}", fontsize=9)
     names = [PLANS.get(plan, plan) for plan in SHOWN]
@@ -205,10 +207,10 @@ def _blocks(axes: Axes, looks: pd.DataFrame) -> str:
     """Draws a row a plan; says of how many edits and seeds."""
     for row, plan in enumerate(SHOWN):
         part = looks[looks.plan == plan]
-        facts = claims.facts_of(part) if len(part) else part
+        facts = facts_kept.facts_of(part) if len(part) else part
         for shift, (group, color) in zip((-0.15, 0.15), COLOURS.items(), strict=True):
             if len(facts):
-                mean, low, high, *_ = claims.interval(claims.kept(facts, group))
+                mean, low, high, *_ = facts_kept.interval(facts_kept.kept(facts, group))
                 _point(axes, (mean, low, high), row + shift, color=color)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="y", color="0.92")
@@ -308,7 +310,7 @@ def _line(style: str, label: str) -> Line2D:
 
 
 def looks_of(folder: Path) -> pd.DataFrame:
-    return claims.read(folder / "looks.csv")
+    return facts_kept.read(folder / "looks.csv")
 
 
 def done_in(folder: Path, name: str = "lasting.csv") -> pd.DataFrame:
@@ -330,7 +332,7 @@ def patched_in(folder: Path) -> pd.DataFrame:
 
 
 def taught_table(data: str, folder: Path) -> str:
-    return claims.by_plan(looks_of(folder), task_data=data)
+    return claim_tables.by_plan(looks_of(folder), task_data=data)
 
 
 def patched_table(model: str, folder: Path) -> str:
@@ -341,21 +343,21 @@ def patched_table(model: str, folder: Path) -> str:
 Tables = dict[str, Callable[[Path], str]]  # by the name of the mark
 PAGES: dict[str, Tables] = {
     "../../README.md": {
-        "verdicts": lambda folder: claims.verdicts(claims.judged(looks_of(folder)))
+        "verdicts": lambda folder: claim_tables.verdicts(claims.judged(looks_of(folder)))
     },
     "claims.md": {
-        "claims": lambda folder: claims.shown(claims.judged(looks_of(folder))),
-        "conditions": lambda folder: claims.conditions(claims.judged(looks_of(folder))),
-        "plans": lambda folder: claims.by_plan(looks_of(folder)),
-        "elsewhere": lambda folder: claims.elsewhere(claims.judged(looks_of(folder))),
-        "one-rate": lambda folder: claims.by_editor(looks_of(folder), learning_rate=SLOW),
-        "kinds": lambda folder: claims.by_kinds(looks_of(folder)),
-        "sizes": lambda folder: claims.by_size(looks_of(folder)),
-        "plans-slow": lambda folder: claims.by_plan(looks_of(folder), learning_rate=SLOW),
+        "claims": lambda folder: claim_tables.shown(claims.judged(looks_of(folder))),
+        "conditions": lambda folder: claim_tables.conditions(claims.judged(looks_of(folder))),
+        "plans": lambda folder: claim_tables.by_plan(looks_of(folder)),
+        "elsewhere": lambda folder: claim_tables.elsewhere(claims.judged(looks_of(folder))),
+        "one-rate": lambda folder: claim_tables.by_editor(looks_of(folder), learning_rate=SLOW),
+        "kinds": lambda folder: claim_tables.by_kinds(looks_of(folder)),
+        "sizes": lambda folder: claim_tables.by_size(looks_of(folder)),
+        "plans-slow": lambda folder: claim_tables.by_plan(looks_of(folder), learning_rate=SLOW),
         **{f"plans-{data}": functools.partial(taught_table, data) for data in KINDS},
-        "windows": lambda folder: claims.by_plan(looks_of(folder), claims.WINDOWS_OF),
-        "memory": lambda folder: claims.in_memory(looks_of(folder)),
-        "against-all": lambda folder: claims.against_all(looks_of(folder)),
+        "windows": lambda folder: claim_tables.by_plan(looks_of(folder), claim_tables.WINDOWS_OF),
+        "memory": lambda folder: claim_tables.in_memory(looks_of(folder)),
+        "against-all": lambda folder: claim_tables.against_all(looks_of(folder)),
     },
     "lasting.md": {
         "recipes": lambda folder: recipes(done_in(folder)),
@@ -419,7 +421,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", default=list(TABLES), metavar="TABLE")
     options = parser.parse_args()
-    folder = claims.FINDINGS
+    folder = outcomes.FINDINGS
     for name in options.tables:
         path = page_of(name, folder)
         page = filled(path.read_text(encoding="utf-8"), name, TABLES[name](folder))
