@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from tests.benchmarks import facts_kept, findings, outcomes, recovering, traces
+from tests.benchmarks import facts_kept, findings, outcomes, pictures, recovering, traces
 
 
 def test_a_table_goes_behind_its_mark_alone():
@@ -30,9 +30,9 @@ def test_every_table_of_the_page_is_what_its_command_prints(name):
 
 def test_the_picture_of_the_blocks_shows_the_shares_of_the_facts():
     looks = findings.looks_of(outcomes.FINDINGS)
-    axes = findings.by_blocks(looks).axes[0]
+    axes = pictures.by_blocks(looks).axes[0]
     part = facts_kept.arms(looks, "plan", model="world-gpt2", editor="memit", task="facts")
-    part = facts_kept.even(part[part.plan.isin(findings.SHOWN)], "plan")
+    part = facts_kept.even(part[part.plan.isin(pictures.SHOWN)], "plan")
     everything = facts_kept.chosen(part, "plan", "level").query("plan == 'all'")
     seeds = [set(arm.seed) for _, arm in part.groupby("plan")]
     assert all(one == set(everything.seed) for one in seeds)  # each has every plan
@@ -44,17 +44,17 @@ def test_the_picture_of_the_blocks_shows_the_shares_of_the_facts():
 
 def test_the_picture_of_the_tournament_leaves_out_edits_that_never_took():
     rows = []
-    for arm in findings.ARMS:
+    for arm in pictures.ARMS:
         for at, said in (("edited", "1 1 0"), ("threshold", "1 0 1")):
             row = {"trial": f"world-gpt2:memit:30:facts:{arm}:0", "at": at, "arm": arm, "step": 40}
             shares = dict.fromkeys(("kept", "held_out"), said)
             rows.append(row | shares | {"intrinsic": "1 0 0 0", "ended": "budget"})
     other = [row | {"trial": row["trial"].replace("30", "10"), "held_out": "1 1 1"} for row in rows]
-    places = findings._arms(pd.DataFrame(rows + other), "world-gpt2")
+    places = pictures.arms_of(pd.DataFrame(rows + other), "world-gpt2")
     assert places["none"]["held_out"][0] == 0.5  # of the two that took
     assert places["none"]["intrinsic"][0] == 0.25
     assert places["none"]["late"]
-    assert places[findings.BEFORE]["held_out"][0] == 1
+    assert places[pictures.BEFORE]["held_out"][0] == 1
 
 
 def test_an_arm_that_lacks_a_seed_stands_in_no_picture():
@@ -64,8 +64,8 @@ def test_an_arm_that_lacks_a_seed_stands_in_no_picture():
             row = {"trial": f"world-gpt2:memit:30:facts:{arm}:{seed}", "at": at, "arm": arm}
             shares = dict.fromkeys(("kept", "held_out", "intrinsic"), "1 0")
             rows.append(row | shares | {"step": 40, "ended": "reached"})
-    places = findings._arms(pd.DataFrame(rows), "world-gpt2")
-    assert [*places] == [findings.BEFORE, "none", "replay"]
+    places = pictures.arms_of(pd.DataFrame(rows), "world-gpt2")
+    assert [*places] == [pictures.BEFORE, "none", "replay"]
 
 
 def test_precision_is_of_the_named_and_recall_of_the_edited():
@@ -139,3 +139,21 @@ def test_a_lost_edit_is_held_against_the_same_fact_of_the_control():
     assert line[:5] == ["| world-gpt2", "rome", "4", "3", "2"]
     assert [cell.split(" ")[0] for cell in line[5:10]] == ["3.0", "10.0", "21.0", "21.0", "5.0"]
     assert line[10].startswith("0.50 ")
+
+
+def test_the_picture_of_the_claims_puts_to_the_right_what_is_as_claimed():
+    """Of 10 fewer edits are claimed; that two are equal (8) has no side."""
+    row = {"model": "world-gpt2", "condition": "memit, at one level", "n": 20, "seeds": 1}
+    row |= {name: facts_kept.USUAL[name] for name in facts_kept.SETTING}
+    rows = [
+        row | {"claim": claim, "claimed": claimed, "difference": 0.4, "low": 0.3, "high": 0.6}
+        for claim, claimed in (("6", 1), ("8", 0), ("10", -1))
+    ]
+    table = pd.DataFrame(rows).assign(verdict=["holds", "does not hold", "undecided"])
+    [axes] = pictures.by_claims(table).axes
+    named = [label.get_text().partition(".")[0] for label in axes.get_yticklabels()]
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    shown = {named[round(float(one.get_ydata()[0]))]: one for one in points}
+    places = {number: float(one.get_xdata()[0]) for number, one in shown.items()}
+    assert places == {"6": 0.4, "8": 0.4, "10": -0.4}
+    assert [number for number, one in shown.items() if one.get_mfc() == "white"] == ["10"]

@@ -165,13 +165,20 @@ def shown(table: pd.DataFrame) -> str:
     return outcomes.markdown(lines)
 
 
-def verdicts(table: pd.DataFrame) -> str:
-    """A line a claim: the study's figure, and a column a model: the condition of most facts (of as
-    many, of most seeds; then MEMIT's), with its interval, and how many conditions there are.
+def headlines(table: pd.DataFrame) -> pd.DataFrame:
+    """The usual conditions, in each claim and model those of most facts first (of as many, of most
+    seeds; then MEMIT's).
     """
     table = usually(table)
     table = table.assign(memit=table.condition.str.contains("memit"))
-    table = table.sort_values(["n", "seeds", "memit"], ascending=False, kind="stable")
+    return table.sort_values(["n", "seeds", "memit"], ascending=False, kind="stable")
+
+
+def verdicts(table: pd.DataFrame) -> str:
+    """A line a claim: the study's figure, and a column a model: its headline, with its interval,
+    and how many conditions there are.
+    """
+    table = headlines(table)
     names = sorted(set(table.model), key=lambda name: (not name.startswith("world"), name))
     lines = [["claim", "the study's figure", *names]]
     for number, _, what, _ in CLAIMS:

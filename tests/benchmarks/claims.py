@@ -332,7 +332,8 @@ def judged(looks: pd.DataFrame) -> pd.DataFrame:
                     "n": n,
                     "seeds": seeds,
                 }
-                rows.append(row | {"verdict": verdict(low, high, claimed, n)})
+                row |= {"claimed": claimed, "verdict": verdict(low, high, claimed, n)}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
