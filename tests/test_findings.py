@@ -65,7 +65,9 @@ def test_an_arm_that_lacks_a_seed_stands_in_no_picture():
             shares = dict.fromkeys(("kept", "held_out", "intrinsic"), "1 0")
             rows.append(row | shares | {"step": 40, "ended": "reached"})
     places = pictures.arms_of(pd.DataFrame(rows), "world-gpt2")
-    assert [*places] == [pictures.BEFORE, "none", "replay"]
+    assert [*pictures.whole(places)] == [pictures.BEFORE, "none", "replay"]
+    [line] = [one for one in findings.recipes(pd.DataFrame(rows)).splitlines() if "| span" in one]
+    assert line.endswith("40 steps (seeds: 1) |")
 
 
 def test_precision_is_of_the_named_and_recall_of_the_edited():

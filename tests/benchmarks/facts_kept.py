@@ -3,7 +3,7 @@
 `looks.csv` has a row an edited model and look. Its column `edited` has a letter a fact, in the
 order of their ids: - the edit did not take; 1 it is said; else what the likeliest token is, t the
 true answer, r a related one, s a stop word, e the edit's own first token (without its rest), o any
-other. `intrinsic` has 1 or 0 a fact.
+other; n where the answers cannot be told apart by a first token. `intrinsic` has 1 or 0 a fact.
 
 `kept` is of edits that took, and of intrinsic facts that the edited model says before the tuning.
 Arms that are compared are alike in every field but one, and of the seeds that both have. Intervals
@@ -21,6 +21,7 @@ import pandas as pd
 from tests.benchmarks import outcomes
 from workbench import runs
 from workbench.runs import value_name
+from workbench.spec import Spec
 from workbench.tuning.numbers import usual
 
 SETTING = ["task_data", "learning_rate"]  # every claim is judged within one of each
@@ -33,6 +34,11 @@ FACT = ["editor", "task", "seed", "place"]
 USUAL = {"revision": "none", "layers": "preset", "paraphrases": "1", "n_edited": "10"}
 USUAL |= {"plan": "all", "adapter": "none", "task_data": "none", "learning_rate": "usual"}
 SINGLE = (1, 10)  # of so many
+MIXED = (20, 60)  # edits at once, half of them harmless
+FREE = {  # what runs of the grids may differ in beside the columns
+    *("edits_per_model", "facts", "harmless", "n_intrinsic", "n_train", "seed"),
+    *("eval_every", "max_steps", "max_tokens"),
+}
 
 Result = tuple[float, float, float, int, int]  # mean, low, high, facts, seeds
 
@@ -44,9 +50,14 @@ def looked(run: runs.Run) -> pd.DataFrame:
         ValueError: it differs from others in what the table has no column for.
     """
     batch = (run.spec["edits_per_model"], run.spec["n_edited"])
-    if run.spec.get("protect") or (batch[0] != batch[1] and batch != SINGLE):
-        what = "protected, or neither all edits at once nor ten, one at a time"
-        raise ValueError(f"{run.folder}: {what}; not of these grids")
+    if batch[0] != batch[1] and batch != SINGLE:
+        raise ValueError(f"{run.folder}: neither all edits at once nor ten, one at a time")
+    if bool(run.spec["harmless"]) != (batch[1] in MIXED):
+        raise ValueError(f"{run.folder}: harmless edits are of {MIXED} at once, half of them")
+    plain = Spec(**{name: run.spec[name] for name in (*ARM, *FREE)}).resolved()
+    for name, value in plain.model_dump(mode="json").items():
+        if run.spec.get(name, value) != value:
+            raise ValueError(f"{run.folder}: {name} {run.spec[name]!r}; not of these grids")
     numbers = usual(run.spec["task"], run.spec["task_data"], run.spec["model"])
     usual_rate = numbers.adapter_learning_rate if run.spec["adapter"] else numbers.learning_rate
     rate = run.spec["learning_rate"]

@@ -30,43 +30,49 @@ from tests.benchmarks import (
     recovering,
     traces,
 )
-from tests.benchmarks.pictures import MODELS, SLOW
+from tests.benchmarks.pictures import BEFORE, MODELS, SLOW
 from workbench import files
 
 KINDS = ("same-kinds", "other-kinds")  # of objects that are taught, as of those that were edited
 
 
 def recipes(done: pd.DataFrame) -> str:
-    """The arms of the picture that every model has, or one in each: edits, their other wordings
-    and other facts still said; steps.
+    """The arms of the picture: edits, their other wordings and other facts still said, and steps,
+    with a `*` where the level was not met; of how many seeds, where it is not of all.
     """
     models = {
         name: pictures.arms_of(done, name)
         for name in pictures.AFTER_EDITED
         if done.trial.str.match(name).any()
     }
-    heads = [f"{name}, {one[pictures.BEFORE]['seeds']} seeds" for name, one in models.items()]
-    lines = [["", "edits at hand", *heads]]
-    for arm, (label, is_at_hand) in {
-        pictures.BEFORE: (pictures.BEFORE, False),
-        **pictures.ARMS,
-    }.items():
-        cells = [_summed(one.get(arm)) for one in models.values()]
-        if any(cells):
+    every = {name: places[BEFORE]["seeds"] for name, places in models.items()}
+    lines = [["", "edits at hand", *(f"{name}, {seeds} seeds" for name, seeds in every.items())]]
+    for arm, (label, is_at_hand) in {BEFORE: (BEFORE, False), **pictures.ARMS}.items():
+        places = {name: places.get(arm) for name, places in models.items()}
+        if any(places.values()):
+            cells = [_summed(place, every[name]) for name, place in places.items()]
             lines.append([label, "yes" if is_at_hand else "", *cells])
     return outcomes.markdown(lines)
 
 
-def _summed(place: dict | None) -> str:
+def _summed(place: dict | None, seeds: int) -> str:
     if place is None:
-        return ""
+        return "not run"
     names = ("kept", "held_out", "intrinsic")
     steps = f"{place['step'][0]:.0f} steps" + "*" * place["late"]
-    return ", ".join([*(f"{place[name][0]:.2f}" for name in names), steps])
+    fewer = [f"(seeds: {place['seeds']})"] * (place["seeds"] < seeds)
+    shares = ", ".join([*(f"{place[name][0]:.2f}" for name in names), steps])
+    return " ".join([shares, *fewer])
 
 
+@functools.cache
 def looks_of(folder: Path) -> pd.DataFrame:
     return facts_kept.read(folder / "looks.csv")
+
+
+@functools.cache
+def judged_in(folder: Path) -> pd.DataFrame:
+    return claims.judged(looks_of(folder))
 
 
 def done_in(folder: Path, name: str = "lasting.csv") -> pd.DataFrame:
@@ -98,14 +104,12 @@ def patched_table(model: str, folder: Path) -> str:
 
 Tables = dict[str, Callable[[Path], str]]  # by the name of the mark
 PAGES: dict[str, Tables] = {
-    "../../README.md": {
-        "verdicts": lambda folder: claim_tables.verdicts(claims.judged(looks_of(folder)))
-    },
+    "../../README.md": {"verdicts": lambda folder: claim_tables.verdicts(judged_in(folder))},
     "claims.md": {
-        "claims": lambda folder: claim_tables.shown(claims.judged(looks_of(folder))),
-        "conditions": lambda folder: claim_tables.conditions(claims.judged(looks_of(folder))),
+        "claims": lambda folder: claim_tables.shown(judged_in(folder)),
+        "conditions": lambda folder: claim_tables.conditions(judged_in(folder)),
         "plans": lambda folder: claim_tables.by_plan(looks_of(folder)),
-        "elsewhere": lambda folder: claim_tables.elsewhere(claims.judged(looks_of(folder))),
+        "elsewhere": lambda folder: claim_tables.elsewhere(judged_in(folder)),
         "one-rate": lambda folder: claim_tables.by_editor(looks_of(folder), learning_rate=SLOW),
         "kinds": lambda folder: claim_tables.by_kinds(looks_of(folder)),
         "sizes": lambda folder: claim_tables.by_size(looks_of(folder)),
@@ -113,6 +117,9 @@ PAGES: dict[str, Tables] = {
         **{f"plans-{data}": functools.partial(taught_table, data) for data in KINDS},
         "windows": lambda folder: claim_tables.by_plan(looks_of(folder), claim_tables.WINDOWS_OF),
         "memory": lambda folder: claim_tables.in_memory(looks_of(folder)),
+        "memory-plans": lambda folder: claim_tables.by_plan(
+            looks_of(folder), claim_tables.OF_MEMORY
+        ),
         "against-all": lambda folder: claim_tables.against_all(looks_of(folder)),
     },
     "lasting.md": {
@@ -146,7 +153,7 @@ PAGES: dict[str, Tables] = {
 }
 TABLES = {name: table for tables in PAGES.values() for name, table in tables.items()}
 PICTURES: dict[str, Callable[[Path], Figure]] = {
-    "claims.png": lambda folder: pictures.by_claims(claims.judged(looks_of(folder))),
+    "claims.png": lambda folder: pictures.by_claims(judged_in(folder)),
     "lasting.png": lambda folder: pictures.tournament(done_in(folder)),
     "blocks.png": lambda folder: pictures.by_blocks(looks_of(folder)),
     "traces.png": lambda folder: pictures.by_traces(traced_in(folder)),

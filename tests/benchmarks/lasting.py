@@ -186,6 +186,7 @@ class Trial:
     def __init__(self, text: str, split: str):
         name, editor, edits, task, self.arm, seed = _parts(text)
         self.parts = self.arm.partition("*")[0].split("&")
+        check(self.arm, self.parts)
         self.made_of = (name, editor, int(edits), int(seed), split)
         self.setting = setting(name, editor, int(edits), task, int(seed), split)
         self.model = self.setting.model
@@ -299,6 +300,17 @@ class Trial:
         ids, prompts, answers = zip(*asked, strict=True)
         said = measure_prompts(self.model, prompts, answers).assign(fact_id=ids)
         return said.groupby("fact_id", sort=False).retained.mean()
+
+
+def check(arm: str, parts: list[str]) -> None:
+    """ValueError if a part of an arm would silently do nothing."""
+    way, *protection = parts
+    names = {*HERE, *PROTECTIONS}
+    is_way = way in (*ways.WAYS, "again") or plans.WRITTEN.fullmatch(way)
+    is_alone = way.partition("@")[0] in {"none", "restore", *names} and not protection
+    is_known = all(one.partition("@")[0] in names for one in protection) and len(parts) < 3
+    if not (is_known and (is_way or is_alone)):
+        raise ValueError(f"arm {arm!r}: none, a protection, a plan or a way to edit, see above")
 
 
 def _parts(text: str) -> list[str]:

@@ -31,7 +31,7 @@ ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the ed
     "span*2": ("span, twice the rate", False),
     "after:4&span": ("after-edited, span", False),
     "after:4&span*2": ("after-edited, span, twice the rate", False),
-    "after:4&span*3": ("after-edited, span, three times", False),
+    "after:4&span*3": ("after-edited, span, three times the rate", False),
     "replay": ("replay", True),
     "again": ("edited again afterwards", True),
     "replay+kl": ("replay+kl", True),
@@ -39,11 +39,14 @@ ARMS = {  # arm of lasting.csv -> what it is called, and whether it needs the ed
     "replay+span*0.33": ("replay+span, a third of the rate", True),
     "replay+span*2": ("replay+span, twice the rate", True),
     "after:4&replay+kl": ("after-edited, replay+kl", True),
+    "after:4&replay+span": ("after-edited, replay+span", True),
+    "after:4&replay+span*2": ("after-edited, replay+span, twice the rate", True),
+    "after:4&replay+span*3": ("after-edited, replay+span, three times the rate", True),
 }
 ASKED = {
-    "held_out": "other wordings of the edits",
+    "held_out": "other wordings of edits",
     "intrinsic": "other facts",
-    "step": "steps to one level of the task",
+    "step": "steps to one level",
 }
 PLANS = {"all": "everything", "window:0-11": "all blocks", "edited": "the edited blocks"}
 PLANS |= {"not-edited": "all but the edited"}
@@ -67,44 +70,45 @@ COLOURS_OF = {
 NAMED = {"memit": "MEMIT", "rome": "ROME", "alphaedit": "AlphaEdit", "malmen": "MALMEN", "ft": "FT"}
 UNLIKE = {"text": "prose", "edited": "edited blocks", "not-edited": "other blocks", "lora": "LoRA"}
 OF_MODEL = {"world-gpt2": "tab:blue", "world-llama": "tab:orange", "smollm2-135m": "tab:green"}
+MARKS = {  # of a verdict
+    "holds": {"marker": "o", "is_open": False},
+    "does not hold": {"marker": "X", "is_open": False},
+    "undecided": {"marker": "o", "is_open": True},
+}
 Place = tuple[float, float, float]  # mean, and the ends of its interval
 
 
 def by_claims(table: pd.DataFrame) -> Figure:
-    """Each claim's headline on each model: to the right it is as the study says; of two that are
-    said to be equal, within the band.
+    """Each claim's headline on each model: right of 0 it is as the study says; where two are said
+    to be equal, in the band.
     """
     table = claim_tables.headlines(table)
-    figure = Figure(figsize=(10, 8.2), layout="constrained")
+    figure = Figure(figsize=(10, 9), layout="constrained")
     axes = figure.subplots()
     for row, (number, *_) in enumerate(CLAIMS):
         of_claim = table[table.claim == number]
-        if row % 2:
-            axes.axhspan(row - 0.5, row + 0.5, color="0.96", zorder=0)
-        if (of_claim.claimed == 0).all():
-            axes.plot(
-                [-SAME, SAME], [row, row], color="0.85", lw=22, zorder=0.5, solid_capstyle="butt"
-            )
+        axes.axhspan(row - 0.5, row + 0.5, color="0.96" if row % 2 else "white", zorder=0)
+        if len(of_claim) and (of_claim.claimed == 0).all():
+            axes.fill_between([-SAME, SAME], row - 0.42, row + 0.42, color="0.85", zorder=0.5)
         for place, (model, color) in enumerate(OF_MODEL.items()):
             for first in of_claim[of_claim.model == model].head(1).itertuples():
                 sign = first.claimed or 1
                 ends = (sign * first.difference, sign * first.low, sign * first.high)
-                is_open = first.verdict == "undecided"
-                _point(axes, ends, row + 0.25 * (place - 1), color=color, is_open=is_open)
+                _point(axes, ends, row + 0.25 * (place - 1), color, **MARKS[first.verdict])
     axes.axvline(0, color="0.3", lw=1)
     axes.set_xlim(-1, 1)
     axes.set_ylim(len(CLAIMS) - 0.5, -0.5)
     axes.set_yticks(range(len(CLAIMS)), [f"{number}. {what}" for number, _, what, _ in CLAIMS])
-    axes.set_xlabel("share of facts")
-    axes.set_title("against the claim", loc="left", fontsize=10)
-    axes.set_title("as claimed", loc="right", fontsize=10)
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+    axes.set_xlabel("difference in the share of facts; right of 0 as claimed")
     handles = [_mark(color, model) for model, color in OF_MODEL.items()]
-    handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", lw=0, label="undecided"))
-    handles.append(Line2D([], [], color="0.85", lw=10, label="claimed: no difference"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(
-        "What two studies claim, seen here: the condition of most facts, 95 % intervals"
-    )
+    for verdict, mark in MARKS.items():
+        inside = "white" if mark["is_open"] else "0.3"
+        shape = {"marker": mark["marker"], "mfc": inside}
+        handles.append(Line2D([], [], color="0.3", lw=0, label=verdict, **shape))
+    handles.append(Line2D([], [], color="0.85", lw=10, label="no difference is claimed"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("What two studies claim, seen here: of most edits at once, 95 % intervals")
     return figure
 
 
@@ -112,7 +116,7 @@ def tournament(done: pd.DataFrame) -> Figure:
     """What keeps the edits of MEMIT while facts are taught: a row an arm, of those that have every
     seed of the tuning without a protection.
     """
-    models = {model: arms_of(done, model) for model in AFTER_EDITED}
+    models = {model: whole(arms_of(done, model)) for model in AFTER_EDITED}
     heights = [len(places) for places in models.values()]
     figure = Figure(figsize=(10, 1.8 + 0.26 * sum(heights)), layout="constrained")
     grid = {"height_ratios": heights}
@@ -123,6 +127,7 @@ def tournament(done: pd.DataFrame) -> Figure:
             for row, (arm, place) in enumerate(places.items()):
                 color = HEAD if ARMS[arm][1] else FREE
                 _point(one, place[name], row, color=color, is_open=place["late"])
+            one.set_xlim(left=0)
             if name != "step":
                 one.axvline(before[name][0], color="0.3", lw=1, ls="--")
                 one.axvline(places[NOTHING][name][0], color="0.3", lw=1, ls=":")
@@ -156,7 +161,7 @@ def arms_of(done: pd.DataFrame, model: str) -> dict[str, dict]:
         parts[arm] = ended[ended.arm == arm.replace("after:4", AFTER_EDITED[model])]
     places: dict[str, dict] = {}
     for arm, rows in parts.items():
-        if len(rows) < len(parts[BEFORE]):
+        if rows.empty:
             continue
         place: dict = {"seeds": len(rows), "late": "budget" in set(rows.ended)}
         place["step"] = (rows.step.mean(), rows.step.min(), rows.step.max())
@@ -167,6 +172,12 @@ def arms_of(done: pd.DataFrame, model: str) -> dict[str, dict]:
             place[name] = (values.mean(), *ends)
         places[arm] = place
     return places
+
+
+def whole(places: dict[str, dict]) -> dict[str, dict]:
+    """Those of every seed."""
+    every = places[BEFORE]["seeds"]
+    return {arm: place for arm, place in places.items() if place["seeds"] == every}
 
 
 def by_blocks(looks: pd.DataFrame) -> Figure:
@@ -281,15 +292,20 @@ def by_parts(table: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     handles = [_mark(color, NAMED[editor]) for editor, color in COLOURS_OF.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle("Parts set back to what they were before 20 steps of facts; 95 % intervals")
+    figure.suptitle(
+        "Parts set back to what they were before 20 steps of facts (any); 95 % intervals"
+    )
     return figure
 
 
-def _point(axes: Axes, place: Place, row: float, color: str, is_open: bool = False) -> None:
+def _point(
+    axes: Axes, place: Place, row: float, color: str, is_open: bool = False, marker: str = "o"
+) -> None:
     mean, low, high = place
     axes.plot([low, high], [row, row], color=color, lw=1.6, solid_capstyle="round")
     inside = "white" if is_open else color
-    axes.plot(mean, row, "o", color=color, ms=5, mfc=inside, clip_on=False, zorder=3)
+    size = 7 if marker == "X" else 5
+    axes.plot(mean, row, marker, color=color, ms=size, mfc=inside, clip_on=False, zorder=3)
 
 
 def _mark(color: str, label: str) -> Line2D:
