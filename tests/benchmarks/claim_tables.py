@@ -194,11 +194,10 @@ def verdicts(table: pd.DataFrame) -> str:
 
 def _headline(conditions: pd.DataFrame) -> str:
     first, alike = conditions.iloc[0], (conditions.verdict == conditions.verdict.iloc[0]).sum()
-    difference = f"{first.difference:+.2f} [{first.low:+.2f}, {first.high:+.2f}]"
     seeds = f"{first.seeds} seed{'s' if first.seeds > 1 else ''}"
     counted = f"{first.condition.replace(', at one level', '')}; n {first.n}, {seeds}"
     others = f"; so in {alike} of {len(conditions)}" if len(conditions) > 1 else ""
-    return f"**{first.verdict}** {difference} ({counted}{others})"
+    return f"**{first.verdict}** {_difference(first)} ({counted}{others})"
 
 
 def _span(counts: pd.Series) -> str:
@@ -226,10 +225,28 @@ def conditions(table: pd.DataFrame) -> str:
     return _lines(usually(table))
 
 
+def readings(table: pd.DataFrame) -> str:
+    """A line a condition of blocks that move: its difference by how it is read, at the usual rate
+    and on the usual data.
+    """
+    for name in SETTING:
+        table = table[table[name] == USUAL[name]]
+    parts = table.condition.str.extract(rf"(?P<of>.*), at one (?P<how>{'|'.join(READ)})$")
+    table = table.join(parts).dropna(subset="how")
+    lines = [["claim", "model", "condition", *(f"at one {how}" for how in READ)]]
+    for names, rows in table.groupby(["claim", "model", "of"], sort=False):
+        read = {row.how: _difference(row) for row in rows.itertuples()}
+        lines.append([*names, *(read[how] for how in READ)])
+    return outcomes.markdown(lines)
+
+
+def _difference(row) -> str:
+    return f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+
+
 def _lines(table: pd.DataFrame) -> str:
     lines = [["claim", "model", "condition", "difference", "n", "seeds", "verdict"]]
     for row in table.itertuples():
-        difference = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
         counts = str(row.n), str(row.seeds)
-        lines.append([row.claim, row.model, row.condition, difference, *counts, row.verdict])
+        lines.append([row.claim, row.model, row.condition, _difference(row), *counts, row.verdict])
     return outcomes.markdown(lines)

@@ -13,6 +13,7 @@ the fact, else (edited less intrinsic) by Newcombe's rule of two intervals, or b
 draws the seeds of both together where that is wider.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -43,6 +44,18 @@ FREE = {  # what runs of the grids may differ in beside the columns
 Result = tuple[float, float, float, int, int]  # mean, low, high, facts, seeds
 
 
+def filed(spec: Mapping) -> dict:
+    """The columns of a run, of its resolved Spec."""
+    fields = {name: value_name(spec[name]) for name in ARM} | {"seed": spec["seed"]}
+    fields["n_edited"] = str(spec["edits_per_model"])
+    fields["task_data"] = Path(fields["task_data"]).stem
+    numbers = usual(spec["task"], spec["task_data"], spec["model"])
+    usual_rate = numbers.adapter_learning_rate if spec["adapter"] else numbers.learning_rate
+    rate = spec["learning_rate"]
+    fields["learning_rate"] = "usual" if rate in (0, usual_rate) else f"{rate:g}"
+    return fields
+
+
 def looked(run: runs.Run) -> pd.DataFrame:
     """The looks of a run, a row each.
 
@@ -58,15 +71,9 @@ def looked(run: runs.Run) -> pd.DataFrame:
     for name, value in plain.model_dump(mode="json").items():
         if run.spec.get(name, value) != value:
             raise ValueError(f"{run.folder}: {name} {run.spec[name]!r}; not of these grids")
-    numbers = usual(run.spec["task"], run.spec["task_data"], run.spec["model"])
-    usual_rate = numbers.adapter_learning_rate if run.spec["adapter"] else numbers.learning_rate
-    rate = run.spec["learning_rate"]
     training = run.training.set_index(["edited_model", "step"])
     harmless = set(run.about["harmless"])
-    fields = {name: value_name(run.spec[name]) for name in ARM} | {"seed": run.spec["seed"]}
-    fields["n_edited"] = str(run.spec["edits_per_model"])
-    fields["task_data"] = Path(fields["task_data"]).stem
-    fields["learning_rate"] = "usual" if rate in (0, usual_rate) else f"{rate:g}"
+    fields = filed(run.spec)
     rows = []
     probes = run.probes[run.probes.step >= 0].sort_values("fact_id")
     for place, look in probes.groupby(["edited_model", "step"]):

@@ -120,6 +120,7 @@ PAGES: dict[str, Tables] = {
         "memory-plans": lambda folder: claim_tables.by_plan(
             looks_of(folder), claim_tables.OF_MEMORY
         ),
+        "readings": lambda folder: claim_tables.readings(judged_in(folder)),
         "against-all": lambda folder: claim_tables.against_all(looks_of(folder)),
     },
     "lasting.md": {
