@@ -454,3 +454,13 @@ def test_a_verdict_stands_beside_the_condition_of_most_edits():
     said = "**holds** +0.40 [-0.10, +0.50] (memit, 100 edits; n 20, 1 seed; so in 1 of 2)"
     assert line.endswith(f"| {claim_tables.PUBLISHED['6']} | {said} |")
     assert sum("not run" in other for other in table.splitlines()[2:]) == len(claims.CLAIMS) - 1
+
+
+def test_arms_that_are_held_against_all_are_counted_where_both_were_run():
+    """Two plans keep more of ten, one of them told; ROME's window is not MEMIT's `edited`."""
+    arms = looks("plan", {"all": "t" * 10, "edited": "1" * 10, "after:8": "1" + "t" * 9})
+    other = looks("plan", {"window:2-4": "1" * 10}).assign(editor="memit")
+    lines = claim_tables.against_all(pd.concat([arms, other])).splitlines()[2:]
+    assert [line.strip("| ").split(" | ") for line in lines] == [
+        [how, "2", "2", "1", "0", "0"] for how in claims.READ
+    ]

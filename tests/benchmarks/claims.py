@@ -159,7 +159,8 @@ def differences(looks: pd.DataFrame, plan: str, against: str) -> Iterator[tuple[
         for editor, arm in part.groupby("editor"):
             for how in READ:
                 result = interval(pair(arm, "plan", plan, against, how), least=-1)
-                yield f"{editor}, {size} edits, at one {how}", result
+                if result[3]:
+                    yield f"{editor}, {size} edits, at one {how}", result
 
 
 def deeper(looks: pd.DataFrame, plan: str) -> str:
