@@ -75,6 +75,11 @@ def judged_in(folder: Path) -> pd.DataFrame:
     return claims.judged(looks_of(folder))
 
 
+@functools.cache
+def forecasts_in(folder: Path) -> pd.DataFrame:
+    return forecast.judged(forecast.read(folder / "forecast.csv"))
+
+
 def done_in(folder: Path, name: str = "lasting.csv") -> pd.DataFrame:
     return pd.read_csv(folder / name)
 
@@ -147,9 +152,8 @@ PAGES: dict[str, Tables] = {
         "elasticity": lambda folder: elasticity.judged(elasticity.read(folder / "elasticity.csv"))
     },
     "forecast.md": {
-        "forecast": lambda folder: forecast.shown(
-            forecast.judged(forecast.read(folder / "forecast.csv"))
-        )
+        "forecast": lambda folder: forecast.shown(forecasts_in(folder)),
+        "calibration": lambda folder: forecast.calibrated(forecasts_in(folder)),
     },
 }
 TABLES = {name: table for tables in PAGES.values() for name, table in tables.items()}

@@ -186,6 +186,7 @@ def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
         drawn = pd.DataFrame([_aurocs(sample) for sample in _drawn(trials, draws)])
         low, high = drawn.quantile(0.025), drawn.quantile(0.975)
         leads = drawn.sub(drawn[PLAIN], axis=0)
+        gaps = _gaps([one for _, one in part.groupby("trial")], draws)
         for name in (PLAIN, *FORECASTS):
             row = {"model": model, "task": task, "forecast": name}
             row |= {"auroc": found[name], "low": low[name], "high": high[name]}
@@ -194,6 +195,7 @@ def judged(done: pd.DataFrame, draws: int = 500) -> pd.DataFrame:
             if name != PLAIN:
                 row["brier"] = (part[name] - part.kept).pow(2).mean()
                 row["calibration"] = calibration(part[name], part.kept)
+                row["gap_low"], row["gap_high"] = gaps[name].quantile([0.025, 0.975])
             row |= {"kept": part.kept.mean(), "trials": len(trials), "n": len(part)}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -210,6 +212,14 @@ def _drawn(trials: list[pd.DataFrame], draws: int):
         chosen = random.integers(0, len(of_settings), len(of_settings))
         several = [one for number in chosen for one in of_settings[number]]
         yield [one.sample(frac=1, replace=True, random_state=random) for one in several]
+
+
+def _gaps(trials: list[pd.DataFrame], draws: int) -> pd.DataFrame:
+    """The calibration of each forecast on each draw."""
+    samples = (pd.concat(sample) for sample in _drawn(trials, draws))
+    return pd.DataFrame(
+        [{name: calibration(one[name], one.kept) for name in FORECASTS} for one in samples]
+    )
 
 
 def _aurocs(trials: list[pd.DataFrame]) -> pd.Series:
@@ -231,8 +241,8 @@ def _aurocs(trials: list[pd.DataFrame]) -> pd.Series:
 def calibration(chance: pd.Series, kept: pd.Series, parts: int = 10) -> float:
     """Mean distance between chance and share kept, over tenths of the chance."""
     bins = (chance * parts).astype(int).clip(upper=parts - 1)
-    gaps = (chance.groupby(bins).mean() - kept.groupby(bins).mean()).abs()
-    return float((gaps * bins.value_counts().reindex(gaps.index)).sum() / len(chance))
+    gaps = numpy.bincount(bins, weights=chance - kept.astype(float))
+    return float(numpy.abs(gaps).sum() / len(chance))
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -245,6 +255,19 @@ def shown(table: pd.DataFrame) -> str:
             cell = f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]"
             lead = f"; {row.lead:+.2f} [{row.lead_low:+.2f}, {row.lead_high:+.2f}]"
             line.append(cell if row.forecast == PLAIN else cell + lead)
+        lines.append(line)
+    return markdown(lines)
+
+
+def calibrated(table: pd.DataFrame) -> str:
+    """A line a model and task, a column a forecast: how far its chances are off; Brier's score."""
+    lines = [["model", "task", "n", "kept", *FORECASTS]]
+    table = table[table.forecast != PLAIN]
+    for (model, task), part in table.groupby(["model", "task"], sort=False):
+        line = [model, task, str(part.n.iloc[0]), f"{part.kept.iloc[0]:.2f}"]
+        for row in part.itertuples():
+            gap = f"{row.calibration:.2f} [{row.gap_low:.2f}, {row.gap_high:.2f}]"
+            line.append(f"{gap}; {row.brier:.2f}")
         lines.append(line)
     return markdown(lines)
 
