@@ -10,7 +10,7 @@ import argparse
 import functools
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -33,12 +33,16 @@ from tests.benchmarks import (
 from tests.benchmarks.pictures import BEFORE, MODELS, SLOW
 from workbench import files
 
+RECOMMENDED = (
+    *("none", "none*0.33", "after:4&span*2", "after:4&span*3", "replay+span", "replay+span*2"),
+    *("after:4&replay+span", "after:4&replay+span*2", "after:4&replay+span*3"),
+)
 KINDS = ("same-kinds", "other-kinds")  # of objects that are taught, as of those that were edited
 
 
-def recipes(done: pd.DataFrame) -> str:
-    """The arms of the picture: edits, their other wordings and other facts still said, and steps,
-    with a `*` where the level was not met; of how many seeds, where it is not of all.
+def recipes(done: pd.DataFrame, which: Collection[str] = pictures.ARMS) -> str:
+    """Arms of the picture: edits, their other wordings and other facts still said, and steps, with
+    a `*` where the level was not met; of how many seeds, where it is not of all.
     """
     models = {
         name: pictures.arms_of(done, name)
@@ -47,7 +51,8 @@ def recipes(done: pd.DataFrame) -> str:
     }
     every = {name: places[BEFORE]["seeds"] for name, places in models.items()}
     lines = [["", "edits at hand", *(f"{name}, {seeds} seeds" for name, seeds in every.items())]]
-    for arm, (label, is_at_hand) in {BEFORE: (BEFORE, False), **pictures.ARMS}.items():
+    for arm in (BEFORE, *which):
+        label, is_at_hand = pictures.ARMS.get(arm, (BEFORE, False))
         places = {name: places.get(arm) for name, places in models.items()}
         if any(places.values()):
             cells = [_summed(place, every[name]) for name, place in places.items()]
@@ -109,7 +114,10 @@ def patched_table(model: str, folder: Path) -> str:
 
 Tables = dict[str, Callable[[Path], str]]  # by the name of the mark
 PAGES: dict[str, Tables] = {
-    "../../README.md": {"verdicts": lambda folder: claim_tables.verdicts(judged_in(folder))},
+    "../../README.md": {
+        "verdicts": lambda folder: claim_tables.verdicts(judged_in(folder)),
+        "recommended": lambda folder: recipes(done_in(folder), RECOMMENDED),
+    },
     "claims.md": {
         "claims": lambda folder: claim_tables.shown(judged_in(folder)),
         "conditions": lambda folder: claim_tables.conditions(judged_in(folder)),
