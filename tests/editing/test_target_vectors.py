@@ -267,7 +267,7 @@ def test_no_chunk_holds_more_tokens_than_it_may_with_padding(tiny, requests):
 def test_facts_that_stop_leave_those_that_go_on_as_they_would_be_alone(tiny, requests, optimiser):
     numbers = {"steps": 12, "optimiser": optimiser, "weight_decay": 0.0, "clamp": 30.0}
     losses = solve(tiny, requests, **numbers | {"steps": 4}).loss
-    numbers["stop_loss"] = losses.median().item()
+    numbers["stop_loss"] = losses.sort().values[2:4].mean().item()  # on nobody's edge
     together = solve(tiny, requests, **numbers)
     alone = [solve(tiny, [request], **numbers) for request in requests]
     assert together.steps.tolist() == [int(solution.steps) for solution in alone]
